@@ -1,0 +1,9 @@
+/* What the generated binding of vmm._native includes. */
+#include <linux/kvm.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/guest_memory.h"
+#include "vmm/io_table.h"
+#include "vmm/pm_timer.h"
+#include "vmm/vcpu_run.h"

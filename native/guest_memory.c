@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "vmm/guest_memory.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* Index of the first region that ends above gpa; memory->count if there is none. */
+static uint32_t first_ending_above(const struct guest_memory *memory, uint64_t gpa)
+{
+    uint32_t low = 0;
+    uint32_t high = memory->count;
+
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        const struct guest_region *region = &memory->regions[middle];
+
+        if (region->gpa + (region->size - 1) < gpa) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+int guest_memory_add(struct guest_memory *memory, uint64_t gpa, uint64_t size, uint8_t *hva, uint32_t flags)
+{
+    uint64_t last = gpa + (size - 1);
+    uint32_t at;
+
+    if (size == 0 || last < gpa || hva == NULL) {
+        return -EINVAL;
+    }
+    at = first_ending_above(memory, gpa);
+    if (at < memory->count && memory->regions[at].gpa <= last) {
+        return -EEXIST;
+    }
+    if (memory->count == GUEST_MEMORY_MAX_REGIONS) {
+        return -ENOSPC;
+    }
+    memmove(&memory->regions[at + 1], &memory->regions[at], (memory->count - at) * sizeof(memory->regions[0]));
+    memory->regions[at] = (struct guest_region){.gpa = gpa, .size = size, .hva = hva, .flags = flags};
+    memory->count++;
+    if (memory->changed != NULL) {
+        memory->changed(memory->opaque, gpa, size);
+    }
+    return 0;
+}
+
+int guest_memory_remove(struct guest_memory *memory, uint64_t gpa)
+{
+    uint32_t at = first_ending_above(memory, gpa);
+    uint64_t size;
+
+    if (at == memory->count || memory->regions[at].gpa != gpa) {
+        return -ENOENT;
+    }
+    size = memory->regions[at].size;
+    memory->count--;
+    memmove(&memory->regions[at], &memory->regions[at + 1], (memory->count - at) * sizeof(memory->regions[0]));
+    if (memory->changed != NULL) {
+        memory->changed(memory->opaque, gpa, size);
+    }
+    return 0;
+}
+
+const struct guest_region *guest_memory_find(const struct guest_memory *memory, uint64_t gpa)
+{
+    uint32_t at = first_ending_above(memory, gpa);
+
+    if (at == memory->count || memory->regions[at].gpa > gpa) {
+        return NULL;
+    }
+    return &memory->regions[at];
+}
+
+uint8_t *guest_memory_span(const struct guest_memory *memory, uint64_t gpa, uint64_t *length, bool writable)
+{
+    const struct guest_region *region = guest_memory_find(memory, gpa);
+    uint64_t offset;
+
+    if (region == NULL || (writable && (region->flags & GUEST_REGION_READ_ONLY))) {
+        return NULL;
+    }
+    offset = gpa - region->gpa;
+    if (*length > region->size - offset) {
+        *length = region->size - offset;
+    }
+    return region->hva + offset;
+}
+
+uint64_t guest_memory_read(const struct guest_memory *memory, uint64_t gpa, void *to, uint64_t length)
+{
+    uint64_t done = 0;
+
+    while (done < length) {
+        uint64_t span = length - done;
+        const uint8_t *from = guest_memory_span(memory, gpa + done, &span, false);
+
+        /* An address that wraps past 2^64 names nothing. */
+        if (from == NULL || gpa + done < gpa) {
+            break;
+        }
+        memcpy((uint8_t *)to + done, from, span);
+        done += span;
+    }
+    return done;
+}
+
+uint64_t guest_memory_write(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length)
+{
+    uint64_t done = 0;
+
+    while (done < length) {
+        uint64_t span = length - done;
+        uint8_t *to = guest_memory_span(memory, gpa + done, &span, true);
+
+        if (to == NULL || gpa + done < gpa) {
+            break;
+        }
+        memcpy(to, (const uint8_t *)from + done, span);
+        done += span;
+    }
+    if (done > 0 && memory->written != NULL) {
+        memory->written(memory->opaque, gpa, done);
+    }
+    return done;
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Guest physical memory: a sorted table of regions, GPA to HVA, and checked
+ * copies. Everything that the guest names by address goes through here.
+ *
+ * A copy never touches a byte outside a region. It stops at the first byte
+ * that no region backs (or, for a write, that a read-only region backs) and
+ * returns how many bytes were done, so that a caller can tell the guest.
+ *
+ * The table changes only while io_lock of the machine is held or no vCPU runs.
+ */
+#ifndef VMM_GUEST_MEMORY_H
+#define VMM_GUEST_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define GUEST_MEMORY_MAX_REGIONS 64
+
+enum guest_region_flags {
+    GUEST_REGION_READ_ONLY = 1u << 0,
+};
+
+struct guest_region {
+    uint64_t gpa;
+    uint64_t size;
+    uint8_t *hva;
+    uint32_t flags;
+};
+
+struct guest_memory {
+    uint32_t count;
+    struct guest_region regions[GUEST_MEMORY_MAX_REGIONS];
+    /* Told after a device stored into guest RAM: a software CPU drops code it translated from there. */
+    void (*written)(void *opaque, uint64_t gpa, uint64_t length);
+    /* Told after the table changed in [gpa, gpa + size). */
+    void (*changed)(void *opaque, uint64_t gpa, uint64_t size);
+    void *opaque;
+};
+
+/* 0, or -EINVAL (empty, wraps), -EEXIST (overlaps a region), -ENOSPC (table full). */
+int guest_memory_add(struct guest_memory *memory, uint64_t gpa, uint64_t size, uint8_t *hva, uint32_t flags);
+
+/* Remove the region that starts at gpa: 0 or -ENOENT. */
+int guest_memory_remove(struct guest_memory *memory, uint64_t gpa);
+
+/* The region that contains gpa, or NULL. */
+const struct guest_region *guest_memory_find(const struct guest_memory *memory, uint64_t gpa);
+
+/* Host address of gpa; *length shrinks to what is contiguous there. NULL where nothing (writable) is. */
+uint8_t *guest_memory_span(const struct guest_memory *memory, uint64_t gpa, uint64_t *length, bool writable);
+
+/* Bytes copied from the guest, counted from gpa: less than length only where memory ends. */
+uint64_t guest_memory_read(const struct guest_memory *memory, uint64_t gpa, void *to, uint64_t length);
+
+/* Bytes copied to the guest, counted from gpa: less than length only where writable memory ends. */
+uint64_t guest_memory_write(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length);
+
+#endif

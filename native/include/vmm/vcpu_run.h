@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The machine as C sees it, and the loop that runs one vCPU on the calling
+ * thread until something ends it.
+ *
+ * Lock order: io_lock of the machine, then Python's GIL. A thread that holds
+ * the GIL must release it before it takes io_lock (every cffi call does).
+ */
+#ifndef VMM_VCPU_RUN_H
+#define VMM_VCPU_RUN_H
+
+#include <linux/kvm.h>
+#include <pthread.h>
+
+#include "vmm/guest_memory.h"
+#include "vmm/io_table.h"
+
+#define VCPU_EXIT_REASONS 64
+
+/* Why vmm_vcpu_run returned. */
+enum vcpu_outcome {
+    VCPU_STOPPED,           /* vmm_vm_stop */
+    VCPU_SHUTDOWN,          /* triple fault: KVM_EXIT_SHUTDOWN */
+    VCPU_EMULATION_FAILURE, /* KVM_EXIT_INTERNAL_ERROR, suberror 1: instruction[] holds what KVM gave */
+    VCPU_INTERNAL_ERROR,    /* KVM_EXIT_INTERNAL_ERROR, other suberrors: detail */
+    VCPU_FAIL_ENTRY,        /* KVM_EXIT_FAIL_ENTRY: detail is the hardware's reason */
+    VCPU_SYSTEM_EVENT,      /* KVM_EXIT_SYSTEM_EVENT: detail is the type */
+    VCPU_DEBUG,             /* KVM_EXIT_DEBUG */
+    VCPU_UNSUPPORTED,       /* an exit reason we don't know: kvm_exit_reason */
+    VCPU_ERROR,             /* KVM_RUN failed: error is errno */
+};
+
+struct vcpu_end {
+    uint32_t outcome; /* enum vcpu_outcome */
+    uint32_t kvm_exit_reason;
+    uint64_t detail;
+    int32_t error;
+    uint32_t instruction_size; /* bytes valid in instruction[], 0 to 15 */
+    uint8_t instruction[16];
+};
+
+struct vmm_vcpu;
+
+struct vmm_vm {
+    int fd; /* of KVM_CREATE_VM; owned by Python */
+    struct guest_memory memory;
+    struct io_table ports;
+    struct io_table mmio;
+    pthread_mutex_t io_lock; /* recursive; serializes devices and table changes */
+    uint32_t stop; /* accessed atomically */
+    uint64_t start_ns; /* CLOCK_MONOTONIC at the first run */
+};
+
+struct vmm_vcpu {
+    struct vmm_vm *vm;
+    struct kvm_run *run;
+    int fd; /* of KVM_CREATE_VCPU; owned by Python */
+    uint32_t index;
+    struct vcpu_end end;
+    /* Counters: written by the vCPU's thread, read by any; accessed atomically. */
+    uint64_t exits[VCPU_EXIT_REASONS]; /* by KVM exit reason; the last counts all beyond */
+    uint64_t interrupted;              /* KVM_RUN ended by a signal */
+    uint64_t started_ns;               /* CLOCK_MONOTONIC when it first left the wait-for-SIPI state; 0 before */
+    pthread_mutex_t thread_lock;
+    pthread_t thread;
+    bool running;
+    void *engine; /* of the software CPU, if one runs this vCPU */
+};
+
+struct vmm_vm *vmm_vm_new(int fd);
+void vmm_vm_free(struct vmm_vm *vm);
+
+struct vmm_vcpu *vmm_vcpu_new(struct vmm_vm *vm, int fd, struct kvm_run *run, uint32_t index);
+void vmm_vcpu_free(struct vmm_vcpu *vcpu);
+
+/* Run on this thread until the guest or a stop ends it; returns end.outcome. */
+int vmm_vcpu_run(struct vmm_vcpu *vcpu);
+
+/* Make every running vcpu of this machine return VCPU_STOPPED, now and when it is next run, until vmm_vm_resume. */
+void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count);
+void vmm_vm_resume(struct vmm_vm *vm);
+
+void vmm_io_lock(struct vmm_vm *vm);
+void vmm_io_unlock(struct vmm_vm *vm);
+
+/* Pieces that the software CPU shares with the KVM loop. */
+
+/* Bracket a run: the thread can be kicked in between. False: a stop is already asked for. */
+bool vmm_vcpu_enter(struct vmm_vcpu *vcpu);
+void vmm_vcpu_leave(struct vmm_vcpu *vcpu);
+
+void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write);
+void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write);
+
+/* After KVM_RUN returned `result`: serve the exit. True: go on; false: vcpu->end says why not. */
+bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result);
+
+/* The above, for a module that is linked separately. */
+struct vmm_core {
+    bool (*enter)(struct vmm_vcpu *vcpu);
+    void (*leave)(struct vmm_vcpu *vcpu);
+    void (*port_access)(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write);
+    void (*mmio_access)(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write);
+    bool (*serve_exit)(struct vmm_vcpu *vcpu, int result);
+};
+
+extern const struct vmm_core vmm_core;
+
+#endif

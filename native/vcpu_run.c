@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "vmm/vcpu_run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+
+/* Delivered only to make KVM_RUN return; SIGRTMIN itself is taken by some threading libraries. */
+#define KICK_SIGNAL (SIGRTMIN + 4)
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void on_kick(int signal)
+{
+    (void)signal;
+}
+
+static void install_kick_handler(void)
+{
+    struct sigaction action = {.sa_handler = on_kick};
+
+    sigemptyset(&action.sa_mask);
+    sigaction(KICK_SIGNAL, &action, NULL);
+}
+
+struct vmm_vm *vmm_vm_new(int fd)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    struct vmm_vm *vm = calloc(1, sizeof(*vm));
+    pthread_mutexattr_t recursive;
+
+    if (vm == NULL) {
+        return NULL;
+    }
+    pthread_once(&once, install_kick_handler);
+    pthread_mutexattr_init(&recursive);
+    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&vm->io_lock, &recursive);
+    pthread_mutexattr_destroy(&recursive);
+    vm->fd = fd;
+    return vm;
+}
+
+void vmm_vm_free(struct vmm_vm *vm)
+{
+    pthread_mutex_destroy(&vm->io_lock);
+    free(vm);
+}
+
+struct vmm_vcpu *vmm_vcpu_new(struct vmm_vm *vm, int fd, struct kvm_run *run, uint32_t index)
+{
+    struct vmm_vcpu *vcpu = calloc(1, sizeof(*vcpu));
+
+    if (vcpu == NULL) {
+        return NULL;
+    }
+    vcpu->vm = vm;
+    vcpu->fd = fd;
+    vcpu->run = run;
+    vcpu->index = index;
+    pthread_mutex_init(&vcpu->thread_lock, NULL);
+    return vcpu;
+}
+
+void vmm_vcpu_free(struct vmm_vcpu *vcpu)
+{
+    pthread_mutex_destroy(&vcpu->thread_lock);
+    free(vcpu);
+}
+
+void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count)
+{
+    __atomic_store_n(&vm->stop, 1, __ATOMIC_SEQ_CST);
+    for (uint32_t i = 0; i < count; i++) {
+        struct vmm_vcpu *vcpu = vcpus[i];
+
+        pthread_mutex_lock(&vcpu->thread_lock);
+        if (vcpu->running) {
+            /* Covers the window between the loop's look at stop and its KVM_RUN. */
+            vcpu->run->immediate_exit = 1;
+            pthread_kill(vcpu->thread, KICK_SIGNAL);
+        }
+        pthread_mutex_unlock(&vcpu->thread_lock);
+    }
+}
+
+void vmm_vm_resume(struct vmm_vm *vm)
+{
+    __atomic_store_n(&vm->stop, 0, __ATOMIC_SEQ_CST);
+}
+
+void vmm_io_lock(struct vmm_vm *vm)
+{
+    pthread_mutex_lock(&vm->io_lock);
+}
+
+void vmm_io_unlock(struct vmm_vm *vm)
+{
+    pthread_mutex_unlock(&vm->io_lock);
+}
+
+static bool stop_requested(const struct vmm_vcpu *vcpu)
+{
+    return __atomic_load_n(&vcpu->vm->stop, __ATOMIC_SEQ_CST) != 0;
+}
+
+bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->thread_lock);
+    vcpu->thread = pthread_self();
+    vcpu->running = true;
+    vcpu->run->immediate_exit = 0;
+    pthread_mutex_unlock(&vcpu->thread_lock);
+    vcpu->end = (struct vcpu_end){.outcome = VCPU_STOPPED};
+    if (vcpu->index == 0 && __atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) == 0) {
+        __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
+    }
+    return !stop_requested(vcpu);
+}
+
+void vmm_vcpu_leave(struct vmm_vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->thread_lock);
+    vcpu->running = false;
+    pthread_mutex_unlock(&vcpu->thread_lock);
+}
+
+void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write)
+{
+    struct io_access access = {
+        .address = port, .data = data, .size = size, .count = count, .vcpu = vcpu->index, .is_write = is_write,
+    };
+
+    pthread_mutex_lock(&vcpu->vm->io_lock);
+    io_table_access(&vcpu->vm->ports, &access);
+    pthread_mutex_unlock(&vcpu->vm->io_lock);
+}
+
+void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write)
+{
+    struct io_access access = {
+        .address = gpa, .data = data, .size = size, .count = 1, .vcpu = vcpu->index, .is_write = is_write,
+    };
+
+    pthread_mutex_lock(&vcpu->vm->io_lock);
+    io_table_access(&vcpu->vm->mmio, &access);
+    pthread_mutex_unlock(&vcpu->vm->io_lock);
+}
+
+/*
+ * KVM_RUN of an AP that waits for SIPI returns EAGAIN once something woke it:
+ * the moment that tells a started CPU from one that was only created.
+ */
+static void note_start(struct vmm_vcpu *vcpu)
+{
+    struct kvm_mp_state state;
+
+    if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) != 0 || ioctl(vcpu->fd, KVM_GET_MP_STATE, &state) != 0) {
+        return;
+    }
+    if (state.mp_state == KVM_MP_STATE_RUNNABLE || state.mp_state == KVM_MP_STATE_HALTED) {
+        __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
+    }
+}
+
+static bool end_run(struct vmm_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
+{
+    vcpu->end.outcome = outcome;
+    vcpu->end.kvm_exit_reason = vcpu->run->exit_reason;
+    vcpu->end.detail = detail;
+    return false;
+}
+
+static bool end_with_errno(struct vmm_vcpu *vcpu, int error)
+{
+    vcpu->end.error = error;
+    return end_run(vcpu, VCPU_ERROR, 0);
+}
+
+static bool end_with_internal_error(struct vmm_vcpu *vcpu)
+{
+    const struct kvm_run *run = vcpu->run;
+
+    if (run->internal.suberror != KVM_INTERNAL_ERROR_EMULATION) {
+        return end_run(vcpu, VCPU_INTERNAL_ERROR, run->internal.suberror);
+    }
+    if (run->emulation_failure.ndata >= 1 &&
+        (run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)) {
+        uint32_t size = run->emulation_failure.insn_size;
+
+        vcpu->end.instruction_size = size < 15 ? size : 15;
+        memcpy(vcpu->end.instruction, run->emulation_failure.insn_bytes, vcpu->end.instruction_size);
+    }
+    return end_run(vcpu, VCPU_EMULATION_FAILURE, run->internal.suberror);
+}
+
+bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
+{
+    struct kvm_run *run = vcpu->run;
+    uint32_t reason;
+
+    if (result != 0) {
+        int error = errno;
+
+        if (error != EINTR && error != EAGAIN) {
+            return end_with_errno(vcpu, error);
+        }
+        if (error == EAGAIN) {
+            note_start(vcpu);
+        } else {
+            __atomic_fetch_add(&vcpu->interrupted, 1, __ATOMIC_RELAXED);
+        }
+        return !stop_requested(vcpu);
+    }
+    reason = run->exit_reason < VCPU_EXIT_REASONS ? run->exit_reason : VCPU_EXIT_REASONS - 1;
+    __atomic_fetch_add(&vcpu->exits[reason], 1, __ATOMIC_RELAXED);
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO:
+        vmm_port_access(vcpu, run->io.port, run->io.size, run->io.count, (uint8_t *)run + run->io.data_offset,
+                        run->io.direction == KVM_EXIT_IO_OUT);
+        break;
+    case KVM_EXIT_MMIO:
+        vmm_mmio_access(vcpu, run->mmio.phys_addr, run->mmio.len, run->mmio.data, run->mmio.is_write);
+        break;
+    case KVM_EXIT_INTR:
+    case KVM_EXIT_HLT:
+        break;
+    case KVM_EXIT_SHUTDOWN:
+        return end_run(vcpu, VCPU_SHUTDOWN, 0);
+    case KVM_EXIT_INTERNAL_ERROR:
+        return end_with_internal_error(vcpu);
+    case KVM_EXIT_FAIL_ENTRY:
+        return end_run(vcpu, VCPU_FAIL_ENTRY, run->fail_entry.hardware_entry_failure_reason);
+    case KVM_EXIT_SYSTEM_EVENT:
+        return end_run(vcpu, VCPU_SYSTEM_EVENT, run->system_event.type);
+    case KVM_EXIT_DEBUG:
+        return end_run(vcpu, VCPU_DEBUG, run->debug.arch.dr6);
+    default:
+        return end_run(vcpu, VCPU_UNSUPPORTED, run->exit_reason);
+    }
+    return !stop_requested(vcpu);
+}
+
+/*
+ * A port read or an MMIO load is finished by the next KVM_RUN, so a run that
+ * is stopped right behind one must enter once more, or registers read from
+ * the vCPU are those of an instruction half done (Documentation/virt/kvm/api.rst, KVM_EXIT_IO).
+ */
+static void complete_pending_access(struct vmm_vcpu *vcpu)
+{
+    vcpu->run->immediate_exit = 1;
+    ioctl(vcpu->fd, KVM_RUN, 0);
+}
+
+int vmm_vcpu_run(struct vmm_vcpu *vcpu)
+{
+    if (vmm_vcpu_enter(vcpu)) {
+        while (vmm_vcpu_serve_exit(vcpu, ioctl(vcpu->fd, KVM_RUN, 0))) {
+        }
+        if (vcpu->end.outcome == VCPU_STOPPED) {
+            complete_pending_access(vcpu);
+        }
+    }
+    vmm_vcpu_leave(vcpu);
+    return (int)vcpu->end.outcome;
+}
+
+const struct vmm_core vmm_core = {
+    .enter = vmm_vcpu_enter,
+    .leave = vmm_vcpu_leave,
+    .port_access = vmm_port_access,
+    .mmio_access = vmm_mmio_access,
+    .serve_exit = vmm_vcpu_serve_exit,
+};

@@ -1,0 +1,1 @@
+"""vmm: a KVM-backed mini virtual machine monitor for people who develop firmware and hypervisors."""
