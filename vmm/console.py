@@ -1,0 +1,120 @@
+"""The guest's console streams (serial port, debug port): kept, passed on, searched.
+
+Devices append from vCPU threads and must not be slowed down, so the search for
+``--until`` and ``--send`` patterns runs on the thread that waits for the machine.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+KEEP_BYTES = 4 << 20
+"""How much of a stream is kept for reports and searches; a guest may print for ever."""
+
+_SEARCH_OVERLAP = 4096
+"""How far back a pattern may have begun in what was searched before."""
+
+_ESCAPE_SEQUENCE = re.compile(rb"\x1b(?:\[[0-9;?=]*[@-~]|[()][0-9A-Za-z]|[=>78c])")
+_ESCAPE_BEGUN = re.compile(rb"\x1b(?:\[[0-9;?=]*|[()])?\Z")
+
+
+def strip_escapes(data: bytes) -> bytes:
+    """``data`` without terminal escape sequences (ECMA-48 CSI, and the two- and three-byte ones)."""
+    return _ESCAPE_SEQUENCE.sub(b"", data)
+
+
+class Stream:
+    """What one device printed.
+
+    Args:
+        name: "serial" or "debugcon".
+        sink: gets each piece as it arrives, on a vCPU thread.
+    """
+
+    def __init__(self, name: str, sink: Callable[[bytes], object] | None = None) -> None:
+        self.name = name
+        self.sink = sink
+        self.total = 0
+        self._kept = bytearray()
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes) -> None:
+        """Append what the guest printed."""
+        with self._lock:
+            self._kept += data
+            self.total += len(data)
+            if len(self._kept) > 2 * KEEP_BYTES:
+                del self._kept[:-KEEP_BYTES]
+        if self.sink is not None:
+            self.sink(data)
+
+    def since(self, position: int) -> bytes:
+        """The bytes from ``position`` (counted from the first ever printed) on, as far as they are kept."""
+        with self._lock:
+            first = self.total - len(self._kept)
+            return bytes(self._kept[max(0, position - first) :])
+
+    def text(self) -> str:
+        """All that is kept, without escape sequences."""
+        return strip_escapes(self.since(0)).decode("utf-8", "replace")
+
+    def last_line(self) -> str:
+        """The last line that is not blank, without escape sequences; "" if there is none."""
+        lines = [line.strip() for line in self.text()[-_SEARCH_OVERLAP:].splitlines()]
+        return next((line for line in reversed(lines) if line), "")
+
+
+@dataclass
+class _Searched:
+    stream: Stream
+    position: int = 0
+    carry: bytes = b""
+    tail: bytes = b""
+
+
+class Watcher:
+    """Looks for one pattern after the other in the streams, each in what came after the match before it.
+
+    Args:
+        streams: where to look.
+        patterns: regular expressions, as bytes are: the text is decoded as Latin-1.
+    """
+
+    def __init__(self, streams: Sequence[Stream], patterns: Sequence[re.Pattern[bytes]]) -> None:
+        self._searched = [_Searched(stream, stream.total) for stream in streams]
+        self._patterns = list(patterns)
+
+    @property
+    def waiting_for(self) -> str | None:
+        """The pattern that is to come next; None when all came."""
+        return self._patterns[0].pattern.decode("latin-1") if self._patterns else None
+
+    def poll(self) -> int:
+        """Search what was printed since the last call; how many patterns were found, in order."""
+        found = 0
+        for searched in self._searched:
+            found += self._poll_stream(searched)
+        return found
+
+    def _poll_stream(self, searched: _Searched) -> int:
+        fresh = searched.stream.since(searched.position)
+        if not fresh:
+            return 0
+        searched.position += len(fresh)
+        fresh = searched.carry + fresh
+        begun = _ESCAPE_BEGUN.search(fresh)
+        searched.carry = fresh[begun.start() :] if begun else b""
+        text = searched.tail + strip_escapes(fresh[: len(fresh) - len(searched.carry)])
+        found = 0
+        while self._patterns and (match := self._patterns[0].search(text)):
+            self._patterns.pop(0)
+            found += 1
+            text = text[match.end() :]
+        searched.tail = text[-_SEARCH_OVERLAP:]
+        return found
+
+
+def compile_pattern(text: str) -> re.Pattern[bytes]:
+    """A console pattern from the command line; raises re.error as `re.compile` does."""
+    return re.compile(text.encode("utf-8"), re.MULTILINE)

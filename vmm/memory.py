@@ -1,0 +1,153 @@
+"""Guest RAM and ROM: who backs which guest physical address (GPA).
+
+One anonymous mapping holds all RAM. It appears to the guest below the PCI
+hole from GPA 0, and from 4 GiB on with what did not fit. The legacy area
+0xa0000-0xfffff is left out here: the chipset decides there between ROM and
+RAM (`map_ram`, `map_rom`).
+
+Each region is at once a KVM memory slot and a row of the table that C code
+checks its copies against, so that devices and the guest see the same map.
+"""
+
+import mmap
+from collections.abc import Buffer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmm import layout
+from vmm._native import ffi, lib
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmm.kvm import Vm
+
+PAGE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Region:
+    """One range of guest physical addresses with memory behind it; sizes in bytes."""
+
+    gpa: int
+    size: int
+    kind: str
+    read_only: bool
+    slot: int
+
+
+class GuestMemory:
+    """The memory of one machine.
+
+    Args:
+        vm: the KVM virtual machine that gets the memory slots.
+        core: the C core's `struct vmm_vm` of the same machine.
+        size: bytes of RAM, a multiple of 4 KiB.
+        low_limit: the GPA at which the PCI hole begins; RAM beyond it moves above 4 GiB.
+
+    Raises:
+        ConfigError: the host cannot give that much address space.
+    """
+
+    def __init__(self, vm: "Vm", core: Any, size: int, low_limit: int) -> None:
+        self._vm = vm
+        self._table = ffi.addressof(core, "memory")
+        self.size = size
+        self.low_size = min(size, low_limit)
+        self.high_size = size - self.low_size
+        try:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+            self._ram = mmap.mmap(-1, size, flags=flags)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"cannot map {size >> 20} MiB of guest RAM: {error}; ask for less with -m") from error
+        self._ram_pin = ffi.from_buffer(self._ram)
+        self._ram_address = int(ffi.cast("uintptr_t", self._ram_pin))
+        self._regions: dict[int, Region] = {}
+        self._rom_pins: dict[int, Any] = {}
+        self._free_slots: list[int] = []
+        self.map_ram(0, layout.LEGACY_VIDEO.start)
+        self.map_ram(layout.LEGACY_END, self.low_size - layout.LEGACY_END)
+        if self.high_size:
+            self._map(layout.HIGH_RAM_BASE, self.high_size, self._ram_address + self.low_size, "ram", read_only=False)
+
+    def map_ram(self, gpa: int, size: int, *, read_only: bool = False) -> None:
+        """Show the RAM that belongs to ``gpa`` (below the PCI hole) there.
+
+        Raises:
+            ValueError: the range overlaps a mapped one, or is not all low RAM.
+        """
+        if gpa + size > self.low_size:
+            raise ValueError(f"{gpa:#x}+{size:#x} is not below the end of low RAM at {self.low_size:#x}")
+        self._map(gpa, size, self._ram_address + gpa, "ram", read_only=read_only)
+
+    def map_rom(self, gpa: int, contents: Buffer) -> None:
+        """Show ``contents`` (whole pages) read-only at ``gpa``; the buffer is used in place, not copied.
+
+        Guest stores there become MMIO accesses.
+
+        Raises:
+            ValueError: the range overlaps a mapped one.
+        """
+        pin = ffi.from_buffer(contents)
+        self._map(gpa, len(pin), int(ffi.cast("uintptr_t", pin)), "rom", read_only=True)
+        self._rom_pins[gpa] = pin
+
+    def unmap(self, gpa: int) -> None:
+        """Take away the region that starts at ``gpa``; accesses there become MMIO.
+
+        Raises:
+            KeyError: no region starts there.
+        """
+        region = self._regions.pop(gpa)
+        self._vm.set_user_memory_region(region.slot, region.gpa, 0, 0)
+        lib.guest_memory_remove(self._table, gpa)
+        self._free_slots.append(region.slot)
+        self._rom_pins.pop(gpa, None)
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """``size`` bytes from ``gpa``.
+
+        Raises:
+            ValueError: not all of the range is backed by memory.
+        """
+        data = bytearray(size)
+        done = lib.guest_memory_read(self._table, gpa, ffi.from_buffer(data), size)
+        if done != size:
+            raise ValueError(f"no memory at {gpa + done:#x}")
+        return bytes(data)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Store ``data`` at ``gpa``, as a device would.
+
+        Raises:
+            ValueError: not all of the range is backed by writable memory.
+        """
+        done = lib.guest_memory_write(self._table, gpa, data, len(data))
+        if done != len(data):
+            raise ValueError(f"no writable memory at {gpa + done:#x}")
+
+    def regions(self) -> list[Region]:
+        """What is mapped now, by rising address."""
+        return [self._regions[gpa] for gpa in sorted(self._regions)]
+
+    @property
+    def slots_used(self) -> int:
+        """KVM memory slots in use."""
+        return len(self._regions)
+
+    def close(self) -> None:
+        """Give the RAM back; the KVM virtual machine must be closed already."""
+        self._rom_pins.clear()
+        ffi.release(self._ram_pin)
+        self._ram.close()
+
+    def _map(self, gpa: int, size: int, hva: int, kind: str, *, read_only: bool) -> None:
+        if any(region.gpa < gpa + size and gpa < region.gpa + region.size for region in self._regions.values()):
+            raise ValueError(f"{gpa:#x}+{size:#x} overlaps memory that is mapped already")
+        slot = self._free_slots.pop() if self._free_slots else len(self._regions)
+        # KVM first: whoever hears of the change through C may run the guest at once.
+        self._vm.set_user_memory_region(slot, gpa, size, hva, read_only=read_only)
+        flags = lib.GUEST_REGION_READ_ONLY if read_only else 0
+        error = lib.guest_memory_add(self._table, gpa, size, ffi.cast("uint8_t *", hva), flags)
+        if error:
+            raise ValueError(f"cannot map {gpa:#x}+{size:#x}: error {-error}")
+        self._regions[gpa] = Region(gpa, size, kind, read_only, slot)
