@@ -1,0 +1,210 @@
+"""What a machine is made of, frozen: the one thing that the command line, Python and pytest all produce.
+
+Everything that can be wrong before ``/dev/kvm`` is opened is found when a :class:`MachineConfig` is made, and raised as
+:class:`vmm.errors.ConfigError`. Sizes are in bytes unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm.errors import ConfigError
+from vmm.firmware import FirmwareImages, FirmwareKind, Layout, find
+from vmm.machine_options import (
+    MAX_CPUS,
+    AssistMode,
+    BootOptions,
+    FwCfgItem,
+    FwCtlItem,
+    Interface,
+    MachineType,
+    PflashDrive,
+    Target,
+    TargetKind,
+    check_readable,
+    parse_choice,
+    parse_cpu_count,
+    parse_memory,
+    parse_uuid,
+)
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+DEFAULT_MEMORY = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineConfig:
+    """A machine, described; :meth:`create` takes what people write, the fields are what it became."""
+
+    firmware: FirmwareImages
+    cpus: int = 1
+    max_cpus: int = 1
+    memory: int = DEFAULT_MEMORY
+    machine: MachineType = MachineType.AUTO
+    interface: Interface = Interface.AUTO
+    fw_cfg: tuple[FwCfgItem, ...] = ()
+    fwctl: tuple[FwCtlItem, ...] = ()
+    fwctl_extensions: bool = False
+    """Answer fwctl's NULL, ECHO and SET, which bhyve itself refuses."""
+    uuid: UUID | None = None
+    serial: Target = field(default_factory=Target)
+    debugcon: Target = field(default_factory=Target)
+    boot: BootOptions = field(default_factory=BootOptions)
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str | None = None
+    direct: bool = False
+    """Start the kernel without firmware."""
+    acpi_tables: tuple[str, ...] = ()
+    """What stood behind each ``-acpitable``."""
+    smbios: tuple[str, ...] = ()
+    """What stood behind each ``-smbios``."""
+    e820: tuple[str, ...] = ()
+    """What stood behind each ``-e820``."""
+    assist: AssistMode = AssistMode.AUTO
+    trace: str | None = None
+    """Where the access log goes: a path, or "-" for stderr."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise ConfigError(f"-smp {self.cpus}: a machine has from 1 to {MAX_CPUS} CPUs")
+        if not self.cpus <= self.max_cpus <= MAX_CPUS:
+            raise ConfigError(f"-smp {self.cpus},maxcpus={self.max_cpus}: maxcpus is from {self.cpus} to {MAX_CPUS}")
+        parse_memory(self.memory)
+        if self.memory < self.firmware.minimum_memory:
+            least = self.firmware.minimum_memory >> 20
+            raise ConfigError(f"-m {self.memory >> 20}M: {self.firmware.path.name} needs {least}M or more")
+        names = [item.name for item in self.fw_cfg]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"-fw_cfg name={name}: the name is given twice")
+        if self.kernel is None and (self.initrd is not None or self.append is not None):
+            raise ConfigError("-initrd and -append belong to a kernel; give -kernel PATH too")
+        for path, option in ((self.kernel, "-kernel"), (self.initrd, "-initrd")):
+            if path is not None:
+                check_readable(path, option)
+
+    @property
+    def machine_type(self) -> MachineType:
+        """The board: never AUTO."""
+        return MachineType(self.firmware.machine) if self.machine is MachineType.AUTO else self.machine
+
+    @classmethod
+    def create(
+        cls,
+        firmware: FirmwareImages | str | Path,
+        *,
+        variables: str | Path | None = None,
+        persist: bool = True,
+        cpus: int = 1,
+        max_cpus: int | None = None,
+        memory: str | int = DEFAULT_MEMORY,
+        machine: MachineType | str = MachineType.AUTO,
+        fwcfg: Interface | str = Interface.AUTO,
+        fw_cfg: Mapping[str, bytes | str | Path] | Iterable[FwCfgItem] = (),
+        fwctl: Mapping[str, Any] | Iterable[FwCtlItem] = (),
+        fwctl_extensions: bool = False,
+        uuid: UUID | str | None = None,
+        serial: Target | str = "none",
+        debugcon: Target | str = "none",
+        boot: BootOptions | str | None = None,
+        kernel: str | Path | None = None,
+        initrd: str | Path | None = None,
+        append: str | None = None,
+        direct: bool = False,
+        acpi_tables: Iterable[str] = (),
+        smbios: Iterable[str] = (),
+        e820: Iterable[str] = (),
+        assist: AssistMode | str = AssistMode.AUTO,
+        trace: str | Path | None = None,
+    ) -> MachineConfig:
+        """Return the machine that these words describe.
+
+        Args:
+            firmware: ``ovmf``, ``seabios``, ``bhyve``, ``probe``, a path, or loaded images.
+            variables: the user's VARS file; without it the guest writes a private copy of the template.
+            persist: write what the guest stores back into ``variables``.
+            cpus: vCPUs at boot.
+            max_cpus: CPUs that the tables have room for; ``cpus`` if left out.
+            memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes.
+            machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
+            fwcfg: what answers at ports 0x510 and 0x511: ``auto``, ``qemu`` (fw_cfg) or ``bhyve`` (fwctl).
+            fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is mapped.
+            fwctl: OIDs by name: int (4 bytes), bytes, str, or a callable that returns one of these.
+            fwctl_extensions: answer fwctl's NULL, ECHO and SET.
+            uuid: fw_cfg key 2 and SMBIOS type 1.
+            serial: COM1: ``none``, ``stdio`` or ``file:PATH``; read it from Python in any case.
+            debugcon: port 0x402, likewise.
+            boot: ``-boot``'s text.
+            kernel: bzImage, ELF with a PVH note, or UEFI program, handed over through fw_cfg.
+            initrd: initial RAM disk.
+            append: kernel command line.
+            direct: start the kernel without firmware.
+            acpi_tables: ``-acpitable`` texts.
+            smbios: ``-smbios`` texts.
+            e820: ``-e820`` texts.
+            assist: ``auto``, ``off`` or ``on``.
+            trace: path of the access log, "-" for stderr.
+
+        Raises:
+            ConfigError: any of these makes no sense, or names a file that is unusable.
+        """
+        if not isinstance(firmware, FirmwareImages):
+            own = None if variables is None else Path(variables)
+            firmware = find(firmware, own, persist=persist and own is not None)
+        count = parse_cpu_count(cpus, "-smp")
+        items: Iterable[FwCfgItem] = (
+            [_fw_cfg_item(name, value) for name, value in fw_cfg.items()] if isinstance(fw_cfg, Mapping) else fw_cfg
+        )
+        return cls(
+            firmware=firmware,
+            cpus=count,
+            max_cpus=count if max_cpus is None else max_cpus,
+            memory=parse_memory(memory),
+            machine=parse_choice(MachineType, machine, "-machine"),
+            interface=parse_choice(Interface, fwcfg, "fwcfg="),
+            fw_cfg=tuple(items),
+            fwctl=tuple(FwCtlItem(*pair) for pair in fwctl.items()) if isinstance(fwctl, Mapping) else tuple(fwctl),
+            fwctl_extensions=fwctl_extensions,
+            uuid=parse_uuid(uuid),
+            serial=Target.parse(serial, "-serial"),
+            debugcon=Target.parse(debugcon, "-debugcon"),
+            boot=BootOptions() if boot is None else BootOptions.parse(boot),
+            kernel=None if kernel is None else Path(kernel),
+            initrd=None if initrd is None else Path(initrd),
+            append=append,
+            direct=direct,
+            acpi_tables=tuple(acpi_tables),
+            smbios=tuple(smbios),
+            e820=tuple(e820),
+            assist=parse_choice(AssistMode, assist, "--assist"),
+            trace=None if trace is None else str(trace),
+        )
+
+
+def _fw_cfg_item(name: str, value: bytes | str | Path) -> FwCfgItem:
+    if isinstance(value, Path):
+        return FwCfgItem(name, path=value)
+    return FwCfgItem(name, value.encode() if isinstance(value, str) else bytes(value))
+
+
+__all__ = [
+    "AssistMode",
+    "BootOptions",
+    "FirmwareImages",
+    "FirmwareKind",
+    "FwCfgItem",
+    "FwCtlItem",
+    "Interface",
+    "Layout",
+    "MachineConfig",
+    "MachineType",
+    "PflashDrive",
+    "Target",
+    "TargetKind",
+]

@@ -1,0 +1,337 @@
+"""Firmware images: what a file is, whether it is whole, and where the machine maps it.
+
+Three shapes exist. A *flash* image is edk2's: firmware volumes, in one file or split into CODE (never written) and VARS
+(the variable store, which the guest writes through CFI flash commands). A *ROM* is SeaBIOS's or our own guests': bytes
+that end at 4 GiB. An *ELF* file is a guest of ours before it was laid out; its segments become a ROM.
+
+Where files are found by name is :mod:`vmm.firmware_search`; what a compressed volume contains is not looked at here.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOUR_GIB = 1 << 32
+
+WINDOW_SIZE = 16 << 20
+"""Firmware is mapped at the end of the first 4 GiB and may reach down to 0xff000000: KVM's TSS pages and identity map
+(0xfeffc000 to 0xfeffffff) and the local APICs (0xfee00000) lie directly below. QEMU's own limit is 8 MiB by default."""
+
+VOLUME_HEADER = struct.Struct("<16x16sQ4sIHHH3x")
+"""EFI_FIRMWARE_VOLUME_HEADER (UEFI Platform Initialization 1.8, volume 3, section 3.2.1): file system GUID, FvLength,
+"_FVH", attributes, header length, checksum, extended header offset. Little-endian."""
+
+NVRAM_GUID = bytes.fromhex("8d2bf1ff96768b4ca9852747075b4f50")
+"""gEfiSystemNvDataFvGuid, fff12b8d-7696-4c8b-a985-2747075b4f50: a volume that holds the variable store."""
+
+ELF_MAGIC = b"\x7fELF"
+QCOW2_MAGIC = b"QFI\xfb"
+
+
+class FirmwareKind(StrEnum):
+    """Whose firmware an image is; it decides which machine is built for it."""
+
+    OVMF = "ovmf"
+    SEABIOS = "seabios"
+    BHYVE = "bhyve"
+    PROBE = "probe"
+    UNKNOWN = "unknown"
+
+
+class Layout(StrEnum):
+    """How the machine maps an image."""
+
+    FLASH = "flash"
+    """CFI flash: VARS, then CODE, ending at 4 GiB."""
+    BIOS = "bios"
+    """ROM that ends at 4 GiB; its last 128 KiB appear below 1 MiB too."""
+
+
+MACHINES = {
+    FirmwareKind.OVMF: "q35",
+    FirmwareKind.SEABIOS: "pc",
+    FirmwareKind.BHYVE: "bhyve",
+    FirmwareKind.PROBE: "q35",
+}
+"""The machine that each kind of firmware is known to run on."""
+
+MINIMUM_MEMORY = {FirmwareKind.OVMF: 64 << 20, FirmwareKind.BHYVE: 64 << 20}
+"""Bytes of RAM below which a kind of firmware cannot work; others need :data:`LEAST_MEMORY`."""
+
+LEAST_MEMORY = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class VariableStore:
+    """The flash that the guest may write: a file's bytes, and whether they go back into it."""
+
+    path: Path
+    data: bytes
+    """What the flash holds at power-on."""
+    persist: bool = False
+    """Write what the guest stored back into ``path``, from its first byte; else the guest writes a private copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareImages:
+    """The image or images that a machine starts from, checked."""
+
+    kind: FirmwareKind
+    layout: Layout
+    path: Path
+    """The file of the code."""
+    code: bytes
+    """What is mapped read-only, ending at 4 GiB."""
+    variables: VariableStore | None = None
+    """What is mapped writable, directly below ``code``; None where the firmware has no variable store."""
+    notes: tuple[str, ...] = ()
+    """What was decided about the files, one sentence each, for the user."""
+
+    @property
+    def code_address(self) -> int:
+        """Guest physical address of the first byte of ``code``."""
+        return FOUR_GIB - len(self.code)
+
+    @property
+    def variables_address(self) -> int:
+        """Guest physical address of the first byte of the variable store."""
+        return self.code_address - (len(self.variables.data) if self.variables else 0)
+
+    @property
+    def machine(self) -> str:
+        """The machine type that this firmware wants: "q35", "pc" or "bhyve"."""
+        return MACHINES.get(self.kind, "q35" if self.layout is Layout.FLASH else "pc")
+
+    @property
+    def minimum_memory(self) -> int:
+        """Bytes of guest RAM below which this firmware does not start."""
+        return MINIMUM_MEMORY.get(self.kind, LEAST_MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A firmware volume in an image."""
+
+    offset: int
+    """Bytes from the image's start."""
+    size: int
+    guid: bytes
+
+    @property
+    def is_variable_store(self) -> bool:
+        """Whether the volume holds UEFI variables rather than code."""
+        return self.guid == NVRAM_GUID
+
+
+def read_image(path: Path, *, what: str = "firmware image") -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        ConfigError: it can't be read, is empty, larger than the firmware window, or not a raw image.
+    """
+    try:
+        size = path.stat().st_size
+        if path.is_file() and size > WINDOW_SIZE:
+            raise ConfigError(
+                f"{path}: {size} bytes; the window for firmware below 4 GiB has {WINDOW_SIZE} ({WINDOW_SIZE >> 20} MiB)"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the {what}: {(error.strerror or str(error)).lower()}") from None
+    if not data:
+        raise ConfigError(f"{path}: the {what} is empty")
+    if data.startswith(QCOW2_MAGIC):
+        raise ConfigError(f"{path}: a qcow2 image; make it raw first: qemu-img convert -O raw {path} {path.stem}.fd")
+    return data
+
+
+def volumes(data: bytes) -> Iterator[Volume]:
+    """Yield the firmware volumes that follow each other from the image's start; stops at the first gap.
+
+    A volume may claim to end beyond the image: that is for the caller to see.
+    """
+    offset = 0
+    while offset + VOLUME_HEADER.size <= len(data):
+        guid, size, signature, *_ = VOLUME_HEADER.unpack_from(data, offset)
+        if signature != b"_FVH" or size < VOLUME_HEADER.size:
+            return
+        yield Volume(offset, size, guid)
+        offset += size
+
+
+def load(path: Path, variables: Path | None = None, *, persist: bool = False) -> FirmwareImages:
+    """Load an image, and find out what it is.
+
+    Args:
+        path: CODE, a single image with or without variable store, a BIOS, or an ELF file of a guest of ours.
+        variables: the VARS file that belongs to a CODE image.
+        persist: write what the guest stores back into ``variables``, or into ``path`` where it is a single image.
+
+    Raises:
+        ConfigError: unreadable, truncated, too large, only half of a pair, or no firmware at all.
+    """
+    data = read_image(path)
+    if data.startswith(ELF_MAGIC):
+        return replace(_bios(path, _rom_of_elf(path)), kind=FirmwareKind.PROBE)
+    found = list(volumes(data))
+    if not found:
+        if variables is not None:
+            raise ConfigError(f"{variables}: {path} is no UEFI image and has no use for a variable store")
+        return _bios(path, data)
+    _check_whole(path, data, found)
+    kind = FirmwareKind.OVMF
+    if not found[0].is_variable_store:
+        return _with_variables(FirmwareImages(kind, Layout.FLASH, path, data), variables, persist=persist)
+    if len(found) == 1:
+        raise ConfigError(f"{path}: a variable store (VARS) without firmware; give the CODE image that belongs to it")
+    if variables is not None:
+        raise ConfigError(f"{variables}: not needed, {path} has its own variable store; give one or the other")
+    split = found[0].size
+    store = VariableStore(path, data[:split], persist=persist)
+    if persist:
+        _check_writable(path)
+    return FirmwareImages(kind, Layout.FLASH, path, data[split:], store)
+
+
+def find(firmware: str | Path, variables: Path | None = None, *, persist: bool = False) -> FirmwareImages:
+    """Load what a name (``ovmf``, ``seabios``, ``bhyve``, ``probe``) or a path stands for.
+
+    A name is a name even where a file is called so: write ``./ovmf`` for the file.
+
+    Raises:
+        ConfigError: as :func:`load`, or nothing of that name is on this host.
+    """
+    name = str(firmware)
+    if name == "probe":
+        from vmm import guests  # noqa: PLC0415  # builds the guest if needed
+
+        return replace(load(guests.path(name)), kind=FirmwareKind.PROBE)
+    if isinstance(firmware, Path) or name not in set(FirmwareKind) - {FirmwareKind.UNKNOWN}:
+        return load(Path(firmware), variables, persist=persist)
+    from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which a path does not need
+
+    located = firmware_search.locate(name)
+    images = load(located.code, variables or located.variables, persist=persist and variables is not None)
+    return replace(images, kind=FirmwareKind(name))
+
+
+def variables_size(code: bytes) -> int:
+    """Return how many bytes of variable store a CODE image was built to lie above.
+
+    edk2's platforms make the pair a power of two: 0x1e0000 + 0x20000 is 2 MiB, 0x37c000 + 0x84000 is 4 MiB
+    (OvmfPkg/Include/Fdf/OvmfPkgDefines.fdf.inc).
+    """
+    return (1 << (len(code) - 1).bit_length()) - len(code)
+
+
+def _check_whole(path: Path, data: bytes, found: list[Volume]) -> None:
+    last = found[-1]
+    if last.offset + last.size > len(data):
+        raise ConfigError(
+            f"{path}: truncated: the firmware volume at {last.offset:#x} has {last.size:#x} bytes, "
+            f"the file ends after {len(data) - last.offset:#x} of them"
+        )
+    if len(data) % 4096:
+        raise ConfigError(f"{path}: {len(data)} bytes is not a multiple of 4096; the file is truncated or no raw image")
+    if len(found) > 1 or not last.is_variable_store:
+        _check_reset_vector(path, data)
+
+
+def _check_reset_vector(path: Path, data: bytes) -> None:
+    if not data[-16:].strip(b"\0") or not data[-16:].strip(b"\xff"):
+        raise ConfigError(
+            f"{path}: no code at the reset vector (the last 16 bytes are blank); "
+            "the file is truncated or not x86 firmware"
+        )
+
+
+def _bios(path: Path, data: bytes) -> FirmwareImages:
+    if len(data) % 65536:
+        raise ConfigError(
+            f"{path}: {len(data)} bytes is not a multiple of 64 KiB; the file is truncated or no x86 firmware"
+        )
+    _check_reset_vector(path, data)
+    kind = FirmwareKind.SEABIOS if b"SeaBIOS" in data else FirmwareKind.UNKNOWN
+    return FirmwareImages(kind, Layout.BIOS, path, data)
+
+
+def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool) -> FirmwareImages:
+    from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which other images do not need
+
+    expected = variables_size(images.code)
+    notes = list(images.notes)
+    descriptor = firmware_search.description(images.path)
+    if descriptor is not None and "requires-smm" in descriptor.features:
+        notes.append(f"{images.path.name} was built for system management mode, which this machine does not have")
+    if path is None:
+        path = firmware_search.variables_template(images.path, expected)
+        if path is None:
+            raise ConfigError(
+                f"{images.path}: CODE only, and no VARS template of {expected} bytes was found beside it; give both: "
+                f"-drive if=pflash,format=raw,readonly=on,file={images.path} "
+                "-drive if=pflash,format=raw,file=MY_VARS.fd"
+            )
+        persist = False
+        notes.append(f"{images.path.name} is CODE only: the variables are a private copy of {path}")
+    data = read_image(path, what="variable store")
+    if len(data) != expected:
+        raise ConfigError(
+            f"{path}: {len(data)} bytes; the variable store of {images.path.name} has {expected}: not the VARS file of "
+            "this CODE image"
+        )
+    store = next(volumes(data), None)
+    if store is None and data.strip(b"\xff") and data.strip(b"\0"):
+        raise ConfigError(f"{path}: neither a variable store nor blank; copy the VARS template of {images.path.name}")
+    if store is not None and (store.size != len(data) or not store.is_variable_store):
+        raise ConfigError(f"{path}: not a variable store; copy the VARS template of {images.path.name} and use that")
+    if persist:
+        _check_writable(path)
+    return replace(images, variables=VariableStore(path, data, persist=persist), notes=tuple(notes))
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.open("r+b").close()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot write the variable store: {(error.strerror or str(error)).lower()}; make it writable, or "
+            "add readonly=on to let the guest write a private copy"
+        ) from None
+
+
+def _rom_of_elf(path: Path) -> bytes:
+    """Return the ROM that an ELF file's loadable segments make up, by physical address, ending at 4 GiB."""
+    from elftools.common.exceptions import ELFError  # noqa: PLC0415  # costs 20 ms that other images need not pay
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+
+    try:
+        with path.open("rb") as file:
+            parts = [
+                (segment["p_paddr"], segment.data())
+                for segment in ELFFile(file).iter_segments(type="PT_LOAD")
+                if segment["p_filesz"]
+            ]
+    except (ELFError, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a usable ELF file: {error}") from None
+    if not parts:
+        raise ConfigError(f"{path}: an ELF file without anything to load")
+    lowest = min(address for address, _ in parts)
+    if lowest < FOUR_GIB - WINDOW_SIZE or any(address + len(data) > FOUR_GIB for address, data in parts):
+        raise ConfigError(
+            f"{path}: an ELF file with a segment outside of the firmware window "
+            f"{FOUR_GIB - WINDOW_SIZE:#x} to {FOUR_GIB - 1:#x}; a kernel is not started by its own"
+        )
+    rom = bytearray(b"\xff") * (-(lowest - FOUR_GIB) + 0xFFFF & ~0xFFFF)
+    for address, data in parts:
+        start = address - FOUR_GIB + len(rom)
+        rom[start : start + len(data)] = data
+    return bytes(rom)

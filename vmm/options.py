@@ -1,0 +1,146 @@
+"""QEMU's and bhyve's option grammars: sizes with a unit, and ``key=value,…`` lists.
+
+This module knows syntax only; what a key means is decided where it is used. Every function raises
+:class:`vmm.errors.ConfigError` with one line that names the option, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+UNITS: Mapping[str, int] = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
+"""Binary multiples by suffix letter, as QEMU's ``-m`` takes them; case does not matter."""
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgtpe]?)(?:i?b)?", re.IGNORECASE)
+_INTEGER = re.compile(r"0[xX][0-9a-fA-F]+|\d+")
+
+
+def shown(option: str, value: object) -> str:
+    """Return an option and its value as the user typed them: ``-m 512M``, ``unit=1``."""
+    return f"{option}{'' if option.endswith('=') else ' '}{value}"
+
+
+def parse_size(text: str | int, option: str, *, unit: str = "b") -> int:
+    """Return a size in bytes.
+
+    Args:
+        text: ``512M``, ``1.5G``, ``0x100000``, ``64MiB``; an ``int`` is bytes and returned as it is.
+        option: what the user typed it after, for the error.
+        unit: the suffix letter that a bare number has; QEMU's ``-m`` takes mebibytes ("m").
+
+    Raises:
+        ConfigError: not a size, or not a whole number of bytes.
+    """
+    if isinstance(text, int):
+        return text
+    if text[:2].lower() == "0x" and _INTEGER.fullmatch(text):
+        return int(text, 16)
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{shown(option, text)}: not a size; write a number with K, M, G or T behind it, like 512M")
+    size = float(match["number"]) * UNITS[(match["unit"] or unit).lower()]
+    if "." not in match["number"]:
+        return int(match["number"]) * UNITS[(match["unit"] or unit).lower()]
+    if not math.isfinite(size) or size != int(size):
+        raise ConfigError(f"{shown(option, text)}: not a whole number of bytes")
+    return int(size)
+
+
+def parse_int(text: str | int, option: str, *, minimum: int, maximum: int) -> int:
+    """Return an integer, decimal or 0x-hexadecimal, from ``minimum`` to ``maximum``, both included.
+
+    Raises:
+        ConfigError: not an integer, or out of range.
+    """
+    if isinstance(text, int):
+        value = text
+    elif _INTEGER.fullmatch(text.removeprefix("-")):
+        value = int(text, 0) if text.lower().removeprefix("-").startswith("0x") else int(text)
+    else:
+        raise ConfigError(f"{shown(option, text)}: not a whole number")
+    if not minimum <= value <= maximum:
+        raise ConfigError(f"{shown(option, text)}: must be from {minimum} to {maximum}")
+    return value
+
+
+def parse_bool(text: str, option: str) -> bool:
+    """Return a flag: ``on``/``off``, ``yes``/``no``, ``true``/``false``.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text in {"on", "yes", "true"}:
+        return True
+    if text in {"off", "no", "false"}:
+        return False
+    raise ConfigError(f"{option}={text}: write on or off")
+
+
+def split_commas(text: str) -> list[str]:
+    """Split at single commas; two commas stand for one that belongs to the value, as in QEMU."""
+    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
+
+
+def parse_pairs(
+    text: str,
+    option: str,
+    *,
+    known: Collection[str] | None = None,
+    implied: str | None = None,
+) -> list[tuple[str, str]]:
+    """Return the pairs of a ``key=value,key=value`` list in their order.
+
+    Args:
+        text: the list; ``,,`` is a literal comma; a key without ``=`` is a flag and means ``on``, ``nokey`` means off.
+        option: what the user typed it after, for the error.
+        known: the keys that exist; None: all.
+        implied: the key of a first part that has no ``=``, like ``name`` in ``-fw_cfg opt/x,string=y``.
+
+    Raises:
+        ConfigError: an empty part, or a key that is not known.
+    """
+    pairs = []
+    for position, part in enumerate(split_commas(text)):
+        if not part:
+            raise ConfigError(
+                f"{shown(option, text)}: an empty part; the form is key=value,key=value (a comma is written ,,)"
+            )
+        key, separator, value = part.partition("=")
+        if not separator:
+            if position == 0 and implied is not None:
+                key, value = implied, part
+            elif known is not None and key.startswith("no") and key not in known and key[2:] in known:
+                key, value = key[2:], "off"
+            else:
+                value = "on"
+        if known is not None and key not in known:
+            raise ConfigError(f"{shown(option, text)}: unknown key '{key}'; known: {', '.join(sorted(known))}")
+        pairs.append((key, value))
+    return pairs
+
+
+def parse_keys(
+    text: str,
+    option: str,
+    *,
+    known: Collection[str] | None = None,
+    implied: str | None = None,
+) -> dict[str, str]:
+    """Return :func:`parse_pairs` as a dictionary.
+
+    Raises:
+        ConfigError: as there, or a key given twice.
+    """
+    result: dict[str, str] = {}
+    for key, value in parse_pairs(text, option, known=known, implied=implied):
+        if key in result:
+            raise ConfigError(f"{shown(option, text)}: '{key}' is given twice")
+        result[key] = value
+    return result
