@@ -1,0 +1,93 @@
+/*
+ * From the reset vector to main() in flat 32-bit protected mode, and the same way for the other CPUs.
+ *
+ * No paging, interrupts off. Instructions are kept plain: KVM hosts without VMX or SVM interpret all of this.
+ */
+#define CODE32 0x08
+#define DATA32 0x10
+
+    .section .reset, "ax"
+    .code16
+    .globl reset_vector
+reset_vector:
+    jmp     start16
+    .balign 16, 0xff
+
+    .section .text.start, "ax"
+start16:
+    cli
+    cld
+    /* DS is 0 at reset and reaches no ROM: address it by CS. */
+    lgdtl   %cs:gdt_pointer
+    movl    %cr0, %eax
+    /* Caches on (CD = NW = 0), protection on. */
+    andl    $0x9fffffff, %eax
+    orl     $1, %eax
+    movl    %eax, %cr0
+    ljmpl   $CODE32, $start32
+
+    .code32
+start32:
+    movw    $DATA32, %ax
+    movw    %ax, %ds
+    movw    %ax, %es
+    movw    %ax, %ss
+    movw    %ax, %fs
+    movw    %ax, %gs
+    movl    $stack_top, %esp
+    movl    $bss_start, %edi
+    movl    $bss_end, %ecx
+    subl    %edi, %ecx
+    shrl    $2, %ecx
+    xorl    %eax, %eax
+    rep stosl
+    call    main
+    /* What main() returns is the guest's status. */
+    pushl   %eax
+    call    power_end
+1:  hlt
+    jmp     1b
+
+    .balign 8
+    .globl gdt
+gdt:
+    .quad   0
+    .quad   0x00cf9b000000ffff      /* 08: code, flat, 32-bit */
+    .quad   0x00cf93000000ffff      /* 10: data, flat */
+gdt_end:
+gdt_pointer:
+    .word   gdt_end - gdt - 1
+    .long   gdt
+
+/*
+ * What another CPU runs, copied to ap_start_page: real mode, CS = ap_start_page / 16, IP = 0.
+ * It counts itself, notes its APIC id (CPUID leaf 1, EBX 31:24), and parks.
+ */
+    .section .rodata.ap, "a"
+    .code16
+    .globl ap_code, ap_code_end
+ap_code:
+    cli
+    movl    $1, %eax
+    cpuid
+    shrl    $24, %ebx
+    movl    $ap_seen, %eax
+    shrl    $4, %eax
+    movw    %ax, %ds
+    movb    $1, (%bx)
+    movl    $ap_count, %eax
+    shrl    $4, %eax
+    movw    %ax, %ds
+    lock incl 0
+1:  hlt
+    jmp     1b
+ap_code_end:
+
+/* Both are paragraphs, so that a real-mode segment can begin at each. */
+    .bss
+    .balign 16
+    .globl ap_seen, ap_count
+ap_seen:
+    .skip   256
+ap_count:
+    .skip   16

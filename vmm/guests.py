@@ -1,0 +1,47 @@
+"""Our own guests: small ROM images built from ``firmware/`` when the package is built.
+
+Each is there twice: ``NAME.fd`` is what a machine boots, ``NAME.elf`` the same code with its symbols. This module only
+says where they lie; ``firmware/README.md`` says what each of them does.
+"""
+
+from pathlib import Path
+
+import vmm
+from vmm.errors import ConfigError
+
+
+def names() -> list[str]:
+    """Return the names of all guests that were built, sorted."""
+    return sorted(image.stem for directory in _directories() for image in directory.glob("*.fd"))
+
+
+def path(name: str) -> Path:
+    """Return the ROM image of a guest: a multiple of 64 KiB that ends at 4 GiB.
+
+    Raises:
+        ConfigError: There is no guest of that name.
+    """
+    return _existing(name, ".fd")
+
+
+def symbols(name: str) -> Path:
+    """Return the ELF file that a guest's image was made from, with symbols and line numbers.
+
+    Raises:
+        ConfigError: There is no guest of that name.
+    """
+    return _existing(name, ".elf")
+
+
+def _directories() -> list[Path]:
+    # importlib.resources would do, but costs 20 ms of every start. An editable installation has two places.
+    return [Path(place, "_guests") for place in vmm.__path__]
+
+
+def _existing(name: str, suffix: str) -> Path:
+    for directory in _directories():
+        file = directory / f"{name}{suffix}"
+        if "/" not in name and file.is_file():
+            return file
+    known = ", ".join(names()) or "none; build the package again"
+    raise ConfigError(f"no guest of ours is named {name!r} (there are: {known})")
