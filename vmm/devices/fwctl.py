@@ -1,0 +1,394 @@
+"""bhyve's fwctl: a request/response protocol by which firmware reads sysctl-like values from its VMM.
+
+Two ports, 0x510 and 0x511, the same as fw_cfg's; a machine has one device of the two. The firmware writes the 16-bit
+value 0 to 0x510, reads four bytes that must be "BHYV", and from then on exchanges messages of 32-bit words,
+little-endian:
+
+```
+request   size  opcode  txid  data…          size: bytes of the whole message, the header's 12 included
+response  size  opcode  txid  error  data…   size: 16 + data, rounded up to 4; opcode and txid echoed
+```
+
+GET and GET_LEN carry the name of a value, an OID such as "hw.ncpu", with its NUL. They answer with the value's length
+(u64), and GET with the value behind it. Errors are FreeBSD's errno numbers. Reads work alike at both ports.
+
+Source: FreeBSD, usr.sbin/bhyve/amd64/fwctl.c; the only client is edk2's OvmfPkg/Library/BhyveFwCtlLib.
+
+Where bhyve ends its own process or would touch memory out of bounds, this model does otherwise:
+
+====================================== ================================ =============================================
+guest does                             bhyve                            here
+====================================== ================================ =============================================
+sends a size below 12                  prints a message and exits       takes the header, answers EINVAL
+writes to port 0x511                   aborts the VM (no such handler)  ignores it
+resets amid a request or a response    once: CVE-2023-3494, an overflow forgets the request and the response entirely
+====================================== ================================ =============================================
+"""
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from vmm.errors import ConfigError
+
+SIGNATURE = b"BHYV"
+
+REQUEST_HEADER = 12
+RESPONSE_HEADER = 16
+
+OID_LIMIT = 80
+"""Bytes of an OID in a request, its NUL included (FGET_STRSZ); more is E2BIG."""
+
+VALUE_LIMIT = 4096
+"""Bytes of a value: what both upstream's and the client's buffer hold behind the length."""
+
+LOG_LIMIT = 1024
+"""Requests remembered for the report; older ones are dropped and counted."""
+
+Value = bytes | str | int
+"""What can be offered: bytes as they are, text (sent with a NUL, as sysctl's strings), an integer (4 or 8 bytes)."""
+
+ValueSource = Value | Callable[[], Value]
+Setter = Callable[[bytes], None]
+
+
+class Operation(IntEnum):
+    """The opcodes; bhyve reserves the numbers of NULL, ECHO and SET, and handles none of them."""
+
+    NULL = 1
+    ECHO = 2
+    GET = 3
+    GET_LEN = 4
+    SET = 5
+
+
+class Error(IntEnum):
+    """FreeBSD's errno numbers.
+
+    The client tells OK, ENOENT, E2BIG and EMSGSIZE apart; any other is a protocol error to it.
+    """
+
+    OK = 0
+    EPERM = 1
+    ENOENT = 2
+    EIO = 5
+    E2BIG = 7
+    EINVAL = 22
+    EMSGSIZE = 40
+
+
+class State(Enum):
+    """Where the conversation stands."""
+
+    WAIT = "nobody has asked for the signature yet"
+    IDENT = "the signature is being read"
+    REQUEST = "a request is expected, or half received"
+    RESPONSE = "a response is being read"
+
+
+@dataclass(frozen=True)
+class FwctlRequest:
+    """One complete request and what it got, for traces and reports.
+
+    Attributes:
+        operation: The opcode as the guest sent it; any 32-bit value.
+        txid: The guest's transaction number, which the response echoes.
+        oid: The name asked for, without NUL, undecodable bytes escaped; "" where the operation has none.
+        error: The response's error word.
+        matched: The registered OID that answered; it is longer than ``oid`` if the guest sent a prefix without a NUL.
+        value: What went to the guest (GET, ECHO) or came from it (SET), padding included.
+    """
+
+    operation: int
+    txid: int
+    oid: str
+    error: Error
+    matched: str | None = None
+    value: bytes = b""
+
+    @property
+    def operation_name(self) -> str:
+        """The opcode's name, or its number if there is no such opcode."""
+        try:
+            return Operation(self.operation).name
+        except ValueError:
+            return f"{self.operation:#x}"
+
+    def __str__(self) -> str:
+        words = [self.operation_name, self.oid, self.error.name, self.value.hex(" ")]
+        return " ".join(word for word in words if word)
+
+
+def encode_value(value: Value) -> bytes:
+    """Return a value as it goes over the wire, little-endian and padded with zeros to a multiple of 4 bytes.
+
+    The padding counts as part of the value. It must: the client reads whole words until the length that it has left,
+    an unsigned number, is 0. With a value of 5 bytes in a buffer of 5, that number steps from 1 over 0, and the loop
+    does not end (edk2, BhyveFwCtl_MsgRecv).
+
+    Raises:
+        ConfigError: An integer beyond 64 bits, or more than VALUE_LIMIT bytes.
+        TypeError: Neither bytes, nor text, nor an integer.
+    """
+    if isinstance(value, bytes | bytearray):
+        data = bytes(value)
+    elif isinstance(value, str):
+        data = value.encode() + b"\0"
+    elif isinstance(value, int):
+        size = 4 if -(1 << 31) <= value < 1 << 32 else 8
+        if not -(1 << 63) <= value < 1 << 64:
+            raise ConfigError(f"fwctl: the integer {value} does not fit into 64 bits; offer it as bytes")
+        data = value.to_bytes(size, "little", signed=value < 0)
+    else:
+        raise TypeError(f"fwctl: a value is bytes, str or int, not {type(value).__name__}")
+    if len(data) > VALUE_LIMIT:
+        raise ConfigError(f"fwctl: a value has {len(data)} bytes; the firmware's buffer holds {VALUE_LIMIT}")
+    return pad(data)
+
+
+def pad(data: bytes) -> bytes:
+    """Fill up with zeros to a multiple of 4 bytes."""
+    return data + bytes(-len(data) % 4)
+
+
+@dataclass
+class _Node:
+    source: ValueSource
+    setter: Setter | None
+
+    def read(self) -> bytes:
+        return encode_value(self.source() if callable(self.source) else self.source)
+
+
+class _Request:
+    """A request while it arrives. Holds at most as much of the payload as its operation may have."""
+
+    def __init__(self) -> None:
+        self.header: list[int] = []
+        self.payload = bytearray()
+        self.left = 0
+        self.limit = 0
+
+    @property
+    def too_big(self) -> bool:
+        return self.header[0] - REQUEST_HEADER > self.limit
+
+
+class Fwctl:
+    """The device: offset 0 is port 0x510, offset 1 is port 0x511.
+
+    Guest input never raises and never makes it hold more than a few KiB. A registered callable that fails does raise,
+    after the guest's request has been answered with EIO: it is the host program that is wrong, not the guest.
+
+    Args:
+        extensions: Also answer NULL (success), ECHO (its payload) and SET, whose payload is modelled on GET's response:
+            the OID with its NUL, padded to 4 bytes; the value's length as u64; the value, padded. Without them these
+            get ENOENT, as from bhyve.
+        on_request: Called with each completed request.
+    """
+
+    def __init__(self, *, extensions: bool = False, on_request: Callable[[FwctlRequest], None] | None = None) -> None:
+        self.extensions = extensions
+        self.on_request = on_request
+        self.requests: deque[FwctlRequest] = deque(maxlen=LOG_LIMIT)
+        self.request_count = 0
+        self.probes = 0
+        self._nodes: dict[str, _Node] = {}
+        self.reset()
+
+    @property
+    def oids(self) -> tuple[str, ...]:
+        """What is registered, in the order of registration."""
+        return tuple(self._nodes)
+
+    @property
+    def state(self) -> State:
+        """Where the conversation stands."""
+        return self._state
+
+    def register(self, oid: str, value: ValueSource, setter: Setter | None = None) -> None:
+        """Offer a value under a name; a name that is offered already is replaced. Allowed at any time.
+
+        Args:
+            oid: ASCII, at most 79 characters, by convention dotted like a sysctl's name.
+            value: The value, or a callable that is asked anew for each request.
+            setter: Makes the value writable by SET: called with the new value's bytes before they are stored (a
+                callable's value is not stored), it may refuse them by raising ValueError.
+
+        Raises:
+            ConfigError: A name or a value that the protocol cannot carry.
+        """
+        if not oid or not oid.isascii() or not oid.isprintable() or len(oid) >= OID_LIMIT:
+            raise ConfigError(f"fwctl: the name {oid!r} must be 1 to {OID_LIMIT - 1} printable ASCII characters")
+        if not callable(value):
+            encode_value(value)
+        self._nodes[oid] = _Node(value, setter)
+
+    def unregister(self, oid: str) -> None:
+        """Stop offering a value; one that is not offered is ignored."""
+        self._nodes.pop(oid, None)
+
+    def reset(self) -> None:
+        """Machine reset: the conversation is forgotten, what is offered and what was logged stays."""
+        self._state = State.WAIT
+        self._forget()
+
+    def read(self, offset: int, size: int) -> int:
+        """Serve an IN of 1, 2 or 4 bytes; all-ones where there is nothing to read."""
+        if offset in {0, 1}:
+            if size == 1 and self._state is State.IDENT:
+                return self._next_signature_byte()
+            if size == 4 and self._state is State.RESPONSE:
+                return self._next_response_word()
+        return (1 << 8 * size) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Serve an OUT: 2 bytes of 0 restart, 4 bytes are a word of a request, anything else does nothing."""
+        if offset != 0:
+            return
+        if size == 2 and value == 0:
+            # Unconditional, and with nothing left of what was going on: firmware that tries fw_cfg first does the same
+            # write to select fw_cfg's signature, at any moment.
+            self._state = State.IDENT
+            self._forget()
+        elif size == 4 and self._state is State.REQUEST:
+            self._take_word(value & 0xFFFFFFFF)
+
+    def _forget(self) -> None:
+        self._identified = 0
+        self._request = _Request()
+        self._response = b""
+        self._sent = 0
+
+    def _next_signature_byte(self) -> int:
+        byte = SIGNATURE[self._identified]
+        self._identified += 1
+        if self._identified == len(SIGNATURE):
+            self.probes += 1
+            self._state = State.REQUEST
+        return byte
+
+    def _next_response_word(self) -> int:
+        (word,) = struct.unpack_from("<I", self._response, self._sent)
+        self._sent += 4
+        if self._sent == len(self._response):
+            self._state = State.REQUEST
+            self._forget()
+        return int(word)
+
+    def _take_word(self, word: int) -> None:
+        request = self._request
+        if len(request.header) < 3:
+            request.header.append(word)
+            if len(request.header) == 3:
+                request.left = max(request.header[0] - REQUEST_HEADER, 0)
+                request.limit = self._payload_limit(request.header[1])
+                if request.left == 0:
+                    self._complete(request)
+            return
+        # As upstream: 1 to 3 bytes alone take a word, but what is left behind a full word is not waited for.
+        request.left = max(request.left - 4, 0)
+        if not request.too_big:
+            request.payload += struct.pack("<I", word)
+        if request.left < 4:
+            self._complete(request)
+
+    def _payload_limit(self, operation: int) -> int:
+        if operation in {Operation.GET, Operation.GET_LEN}:
+            return OID_LIMIT
+        if self.extensions and operation == Operation.ECHO:
+            return VALUE_LIMIT
+        if self.extensions and operation == Operation.SET:
+            return OID_LIMIT + 8 + VALUE_LIMIT
+        return 0  # nothing is kept of what nobody will look at
+
+    def _complete(self, request: _Request) -> None:
+        _size, operation, txid = request.header
+        data = b""
+        record = FwctlRequest(operation, txid, "", Error.EIO)
+        try:
+            record, data = self._answer(request)
+        finally:
+            self._response = struct.pack("<IIII", RESPONSE_HEADER + len(data), operation, txid, record.error) + data
+            self._sent = 0
+            self._state = State.RESPONSE
+            self.requests.append(record)
+            self.request_count += 1
+            if self.on_request is not None:
+                self.on_request(record)
+
+    def _answer(self, request: _Request) -> tuple[FwctlRequest, bytes]:
+        """Return the record of a complete request, and the data of its response."""
+        size, operation, txid = request.header
+        payload = bytes(request.payload)
+        if size < REQUEST_HEADER:
+            return FwctlRequest(operation, txid, "", Error.EINVAL), b""
+        if operation in {Operation.GET, Operation.GET_LEN}:
+            if request.too_big:
+                return FwctlRequest(operation, txid, "", Error.E2BIG), b""
+            return self._get(operation, txid, payload)
+        if self.extensions and operation == Operation.NULL:
+            return FwctlRequest(operation, txid, "", Error.OK), b""
+        if self.extensions and operation in {Operation.ECHO, Operation.SET}:
+            if request.too_big:
+                return FwctlRequest(operation, txid, "", Error.E2BIG), b""
+            if operation == Operation.SET:
+                return self._set(txid, payload), b""
+            return FwctlRequest(operation, txid, "", Error.OK, value=payload), payload
+        return FwctlRequest(operation, txid, "", Error.ENOENT), b""
+
+    def _get(self, operation: int, txid: int, payload: bytes) -> tuple[FwctlRequest, bytes]:
+        asked = text_of(payload)
+        matched = self._locate(payload)
+        if matched is None:
+            return FwctlRequest(operation, txid, asked, Error.ENOENT), b""
+        try:
+            value = self._nodes[matched].read()
+        except ConfigError:
+            return FwctlRequest(operation, txid, asked, Error.EMSGSIZE, matched), b""
+        length = struct.pack("<Q", len(value))
+        if operation == Operation.GET_LEN:
+            return FwctlRequest(operation, txid, asked, Error.OK, matched, length), length
+        return FwctlRequest(operation, txid, asked, Error.OK, matched, value), length + value
+
+    def _locate(self, payload: bytes) -> str | None:
+        """Find as upstream's strncmp does: up to a NUL or the payload's end, so that a prefix without a NUL matches.
+
+        An empty payload matches whatever was registered first.
+        """
+        name, nul, _rest = payload.partition(b"\0")
+        for oid in self._nodes:
+            if oid.encode() == name or (not nul and oid.encode().startswith(name)):
+                return oid
+        return None
+
+    def _set(self, txid: int, payload: bytes) -> FwctlRequest:
+        name, nul, _rest = payload.partition(b"\0")
+        oid = text_of(payload)
+        start = len(pad(name + nul))
+        if not nul or len(payload) < start + 8:
+            return FwctlRequest(Operation.SET, txid, oid, Error.EMSGSIZE)
+        (length,) = struct.unpack_from("<Q", payload, start)
+        value = payload[start + 8 : start + 8 + length]
+        if length > VALUE_LIMIT or len(payload) != start + 8 + len(pad(value)) or len(value) != length:
+            return FwctlRequest(Operation.SET, txid, oid, Error.EMSGSIZE)
+        node = self._nodes.get(oid)
+        if node is None:
+            return FwctlRequest(Operation.SET, txid, oid, Error.ENOENT, value=value)
+        if node.setter is None:
+            return FwctlRequest(Operation.SET, txid, oid, Error.EPERM, oid, value)
+        try:
+            node.setter(value)
+        except ValueError:
+            return FwctlRequest(Operation.SET, txid, oid, Error.EINVAL, oid, value)
+        if not callable(node.source):
+            node.source = value
+        return FwctlRequest(Operation.SET, txid, oid, Error.OK, oid, value)
+
+
+def text_of(payload: bytes) -> str:
+    """Return the name in a payload, up to its NUL, with bytes that are not printable ASCII escaped."""
+    name = payload.split(b"\0", 1)[0]
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in name)
