@@ -1,0 +1,144 @@
+"""The memory map: bytes of the record, the rules firmware reads it by."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm.errors import ConfigError
+from vmm.tables import e820
+from vmm.tables.e820 import E820Entry, E820Type
+
+GIB = 1 << 30
+
+
+def test_records_of_six_gib_are_those_that_qemu_pc_publishes() -> None:
+    entries = e820.build_map(0xC000_0000, 0xC000_0000)
+    assert e820.encode(entries) == bytes.fromhex(
+        "0000000000000000 000000c000000000 01000000 0000000001000000 000000c000000000 01000000"
+    )
+
+
+def test_ram_below_the_hole_is_one_entry_from_zero_and_comes_first() -> None:
+    entries = e820.build_map(0xB000_0000, 4 * GIB, [E820Entry(0xFD_0000_0000, 0x3_0000_0000, 2)])
+    assert entries == (
+        E820Entry(0, 0xB000_0000, E820Type.RAM),
+        E820Entry(4 * GIB, 4 * GIB, E820Type.RAM),
+        E820Entry(0xFD_0000_0000, 0x3_0000_0000, E820Type.RESERVED),
+    )
+
+
+def test_no_high_entry_without_high_memory() -> None:
+    assert len(e820.build_map(128 << 20)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base=0xd0000000,size=64K,type=reserved", E820Entry(0xD000_0000, 0x10000, 2)),
+        ("base=8G,size=0x1000,type=nvs", E820Entry(8 * GIB, 0x1000, 4)),
+        ("size=1M,type=acpi,base=3584M", E820Entry(0xE000_0000, 1 << 20, 3)),
+        ("base=0xd0000000,size=4096,type=12", E820Entry(0xD000_0000, 4096, 12)),
+        ("base=0xd0000000,size=4096,type=0xefffffff", E820Entry(0xD000_0000, 4096, 0xEFFFFFFF)),
+        ("base=16G,size=1G,type=ram", E820Entry(16 * GIB, GIB, 1)),
+    ],
+)
+def test_option(text: str, expected: E820Entry) -> None:
+    assert e820.parse_entry(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("base=0,size=1", "type= is missing"),
+        ("base=0,type=ram", "size= is missing"),
+        ("base=x,size=1,type=ram", "base=x: not a number"),
+        ("base=-1,size=1,type=ram", "must be between"),
+        ("base=0,size=0,type=ram", "must be between"),
+        ("base=0,size=1,type=rom", "must be ram, reserved, acpi, nvs or a number"),
+        ("base=0,size=1,type=0", "must be between"),
+        ("base=0,size=1,type=ram,foo=1", "unknown field 'foo'"),
+        ("base=0,base=1,size=1,type=ram", "given twice"),
+        ("base", "not of the form key=value"),
+    ],
+)
+def test_option_errors(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        e820.parse_entry(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (E820Entry(0x1000, 0x1000, 2), "overlap: 0x0-0x7ffffff ram and 0x1000-0x1fff reserved"),
+        (E820Entry(4 * GIB, 1, 3), "overlap"),
+        (E820Entry(0xD000_0000, 0x1000, 1), "RAM below 4 GiB must be the one entry"),
+        (E820Entry((1 << 64) - 1, 2, 2), "beyond the 64-bit address space"),
+    ],
+)
+def test_refused_maps(extra: E820Entry, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        e820.build_map(128 << 20, GIB, [extra])
+
+
+def test_two_extra_entries_that_overlap_are_both_named() -> None:
+    extra = [E820Entry(0xE000_0000, 0x2000, 2), E820Entry(0xE000_1000, 0x2000, 4)]
+    with pytest.raises(ConfigError, match=r"0xe0000000-0xe0001fff reserved and 0xe0001000-0xe0002fff nvs"):
+        e820.build_map(128 << 20, 0, extra)
+
+
+@pytest.mark.parametrize("low", [0, 4 * GIB, -1])
+def test_low_memory_must_end_below_four_gib(low: int) -> None:
+    with pytest.raises(ConfigError, match="must be above 0 and below 4 GiB"):
+        e820.build_map(low)
+
+
+def test_all_three_readers_see_the_memory_that_we_mean() -> None:
+    entries = e820.build_map(0xB000_0000, 5 * GIB, [E820Entry(0xD000_0000, 0x1000, 2)])
+    for view in (e820.ovmf_view(entries), e820.ovmf_view(entries, contiguous=True), e820.seabios_view(entries)):
+        assert (view.low_memory, view.high_memory) == (0xB000_0000, 5 * GIB)
+
+
+def test_readers_disagree_about_a_hole_at_640_kib() -> None:
+    split = (E820Entry(0, 0xA0000, 1), E820Entry(0x100000, 0x7F0_0000, 1))
+    assert e820.ovmf_view(split).low_memory == 0x800_0000
+    assert e820.ovmf_view(split, contiguous=True).low_memory == 0xA0000
+    assert e820.seabios_view(split).low_memory == 0x800_0000
+
+
+def test_each_firmware_drops_its_own_types() -> None:
+    entries = e820.build_map(1 << 27, 0, [E820Entry(0xD000_0000 + 0x1000 * kind, 0x1000, kind) for kind in (2, 3, 4)])
+    assert [entry.type for entry in e820.seabios_view(entries).dropped] == [3, 4]
+    assert [entry.type for entry in e820.ovmf_view(entries).dropped] == [2, 3, 4]
+    assert [entry.type for entry in e820.ovmf_view(entries, contiguous=True).dropped] == [3, 4]
+
+
+def test_a_size_that_is_no_multiple_of_twenty_is_refused() -> None:
+    with pytest.raises(ValueError, match="21 bytes"):
+        e820.decode(bytes(21))
+
+
+@given(
+    low=st.integers(1, 4 * GIB - 1),
+    high=st.integers(0, 1 << 40),
+    extra=st.lists(st.tuples(st.integers(0, 1 << 42), st.integers(1, 1 << 34), st.integers(1, 6)), max_size=6),
+)
+def test_a_map_is_refused_or_has_no_overlap_and_survives_encoding(
+    low: int, high: int, extra: list[tuple[int, int, int]]
+) -> None:
+    entries = [E820Entry(*fields) for fields in extra]
+    try:
+        result = e820.build_map(low, high, entries)
+    except ConfigError:
+        return
+    assert e820.decode(e820.encode(result)) == result
+    covered = sum(entry.length for entry in result)
+    points = sorted(point for entry in result for point in ((entry.base, 1), (entry.end, -1)))
+    union, depth, start = 0, 0, 0
+    for position, step in points:
+        if depth:
+            union += position - start
+        depth += step
+        start = position
+    assert union == covered
+    assert e820.ovmf_view(result).low_memory == low

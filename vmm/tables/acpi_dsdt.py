@@ -1,0 +1,200 @@
+r"""The DSDT, and the SSDT of the VM generation counter, in AML.
+
+The DSDT declares only what the machine has: the PCI root with its windows, the
+ISA bridge with COM1 and RTC, fw_cfg's QEMU0002, HPET, processors, and ``\_S5``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.tables import acpi_tables, aml, resources
+
+if TYPE_CHECKING:
+    from vmm.tables.acpi_tables import AcpiDescription
+
+FW_CFG_PORT = 0x510
+VMGENID_GUID_OFFSET = 40
+"""Offset of the GUID in ``etc/vmgenid_guid``: far enough from the start that
+OVMF's second pass doesn't take the file for a table (QEMU docs/specs/vmgenid)."""
+
+_PCI_CONFIG_PORT = 0xCF8
+_HPET_SIZE = 0x400
+_PRESENT = 0x0F
+_PRESENT_HIDDEN = 0x0B
+_PCI_HOST_BRIDGE_OSC = "33DB4D5B-1FF7-401C-9657-7441C03DD766"
+_PM_BLOCK_SIZE = 0x10
+
+
+def dsdt(machine: AcpiDescription) -> bytes:
+    """Build the DSDT; revision 2, so that integers have 64 bits."""
+    system = [_pci_root(machine), _motherboard(machine)]
+    if machine.hpet_base is not None:
+        system.append(_hpet(machine.hpet_base))
+    if machine.fw_cfg:
+        system.append(_fw_cfg(dma=machine.fw_cfg_dma))
+    system.append(_processors(machine))
+    sleep_type = aml.integer(machine.s5_type)
+    off = aml.name("_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
+    body = aml.scope("_SB", *system) + off
+    return acpi_tables.table("DSDT", 2, body, machine.oem)
+
+
+def _pci_root(machine: AcpiDescription) -> bytes:
+    express = machine.ecam_base is not None
+    identity = [aml.name("_HID", aml.eisa_id("PNP0A08" if express else "PNP0A03"))]
+    if express:
+        identity.append(aml.name("_CID", aml.eisa_id("PNP0A03")))
+    windows = [
+        resources.bus_numbers(0, machine.buses - 1),
+        resources.io(_PCI_CONFIG_PORT, 8),
+        resources.io_window(0, _PCI_CONFIG_PORT - 1),
+        resources.io_window(_PCI_CONFIG_PORT + 8, 0xFFFF),
+    ]
+    windows += [resources.memory_window(first, last, cacheable=True) for first, last in machine.pci_windows]
+    identity += [
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_SEG", aml.integer(0)),
+        aml.name("_BBN", aml.integer(0)),
+        aml.name("_CRS", resources.template(*windows)),
+    ]
+    if express:
+        identity.append(_osc())
+    if machine.isa_bridge is not None:
+        identity.append(_isa_bridge(machine, *machine.isa_bridge))
+    return aml.device("PCI0", *identity)
+
+
+def _osc() -> bytes:
+    """Hand every PCIe feature to the OS: no AML of ours drives any (PCI Firmware 3.3, 4.5.1)."""
+    status, control = aml.path("CDW1"), aml.path("CDW3")
+    granted = aml.local(0)
+    unknown_revision, masked, unknown_uuid = 1 << 3, 1 << 4, 1 << 2
+    return aml.method(
+        "_OSC",
+        4,
+        aml.create_dword_field(aml.argument(3), aml.integer(0), "CDW1"),
+        aml.if_(
+            aml.equal(aml.argument(0), aml.uuid(_PCI_HOST_BRIDGE_OSC)),
+            aml.create_dword_field(aml.argument(3), aml.integer(8), "CDW3"),
+            aml.and_(control, aml.integer(0x1F), granted),
+            aml.if_(
+                aml.not_equal(aml.argument(1), aml.integer(1)),
+                aml.or_(status, aml.integer(unknown_revision), status),
+            ),
+            aml.if_(aml.not_equal(control, granted), aml.or_(status, aml.integer(masked), status)),
+            aml.store(granted, control),
+        ),
+        aml.else_(aml.or_(status, aml.integer(unknown_uuid), status)),
+        aml.returns(aml.argument(3)),
+        serialized=True,
+    )
+
+
+def _isa_bridge(machine: AcpiDescription, device: int, function: int) -> bytes:
+    children = []
+    if machine.com1:
+        children.append(_isa_device("COM1", "PNP0501", resources.io(0x3F8, 8), resources.irq(4), unit=1))
+    if machine.rtc:
+        children.append(_isa_device("RTC", "PNP0B00", resources.io(0x70, 2), resources.irq(8)))
+    if machine.i8042:
+        ports = resources.io(0x60, 1) + resources.io(0x64, 1)
+        children.append(_isa_device("KBD", "PNP0303", ports, resources.irq(1)))
+        children.append(_isa_device("MOU", "PNP0F13", resources.irq(12)))
+    return aml.device("ISA", aml.name("_ADR", aml.integer(device << 16 | function)), *children)
+
+
+def _isa_device(name: str, hardware_id: str, *descriptors: bytes, unit: int | None = None) -> bytes:
+    body = [aml.name("_HID", aml.eisa_id(hardware_id))]
+    if unit is not None:
+        body.append(aml.name("_UID", aml.integer(unit)))
+    return aml.device(name, *body, aml.name("_CRS", resources.template(*descriptors)))
+
+
+def _motherboard(machine: AcpiDescription) -> bytes:
+    """Claim what belongs to no device: the ECAM, which Linux wants reserved, and the PM block."""
+    claimed = [resources.io(machine.pm_base, _PM_BLOCK_SIZE)]
+    if machine.gpe0 is not None:
+        claimed.append(resources.io(*machine.gpe0))
+    if machine.ecam_base is not None:
+        claimed.append(resources.memory32(machine.ecam_base, machine.ecam_size))
+    return aml.device(
+        "MBRD",
+        aml.name("_HID", aml.eisa_id("PNP0C02")),
+        aml.name("_UID", aml.integer(1)),
+        aml.name("_CRS", resources.template(*claimed)),
+    )
+
+
+def _hpet(base: int) -> bytes:
+    return aml.device(
+        "HPET",
+        aml.name("_HID", aml.eisa_id("PNP0103")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", resources.template(resources.memory32(base, _HPET_SIZE, writable=False))),
+    )
+
+
+def _fw_cfg(*, dma: bool) -> bytes:
+    """Declare QEMU0002, hidden from a user's device list as QEMU does (docs/specs/fw_cfg)."""
+    ports = resources.io(FW_CFG_PORT, 12 if dma else 2)
+    return aml.device(
+        "FWCF",
+        aml.name("_HID", aml.string("QEMU0002")),
+        aml.name("_STA", aml.integer(_PRESENT_HIDDEN)),
+        aml.name("_CRS", resources.template(ports)),
+    )
+
+
+def _processors(machine: AcpiDescription) -> bytes:
+    """Declare each processor as ACPI0007 in a container; those not present say so in ``_STA``."""
+    devices = []
+    for index in range(machine.cpu_count):
+        status = _PRESENT if index < machine.cpus else 0
+        devices.append(
+            aml.device(
+                f"C{index:03X}",
+                aml.name("_HID", aml.string("ACPI0007")),
+                aml.name("_UID", aml.integer(index)),
+                aml.name("_STA", aml.integer(status)),
+            )
+        )
+    return aml.device(
+        "CPUS",
+        aml.name("_HID", aml.string("ACPI0010")),
+        aml.name("_CID", aml.eisa_id("PNP0A05")),
+        *devices,
+    )
+
+
+def vmgenid_ssdt(machine: AcpiDescription) -> tuple[bytes, int]:
+    """Build the SSDT of the VM generation counter (Microsoft's specification of 2012).
+
+    ``ADDR`` gives the GUID's address as a package of the low and the high 32 bits.
+
+    Returns:
+        The table, checksum 0, and the offset of the 4-byte field to which the
+        loader adds the address of ``etc/vmgenid_guid``.
+
+    """
+    base = aml.path("VGIA")
+    marker = aml.name("VGIA", aml.dword(0))
+    address = aml.method(
+        "ADDR",
+        0,
+        aml.store(aml.package(aml.integer(0), aml.integer(0)), aml.local(0)),
+        aml.add(base, aml.integer(VMGENID_GUID_OFFSET), aml.index(aml.local(0), aml.integer(0))),
+        aml.returns(aml.local(0)),
+    )
+    device = aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("VMMV0001")),
+        aml.name("_CID", aml.string("VM_Gen_Counter")),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        address,
+    )
+    body = marker + aml.scope("_SB", device)
+    return (
+        acpi_tables.table("SSDT", 2, body, machine.oem, final=False),
+        acpi_tables.HEADER_SIZE + len(marker) - 4,
+    )

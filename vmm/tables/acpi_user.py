@@ -1,0 +1,166 @@
+"""The user's own ACPI tables: ``-acpitable`` as QEMU has it.
+
+``file=`` names whole tables with their headers (compiled AML is one),
+``data=`` only bodies, for which the header comes from the other fields. Several
+files, joined by ``:``, are one table. Fields given beside ``file=`` replace the
+header's. Length and checksum are always made right, and what was wrong is said.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.errors import ConfigError
+from vmm.tables import options
+from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, Oem, checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_OPTION = "-acpitable"
+_LENGTH = struct.Struct("<I")
+_LENGTH_OFFSET = 4
+_MAX_TABLE = 1 << 24
+# Field: offset in the header, size, and the largest number, or None for text.
+_FIELDS: dict[str, tuple[int, int, int | None]] = {
+    "sig": (0, 4, None),
+    "rev": (8, 1, 0xFF),
+    "oem_id": (10, 6, None),
+    "oem_table_id": (16, 8, None),
+    "oem_rev": (24, 4, 0xFFFFFFFF),
+    "asl_compiler_id": (28, 4, None),
+    "asl_compiler_rev": (32, 4, 0xFFFFFFFF),
+}
+# What QEMU puts where no field says otherwise (hw/acpi/core.c).
+_DEFAULT_HEADER = struct.pack("<4sIBB6s8sI4sI", b"QEMU", 0, 1, 0, b"QEMUQE", b"QEMUQEMU", 1, b"QEMU", 1)
+_ONLY_OURS = frozenset({b"FACP", b"FACS", b"DSDT", b"APIC", b"MCFG", b"HPET", b"WAET", b"RSDT", b"XSDT", b"RSD "})
+
+
+@dataclass(frozen=True)
+class UserTable:
+    """A table ready to be published, and what had to be repaired to make it so."""
+
+    data: bytes
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def signature(self) -> str:
+        """The table's signature."""
+        return self.data[:4].decode("latin-1")
+
+
+def parse_acpitable(text: str) -> UserTable:
+    """Parse one ``-acpitable`` option and read its files.
+
+    Raises:
+        ConfigError: an unknown or bad field, an unreadable file, a file too
+            short to have a header, or neither (or both) of file and data.
+
+    """
+    fields = options.split_once(text, option=_OPTION, known=(*_FIELDS, "file", "data"))
+    if ("file" in fields) == ("data" in fields):
+        raise ConfigError(f"{_OPTION} {text}: give one of file= and data=")
+    names = fields.get("file") or fields.get("data") or ""
+    content = b"".join(_read(name) for name in names.split(":"))
+    overrides = {name: value for name, value in fields.items() if name in _FIELDS}
+    if "data" in fields:
+        warnings = () if overrides else (f"{_OPTION} {text}: no header fields given, the defaults are QEMU's",)
+        table = bytearray(_DEFAULT_HEADER + content)
+        _override(table, overrides)
+        _finish(table)
+        return UserTable(bytes(table), warnings)
+    return repair_table(content, overrides, source=names)
+
+
+def repair_table(content: bytes, overrides: dict[str, str] | None = None, *, source: str = "table") -> UserTable:
+    """Take a whole table, replace header fields, make length and checksum right.
+
+    Args:
+        content: the table with its header.
+        overrides: ``-acpitable`` fields by name, as text.
+        source: names the table in warnings and errors.
+
+    Raises:
+        ConfigError: shorter than a header, or a bad field.
+
+    """
+    if len(content) < HEADER_SIZE:
+        raise ConfigError(
+            f"{_OPTION} {source}: {len(content)} bytes are no table, a header has {HEADER_SIZE}; "
+            "use data= for a body without one"
+        )
+    if len(content) > _MAX_TABLE:
+        raise ConfigError(f"{_OPTION} {source}: {len(content)} bytes, more than {_MAX_TABLE}")
+    if not content[:4].isascii() or not content[:4].decode("ascii").isprintable():
+        raise ConfigError(
+            f"{_OPTION} {source}: starts with {content[:4].hex()}, which is no signature; "
+            "is it ASL source, or a body for data=?"
+        )
+    signature = content[:4].decode("ascii")
+    warnings = []
+    (length,) = _LENGTH.unpack_from(content, _LENGTH_OFFSET)
+    if length != len(content):
+        warnings.append(f"{_OPTION} {source}: {signature} says {length} bytes and has {len(content)}; length repaired")
+    elif sum(content) & 0xFF:
+        right = (content[CHECKSUM_OFFSET] - sum(content)) & 0xFF
+        warnings.append(
+            f"{_OPTION} {source}: checksum of {signature} is {content[CHECKSUM_OFFSET]:#04x}, repaired to {right:#04x}"
+        )
+    table = bytearray(content)
+    _override(table, overrides or {})
+    _finish(table)
+    return UserTable(bytes(table), tuple(warnings))
+
+
+def check_signatures(tables: Iterable[bytes]) -> None:
+    """Refuse user tables of which there may be only one, and that is ours.
+
+    Raises:
+        ConfigError: names the signature.
+
+    """
+    for table in tables:
+        if table[:4] in _ONLY_OURS:
+            raise ConfigError(
+                f"{_OPTION}: {table[:4].decode()} would be a second one; add an SSDT, or another signature, instead"
+            )
+
+
+def slic_oem(tables: Iterable[bytes], oem: Oem) -> Oem:
+    """Give the OEM identity of an SLIC among the tables, or the one passed in."""
+    for table in tables:
+        if table[:4] == b"SLIC":
+            return Oem(table[10:16], table[16:24], oem.revision)
+    return oem
+
+
+def _read(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{_OPTION}: cannot read '{name}': {error.strerror}") from error
+
+
+def _override(table: bytearray, fields: dict[str, str]) -> None:
+    for name, value in fields.items():
+        offset, size, largest = _FIELDS[name]
+        if largest is None:
+            try:
+                encoded = value.encode("ascii")
+            except UnicodeEncodeError:
+                raise ConfigError(f"{_OPTION} {name}={value}: must be ASCII") from None
+            if len(encoded) > size:
+                raise ConfigError(f"{_OPTION} {name}={value}: at most {size} characters")
+            table[offset : offset + size] = encoded.ljust(size, b"\0")
+        else:
+            number = options.number(value, what=f"{_OPTION} {name}", low=0, high=largest)
+            table[offset : offset + size] = number.to_bytes(size, "little")
+
+
+def _finish(table: bytearray) -> None:
+    _LENGTH.pack_into(table, _LENGTH_OFFSET, len(table))
+    table[CHECKSUM_OFFSET] = 0
+    table[CHECKSUM_OFFSET] = checksum(table)

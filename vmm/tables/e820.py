@@ -1,0 +1,197 @@
+"""The memory map that fw_cfg publishes as ``etc/e820``.
+
+A record is 20 packed little-endian bytes: u64 base, u64 length, u32 type. There
+is no header; the number of records is the item's size divided by 20.
+
+The map obeys what its readers do with it, because none of them complains:
+
+* OVMF takes low memory from the RAM records below 4 GiB: older versions the
+  highest end among them, newer ones only the run that starts at address 0 and
+  is contiguous in file order (edk2 PlatformInitLib). RAM is therefore one
+  record from 0 to the PCI hole and one from 4 GiB, without holes for VGA or
+  the BIOS area, and no further RAM record may lie below 4 GiB.
+* SeaBIOS takes the highest RAM end below 4 GiB as its RamSize, keeps reserved
+  records, and drops ACPI and NVS ones (src/fw/paravirt.c).
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from vmm.errors import ConfigError
+from vmm.tables import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+RECORD = struct.Struct("<QQI")
+FOUR_GIB = 1 << 32
+_ADDRESS_END = 1 << 64
+_TYPE_NAMES = {"ram": 1, "reserved": 2, "acpi": 3, "nvs": 4}
+
+
+class E820Type(IntEnum):
+    """Types that this project names (ACPI specification, address range types)."""
+
+    RAM = 1
+    RESERVED = 2
+    ACPI = 3
+    NVS = 4
+
+
+def type_name(number: int) -> str:
+    """Name a record type, or give its number as text."""
+    return next((name for name, value in _TYPE_NAMES.items() if value == number), str(number))
+
+
+@dataclass(frozen=True, order=True)
+class E820Entry:
+    """One range of guest-physical addresses: base and length in bytes, type 0 to 2^32-1."""
+
+    base: int
+    length: int
+    type: int
+
+    @property
+    def end(self) -> int:
+        """The first address behind the range."""
+        return self.base + self.length
+
+    def __str__(self) -> str:
+        """Give the range as firmware logs do, the last address included."""
+        return f"{self.base:#x}-{self.end - 1:#x} {type_name(self.type)}"
+
+
+def parse_entry(text: str) -> E820Entry:
+    """Parse ``-e820 base=ADDRESS,size=BYTES,type=ram|reserved|acpi|nvs|N``.
+
+    Numbers are decimal or ``0x``, with K, M, G or T behind them if wanted.
+
+    Raises:
+        ConfigError: a field is missing, unknown, or out of range.
+
+    """
+    fields = options.split_once(text, option="-e820", known=("base", "size", "type"))
+    for name in ("base", "size", "type"):
+        if name not in fields:
+            raise ConfigError(f"-e820 {text}: {name}= is missing (base=…,size=…,type=…)")
+    base = options.number(fields["base"], what="-e820 base", low=0, high=_ADDRESS_END - 1, suffixes=True)
+    size = options.number(fields["size"], what="-e820 size", low=1, high=_ADDRESS_END - 1, suffixes=True)
+    kind = fields["type"]
+    if kind in _TYPE_NAMES:
+        number = _TYPE_NAMES[kind]
+    elif kind[:1].isdigit():
+        number = options.number(kind, what="-e820 type", low=1, high=0xFFFFFFFF)
+    else:
+        raise ConfigError(f"-e820 type={kind}: must be ram, reserved, acpi, nvs or a number")
+    return E820Entry(base, size, number)
+
+
+def build_map(low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = ()) -> tuple[E820Entry, ...]:
+    """Build the map: RAM from 0, RAM from 4 GiB, then the extra entries by address.
+
+    Args:
+        low_size: bytes of RAM from address 0 to the PCI hole, above 0 and below 4 GiB.
+        high_size: bytes of RAM from 4 GiB on; 0 for none.
+        extra: further entries. They describe address space; they don't create RAM.
+
+    Raises:
+        ConfigError: a size out of range, entries that overlap, a range that
+            leaves the 64-bit space, or RAM below 4 GiB outside the low entry.
+
+    """
+    if not 0 < low_size < FOUR_GIB:
+        raise ConfigError(f"RAM below the PCI hole is {low_size:#x} bytes: must be above 0 and below 4 GiB")
+    if high_size < 0:
+        raise ConfigError(f"RAM above 4 GiB is {high_size} bytes: must not be negative")
+    entries = [E820Entry(0, low_size, E820Type.RAM)]
+    if high_size:
+        entries.append(E820Entry(FOUR_GIB, high_size, E820Type.RAM))
+    entries.extend(sorted(extra))
+    check_map(entries)
+    return tuple(entries)
+
+
+def check_map(entries: Sequence[E820Entry]) -> None:
+    """Refuse a map that firmware would misread or that contradicts itself.
+
+    Raises:
+        ConfigError: see ``build_map``; the message names both entries.
+
+    """
+    for entry in entries:
+        if entry.length <= 0 or entry.base < 0 or entry.end > _ADDRESS_END:
+            raise ConfigError(f"e820 entry {entry}: empty or beyond the 64-bit address space")
+        if entry.type == E820Type.RAM and 0 < entry.base < FOUR_GIB:
+            raise ConfigError(
+                f"e820 entry {entry}: RAM below 4 GiB must be the one entry that starts at 0, "
+                "firmware takes its end as the size of low memory; use -m, or type=reserved"
+            )
+    ordered = sorted(entries)
+    for before, after in itertools.pairwise(ordered):
+        if after.base < before.end:
+            raise ConfigError(f"e820 entries overlap: {before} and {after}")
+
+
+def encode(entries: Iterable[E820Entry]) -> bytes:
+    """Encode entries as 20-byte records, in the order given."""
+    return b"".join(RECORD.pack(entry.base, entry.length, entry.type) for entry in entries)
+
+
+def decode(data: bytes) -> tuple[E820Entry, ...]:
+    """Decode 20-byte records.
+
+    Raises:
+        ValueError: the size is not a multiple of 20, which OVMF refuses too.
+
+    """
+    if len(data) % RECORD.size:
+        raise ValueError(f"{len(data)} bytes are not a whole number of {RECORD.size}-byte e820 records")
+    return tuple(E820Entry(*fields) for fields in RECORD.iter_unpack(data))
+
+
+@dataclass(frozen=True)
+class FirmwareView:
+    """What a firmware makes of a map: sizes in bytes, and records it doesn't pass on."""
+
+    low_memory: int
+    high_memory: int
+    dropped: tuple[E820Entry, ...]
+
+
+def ovmf_view(entries: Sequence[E820Entry], *, contiguous: bool = False) -> FirmwareView:
+    """Tell what OVMF makes of a map.
+
+    Args:
+        entries: the records in file order.
+        contiguous: the rule of newer edk2: low memory is the run of RAM records
+            that starts at 0 and is contiguous in file order. Otherwise the rule
+            of edk2 2022.11: the highest RAM end below 4 GiB.
+
+    """
+    ram = [entry for entry in entries if entry.type == E820Type.RAM]
+    if contiguous:
+        low = 0
+        for entry in ram:
+            if entry.base == low:
+                low = entry.end
+        high = sum(entry.length for entry in ram if entry.base >= low and entry.base >= FOUR_GIB)
+        dropped = [entry for entry in entries if entry.type not in {1, 2}]
+    else:
+        low = max((entry.end for entry in ram if entry.end < FOUR_GIB), default=0)
+        high = sum(entry.length for entry in ram if entry.base >= FOUR_GIB)
+        dropped = [entry for entry in entries if entry.type != E820Type.RAM]
+    return FirmwareView(low, high, tuple(dropped))
+
+
+def seabios_view(entries: Sequence[E820Entry]) -> FirmwareView:
+    """Tell what SeaBIOS makes of a map (qemu_cfg_e820 in src/fw/paravirt.c)."""
+    ram = [entry for entry in entries if entry.type == E820Type.RAM]
+    low = max((entry.end for entry in ram if entry.base < FOUR_GIB), default=0)
+    high = max((entry.end - FOUR_GIB for entry in ram if entry.base >= FOUR_GIB), default=0)
+    dropped = tuple(entry for entry in entries if entry.type not in {E820Type.RAM, E820Type.RESERVED})
+    return FirmwareView(low, high, dropped)

@@ -1,0 +1,350 @@
+"""SMBIOS structures and their entry point, for ``etc/smbios/*``.
+
+Layouts are those of DMTF DSP0134 (System Management BIOS Reference
+Specification): version 2.8 with the 31-byte ``_SM_`` entry point, or 3.0 with
+the 24-byte ``_SM3_`` one. Firmware places the structures, then fills in their
+address and the checksums, which are shipped as 0 as QEMU does. It installs
+nothing if the anchor's table length isn't the size of the other item.
+
+Handles are QEMU's: type times 256, except 0x1000 and up for the memory types.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmm.errors import ConfigError
+from vmm.tables.smbios_options import END_OF_TABLE, REPEATABLE, SmbiosOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+ANCHOR_FILE: Final = "etc/smbios/smbios-anchor"
+TABLES_FILE: Final = "etc/smbios/smbios-tables"
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_FOUR_GIB = 4 * _GIB
+_DEVICE_SIZE = 16 * _GIB  # one memory device per 16 GiB, as QEMU
+_MAX_V2_TABLE = 0xFFFF
+_NO_HANDLE = 0xFFFF
+_NO_ERROR_INFORMATION = 0xFFFE
+_CHASSIS_HANDLE, _MEMORY_ARRAY_HANDLE = 0x300, 0x1000
+_KINDS = ("other", "unknown", "video", "scsi", "ethernet", "tokenring", "sound", "pata", "sata", "sas")
+
+_Fields = dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class SmbiosDescription:
+    """What SMBIOS says about a machine.
+
+    Attributes:
+        low_memory: bytes of RAM from 0.
+        high_memory: bytes of RAM from 4 GiB.
+        cpus: processors present at boot.
+        sockets: processor packages that may exist; those without a CPU at boot
+            are described as unpopulated.
+        cores: cores per package.
+        threads: threads per core.
+        processor_id: CPUID leaf 1, EAX in the low half and EDX in the high one.
+        uuid: 16 bytes in textual order, as fw_cfg key 0x02; None for zeros.
+        uefi: whether the firmware is UEFI (type 0).
+        version: (2, 8) or (3, 0).
+        product: type 1 product name.
+        options: the user's ``-smbios`` options in order.
+    """
+
+    low_memory: int
+    high_memory: int = 0
+    cpus: int = 1
+    sockets: int = 1
+    cores: int = 1
+    threads: int = 1
+    processor_id: int = 0
+    uuid: bytes | None = None
+    uefi: bool = False
+    version: tuple[int, int] = (2, 8)
+    product: str = "Virtual Machine"
+    options: tuple[SmbiosOption, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be described."""
+        if self.version not in {(2, 8), (3, 0)}:
+            raise ConfigError(f"SMBIOS version {self.version[0]}.{self.version[1]}: must be 2.8 or 3.0")
+        if self.uuid is not None and len(self.uuid) != 16:
+            raise ConfigError(f"SMBIOS: a UUID has 16 bytes, not {len(self.uuid)}")
+
+
+class _Structure:
+    """One structure under construction: a formatted area and its string set."""
+
+    def __init__(self, kind: int, handle: int) -> None:
+        self._kind = kind
+        self._handle = handle
+        self._body = b""
+        self._strings: list[bytes] = []
+
+    def put(self, layout: str, *values: int | bytes) -> _Structure:
+        """Append packed little-endian fields."""
+        self._body += struct.pack("<" + layout, *values)
+        return self
+
+    def text(self, *values: object) -> _Structure:
+        """Append string fields: the string's number, or 0 for an empty one."""
+        for value in values:
+            encoded = str(value).encode("latin-1")
+            if encoded:
+                self._strings.append(encoded)
+            self._body += bytes([len(self._strings) if encoded else 0])
+        return self
+
+    def encode(self) -> bytes:
+        strings = b"".join(string + b"\0" for string in self._strings)
+        header = struct.pack("<BBH", self._kind, 4 + len(self._body), self._handle)
+        return header + self._body + (strings or b"\0") + b"\0"
+
+
+def build_smbios(machine: SmbiosDescription) -> dict[str, bytes]:
+    """Build the anchor and the structures as fw_cfg files.
+
+    A user's structure from a file stands instead of ours of the same type;
+    fields change ours. Type 127 comes last.
+
+    Raises:
+        ConfigError: fields and a file for the same type, an unknown type 41
+            kind, or a table too long for a version 2.8 entry point.
+
+    """
+    fields, repeated, binary = _sort_options(machine.options)
+    structures = list(binary)
+    replaced = {structure[0] for structure in binary}
+    for kind, builder in _BUILDERS.items():
+        if kind not in replaced:
+            structures += builder(machine, fields.get(kind, {}))
+    for kind, build in _REPEATED_BUILDERS.items():
+        if kind not in replaced:
+            structures += [build(index, values) for index, values in enumerate(repeated.get(kind, []))]
+    structures.sort(key=lambda structure: structure[0])
+    structures.append(_Structure(END_OF_TABLE, 0x7F00).encode())
+    tables = b"".join(structures)
+    anchor = _anchor_v2(structures, tables) if machine.version[0] == 2 else _anchor_v3(tables)
+    return {ANCHOR_FILE: anchor, TABLES_FILE: tables}
+
+
+def _sort_options(
+    options: Iterable[SmbiosOption],
+) -> tuple[dict[int, _Fields], dict[int, list[_Fields]], list[bytes]]:
+    fields: dict[int, _Fields] = {}
+    repeated: dict[int, list[_Fields]] = {}
+    binary: list[bytes] = []
+    for option in options:
+        binary += option.structures
+        if option.structures:
+            continue
+        if option.type in REPEATABLE:
+            values: _Fields = {key: value for key, value in option.fields if key != "value"}
+            texts = [str(value) for key, value in option.fields if key == "value"]
+            if texts:
+                values["strings"] = "\0".join(texts)
+            repeated.setdefault(option.type, []).append(values)
+        else:
+            fields.setdefault(option.type, {}).update(option.fields)
+    for kind in {structure[0] for structure in binary} & (fields.keys() | repeated.keys()):
+        raise ConfigError(f"-smbios: both file= and fields for type {kind}; a structure from a file is complete")
+    return fields, repeated, binary
+
+
+def _anchor_v2(structures: list[bytes], tables: bytes) -> bytes:
+    if len(tables) > _MAX_V2_TABLE:
+        raise ConfigError(
+            f"SMBIOS structures of {len(tables)} bytes: version 2.8 has room for {_MAX_V2_TABLE}; use version 3.0"
+        )
+    largest = max(len(structure) for structure in structures)
+    intermediate = struct.pack("<5sBHIHB", b"_DMI_", 0, len(tables), 0, len(structures), 0x28)
+    return struct.pack("<4sBBBBHB5x", b"_SM_", 0, 31, 2, 8, largest, 0) + intermediate
+
+
+def _anchor_v3(tables: bytes) -> bytes:
+    return struct.pack("<5sBBBBBBBIQ", b"_SM3_", 0, 24, 3, 0, 0, 1, 0, len(tables), 0)
+
+
+def _bios(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
+    major, minor = (int(part) for part in str(user.get("release", "0.0")).split("."))
+    characteristics_not_supported = 1 << 3
+    virtual_machine, uefi, targeted_distribution = 1 << 4, 1 << 3, 1 << 2
+    extension = virtual_machine | targeted_distribution
+    extension |= uefi if user.get("uefi", machine.uefi) else 0
+    bios = _Structure(0, 0).text(user.get("vendor", "vmm"), user.get("version", "1")).put("H", 0xE800)
+    bios.text(user.get("date", "01/01/2026"))
+    bios.put("BQBBBBBB", 0, characteristics_not_supported, 0, extension, major, minor, 0xFF, 0xFF)
+    return [bios.encode()]
+
+
+def _system(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
+    text = str(user.get("uuid", ""))
+    uuid = bytes.fromhex(text.replace("-", "")) if text else machine.uuid or bytes(16)
+    mixed_endian = uuid[3::-1] + uuid[5:3:-1] + uuid[7:5:-1] + uuid[8:]
+    power_switch = 6
+    system = _Structure(1, 0x100).text(
+        user.get("manufacturer", "vmm"),
+        user.get("product", machine.product),
+        user.get("version", ""),
+        user.get("serial", ""),
+    )
+    system.put("16sB", mixed_endian, power_switch).text(user.get("sku", ""), user.get("family", ""))
+    return [system.encode()]
+
+
+def _board(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
+    hosting_board, motherboard = 1, 0x0A
+    board = _Structure(2, 0x200).text(
+        user.get("manufacturer", "vmm"),
+        user.get("product", machine.product),
+        user.get("version", ""),
+        user.get("serial", ""),
+        user.get("asset", ""),
+    )
+    board.put("B", hosting_board).text(user.get("location", "")).put("HBB", _CHASSIS_HANDLE, motherboard, 0)
+    return [board.encode()]
+
+
+def _chassis(_machine: SmbiosDescription, user: _Fields) -> list[bytes]:
+    other, safe, no_security = 1, 3, 3
+    chassis = _Structure(3, _CHASSIS_HANDLE).text(user.get("manufacturer", "vmm")).put("B", other)
+    chassis.text(user.get("version", ""), user.get("serial", ""), user.get("asset", ""))
+    chassis.put("BBBBIBBBB", safe, safe, safe, no_security, 0, 0, 0, 0, 0).text(user.get("sku", ""))
+    return [chassis.encode()]
+
+
+def _processors(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
+    """One structure per socket; counts above 255 need the words that version 3.0 adds."""
+    per_socket = machine.cores * machine.threads
+    central_processor, other = 3, 1
+    characteristics = 1 << 2 | (machine.cores > 1) << 3 | (machine.threads > 1) << 4  # 64-bit, multi-core, threads
+    populated_and_enabled = 0x41
+    result = []
+    for socket in range(machine.sockets):
+        present = socket * per_socket < machine.cpus
+        processor = _Structure(4, 0x400 + socket).text(f"{user.get('sock_pfx', 'CPU')} {socket}")
+        processor.put("BB", central_processor, other).text(user.get("manufacturer", "vmm"))
+        processor.put("Q", int(user.get("processor-id", machine.processor_id)))
+        processor.text(user.get("version", "")).put(
+            "BHHHBBHHH",
+            0,
+            0,
+            int(user.get("max-speed", 0)),
+            int(user.get("current-speed", 0)),
+            populated_and_enabled if present else 0,
+            other,
+            _NO_HANDLE,
+            _NO_HANDLE,
+            _NO_HANDLE,
+        )
+        processor.text(user.get("serial", ""), user.get("asset", ""), user.get("part", ""))
+        cores, threads = machine.cores, per_socket
+        processor.put("BBB", *(min(count, 0xFF) for count in (cores, cores, threads)))
+        processor.put("HH", characteristics, other)
+        if machine.version[0] >= 3:
+            processor.put("HHH", cores, cores, threads)
+        result.append(processor.encode())
+    return result
+
+
+def _memory_array(machine: SmbiosDescription, _user: _Fields) -> list[bytes]:
+    size = machine.low_memory + machine.high_memory
+    devices = len(_device_sizes(size))
+    other, system_memory, multi_bit_ecc, use_extended = 1, 3, 6, 0x8000_0000
+    in_kib = size // _KIB
+    array = _Structure(16, _MEMORY_ARRAY_HANDLE).put("BBB", other, system_memory, multi_bit_ecc)
+    array.put("IHH", min(in_kib, use_extended), _NO_ERROR_INFORMATION, devices)
+    array.put("Q", size if in_kib >= use_extended else 0)
+    return [array.encode()]
+
+
+def _device_sizes(size: int) -> list[int]:
+    """Cut RAM into memory devices of at most 16 GiB, in bytes."""
+    return [min(_DEVICE_SIZE, size - start) for start in range(0, size, _DEVICE_SIZE)]
+
+
+def _memory_devices(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
+    unknown_width, dimm, ram, other_detail = 0xFFFF, 9, 7, 2
+    in_kib_flag, use_extended = 0x8000, 0x7FFF
+    result = []
+    for index, size in enumerate(_device_sizes(machine.low_memory + machine.high_memory)):
+        short, extended = size // _MIB, 0
+        if size % _MIB:
+            short = in_kib_flag | min(size // _KIB, use_extended)
+        elif short >= use_extended:
+            short, extended = use_extended, size // _MIB
+        device = _Structure(17, 0x1100 + index)
+        device.put("HHHHHBB", _MEMORY_ARRAY_HANDLE, _NO_ERROR_INFORMATION, unknown_width, unknown_width, short, dimm, 0)
+        device.text(f"{user.get('loc_pfx', 'DIMM')} {index}", user.get("bank", ""))
+        device.put("BHH", ram, other_detail, int(user.get("speed", 0)))
+        device.text(*(user.get(name, "") for name in ("manufacturer", "serial", "asset", "part")))
+        device.put("BIHHHH", 0, extended, int(user.get("speed", 0)), 0, 0, 0)
+        result.append(device.encode())
+    return result
+
+
+def _mapped_addresses(machine: SmbiosDescription, _user: _Fields) -> list[bytes]:
+    """One structure for RAM below the PCI hole, one for RAM from 4 GiB; ends are inclusive."""
+    use_extended = 0xFFFF_FFFF
+    ranges = [(0, machine.low_memory)]
+    if machine.high_memory:
+        ranges.append((_FOUR_GIB, _FOUR_GIB + machine.high_memory))
+    result = []
+    for index, (start, end) in enumerate(ranges):
+        short = (start // _KIB, end // _KIB - 1)
+        extended = (0, 0)
+        if short[1] >= use_extended:
+            short, extended = (use_extended, use_extended), (start, end - 1)
+        mapped = _Structure(19, 0x1300 + index).put("IIHB", *short, _MEMORY_ARRAY_HANDLE, 1).put("QQ", *extended)
+        result.append(mapped.encode())
+    return result
+
+
+def _boot_information(_machine: SmbiosDescription, _user: _Fields) -> list[bytes]:
+    return [_Structure(32, 0x2000).put("6xB", 0).encode()]
+
+
+def _port_connector(index: int, user: _Fields) -> bytes:
+    port = _Structure(8, 0x800 + index).text(user.get("internal_reference", "")).put("B", 0)
+    port.text(user.get("external_reference", ""))
+    return port.put("BB", int(user.get("connector_type", 0)), int(user.get("port_type", 0))).encode()
+
+
+def _oem_strings(index: int, user: _Fields) -> bytes:
+    texts = str(user.get("strings", "")).split("\0") if "strings" in user else []
+    strings = _Structure(11, 0xE00 + index).put("B", len(texts)).encode()
+    text = b"".join(text.encode("latin-1") + b"\0" for text in texts)
+    return strings[:5] + (text or b"\0") + b"\0"
+
+
+def _onboard_device(index: int, user: _Fields) -> bytes:
+    kind = str(user.get("kind", "other"))
+    if kind not in _KINDS:
+        raise ConfigError(f"-smbios type=41 kind={kind}: must be one of {', '.join(_KINDS)}")
+    enabled = 0x80
+    device = _Structure(41, 0x2900 + index).text(user.get("designation", ""))
+    device.put("BBHBB", enabled | (_KINDS.index(kind) + 1), int(user.get("instance", 0)), 0, 0, 0)
+    return device.encode()
+
+
+_BUILDERS: Mapping[int, Callable[[SmbiosDescription, _Fields], list[bytes]]] = {
+    0: _bios,
+    1: _system,
+    2: _board,
+    3: _chassis,
+    4: _processors,
+    16: _memory_array,
+    17: _memory_devices,
+    19: _mapped_addresses,
+    32: _boot_information,
+}
+_REPEATED_BUILDERS: Mapping[int, Callable[[int, _Fields], bytes]] = {
+    8: _port_connector,
+    11: _oem_strings,
+    41: _onboard_device,
+}
