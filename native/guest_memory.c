@@ -126,3 +126,89 @@ uint64_t guest_memory_write(const struct guest_memory *memory, uint64_t gpa, con
     }
     return done;
 }
+
+/* Bytes from gpa to the next writable region, or to 2^64 (0 if that is gpa's distance to itself). */
+static uint64_t hole_length(const struct guest_memory *memory, uint64_t gpa)
+{
+    for (uint32_t at = first_ending_above(memory, gpa); at < memory->count; at++) {
+        const struct guest_region *region = &memory->regions[at];
+
+        if (!(region->flags & GUEST_REGION_READ_ONLY)) {
+            return region->gpa - gpa;
+        }
+    }
+    return 0 - gpa;
+}
+
+uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length)
+{
+    uint64_t done = 0;
+    uint64_t stored = 0;
+
+    while (done < length) {
+        uint64_t span = length - done;
+        uint8_t *to = guest_memory_span(memory, gpa + done, &span, true);
+
+        if (to == NULL) {
+            uint64_t hole = hole_length(memory, gpa + done);
+
+            done += hole != 0 && hole < span ? hole : span;
+            continue;
+        }
+        if (from != NULL) {
+            memcpy(to, (const uint8_t *)from + done, span);
+        } else {
+            memset(to, 0, span);
+        }
+        if (memory->written != NULL) {
+            memory->written(memory->opaque, gpa + done, span);
+        }
+        done += span;
+        stored += span;
+    }
+    return stored;
+}
+
+bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length)
+{
+    uint64_t done = 0;
+
+    while (done < length) {
+        uint64_t span = length - done;
+
+        if (gpa + done < gpa || guest_memory_span(memory, gpa + done, &span, false) == NULL) {
+            return false;
+        }
+        done += span;
+    }
+    return true;
+}
+
+bool guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value)
+{
+    uint64_t span = sizeof(value);
+    uint8_t *to = guest_memory_span(memory, gpa, &span, true);
+
+    if (to == NULL) {
+        return false;
+    }
+    if (span < sizeof(value)) {
+        uint64_t rest = sizeof(value) - span;
+
+        if (gpa + span < gpa || guest_memory_span(memory, gpa + span, &rest, true) == NULL) {
+            return false;
+        }
+        return guest_memory_write(memory, gpa, &value, sizeof(value)) == sizeof(value);
+    }
+    if ((uintptr_t)to % sizeof(value) == 0) {
+        __atomic_store_n((uint32_t *)(void *)to, value, __ATOMIC_RELEASE);
+    } else {
+        /* Release order for an address that the compiler's atomics don't take; x86 stores it in one piece. */
+        __atomic_thread_fence(__ATOMIC_RELEASE);
+        memcpy(to, &value, sizeof(value));
+    }
+    if (memory->written != NULL) {
+        memory->written(memory->opaque, gpa, sizeof(value));
+    }
+    return true;
+}

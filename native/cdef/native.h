@@ -3,7 +3,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/fw_cfg.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 #include "vmm/pm_timer.h"
+#include "vmm/trace.h"
 #include "vmm/vcpu_run.h"

@@ -57,4 +57,17 @@ uint64_t guest_memory_read(const struct guest_memory *memory, uint64_t gpa, void
 /* Bytes copied to the guest, counted from gpa: less than length only where writable memory ends. */
 uint64_t guest_memory_write(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length);
 
+/*
+ * As a bus master stores: what isn't writable memory swallows its part and the
+ * rest still arrives, addresses continue at 0 behind 2^64. from == NULL stores
+ * zeros. Returns how many bytes arrived.
+ */
+uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length);
+
+/* Whether every byte of a range can be read. */
+bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length);
+
+/* One 32-bit store (two byte-wise parts only across regions): all four bytes, or none and false. */
+bool guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value);
+
 #endif

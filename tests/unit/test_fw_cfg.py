@@ -1,0 +1,169 @@
+"""The device as a guest meets it, through the port table, without a virtual machine."""
+
+import logging
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fw_cfg_rig import BUFFER, READ, SELECT, SKIP, WRITE, Rig
+
+from vmm.devices.fw_cfg import Buffer, Key, map_file
+from vmm.errors import ConfigError
+
+
+def file(name: str, data: Buffer, **options: Any) -> Rig:
+    rig = Rig()
+    rig.device.add_file(name, data, **options)
+    return rig.start()
+
+
+def test_signature_can_be_read_without_selecting_anything() -> None:
+    rig = Rig().start()
+    assert rig.inp(0x511, 1, 4) == b"QEMU"
+    assert rig.device.probes == 1
+
+
+def test_id_says_whether_there_is_dma() -> None:
+    for dma, number in ((True, 3), (False, 1)):
+        rig = Rig(dma=dma).start()
+        rig.select(Key.ID)
+        assert rig.inp(0x511, 1, 4) == struct.pack("<I", number)
+        assert rig.inp(0x514, 4) == (b"QEMU" if dma else b"\xff" * 4)
+
+
+def test_string_read_crosses_the_end_of_an_item_into_zeros() -> None:
+    rig = file("opt/a", b"hello")
+    rig.select(0x20)
+    assert rig.inp(0x511, 1, 8) == b"hello\0\0\0"
+    assert rig.inp(0x511) == b"\0"
+
+
+def test_directory_is_sorted_and_big_endian() -> None:
+    rig = Rig()
+    for name in ("opt/b", "etc/z", "opt/a", "opt/B"):
+        rig.device.add_file(name, name.encode())
+    rig.start()
+    rig.select(Key.FILE_DIR)
+    raw = rig.inp(0x511, 1, 4 + 4 * 64)
+    assert raw[:4] == bytes.fromhex("00000004")
+    assert raw[4:12] == bytes.fromhex("0000000500200000")
+    assert raw[12 : 12 + 56] == b"etc/z".ljust(56, b"\0")
+    assert [raw[12 + 64 * i :][:5] for i in range(4)] == [b"etc/z", b"opt/B", b"opt/a", b"opt/b"]
+
+
+def test_a_thousand_files_each_found_under_its_key() -> None:
+    rig = Rig()
+    for number in range(1000):
+        rig.device.add_file(f"opt/org.example/{number:04}", b"%d" % number)
+    rig.start()
+    for number in (0, 31, 32, 999):
+        rig.select(0x20 + number)
+        assert rig.inp(0x511, 1, 4).rstrip(b"\0") == b"%d" % number
+    rig.select(0x20 + 1000)
+    assert rig.inp(0x511, 1, 4) == bytes(4)
+
+
+def test_dma_reads_an_item_and_fills_the_rest_with_zeros() -> None:
+    rig = file("opt/a", b"hello")
+    rig.poke(BUFFER, b"x" * 10)
+    assert rig.dma(0x0020 << 16 | SELECT | READ, 8, BUFFER) == 0
+    assert rig.peek(BUFFER, 10) == b"hello\0\0\0xx"
+
+
+def test_dma_write_reaches_the_item_and_its_owner() -> None:
+    seen: list[tuple[int, bytes]] = []
+    rig = file("opt/rw", bytes(8), writable=True, on_write=lambda offset, data: seen.append((offset, data)))
+    rig.poke(BUFFER, b"abcd")
+    assert rig.dma(0x0020 << 16 | SELECT | SKIP, 2, 0) == 0
+    assert rig.dma(WRITE, 4, BUFFER) == 0
+    assert rig.device.contents("opt/rw") == b"\0\0abcd\0\0"
+    assert seen == [(2, b"abcd")]
+    rig.device.reset()
+    assert rig.device.contents("opt/rw") == bytes(8)
+
+
+def test_select_callback_can_replace_what_is_about_to_be_read() -> None:
+    rig = Rig()
+    rig.device.add_file("opt/a", b"old", on_select=lambda: rig.device.replace_file("opt/a", b"newer"))
+    rig.start()
+    rig.select(0x20)
+    assert rig.inp(0x511, 1, 6) == b"newer\0"
+    rig.select(Key.FILE_DIR)
+    assert rig.inp(0x511, 1, 8)[4:] == struct.pack(">I", 5)
+
+
+def test_callback_that_raises_is_kept_and_reported_once() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    rig = file("opt/a", b"x", on_select=fail)
+    rig.select(0x20)
+    rig.select(0x20)
+    assert [type(error) for error in rig.failures] == [ZeroDivisionError]
+    assert rig.failures[0].__notes__ == ["in a callback of fw_cfg item opt/a"]
+
+
+def test_statistics_tell_a_partial_from_a_whole_read() -> None:
+    rig = Rig()
+    rig.device.add_file("opt/part", b"12345678")
+    rig.device.add_file("opt/whole", b"12345678")
+    rig.start()
+    rig.select(rig.device.key_of("opt/part"))
+    rig.inp(0x511, 1, 7)
+    rig.dma(rig.device.key_of("opt/whole") << 16 | SELECT | READ, 8, BUFFER)
+    part, whole = (item for item in rig.device.items() if item.name.startswith("opt/"))
+    assert (part.selects, part.reads, part.bytes_read, part.read_to_end) == (1, 1, 7, False)
+    assert (whole.selects, whole.reads, whole.bytes_read, whole.read_to_end) == (1, 1, 8, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("opt/" + "x" * 52, "56 characters"),
+        ("", "needs a name"),
+        ("opt/é", "printable ASCII"),
+        ("opt/\n", "printable ASCII"),
+        ("opt/twice", "taken"),
+    ],
+)
+def test_bad_names_are_refused(name: str, text: str) -> None:
+    rig = Rig()
+    rig.device.add_file("opt/twice", b"")
+    with pytest.raises(ConfigError, match=text):
+        rig.device.add_file(name, b"")
+
+
+def test_fixed_keys_are_checked() -> None:
+    rig = Rig()
+    for key in (Key.SIGNATURE, Key.FILE_DIR, 0x20, 0x4000, 0x1FFFF):
+        with pytest.raises(ConfigError):
+            rig.device.add_item(key, b"")
+
+
+def test_name_outside_opt_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    with caplog.at_level(logging.WARNING):
+        rig.device.add_user_file("opt/fine", b"")
+        assert not caplog.records
+        rig.device.add_user_file("etc/mine", b"")
+    assert "etc/mine" in caplog.text
+
+
+def test_large_file_is_mapped_and_small_one_read(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(bytes(range(256)) * 8192)
+    small = tmp_path / "small"
+    small.write_bytes(b"small")
+    assert isinstance(map_file(large), mmap.mmap)
+    assert map_file(small) == b"small"
+    rig = file("opt/large", map_file(large))
+    assert rig.dma(0x0020 << 16 | SELECT | SKIP, (2 << 20) - 256, 0) == 0
+    assert rig.dma(READ, 256, BUFFER) == 0
+    assert rig.peek(BUFFER, 256) == bytes(range(256))
+
+
+def test_unreadable_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="missing: No such file"):
+        map_file(tmp_path / "missing")

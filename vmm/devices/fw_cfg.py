@@ -1,0 +1,422 @@
+"""fw_cfg: what the items of QEMU's firmware configuration device contain, and who hears of their use.
+
+The device itself, ports and DMA, is C (`native/fw_cfg.c`). This module owns the
+contents: it registers items, gives files their keys, builds the directory and
+hands a sealed table of pointers to C. C calls back only for items that asked
+for it, with the machine's io_lock held.
+
+Not here: what a PC's items contain (`vmm.devices.fw_cfg_items`), and the
+reference model that C is tested against (`vmm.devices.fw_cfg_model`).
+
+Source: docs/specs/fw_cfg.rst in QEMU's tree; keys from
+include/standard-headers/linux/qemu_fw_cfg.h there.
+"""
+
+import logging
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm._native import ffi, lib
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmm.bus import Bus
+
+log = logging.getLogger(__name__)
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+"""What an item's contents may come in; used in place unless the item is writable."""
+
+FILE_FIRST = 0x20
+"""Key of the first file in the directory."""
+
+ARCH_LOCAL = 0x8000
+"""Bit 15 of a key: the architecture's own table."""
+
+INDEX_MASK = 0x3FFF
+"""Bits of a key that count: bit 14, once a write mode, means nothing."""
+
+MAX_FILES = 0x4000 - FILE_FIRST
+"""Keys left for files."""
+
+NAME_BYTES = 56
+"""A name's field in a directory entry; the last byte is NUL."""
+
+DIRECTORY_ENTRY = struct.Struct(">IHH56s")
+"""Size, key, reserved, name; big-endian (struct FWCfgFile in the specification)."""
+
+MAP_THRESHOLD = 1 << 20
+"""Files from this size on are mapped, smaller ones read."""
+
+
+class Key(IntEnum):
+    """The fixed keys that a PC publishes."""
+
+    SIGNATURE = 0x00
+    ID = 0x01
+    UUID = 0x02
+    RAM_SIZE = 0x03
+    NOGRAPHIC = 0x04
+    NB_CPUS = 0x05
+    KERNEL_ADDR = 0x07
+    KERNEL_SIZE = 0x08
+    INITRD_ADDR = 0x0A
+    INITRD_SIZE = 0x0B
+    NUMA = 0x0D
+    BOOT_MENU = 0x0E
+    MAX_CPUS = 0x0F
+    KERNEL_ENTRY = 0x10
+    KERNEL_DATA = 0x11
+    INITRD_DATA = 0x12
+    CMDLINE_ADDR = 0x13
+    CMDLINE_SIZE = 0x14
+    CMDLINE_DATA = 0x15
+    SETUP_ADDR = 0x16
+    SETUP_SIZE = 0x17
+    SETUP_DATA = 0x18
+    FILE_DIR = 0x19
+    ACPI_TABLES = 0x8000
+    SMBIOS_ENTRIES = 0x8001
+    IRQ0_OVERRIDE = 0x8002
+    E820_TABLE = 0x8003
+    HPET = 0x8004
+
+
+OnSelect = Callable[[], None]
+"""Called before the guest can read the item's first byte."""
+
+OnWrite = Callable[[int, bytes], None]
+"""Called with (offset, the stored bytes) after a guest's DMA write."""
+
+
+@dataclass(frozen=True)
+class ItemStatistics:
+    """One item and what the guest did with it so far; sizes in bytes."""
+
+    name: str
+    key: int
+    size: int
+    selects: int
+    reads: int
+    """Port accesses (a string instruction's batch is one) and DMA transfers that delivered bytes of the item."""
+    bytes_read: int
+    writes: int
+    read_to_end: bool
+
+
+@dataclass
+class _Item:
+    name: str
+    key: int
+    contents: Any
+    """Owned ``uint8_t[]`` if writable, else a cffi view that keeps the caller's buffer alive."""
+    size: int
+    writable: bool
+    initial: bytes | None
+    on_select: OnSelect | None
+    on_write: OnWrite | None
+
+
+def map_file(path: Path) -> Buffer:
+    """The contents of a file: mapped, not copied, where it is large. It must not shrink while it is used.
+
+    Raises:
+        ConfigError: the file cannot be read, or is larger than an item can be (4 GiB - 1).
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size > 0xFFFFFFFF:
+                raise ConfigError(f"{path}: {size} bytes; an fw_cfg item holds 4294967295 at the most")
+            if size < MAP_THRESHOLD:
+                file.seek(0)
+                return file.read()
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+
+
+def check_name(name: str) -> None:
+    """Refuse a file name that the directory cannot hold.
+
+    Raises:
+        ConfigError: empty, longer than 55 characters, or not printable ASCII.
+    """
+    if not name:
+        raise ConfigError("an fw_cfg file needs a name, like opt/org.example/greeting")
+    if len(name) >= NAME_BYTES:
+        raise ConfigError(f"fw_cfg file {name}: {len(name)} characters; a name has {NAME_BYTES - 1} at the most")
+    if not name.isascii() or not name.isprintable():
+        raise ConfigError(f"fw_cfg file {name!r}: a name is printable ASCII")
+
+
+class FwCfg:
+    """The device: register items, `publish` them, `attach` the ports.
+
+    Args:
+        core: the C core's ``struct vmm_vm`` of the machine.
+        dma: offer the DMA interface (bit 1 of the id, ports 0x514-0x51b).
+        on_failure: called with the exception when a callback of an item raises; it shall stop the machine.
+    """
+
+    def __init__(self, core: Any, *, dma: bool = True, on_failure: Callable[[Exception], None] | None = None) -> None:
+        self._core = core
+        self._on_failure = on_failure
+        self._native = ffi.gc(
+            lib.fw_cfg_new(ffi.addressof(core, "memory"), ffi.addressof(core, "stop"), dma), lib.fw_cfg_free
+        )
+        if self._native == ffi.NULL:
+            raise MemoryError
+        self._handle = ffi.new_handle(self)
+        lib.fw_cfg_listen(self._native, lib.vmm_python_fw_cfg_event, self._handle)
+        self._items: dict[int, _Item] = {}
+        self._files: dict[str, _Item] = {}
+        self._tables: tuple[Any, Any] | None = None
+        self.failure: Exception | None = None
+        self.add_item(Key.SIGNATURE, b"QEMU")
+        self.add_item(Key.ID, struct.pack("<I", 3 if dma else 1))
+
+    # -- registration -----------------------------------------------------------------------------------------------
+
+    def add_item(
+        self,
+        key: int,
+        data: Buffer,
+        *,
+        writable: bool = False,
+        on_select: OnSelect | None = None,
+        on_write: OnWrite | None = None,
+    ) -> None:
+        """Publish ``data`` under a fixed key. The buffer is used in place unless the item is writable.
+
+        Raises:
+            ConfigError: the key is taken or belongs to files.
+        """
+        index = key & INDEX_MASK
+        if key & ~(ARCH_LOCAL | INDEX_MASK) or (index >= FILE_FIRST and not key & ARCH_LOCAL):
+            raise ConfigError(f"fw_cfg key {key:#x}: fixed keys are below 0x20, or 0x8000 and above")
+        if key in self._items or key == Key.FILE_DIR:
+            raise ConfigError(f"fw_cfg key {key:#x} is taken")
+        self._refuse_if_published()
+        name = Key(key).name.lower() if key in list(Key) else f"key {key:#x}"
+        self._items[key] = _new_item(name, key, data, writable, on_select, on_write)
+
+    def add_file(
+        self,
+        name: str,
+        data: Buffer,
+        *,
+        writable: bool = False,
+        on_select: OnSelect | None = None,
+        on_write: OnWrite | None = None,
+    ) -> None:
+        """Publish ``data`` as a named file. The buffer is used in place unless the file is writable.
+
+        Raises:
+            ConfigError: the name is taken, overlong or not ASCII, or all keys are taken.
+        """
+        check_name(name)
+        if name in self._files:
+            raise ConfigError(f"fw_cfg file {name}: the name is taken")
+        if len(self._files) == MAX_FILES:
+            raise ConfigError(f"fw_cfg file {name}: no more than {MAX_FILES} files have keys")
+        self._refuse_if_published()
+        self._files[name] = _new_item(name, -1, data, writable, on_select, on_write)
+
+    def add_user_file(self, name: str, data: Buffer) -> None:
+        """Publish a file that the user asked for; warns about a name outside ``opt/``, as QEMU does.
+
+        Raises:
+            ConfigError: as `add_file`.
+        """
+        if not name.startswith("opt/"):
+            log.warning("fw_cfg file %s: names for users begin with opt/ (docs/specs/fw_cfg.rst)", name)
+        self.add_file(name, data)
+
+    def publish(self) -> None:
+        """Seal the table: give files their keys, in the order of their names, and hand all items to C.
+
+        Call it once, before vCPUs run.
+        """
+        self._refuse_if_published()
+        for key, name in enumerate(sorted(self._files, key=str.encode), FILE_FIRST):
+            self._files[name].key = key
+            self._items[key] = self._files[name]
+        self._items[Key.FILE_DIR] = _new_item("file_dir", Key.FILE_DIR, self._directory(), True, None, None)
+        generic = self._table([key for key in self._items if not key & ARCH_LOCAL])
+        arch = self._table([key for key in self._items if key & ARCH_LOCAL])
+        self._tables = generic, arch
+        lib.fw_cfg_publish(self._native, generic, len(generic), arch, len(arch))
+
+    def attach(self, ports: "Bus") -> None:
+        """Answer ports 0x510-0x51b.
+
+        Raises:
+            ConfigError: another device has some of them, such as fwctl.
+        """
+        handler = ffi.addressof(lib, "fw_cfg_access")
+        ports.add_native(lib.FW_CFG_PORT_FIRST, lib.FW_CFG_PORT_LAST, handler, self._native, "fw_cfg")
+
+    # -- while the machine lives ------------------------------------------------------------------------------------
+
+    def replace_file(self, name: str, data: Buffer) -> None:
+        """Change what a published file contains, such as ``bootorder`` after a reset; its directory entry follows.
+
+        Safe while vCPUs run. A writable file also returns to these contents at reset.
+
+        Raises:
+            KeyError: there is no such file.
+        """
+        old = self._files[name]
+        new = _new_item(name, old.key, data, old.writable, old.on_select, old.on_write)
+        lib.vmm_io_lock(self._core)
+        try:
+            self._files[name] = self._items[new.key] = new
+            lib.fw_cfg_replace(self._native, new.key, _pointer(new), new.size)
+            directory = self._items[Key.FILE_DIR]
+            at = 4 + (new.key - FILE_FIRST) * DIRECTORY_ENTRY.size
+            ffi.buffer(directory.contents)[at : at + 4] = struct.pack(">I", new.size)
+        finally:
+            lib.vmm_io_unlock(self._core)
+
+    def contents(self, name: str) -> bytes:
+        """What a file contains now, with what the guest wrote into it.
+
+        Raises:
+            KeyError: there is no such file.
+        """
+        item = self._files[name]
+        return bytes(ffi.buffer(item.contents, item.size))
+
+    def reset(self) -> None:
+        """Reset of the machine: key 0 is selected, writable items contain what they did at first."""
+        lib.vmm_io_lock(self._core)
+        try:
+            lib.fw_cfg_reset(self._native)
+            for item in self._items.values():
+                if item.initial is not None and item.key != Key.FILE_DIR:
+                    ffi.buffer(item.contents)[:] = item.initial
+        finally:
+            lib.vmm_io_unlock(self._core)
+
+    def items(self) -> list[ItemStatistics]:
+        """Every item by key, files among them by name, with what the guest did so far."""
+        result = []
+        for key, item in sorted(self._items.items()):
+            row = self._row(key)
+            result.append(
+                ItemStatistics(
+                    name=item.name,
+                    key=key,
+                    size=item.size,
+                    selects=row.selects,
+                    reads=row.reads,
+                    bytes_read=row.bytes_read,
+                    writes=row.writes,
+                    read_to_end=row.ends > 0 or (item.size == 0 and row.selects > 0),
+                )
+            )
+        return result
+
+    def key_of(self, name: str) -> int:
+        """The key that a published file has.
+
+        Raises:
+            KeyError: there is no such file.
+        """
+        return self._files[name].key
+
+    def name_of(self, key: int) -> str:
+        """An item's name for people; a key that names nothing is shown in hexadecimal."""
+        item = self._items.get(key)
+        return item.name if item is not None else f"key {key:#x}"
+
+    @property
+    def native(self) -> Any:
+        """The ``struct fw_cfg`` behind it."""
+        return self._native
+
+    @property
+    def probes(self) -> int:
+        """How often the guest read the signature to its end."""
+        return int(self._row(Key.SIGNATURE).ends)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _refuse_if_published(self) -> None:
+        if self._tables is not None:
+            raise RuntimeError("the items are published already")
+
+    def _directory(self) -> bytes:
+        """The directory's bytes: a big-endian count, and one entry per file."""
+        entries = [
+            DIRECTORY_ENTRY.pack(item.size, item.key, 0, item.name.encode("ascii"))
+            for item in sorted(self._files.values(), key=lambda item: item.key)
+        ]
+        return struct.pack(">I", len(entries)) + b"".join(entries)
+
+    def _table(self, keys: list[int]) -> Any:
+        size = max((key & INDEX_MASK for key in keys), default=-1) + 1
+        table = ffi.new("struct fw_cfg_item[]", size)
+        for key in keys:
+            item = self._items[key]
+            row = table[key & INDEX_MASK]
+            row.data = _pointer(item)
+            row.length = item.size
+            if item.writable and key != Key.FILE_DIR:
+                row.flags |= lib.FW_CFG_WRITABLE
+            if item.on_select is not None:
+                row.flags |= lib.FW_CFG_NOTIFY_SELECT
+            if item.on_write is not None:
+                row.flags |= lib.FW_CFG_NOTIFY_WRITE
+        return table
+
+    def _row(self, key: int) -> Any:
+        if self._tables is None:
+            raise RuntimeError("the items are not published yet")
+        return self._tables[key >= ARCH_LOCAL][key & INDEX_MASK]
+
+    def _event(self, event: int, key: int, offset: int, length: int) -> None:
+        try:
+            item = self._items[key]
+            if event == lib.FW_CFG_EVENT_SELECT and item.on_select is not None:
+                item.on_select()
+            elif event == lib.FW_CFG_EVENT_WRITE and item.on_write is not None:
+                item.on_write(offset, bytes(ffi.buffer(item.contents)[offset : offset + length]))
+        except Exception as error:  # noqa: BLE001 - an item's callback must not unwind through C
+            error.add_note(f"in a callback of fw_cfg item {self.name_of(key)}")
+            if self.failure is None:
+                self.failure = error
+                if self._on_failure is not None:
+                    self._on_failure(error)
+
+
+def _new_item(
+    name: str, key: int, data: Buffer, writable: bool, on_select: OnSelect | None, on_write: OnWrite | None
+) -> _Item:
+    view = ffi.from_buffer(data)
+    size = len(view)
+    if size > 0xFFFFFFFF:
+        raise ConfigError(f"fw_cfg item {name}: {size} bytes; an item holds 4294967295 at the most")
+    if not writable:
+        return _Item(name, key, view, size, False, None, on_select, on_write)
+    initial = bytes(ffi.buffer(view))
+    own = ffi.new("uint8_t[]", size)
+    ffi.buffer(own)[:] = initial
+    return _Item(name, key, own, size, True, initial, on_select, on_write)
+
+
+def _pointer(item: _Item) -> Any:
+    return ffi.cast("uint8_t *", item.contents) if item.size else ffi.NULL
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def vmm_python_fw_cfg_event(opaque: Any, event: int, key: int, offset: int, length: int) -> None:
+    """C's way to the `FwCfg` whose item asked to hear of this."""
+    device: FwCfg = ffi.from_handle(opaque)
+    device._event(event, key, offset, length)  # noqa: SLF001 - the other half of one class

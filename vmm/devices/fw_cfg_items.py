@@ -1,0 +1,130 @@
+"""What the fw_cfg items of a PC contain: QEMU's fixed keys, and its files that need no further device.
+
+All numbers are little-endian. Items whose device this machine lacks stay
+absent, as in QEMU: SMI features, TPM, vmgenid, pvpanic, ramfb, extra PCI roots.
+
+Source: fw_cfg_arch_create in hw/i386/fw_cfg.c and fw_cfg_init_io_dma in
+hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from vmm.devices.fw_cfg import Buffer, FwCfg, Key
+
+SYSTEM_STATES = bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80))
+"""etc/system-states: byte x is Sx, bit 7 says that it is there, low bits are its SLP_TYP. Here S0 and S5."""
+
+BOOT_FAIL_WAIT_FOREVER = -1
+"""etc/boot-fail-wait: do not boot again."""
+
+HPET_SIZE = 121
+"""Key 0x8004: a count and eight entries of 15 bytes (struct hpet_fw_config in include/hw/timer/hpet.h)."""
+
+VMCOREINFO = "etc/vmcoreinfo"
+_VMCOREINFO = struct.Struct("<HHIQ")
+VMCOREINFO_FORMAT_ELF = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PcItems:
+    """Facts about the machine that its items state; sizes in bytes, times in milliseconds."""
+
+    memory: int
+    cpus: int
+    """CPUs present at boot."""
+    apic_id_limit: int
+    """One more than the highest APIC id that a CPU may have: what key 0x0f really is."""
+    e820: bytes
+    """Records of 20 bytes: u64 base, u64 length, u32 type."""
+    uuid: UUID | None = None
+    numa_nodes: Sequence[int] = ()
+    """RAM of each node; CPUs all belong to node 0."""
+    graphics: bool = False
+    """A display exists; without one, SeaBIOS puts its screen on COM1."""
+    bootorder: bytes = b""
+    """OpenFirmware device paths, one a line, NUL at the end; empty if there is no order."""
+    boot_menu: bool = False
+    splash_time: int | None = None
+    reboot_timeout: int = BOOT_FAIL_WAIT_FOREVER
+    acpi_tables: bytes = b""
+    """Key 0x8000, the user's tables: u16 count, then u16 length and bytes of each."""
+    system_states: bytes = SYSTEM_STATES
+    hpet_address: int | None = None
+
+
+def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
+    """Register the items that QEMU publishes on every PC.
+
+    Raises:
+        ConfigError: a key or name is taken.
+    """
+    numbers = {
+        Key.RAM_SIZE: struct.pack("<Q", items.memory),
+        Key.NOGRAPHIC: struct.pack("<H", not items.graphics),
+        Key.NB_CPUS: struct.pack("<H", items.cpus),
+        Key.BOOT_MENU: struct.pack("<H", items.boot_menu),
+        Key.MAX_CPUS: struct.pack("<H", items.apic_id_limit),
+        Key.IRQ0_OVERRIDE: struct.pack("<I", 1),
+    }
+    for key, data in numbers.items():
+        fw_cfg.add_item(key, data)
+    fw_cfg.add_item(Key.UUID, items.uuid.bytes if items.uuid is not None else bytes(16))
+    fw_cfg.add_item(Key.NUMA, _numa(items))
+    if items.acpi_tables:
+        fw_cfg.add_item(Key.ACPI_TABLES, items.acpi_tables)
+    if items.hpet_address is not None:
+        fw_cfg.add_item(Key.HPET, _hpet(items.hpet_address))
+    fw_cfg.add_file("bootorder", items.bootorder)
+    fw_cfg.add_file("etc/e820", items.e820)
+    fw_cfg.add_file("etc/system-states", items.system_states)
+    fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", items.reboot_timeout))
+    if items.splash_time is not None:
+        fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", items.splash_time))
+
+
+@dataclass(frozen=True)
+class VmCoreInfo:
+    """What a guest kernel said about its vmcoreinfo note (docs/specs/vmcoreinfo.rst in QEMU)."""
+
+    guest_format: int
+    size: int
+    address: int
+    """GPA of the ELF note."""
+
+
+def add_vmcoreinfo(fw_cfg: FwCfg, on_info: Callable[[VmCoreInfo | None], None]) -> None:
+    """Offer etc/vmcoreinfo, where a guest kernel leaves the address of its crash notes.
+
+    Args:
+        fw_cfg: not yet published.
+        on_info: called after each write, with None if it makes no valid note: the write must cover the whole
+            item, and name a format.
+
+    Raises:
+        ConfigError: the file is there already.
+    """
+
+    def on_write(offset: int, data: bytes) -> None:
+        if offset != 0 or len(data) != _VMCOREINFO.size:
+            on_info(None)
+            return
+        _, guest_format, size, address = _VMCOREINFO.unpack(data)
+        on_info(VmCoreInfo(guest_format, size, address) if guest_format else None)
+
+    initial: Buffer = _VMCOREINFO.pack(VMCOREINFO_FORMAT_ELF, 0, 0, 0)
+    fw_cfg.add_file(VMCOREINFO, initial, writable=True, on_write=on_write)
+
+
+def _numa(items: PcItems) -> bytes:
+    """The number of nodes, the node of each APIC id, the RAM of each node: all u64."""
+    words = [len(items.numa_nodes), *([0] * items.apic_id_limit), *items.numa_nodes]
+    return struct.pack(f"<{len(words)}Q", *words)
+
+
+def _hpet(address: int) -> bytes:
+    """One event timer block: u32 block id, u64 address, u16 minimum tick, u8 page protection."""
+    block = struct.pack("<IQHB", 0x8086A201, address, 100, 0)
+    return (b"\1" + block).ljust(HPET_SIZE, b"\0")
