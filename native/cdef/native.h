@@ -1,11 +1,11 @@
 /* What the generated binding of vmm._native includes. */
-#include <linux/kvm.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "vmm/fw_cfg.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
+#include "vmm/kvm_abi.h"
 #include "vmm/pm_timer.h"
 #include "vmm/trace.h"
 #include "vmm/vcpu_run.h"

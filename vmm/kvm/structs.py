@@ -1,0 +1,103 @@
+"""What calls take and return where a kernel struct would be clumsy: plain, typed values."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmm._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from typing_extensions import Buffer
+
+
+class CpuidEntry(NamedTuple):
+    """One leaf of CPUID: struct kvm_cpuid_entry2. ``indexed`` says that ECX selects a ``subleaf``."""
+
+    function: int
+    subleaf: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+    indexed: bool = False
+
+
+class MpState(IntEnum):
+    """KVM_GET_MP_STATE: what a vCPU is doing with regard to INIT, SIPI and HLT."""
+
+    RUNNABLE = lib.KVM_MP_STATE_RUNNABLE
+    UNINITIALIZED = lib.KVM_MP_STATE_UNINITIALIZED
+    """An AP that nobody has started."""
+    INIT_RECEIVED = lib.KVM_MP_STATE_INIT_RECEIVED
+    """Waits for SIPI."""
+    HALTED = lib.KVM_MP_STATE_HALTED
+    SIPI_RECEIVED = lib.KVM_MP_STATE_SIPI_RECEIVED
+
+
+class IrqchipRoute(NamedTuple):
+    """A GSI that is wired to a pin of an in-kernel chip (KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE or _IOAPIC)."""
+
+    gsi: int
+    irqchip: int
+    pin: int
+
+
+class MsiRoute(NamedTuple):
+    """A GSI that sends a message-signalled interrupt: a store of ``data`` to ``address``."""
+
+    gsi: int
+    address: int
+    data: int
+
+
+GsiRoute = IrqchipRoute | MsiRoute
+
+
+def pc_routes() -> list[GsiRoute]:
+    """A PC's wiring, for `Vm.set_gsi_routing`: GSI n to the PICs' and the IOAPIC's pin n, but the timer to pin 2.
+
+    That last one is what ACPI tables and firmware of PCs say (an interrupt source override from IRQ 0 to GSI 2, ACPI
+    6.5, section 5.2.12.5). KVM_CREATE_IRQCHIP by itself wires GSI 0 to pin 0.
+    """
+    routes: list[GsiRoute] = []
+    for gsi in range(16):
+        chip = lib.KVM_IRQCHIP_PIC_MASTER if gsi < 8 else lib.KVM_IRQCHIP_PIC_SLAVE
+        routes.append(IrqchipRoute(gsi, chip, gsi % 8))
+    pins = [gsi for gsi in range(lib.KVM_IOAPIC_NUM_PINS) if gsi != 2]
+    routes += [IrqchipRoute(gsi, lib.KVM_IRQCHIP_IOAPIC, gsi or 2) for gsi in pins]
+    return routes
+
+
+def cpuid_to_c(entries: Iterable[CpuidEntry]) -> Any:
+    """A struct kvm_cpuid2 with ``entries``."""
+    listed = list(entries)
+    table = ffi.new("struct kvm_cpuid2 *", {"nent": len(listed), "entries": len(listed)})
+    for slot, entry in zip(table.entries, listed, strict=True):
+        slot.function, slot.index, slot.eax, slot.ebx, slot.ecx, slot.edx = entry[:6]
+        slot.flags = lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX if entry.indexed else 0
+    return table
+
+
+def cpuid_from_c(table: Any) -> list[CpuidEntry]:
+    """The entries of a struct kvm_cpuid2 that KVM filled."""
+    return [
+        CpuidEntry(
+            entry.function,
+            entry.index,
+            entry.eax,
+            entry.ebx,
+            entry.ecx,
+            entry.edx,
+            bool(entry.flags & lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX),
+        )
+        for entry in table.entries[0 : table.nent]
+    ]
+
+
+def address_of(memory: Buffer) -> tuple[int, Any]:
+    """Host address of a writable buffer, and what pins it there while it is kept."""
+    pin = ffi.from_buffer(memory, require_writable=True)
+    return int(ffi.cast("uintptr_t", pin)), pin

@@ -1,0 +1,204 @@
+"""``/dev/kvm``: what this host's KVM is and can do, and where virtual machines come from."""
+
+import errno
+import os
+from collections.abc import Iterable
+
+from vmm._native import ffi, lib
+from vmm.errors import HostError, KvmError
+from vmm.kvm.capabilities import MACHINE, Capability, known
+from vmm.kvm.descriptor import Descriptor
+from vmm.kvm.structs import CpuidEntry, cpuid_from_c
+from vmm.kvm.vm import Vm
+
+DEVICE = "/dev/kvm"
+
+
+class Kvm(Descriptor):
+    """KVM itself.
+
+    Args:
+        path: the device to open.
+
+    Raises:
+        HostError: it is absent, not permitted, or speaks another version of the API; the text has the remedy.
+    """
+
+    def __init__(self, path: str = DEVICE) -> None:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(_cannot_open(path, error)) from error
+        super().__init__(fd, path)
+        try:
+            self._check_api_version()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_api_version(self) -> None:
+        try:
+            version = self.api_version()
+        except KvmError as error:
+            raise HostError(f"{self._name} is not KVM's device: {error}; use {DEVICE}") from error
+        if version != lib.KVM_API_VERSION:
+            raise HostError(
+                f"{self._name} speaks KVM API version {version}, and vmm needs {lib.KVM_API_VERSION}; "
+                "run a kernel of 2007 or later"
+            )
+
+    def api_version(self) -> int:
+        """KVM_GET_API_VERSION: 12 on every kernel since 2.6.22."""
+        return self._ioctl_value("KVM_GET_API_VERSION")
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION: 0 if ``capability`` is absent, else 1 or a number with a meaning of its own."""
+        return self._ioctl_value("KVM_CHECK_EXTENSION", capability, subject=f"capability {capability}")
+
+    def capabilities(self) -> list[Capability]:
+        """What KVM_CHECK_EXTENSION says of each capability that this build knows, by number."""
+        found = [Capability(name, number, self.check_extension(number)) for name, number in known().items()]
+        return sorted(found, key=lambda capability: capability.number)
+
+    def require(self, names: Iterable[str] = MACHINE) -> None:
+        """Check capabilities (named as in ``<linux/kvm.h>``), all at once.
+
+        Raises:
+            HostError: names every one that is missing.
+        """
+        missing = [name for name in names if not self.check_extension(getattr(lib, name))]
+        if missing:
+            raise HostError(
+                f"this kernel's KVM ({os.uname().release}) lacks {', '.join(missing)}; run a newer kernel, "
+                "or one that is built with them"
+            )
+
+    @property
+    def recommended_vcpus(self) -> int:
+        """KVM_CAP_NR_VCPUS: more than these in one guest share the host's CPUs."""
+        return self.check_extension(lib.KVM_CAP_NR_VCPUS) or 4
+
+    @property
+    def max_vcpus(self) -> int:
+        """KVM_CAP_MAX_VCPUS: more than these cannot be created."""
+        return self.check_extension(lib.KVM_CAP_MAX_VCPUS) or self.recommended_vcpus
+
+    @property
+    def max_memory_slots(self) -> int:
+        """KVM_CAP_NR_MEMSLOTS; the answer of kernels that don't say is 32."""
+        return self.check_extension(lib.KVM_CAP_NR_MEMSLOTS) or 32
+
+    @property
+    def vcpu_mmap_size(self) -> int:
+        """KVM_GET_VCPU_MMAP_SIZE: bytes that each vCPU shares with its thread."""
+        return self._ioctl_value("KVM_GET_VCPU_MMAP_SIZE")
+
+    def supported_cpuid(self) -> list[CpuidEntry]:
+        """KVM_GET_SUPPORTED_CPUID: the leaves that host and KVM can give a guest, for APIC id 0 and one CPU.
+
+        It may differ between CPUs of the host, and it has TSC_DEADLINE clear even where KVM_CAP_TSC_DEADLINE_TIMER
+        says that the timer works.
+        """
+        room = 128
+        while True:
+            table = ffi.new("struct kvm_cpuid2 *", {"nent": room, "entries": room})
+            try:
+                self._ioctl("KVM_GET_SUPPORTED_CPUID", table)
+            except KvmError as error:
+                if error.errno != errno.E2BIG or room > 4096:
+                    raise
+                room *= 2
+            else:
+                return cpuid_from_c(table)
+
+    def msr_index_list(self) -> list[int]:
+        """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a guest's state, as to be saved and restored."""
+        return self._msr_list("KVM_GET_MSR_INDEX_LIST")
+
+    def msr_feature_index_list(self) -> list[int]:
+        """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe the CPU, as CPUID does."""
+        return self._msr_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
+
+    def _msr_list(self, ioctl: str) -> list[int]:
+        header = ffi.new("struct kvm_msr_list *", {"indices": 0})
+        try:
+            self._ioctl(ioctl, header)
+        except KvmError as error:
+            # How KVM says how many there are.
+            if error.errno != errno.E2BIG:
+                raise
+        table = ffi.new("struct kvm_msr_list *", {"nmsrs": header.nmsrs, "indices": header.nmsrs})
+        self._ioctl(ioctl, table)
+        return list(table.indices[0 : table.nmsrs])
+
+    def create_vm(self) -> Vm:
+        """KVM_CREATE_VM: a machine without CPUs and memory.
+
+        Raises:
+            KvmError: EBUSY if another hypervisor has the CPU's virtualization, ENOMEM, EMFILE.
+        """
+        while True:
+            try:
+                return Vm(self, self._ioctl_value("KVM_CREATE_VM"))
+            except KvmError as error:
+                # Creation waits for other CPUs, and a signal ends that wait.
+                if error.errno != errno.EINTR:
+                    raise
+
+
+def _cannot_open(path: str, error: OSError) -> str:
+    """One line: why ``path`` did not open, and what to do about it."""
+    why = f"cannot open {path}: {error.strerror}"
+    match error.errno:
+        case errno.ENOENT:
+            return (
+                f"{why}; load KVM with 'sudo modprobe {_kvm_module()}', and enable virtualization in the host's "
+                "firmware set-up if that fails; in a container, pass --device=/dev/kvm"
+            )
+        case errno.ENXIO | errno.ENODEV:
+            return f"{why}; load KVM with 'sudo modprobe {_kvm_module()}'"
+        case errno.EACCES:
+            return f"{why} {_permission_remedy(path)}"
+        case errno.EPERM:
+            return f"{why}; the container or sandbox forbids the device: start it with --device=/dev/kvm"
+        case _:
+            return f"{why}; check what {path} is"
+
+
+def _kvm_module() -> str:
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:  # noqa: PTH123  # pathlib costs import time
+        return "kvm_amd" if "AuthenticAMD" in cpuinfo.read(4096) else "kvm_intel"
+
+
+def _permission_remedy(path: str) -> str:
+    import grp  # noqa: PLC0415  # only on the way to an error
+    import pwd  # noqa: PLC0415
+
+    def name_of(table: object, number: int) -> str:
+        try:
+            if table is pwd:
+                return pwd.getpwuid(number).pw_name
+            return grp.getgrgid(number).gr_name
+        except KeyError:
+            return str(number)
+
+    status = os.stat(path)  # noqa: PTH116
+    user = name_of(pwd, os.geteuid())
+    owner, group = name_of(pwd, status.st_uid), name_of(grp, status.st_gid)
+    facts = f"for user {user} (it belongs to {owner}:{group}, mode {status.st_mode & 0o7777:04o})"
+    if status.st_mode & 0o060 != 0o060 or status.st_gid == 0:
+        command = f"sudo chgrp kvm {path} && sudo chmod 0660 {path} && sudo usermod -aG kvm {user}"
+    elif status.st_gid in os.getgrouplist(user, status.st_gid)[1:] or user in _members(status.st_gid):
+        return f"{facts}; {user} is in group {group} but this session began before: log out and in again"
+    else:
+        command = f"sudo usermod -aG {group} {user}"
+    return f"{facts}; run '{command}', then log in again"
+
+
+def _members(gid: int) -> list[str]:
+    import grp  # noqa: PLC0415
+
+    try:
+        return grp.getgrgid(gid).gr_mem
+    except KeyError:
+        return []

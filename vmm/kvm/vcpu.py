@@ -1,0 +1,326 @@
+"""One virtual CPU: its state, and KVM_RUN."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from vmm import exits
+from vmm._native import ffi, lib
+from vmm.errors import KvmError
+from vmm.kvm.descriptor import Descriptor, kvm_error
+from vmm.kvm.structs import CpuidEntry, MpState, cpuid_from_c, cpuid_to_c
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vmm.exits import Exit
+    from vmm.kvm.vm import Vm
+
+_MAX_MSRS = 255
+"""KVM_GET_MSRS and KVM_SET_MSRS take fewer than MAX_IO_MSRS, 256 (the kernel's arch/x86/kvm/x86.c)."""
+
+
+class Vcpu(Descriptor):
+    """A virtual CPU, from `Vm.create_vcpu`; all calls belong on the thread that runs it, or while none does.
+
+    Attributes:
+        vm: the machine it belongs to.
+        index: its vCPU id, which is its APIC id.
+    """
+
+    def __init__(self, vm: Vm, fd: int, index: int) -> None:
+        super().__init__(fd, f"vCPU {index}")
+        self.vm = vm
+        self.index = index
+        try:
+            self._page = mmap.mmap(fd, vm.kvm.vcpu_mmap_size)
+        except OSError as error:
+            self.close()
+            raise kvm_error(error.errno or 0, "mmap", self._name) from error
+        except BaseException:
+            self.close()
+            raise
+        self._page_pin = ffi.from_buffer(self._page)
+        self._run = ffi.cast("struct kvm_run *", self._page_pin)
+
+    def close(self) -> None:
+        """Give the descriptor back, and the shared page once nobody holds data of an exit any more."""
+        if self.closed:
+            return
+        super().close()
+        # A constructor that raised leaves no page.
+        if hasattr(self, "_run"):
+            del self._run
+            ffi.release(self._page_pin)
+            # Where an exit's data lives on, the page goes with it.
+            with suppress(BufferError):
+                self._page.close()
+
+    @property
+    def run(self) -> Any:
+        """The struct kvm_run shared with KVM_RUN, valid until `close`.
+
+        Raises:
+            KvmError: EBADF once closed.
+        """
+        if self.closed:
+            raise kvm_error(errno.EBADF, "KVM_RUN", self._name)
+        return self._run
+
+    def run_once(self) -> Exit:
+        """KVM_RUN until the guest needs something; what that is.
+
+        The data of an `Io` or `Mmio` read is to be filled in before the next call, which completes the instruction.
+        A signal, or `immediate_exit`, gives `Intr`. KVM_RUN of an AP that waits to be started blocks until it is.
+
+        Raises:
+            KvmError: KVM cannot run it: EFAULT for memory that is gone, ENOEXEC for a CPU without state.
+        """
+        run = self.run
+        result = lib.kvm_abi_ioctl_value(self.fd, lib.KVM_RUN, 0)
+        if result == 0:
+            return exits.decode(run, self._page)
+        if result == -errno.EINTR:
+            return exits.Intr()
+        if result == -errno.EAGAIN:
+            return exits.Woken()
+        raise kvm_error(-result, "KVM_RUN", self._name)
+
+    def set_immediate_exit(self, wanted: bool) -> None:
+        """Make the next KVM_RUN return before it enters the guest (KVM_CAP_IMMEDIATE_EXIT); it stays until reset."""
+        self.run.immediate_exit = wanted
+
+    # -- registers --------------------------------------------------------------------------------------------------
+
+    def get_regs(self) -> Any:
+        """KVM_GET_REGS: struct kvm_regs, general registers, RIP, RFLAGS."""
+        return self._get("KVM_GET_REGS", "struct kvm_regs")
+
+    def set_regs(self, regs: Any) -> None:
+        """KVM_SET_REGS. Forgets a pending exception."""
+        self._ioctl("KVM_SET_REGS", regs)
+
+    def get_sregs(self) -> Any:
+        """KVM_GET_SREGS: struct kvm_sregs, segments, tables, control registers, EFER, APIC base."""
+        return self._get("KVM_GET_SREGS", "struct kvm_sregs")
+
+    def set_sregs(self, sregs: Any) -> None:
+        """KVM_SET_SREGS.
+
+        Raises:
+            KvmError: EINVAL for control registers that no CPU accepts together.
+        """
+        self._ioctl("KVM_SET_SREGS", sregs)
+
+    def get_fpu(self) -> Any:
+        """KVM_GET_FPU: struct kvm_fpu, x87 and XMM; MXCSR is not filled in, see `get_xsave` for that."""
+        return self._get("KVM_GET_FPU", "struct kvm_fpu")
+
+    def set_fpu(self, fpu: Any) -> None:
+        """KVM_SET_FPU; state beyond SSE stays."""
+        self._ioctl("KVM_SET_FPU", fpu)
+
+    def get_xsave(self) -> bytearray:
+        """KVM_GET_XSAVE2 (KVM_GET_XSAVE on older kernels): the XSAVE area in its standard format, 4096 bytes or more.
+
+        SDM volume 1, section 13.4: legacy area 0-511, header 512-575 (XSTATE_BV first), then as CPUID leaf 0xd says.
+        """
+        size = self.vm.check_extension(lib.KVM_CAP_XSAVE2)
+        area = bytearray(size or 4096)
+        self._ioctl("KVM_GET_XSAVE2" if size else "KVM_GET_XSAVE", ffi.from_buffer(area))
+        return area
+
+    def set_xsave(self, area: bytes | bytearray) -> None:
+        """KVM_SET_XSAVE: as `get_xsave` gives it.
+
+        Raises:
+            ValueError: fewer bytes than KVM reads.
+            KvmError: EINVAL for a feature bit or an MXCSR that the CPU lacks.
+        """
+        size = self.vm.check_extension(lib.KVM_CAP_XSAVE2) or 4096
+        if len(area) < size:
+            raise ValueError(f"an XSAVE area has {size} bytes here, not {len(area)}")
+        self._ioctl("KVM_SET_XSAVE", ffi.from_buffer(area))
+
+    def get_xcrs(self) -> dict[int, int]:
+        """KVM_GET_XCRS: extended control registers by number; {0: XCR0}."""
+        xcrs = self._get("KVM_GET_XCRS", "struct kvm_xcrs")
+        return {xcr.xcr: xcr.value for xcr in xcrs.xcrs[0 : xcrs.nr_xcrs]}
+
+    def set_xcrs(self, values: Mapping[int, int]) -> None:
+        """KVM_SET_XCRS.
+
+        Raises:
+            KvmError: EINVAL for a value of XCR0 that the CPU lacks.
+        """
+        xcrs = ffi.new("struct kvm_xcrs *", {"nr_xcrs": len(values)})
+        for slot, (number, value) in zip(xcrs.xcrs, values.items(), strict=False):
+            slot.xcr, slot.value = number, value
+        self._ioctl("KVM_SET_XCRS", xcrs, subject=f"{self._name}, {len(values)} registers")
+
+    def get_debugregs(self) -> Any:
+        """KVM_GET_DEBUGREGS: struct kvm_debugregs, the guest's own DR0-DR3, DR6, DR7."""
+        return self._get("KVM_GET_DEBUGREGS", "struct kvm_debugregs")
+
+    def set_debugregs(self, debugregs: Any) -> None:
+        """KVM_SET_DEBUGREGS.
+
+        Raises:
+            KvmError: EINVAL for reserved bits.
+        """
+        self._ioctl("KVM_SET_DEBUGREGS", debugregs)
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """KVM_GET_MSRS: values by index. KVM stops at the first one it refuses: the result then ends before it."""
+        wanted = list(indices)
+        values: dict[int, int] = {}
+        for start in range(0, len(wanted), _MAX_MSRS):
+            batch = wanted[start : start + _MAX_MSRS]
+            table = self._msr_table(batch)
+            done = self._ioctl("KVM_GET_MSRS", table)
+            values.update((entry.index, entry.data) for entry in table.entries[0:done])
+            if done < len(batch):
+                break
+        return values
+
+    def set_msrs(self, values: Mapping[int, int]) -> int:
+        """KVM_SET_MSRS, in the order given. How many KVM accepted: it stops at the first one it refuses.
+
+        An Intel host whose KVM_GET_SUPPORTED_CPUID offers arch-capabilities may still refuse MSR 0x10a
+        (IA32_ARCH_CAPABILITIES): what it may hold is KVM_GET_MSR_FEATURE_INDEX_LIST's business (api.rst). Vcpus have
+        a value of KVM's choice there, so vmm never writes it.
+        """
+        wanted = list(values.items())
+        accepted = 0
+        for start in range(0, len(wanted), _MAX_MSRS):
+            batch = wanted[start : start + _MAX_MSRS]
+            table = self._msr_table([index for index, _ in batch])
+            for entry, (_, value) in zip(table.entries, batch, strict=True):
+                entry.data = value
+            done = self._ioctl("KVM_SET_MSRS", table)
+            accepted += done
+            if done < len(batch):
+                break
+        return accepted
+
+    @staticmethod
+    def _msr_table(indices: list[int]) -> Any:
+        table = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": len(indices)})
+        for entry, index in zip(table.entries, indices, strict=True):
+            entry.index = index
+        return table
+
+    # -- CPUID, interrupts, events ----------------------------------------------------------------------------------
+
+    def get_cpuid2(self) -> list[CpuidEntry]:
+        """KVM_GET_CPUID2: what the guest sees, some bits as its control registers make them."""
+        room = 256
+        while True:
+            table = ffi.new("struct kvm_cpuid2 *", {"nent": room, "entries": room})
+            try:
+                self._ioctl("KVM_GET_CPUID2", table)
+            except KvmError as error:
+                if error.errno != errno.E2BIG or room > 4096:
+                    raise
+                room *= 2
+            else:
+                return cpuid_from_c(table)
+
+    def set_cpuid2(self, entries: Iterable[CpuidEntry]) -> None:
+        """KVM_SET_CPUID2; before the first KVM_RUN.
+
+        Raises:
+            KvmError: E2BIG for more entries than KVM keeps (256); EINVAL for impossible ones, or a change later.
+        """
+        table = cpuid_to_c(entries)
+        self._ioctl("KVM_SET_CPUID2", table, subject=f"{self._name}, {table.nent} leaves")
+
+    def get_lapic(self) -> Any:
+        """KVM_GET_LAPIC: struct kvm_lapic_state, the LAPIC's register page (SDM volume 3, table 11-1).
+
+        Raises:
+            KvmError: EINVAL without an in-kernel interrupt controller.
+        """
+        return self._get("KVM_GET_LAPIC", "struct kvm_lapic_state")
+
+    def set_lapic(self, lapic: Any) -> None:
+        """KVM_SET_LAPIC.
+
+        Raises:
+            KvmError: EINVAL without an in-kernel interrupt controller.
+        """
+        self._ioctl("KVM_SET_LAPIC", lapic)
+
+    def get_mp_state(self) -> MpState:
+        """KVM_GET_MP_STATE. Reading it lets INIT and SIPI that wait take effect first."""
+        return MpState(self._get("KVM_GET_MP_STATE", "struct kvm_mp_state").mp_state)
+
+    def set_mp_state(self, state: MpState) -> None:
+        """KVM_SET_MP_STATE.
+
+        Raises:
+            KvmError: EINVAL for any but RUNNABLE without an in-kernel interrupt controller.
+        """
+        self._ioctl("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", (state,)), subject=f"{self._name}: {state!r}")
+
+    def get_vcpu_events(self) -> Any:
+        """KVM_GET_VCPU_EVENTS: struct kvm_vcpu_events, exceptions, interrupts, NMI and SMI in flight."""
+        return self._get("KVM_GET_VCPU_EVENTS", "struct kvm_vcpu_events")
+
+    def set_vcpu_events(self, events: Any) -> None:
+        """KVM_SET_VCPU_EVENTS.
+
+        Raises:
+            KvmError: EINVAL for flags without their capability, or an exception number above 31.
+        """
+        self._ioctl("KVM_SET_VCPU_EVENTS", events)
+
+    def nmi(self) -> None:
+        """KVM_NMI: a non-maskable interrupt, from any thread."""
+        self._ioctl_value("KVM_NMI")
+
+    def set_guest_debug(self, control: int, debug_registers: Mapping[int, int] | None = None) -> None:
+        """KVM_SET_GUEST_DEBUG: leave with `vmm.exits.Debug` after each instruction, or at breakpoints.
+
+        Args:
+            control: KVM_GUESTDBG_ENABLE with _SINGLESTEP, _USE_SW_BP or _USE_HW_BP; 0 turns all off.
+            debug_registers: DR0-DR3 and DR7 by number, for _USE_HW_BP.
+        """
+        debug = ffi.new("struct kvm_guest_debug *", {"control": control})
+        for number, value in (debug_registers or {}).items():
+            debug.arch.debugreg[number] = value
+        self._ioctl("KVM_SET_GUEST_DEBUG", debug, subject=f"{self._name}, control {control:#x}")
+
+    def get_tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ: the guest's TSC frequency.
+
+        Raises:
+            KvmError: EIO where the host's TSC is unstable.
+        """
+        return self._ioctl_value("KVM_GET_TSC_KHZ")
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ.
+
+        Raises:
+            KvmError: EINVAL where the host cannot scale (KVM_CAP_TSC_CONTROL) and ``khz`` is not its own frequency.
+        """
+        self._ioctl_value("KVM_SET_TSC_KHZ", khz, subject=f"{self._name}, {khz} kHz")
+
+    # -- sync regs --------------------------------------------------------------------------------------------------
+
+    def sync_registers(self, fields: int) -> None:
+        """Have each KVM_RUN store state into ``run.s.regs`` (KVM_CAP_SYNC_REGS): `get_regs` without a call.
+
+        Args:
+            fields: KVM_SYNC_X86_REGS, _SREGS, _EVENTS; 0 turns it off. A bit that KVM_CHECK_EXTENSION does not name
+                makes KVM_RUN fail with EINVAL.
+        """
+        self.run.kvm_valid_regs = fields
+
+    def mark_synced_dirty(self, fields: int) -> None:
+        """Have the next KVM_RUN load state from ``run.s.regs`` first; it clears the mark itself."""
+        self.run.kvm_dirty_regs = fields
