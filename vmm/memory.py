@@ -10,7 +10,6 @@ checks its copies against, so that devices and the guest see the same map.
 """
 
 import mmap
-from collections.abc import Buffer
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ from vmm._native import ffi, lib
 from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from vmm.kvm import Vm
 
 PAGE_SIZE = 4096
@@ -79,7 +80,7 @@ class GuestMemory:
             raise ValueError(f"{gpa:#x}+{size:#x} is not below the end of low RAM at {self.low_size:#x}")
         self._map(gpa, size, self._ram_address + gpa, "ram", read_only=read_only)
 
-    def map_rom(self, gpa: int, contents: Buffer) -> None:
+    def map_rom(self, gpa: int, contents: "Buffer") -> None:
         """Show ``contents`` (whole pages) read-only at ``gpa``; the buffer is used in place, not copied.
 
         Guest stores there become MMIO accesses.
