@@ -24,7 +24,16 @@ def test_an_image_is_its_elf_file_laid_out_below_4_gib(name: str) -> None:
 
 
 def test_all_guests_are_there() -> None:
-    assert {"probe", "exit", "hang", "refused", "silent", "triple-fault"} <= set(guests.names())
+    assert {
+        "probe",
+        "exit",
+        "hang",
+        "refused",
+        "silent",
+        "triple-fault",
+        "conformance-fw-cfg",
+        "conformance-fwctl",
+    } <= set(guests.names())
 
 
 @pytest.mark.parametrize("name", ["", "no-such-guest", "../_guests/probe", "/etc/passwd"])
