@@ -44,3 +44,88 @@ KVM_TSS_ADDRESS = IMAGE_WINDOW.start - 3 * 4 * KIB
 
 KVM_IDENTITY_MAP_ADDRESS = KVM_TSS_ADDRESS - 4 * KIB
 """One page for KVM_SET_IDENTITY_MAP_ADDR, directly below the TSS pages: 0xfeffc000, as in QEMU."""
+
+# The PCI hole.
+
+LOW_RAM_LIMIT = 0xB000_0000
+"""Most RAM below 4 GiB. OVMF puts Q35's ECAM here (OvmfPkg.dec,
+PcdPciExpressBaseAddress) and asserts that RAM ends below; bhyve's firmware allows at most this with a Q35 id."""
+
+ECAM_SIZES = (256 * MIB, 128 * MIB, 64 * MIB)
+"""Intel 3 Series (316966) 5.1.18, PCIEXBAR LENGTH 0-2: 256, 128 or 64 buses of 32 devices x 8 functions x 4 KiB."""
+
+IOAPIC_BASE = 0xFEC0_0000
+"""Intel 82093AA; KVM's in-kernel IOAPIC (arch/x86/kvm/ioapic.h, IOAPIC_DEFAULT_BASE_ADDRESS)."""
+
+HPET = range(0xFED0_0000, 0xFED0_0400)
+"""IA-PC HPET 1.0a, 2.3.1: 1 KiB a block; the address is the ICH's first choice and bhyve's and QEMU's only one."""
+
+LAPIC_BASE = 0xFEE0_0000
+"""Intel SDM volume 3, 11.4.1: where the local APIC is after reset."""
+
+# Ports. A range holds every port that belongs to the device.
+
+PORT_PIC_MASTER = range(0x20, 0x22)
+PORT_PIT = range(0x40, 0x44)
+PORT_PIC_SLAVE = range(0xA0, 0xA2)
+PORT_ELCR = range(0x4D0, 0x4D2)
+"""Served in the kernel: KVM_CREATE_IRQCHIP and KVM_CREATE_PIT2; userspace never sees them."""
+
+PORT_I8042_DATA = range(0x60, 0x61)
+PORT_I8042_COMMAND = range(0x64, 0x65)
+"""Intel 8042. Not neighbours: 0x61 between them is the PIT's gate and speaker."""
+
+PORT_CMOS = range(0x70, 0x72)
+"""Motorola MC146818: index, data."""
+
+PORT_POST = range(0x80, 0x81)
+"""POST codes; also where Linux and firmware write to wait a microsecond."""
+
+PORT_SYSTEM_CONTROL_A = range(0x92, 0x93)
+"""IBM PS/2: fast A20 (bit 1), fast reset (bit 0)."""
+
+PORT_APM = range(0xB2, 0xB4)
+"""ICH9 (316972) 13.7.3: APM control, which is ACPI's SMI_CMD, and APM status."""
+
+PORT_DEBUG_BOCHS = range(0xE9, 0xEA)
+"""Bochs: a character written is printed; reads give the port's number."""
+
+PORT_COM1 = range(0x3F8, 0x400)
+PORT_COM2 = range(0x2F8, 0x300)
+"""IBM PC; 8 registers of a 16550A (National Semiconductor PC16550D)."""
+
+PORT_DEBUG_QEMU = range(0x402, 0x403)
+"""isa-debugcon as QEMU's users place it: OVMF's and SeaBIOS's debug port, if a read gives 0xe9."""
+
+PORT_PM_BHYVE = range(0x400, 0x40C)
+"""bhyve: usr.sbin/bhyve/pm.c and acpi.c. PM1a_EVT 0x400, PM1a_CNT 0x404, PM timer 0x408."""
+
+PORT_PCI_CONFIG = range(0xCF8, 0xD00)
+"""PCI 3.0, 3.2.2.3.2: CONFIG_ADDRESS, CONFIG_DATA. A byte at 0xcf9 is the ICH's reset control instead."""
+
+PORT_GPE0_PIIX4 = range(0xAFE0, 0xAFE4)
+"""QEMU's pc (include/hw/acpi/piix4.h): two status and two enable bytes."""
+
+PMBASE_DEFAULT = 0x600
+"""Where SeaBIOS (src/config.h, PORT_ACPI_PM_BASE) and OVMF on Q35 (Q35MchIch9.h, ICH9_PMBASE_VALUE) put the ACPI block;
+OVMF on i440FX uses 0xb000. Firmware decides: nothing is there before it does."""
+
+PM_EVENT = 0x0
+PM_CONTROL = 0x4
+PM_TIMER = 0x8
+"""From PMBASE: PM1a_STS and PM1a_EN, PM1a_CNT, PM_TMR (ICH9 316972 13.8.3; PIIX4 290562 7.2)."""
+
+ICH9_PM_SIZE = 0x80
+ICH9_GPE0 = range(0x20, 0x30)
+ICH9_SMI_ENABLE = 0x30
+"""ICH9 13.8.3: 64-bit GPE0_STS, then GPE0_EN; SMI_EN."""
+
+PIIX4_PM_SIZE = 0x40
+"""PIIX4 7.2: 64 ports."""
+
+SCI_IRQ = 9
+"""ICH9 13.1.14, ACPI_CNTL.SCI_IRQ_SEL 0; PIIX4 has no other."""
+
+COM1_IRQ = 4
+RTC_IRQ = 8
+"""IBM AT."""

@@ -104,6 +104,10 @@ class GuestMemory:
         self._free_slots.append(region.slot)
         self._rom_pins.pop(gpa, None)
 
+    def store_behind(self, gpa: int, data: bytes) -> None:
+        """Store ``data`` into the low RAM that belongs to ``gpa``, whatever is mapped there."""
+        self._ram[gpa : gpa + len(data)] = data
+
     def read(self, gpa: int, size: int) -> bytes:
         """``size`` bytes from ``gpa``.
 

@@ -1,0 +1,217 @@
+"""The machine's two buses, ports and MMIO: which device owns which range.
+
+The table itself is C's (`native/io_table.c`) and serves KVM exits and the
+software CPU alike. This module puts Python devices and native handlers into
+it, refuses overlaps by name, and keeps a device's exception away from the
+run loop.
+
+Locks: the machine's io_lock is held during every device access. A Python
+thread may hold the GIL when it takes io_lock, for the call gives the GIL up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from vmm._native import ffi, lib
+from vmm.errors import ConfigError
+
+_ALL_ONES = b"\xff"
+
+
+class Device:
+    """What answers a range. It sees offsets, not addresses, and does not know where it lives.
+
+    An access is 1 to 8 bytes wide; every width must be answered. Values are
+    little-endian; the bus cuts what `read` returns to the width asked for.
+    """
+
+    def read(self, offset: int, size: int) -> int:
+        """The value of ``size`` bytes at ``offset``."""
+        raise NotImplementedError
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Store ``value``, ``size`` bytes wide, at ``offset``."""
+        raise NotImplementedError
+
+    def read_string(self, offset: int, size: int, count: int) -> bytes:
+        """`REP INS`: ``count`` elements of ``size`` bytes, all from ``offset``."""
+        mask = (1 << (8 * size)) - 1
+        return b"".join((self.read(offset, size) & mask).to_bytes(size, "little") for _ in range(count))
+
+    def write_string(self, offset: int, size: int, count: int, data: bytes) -> None:
+        """`REP OUTS`: ``data`` holds ``count`` elements of ``size`` bytes, all for ``offset``."""
+        for at in range(0, size * count, size):
+            self.write(offset, size, int.from_bytes(data[at : at + size], "little"))
+
+    def reset(self) -> None:
+        """Go back to the state after power-on, as at a reset of the machine."""
+
+
+class IoLock:
+    """The recursive io_lock of a machine, as a context manager: for threads that drive devices from outside a vCPU.
+
+    Args:
+        core: the C core's ``struct vmm_vm``.
+    """
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def __enter__(self) -> Self:
+        lib.vmm_io_lock(self._core)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lib.vmm_io_unlock(self._core)
+
+
+@dataclass(frozen=True)
+class BusRange:
+    """One range of a bus: addresses first to last (inclusive), and accesses so far."""
+
+    name: str
+    first: int
+    last: int
+    reads: int
+    writes: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A row of the table as Python knows it; ``keep`` holds what C's pointers lead to."""
+
+    name: str
+    first: int
+    last: int
+    keep: Any
+
+
+class _Binding:
+    """What C's opaque pointer of a Python device leads to."""
+
+    __slots__ = ("bus", "device", "name")
+
+    def __init__(self, bus: "Bus", device: Device, name: str) -> None:
+        self.bus = bus
+        self.device = device
+        self.name = name
+
+
+class Bus:
+    """One bus: a view of a C ``struct io_table``.
+
+    Args:
+        kind: "port" or "MMIO", for texts.
+        table: pointer to the ``struct io_table``.
+        lock: the machine's io_lock.
+        on_failure: called once, with the exception, when a device raises: it shall stop the machine.
+    """
+
+    def __init__(
+        self, kind: str, table: Any, lock: IoLock, on_failure: Callable[[Exception], None] | None = None
+    ) -> None:
+        self.kind = kind
+        self.lock = lock
+        self.failure: Exception | None = None
+        self._table = table
+        self._on_failure = on_failure
+        self._entries: dict[int, _Entry] = {}
+        self._past: dict[str, tuple[int, int]] = {}
+
+    def add(self, first: int, last: int, device: Device, name: str) -> None:
+        """Give addresses ``first`` to ``last`` (inclusive) to ``device``; allowed at run time.
+
+        Raises:
+            ConfigError: the range is empty, overlaps another (both are named), or the table is full.
+        """
+        handle = ffi.new_handle(_Binding(self, device, name))
+        self._insert(_Entry(name, first, last, handle), lib.vmm_python_device_access)
+
+    def add_native(self, first: int, last: int, handler: Any, opaque: Any, name: str) -> None:
+        """Give a range to ``handler``, a C ``io_handler *`` that is called with ``opaque``, which is kept alive.
+
+        Raises:
+            ConfigError: as `add`.
+        """
+        self._insert(_Entry(name, first, last, opaque), handler)
+
+    def remove(self, first: int) -> None:
+        """Take away the range that starts at ``first``; its counters stay with its name.
+
+        Raises:
+            KeyError: no range starts there.
+        """
+        with self.lock:
+            entry = self._entries.pop(first)
+            for row in self._rows():
+                if row.first == first:
+                    reads, writes = self._past.get(entry.name, (0, 0))
+                    self._past[entry.name] = (reads + row.reads, writes + row.writes)
+            lib.io_table_remove(self._table, first)
+
+    def ranges(self) -> list[BusRange]:
+        """Every range, by rising address, with its counters (those of earlier ranges of the same name included)."""
+        with self.lock:
+            result = []
+            for row in self._rows():
+                name = self._entries[row.first].name
+                reads, writes = self._past.get(name, (0, 0))
+                result.append(BusRange(name, row.first, row.last, reads + row.reads, writes + row.writes))
+            return result
+
+    def fail(self, error: Exception) -> None:
+        """Keep the first failure of a device and stop the machine."""
+        if self.failure is None:
+            self.failure = error
+            if self._on_failure is not None:
+                self._on_failure(error)
+
+    def _rows(self) -> list[Any]:
+        return [self._table.ranges[i] for i in range(self._table.count)]
+
+    def _insert(self, entry: _Entry, handler: Any) -> None:
+        span = f"{self.kind} {entry.first:#x}-{entry.last:#x} ({entry.name})"
+        with self.lock:
+            if not 0 <= entry.first <= entry.last:
+                raise ConfigError(f"{span} is empty")
+            for other in self._entries.values():
+                if other.first <= entry.last and entry.first <= other.last:
+                    raise ConfigError(f"{span} overlaps {other.first:#x}-{other.last:#x} ({other.name})")
+            opaque = ffi.cast("void *", entry.keep)
+            if lib.io_table_add(self._table, entry.first, entry.last, handler, opaque) != 0:
+                raise ConfigError(f"{span}: no room for more than {lib.IO_TABLE_MAX_RANGES} ranges")
+            self._entries[entry.first] = entry
+
+
+def _serve(device: Device, access: Any) -> None:
+    size = access.size
+    count = access.count
+    data = ffi.buffer(access.data, size * count)
+    if access.is_write:
+        if count == 1:
+            device.write(access.offset, size, int.from_bytes(data, "little"))
+        else:
+            device.write_string(access.offset, size, count, bytes(data))
+    elif count == 1:
+        value = device.read(access.offset, size) & ((1 << (8 * size)) - 1)
+        data[:] = value.to_bytes(size, "little")
+    else:
+        data[:] = device.read_string(access.offset, size, count)
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def vmm_python_device_access(opaque: Any, access: Any) -> None:
+    """The C handler of every Python device: nothing that a device raises gets past it."""
+    binding: _Binding = ffi.from_handle(opaque)
+    try:
+        _serve(binding.device, access)
+    except Exception as error:  # noqa: BLE001 - a defect of a device must not unwind through C
+        if not access.is_write:
+            size = access.size * access.count
+            ffi.buffer(access.data, size)[:] = _ALL_ONES * size
+        error.add_note(f"in {binding.bus.kind} device {binding.name}, offset {access.offset:#x}")
+        binding.bus.fail(error)

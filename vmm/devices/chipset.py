@@ -1,0 +1,179 @@
+"""The PCI functions that make a PC: host bridges of 440FX and Q35, their ISA bridges, PIIX4's power management.
+
+Register names and reset values: Intel 82441FX (290549), 82371AB PIIX4 (290562), 3 Series (316966), ICH9 (316972).
+"""
+
+from vmm import layout
+from vmm.bus import Bus
+from vmm.devices.acpi_pm import AcpiPm
+from vmm.devices.pci import INTERRUPT_PIN, Ecam, PciBus, PciFunction
+from vmm.devices.shadow import PAM_REGISTERS, ShadowArea
+from vmm.errors import ConfigError
+
+INTEL = 0x8086
+HOST_BRIDGE = 0x060000
+ISA_BRIDGE = 0x060100
+OTHER_BRIDGE = 0x068000
+"""PCI Code and ID Assignment: class codes."""
+
+_PIRQ_OFF = 0x80
+"""PIRQ routing control: bit 7 set, not routed."""
+
+_I440FX_PAM = 0x59
+_Q35_PAM = 0x90
+
+_Q35_PCIEXBAR = 0x60
+_PCIEXBAR_ENABLE = 1
+_PCIEXBAR_LENGTH = 0x6
+_Q35_TSEG = 0x50
+_Q35_SMRAM = 0x9D
+
+_ICH9_PMBASE = 0x40
+_ICH9_ACPI_CONTROL = 0x44
+_ICH9_ACPI_ENABLE = 0x80
+_ICH9_RCBA = 0xF0
+
+_PIIX4_PMBASE = 0x40
+_PIIX4_DEVACTB = 0x58
+_PIIX4_APMC_ENABLE = 1 << 25
+_PIIX4_PMREGMISC = 0x80
+_PIIX4_PM_IO_ENABLE = 0x01
+
+_IO_SPACE = 0x01
+"""Bit 0 of a base register for ports: hardwired to 1."""
+
+
+class HostBridge(PciFunction):
+    """0:0.0 with PAM registers.
+
+    Args:
+        device: device ID.
+        revision: revision ID.
+        pam: where the seven PAM registers start.
+        shadow: what they switch.
+    """
+
+    def __init__(self, device: int, revision: int, pam: int, shadow: ShadowArea) -> None:
+        super().__init__(INTEL, device, HOST_BRIDGE, revision=revision)
+        self._pam = pam
+        self._shadow = shadow
+        self._update_shadow()
+
+    def config_written(self, first: int, last: int) -> None:
+        """Follow the PAM registers."""
+        if first < self._pam + PAM_REGISTERS and self._pam <= last:
+            self._update_shadow()
+
+    def _update_shadow(self) -> None:
+        self._shadow.update(bytes(self.config[self._pam : self._pam + PAM_REGISTERS]))
+
+
+def i440fx_host_bridge(shadow: ShadowArea) -> HostBridge:
+    """82441FX."""
+    return HostBridge(0x1237, 2, _I440FX_PAM, shadow)
+
+
+class Q35HostBridge(HostBridge):
+    """82G33 and relatives: PAM, and the address of ECAM.
+
+    There is no SMM, so the registers that would give it memory read as 0.
+
+    Args:
+        shadow: what PAM switches.
+        pci: the bus that ECAM shows.
+        mmio: where ECAM is put.
+    """
+
+    def __init__(self, shadow: ShadowArea, pci: PciBus, mmio: Bus) -> None:
+        self._ecam = Ecam(pci)
+        self._mmio = mmio
+        self._ecam_at: range | None = None
+        super().__init__(0x29C0, 0, _Q35_PAM, shadow)
+        self.writable[_Q35_TSEG : _Q35_TSEG + 2] = bytes(2)
+        self.writable[_Q35_SMRAM : _Q35_SMRAM + 2] = bytes(2)
+
+    def config_written(self, first: int, last: int) -> None:
+        """Follow PAM and PCIEXBAR."""
+        super().config_written(first, last)
+        if first < _Q35_PCIEXBAR + 8 and last >= _Q35_PCIEXBAR:
+            self._move_ecam()
+
+    def _wanted_ecam(self) -> range | None:
+        register = self.dword(_Q35_PCIEXBAR) | self.dword(_Q35_PCIEXBAR + 4) << 32
+        length = (register & _PCIEXBAR_LENGTH) >> 1
+        if not register & _PCIEXBAR_ENABLE or length >= len(layout.ECAM_SIZES):
+            return None
+        size = layout.ECAM_SIZES[length]
+        base = register & 0xF_FFFF_FFFF & -size
+        return range(base, base + size)
+
+    def _move_ecam(self) -> None:
+        wanted = self._wanted_ecam()
+        if wanted == self._ecam_at:
+            return
+        if self._ecam_at is not None:
+            self._mmio.remove(self._ecam_at.start)
+        self._ecam_at = None
+        if wanted is None:
+            return
+        try:
+            self._mmio.add(wanted.start, wanted.stop - 1, self._ecam, "ECAM")
+        except ConfigError:
+            # The guest put it over another device: undefined on a real chipset, here the device stays.
+            return
+        self._ecam_at = wanted
+
+
+class Ich9Lpc(PciFunction):
+    """0:31.0: ISA bridge, PMBASE, interrupt routing registers.
+
+    Args:
+        pm: the ACPI block that PMBASE and ACPI_CNTL place.
+    """
+
+    def __init__(self, pm: AcpiPm) -> None:
+        super().__init__(INTEL, 0x2918, ISA_BRIDGE, revision=2)
+        self._pm = pm
+        self.set_dword(_ICH9_PMBASE, _IO_SPACE)
+        self.writable[_ICH9_PMBASE : _ICH9_PMBASE + 4] = (0xFF80).to_bytes(4, "little")
+        self.writable[_ICH9_RCBA : _ICH9_RCBA + 4] = (0xFFFF_C001).to_bytes(4, "little")
+        for pirqs in (0x60, 0x68):
+            self.config[pirqs : pirqs + 4] = bytes((_PIRQ_OFF,)) * 4
+
+    def config_written(self, first: int, last: int) -> None:
+        """Move the ACPI block."""
+        if first <= _ICH9_ACPI_CONTROL and last >= _ICH9_PMBASE:
+            base = self.dword(_ICH9_PMBASE) & ~_IO_SPACE
+            enabled = self.config[_ICH9_ACPI_CONTROL] & _ICH9_ACPI_ENABLE
+            self._pm.move(base if enabled and base else None)
+
+
+def piix3_isa_bridge() -> PciFunction:
+    """82371SB, 0:1.0; 0:1.3 exists besides."""
+    bridge = PciFunction(INTEL, 0x7000, ISA_BRIDGE, multifunction=True)
+    bridge.config[0x60:0x64] = bytes((_PIRQ_OFF,)) * 4
+    return bridge
+
+
+class Piix4Pm(PciFunction):
+    """82371AB function 3, 0:1.3: PMBASE.
+
+    Args:
+        pm: the ACPI block that PMBASE and PMREGMISC place.
+    """
+
+    def __init__(self, pm: AcpiPm) -> None:
+        super().__init__(INTEL, 0x7113, OTHER_BRIDGE, revision=3)
+        self._pm = pm
+        self.config[INTERRUPT_PIN] = 1
+        self.set_dword(_PIIX4_PMBASE, _IO_SPACE)
+        self.writable[_PIIX4_PMBASE : _PIIX4_PMBASE + 4] = (0xFFC0).to_bytes(4, "little")
+        # "SMM is set up already": SeaBIOS would otherwise wait for an SMI (src/fw/smm.c).
+        self.set_dword(_PIIX4_DEVACTB, _PIIX4_APMC_ENABLE)
+
+    def config_written(self, first: int, last: int) -> None:
+        """Move the ACPI block."""
+        if first <= _PIIX4_PMREGMISC and last >= _PIIX4_PMBASE:
+            base = self.dword(_PIIX4_PMBASE) & ~_IO_SPACE
+            enabled = self.config[_PIIX4_PMREGMISC] & _PIIX4_PM_IO_ENABLE
+            self._pm.move(base if enabled and base else None)

@@ -1,0 +1,229 @@
+"""Parallel NOR flash with Intel's command set (CFI primary command set 1; JESD68, Intel StrataFlash data sheets).
+
+A byte-wide chip with 4 KiB sectors, as QEMU's PCs have it (hw/block/pflash_cfi01.c): OVMF's and bhyve's drivers are
+written for that one, so where it differs from a real chip it is followed. A program operation stores the byte as it
+is (a real chip only clears bits), and "clear status" clears the ready bit, too, which OVMF's probe looks for.
+
+While the chip is in read-array mode, its contents are mapped read-only into the guest: reads cost nothing, stores
+come here. The first command takes the mapping away, "read array" puts it back. Drivers write whole blocks of
+program commands before they return to read-array, so changes of the memory slots are rare.
+"""
+
+import mmap
+from collections.abc import Callable
+
+from vmm.bus import Device
+from vmm.devices.signals import MemoryMapper
+
+SECTOR_SIZE = 4096
+
+_READ_ARRAY = (0xFF, 0x00)
+_PROGRAM = (0x10, 0x40)
+_ERASE = 0x20
+_CONFIRM = 0xD0
+_CLEAR_STATUS = 0x50
+_LOCK = 0x60
+_READ_STATUS = 0x70
+_READ_ID = 0x90
+_READ_CFI = 0x98
+_BUFFERED_PROGRAM = 0xE8
+
+_READY = 0x80
+_ERASE_ERROR = 0x20
+_PROGRAM_ERROR = 0x10
+
+_MANUFACTURER = 0x89
+_DEVICE_ID = 0x18
+
+BUFFER_SIZE = 256
+"""Bytes of the write buffer."""
+
+
+def cfi_table(size: int) -> bytes:
+    """The answer to a CFI query, by offset, for a chip of ``size`` bytes (JESD68.01, 4.3)."""
+    table = bytearray(0x40)
+    table[0x10:0x13] = b"QRY"
+    table[0x13:0x17] = bytes((0x01, 0x00, 0x31, 0x00))  # primary command set 1, its table at 0x31
+    table[0x1B:0x1D] = bytes((0x45, 0x55))  # Vcc 4.5 to 5.5 V, binary-coded
+    table[0x1F:0x27] = bytes((7, 7, 10, 0, 4, 4, 4, 0))  # log2 of times: byte 128 us, buffer 128 us, erase 1 s
+    table[0x27] = (size - 1).bit_length()
+    table[0x28:0x2A] = bytes((0x00, 0x00))  # x8 only
+    table[0x2A:0x2C] = (BUFFER_SIZE.bit_length() - 1).to_bytes(2, "little")
+    table[0x2C] = 1  # one region of equal sectors
+    table[0x2D:0x2F] = (size // SECTOR_SIZE - 1).to_bytes(2, "little")
+    table[0x2F:0x31] = (SECTOR_SIZE // 256).to_bytes(2, "little")
+    table[0x31:0x36] = b"PRI10"
+    return bytes(table)
+
+
+class Flash(Device):
+    """One chip.
+
+    Args:
+        memory: shows the contents to the guest.
+        gpa: where the chip is.
+        contents: the array, whole sectors of page-aligned memory; with a shared file mapping, what is programmed
+            is in the file at once, even if this process is killed.
+        read_only: programming and erasing fail with the chip's error bits.
+    """
+
+    def __init__(self, memory: MemoryMapper, gpa: int, contents: mmap.mmap | memoryview, *, read_only: bool) -> None:
+        self._memory = memory
+        self._gpa = gpa
+        self._contents = memoryview(contents)
+        self._read_only = read_only
+        self._cfi = cfi_table(len(self._contents))
+        self._status = _READY
+        self._mapped = False
+        self._command: Callable[[int, int, int], None] = self._first_cycle
+        self._answer: Callable[[int], int] = self._read_array
+        self._buffer: dict[int, int] = {}
+        self._buffer_left = 0
+        self.programs = 0
+        self.erases = 0
+        self._to_read_array()
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    def read(self, offset: int, size: int) -> int:
+        """Bytes of the array, the status, the ID or the CFI table, by mode."""
+        value = 0
+        for i in range(size):
+            value |= self._answer(offset + i) << (8 * i)
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """One command cycle; commands are the low byte, data is as wide as the access."""
+        self._command(offset, size, value)
+
+    def reset(self) -> None:
+        """Read-array mode; contents stay."""
+        self._status = _READY
+        self._to_read_array()
+
+    def close(self) -> None:
+        """Let go of the contents; nothing may read or write the chip afterwards."""
+        if self._mapped:
+            self._memory.unmap(self._gpa)
+            self._mapped = False
+        self._contents.release()
+
+    # What reads give.
+
+    def _read_array(self, offset: int) -> int:
+        return self._contents[offset] if offset < len(self._contents) else 0xFF
+
+    def _read_status(self, offset: int) -> int:  # noqa: ARG002 - the same everywhere
+        return self._status
+
+    def _read_id(self, offset: int) -> int:
+        return {0: _MANUFACTURER, 1: _DEVICE_ID}.get(offset & 0xFF, 0)
+
+    def _read_cfi(self, offset: int) -> int:
+        at = offset & 0xFF
+        return self._cfi[at] if at < len(self._cfi) else 0
+
+    # What writes do: one method per state of the command sequence.
+
+    def _first_cycle(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - commands have no data
+        command = value & 0xFF
+        if command in _PROGRAM:
+            self._begin(self._program)
+        elif command in _READ_ARRAY:
+            self._to_read_array()
+        elif command == _ERASE:
+            self._begin(self._erase)
+        elif command == _READ_STATUS:
+            self._leave_read_array(self._read_status)
+        elif command == _CLEAR_STATUS:
+            self._status = 0
+            self._to_read_array()
+        elif command == _READ_ID:
+            self._leave_read_array(self._read_id)
+        elif command == _READ_CFI:
+            self._leave_read_array(self._read_cfi)
+        elif command == _BUFFERED_PROGRAM:
+            self._status |= _READY
+            self._buffer.clear()
+            self._begin(self._buffer_count)
+        elif command == _LOCK:
+            self._begin(self._lock)
+        else:
+            self._to_read_array()
+
+    def _program(self, offset: int, size: int, value: int) -> None:
+        self._command = self._first_cycle
+        if self._read_only:
+            self._status |= _READY | _PROGRAM_ERROR
+            return
+        self._store(offset, value.to_bytes(size, "little"))
+        self._status |= _READY
+
+    def _erase(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+        self._command = self._first_cycle
+        if value & 0xFF in _READ_ARRAY:
+            self._to_read_array()
+        elif value & 0xFF != _CONFIRM:
+            self._status |= _READY | _ERASE_ERROR | _PROGRAM_ERROR
+        elif self._read_only:
+            self._status |= _READY | _ERASE_ERROR
+        else:
+            start = offset & -SECTOR_SIZE
+            self._contents[start : start + SECTOR_SIZE] = b"\xff" * len(self._contents[start : start + SECTOR_SIZE])
+            self.erases += 1
+            self._status |= _READY
+
+    def _lock(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+        # Lock bits are accepted and have no effect, as in QEMU.
+        self._command = self._first_cycle
+        self._status |= _READY
+        if value & 0xFF in _READ_ARRAY:
+            self._to_read_array()
+
+    def _buffer_count(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+        self._buffer_left = (value & 0xFF) + 1
+        self._command = self._buffer_data
+
+    def _buffer_data(self, offset: int, size: int, value: int) -> None:
+        for i in range(size):
+            self._buffer[offset + i] = value >> (8 * i) & 0xFF
+        self._buffer_left -= size
+        if self._buffer_left <= 0:
+            self._command = self._buffer_confirm
+
+    def _buffer_confirm(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+        self._command = self._first_cycle
+        self._status |= _READY
+        if value & 0xFF != _CONFIRM:
+            self._status |= _ERASE_ERROR | _PROGRAM_ERROR
+        elif self._read_only:
+            self._status |= _PROGRAM_ERROR
+        else:
+            for at, byte in self._buffer.items():
+                self._store(at, bytes((byte,)))
+
+    def _store(self, offset: int, data: bytes) -> None:
+        end = min(offset + len(data), len(self._contents))
+        self._contents[offset:end] = data[: end - offset]
+        self.programs += 1
+
+    # Modes.
+
+    def _begin(self, next_cycle: Callable[[int, int, int], None]) -> None:
+        self._leave_read_array(self._read_status)
+        self._command = next_cycle
+
+    def _leave_read_array(self, answer: Callable[[int], int]) -> None:
+        self._answer = answer
+        self._command = self._first_cycle
+        if self._mapped:
+            self._memory.unmap(self._gpa)
+            self._mapped = False
+
+    def _to_read_array(self) -> None:
+        self._answer = self._read_array
+        self._command = self._first_cycle
+        if not self._mapped:
+            self._memory.map_rom(self._gpa, self._contents)
+            self._mapped = True

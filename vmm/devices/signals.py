@@ -1,0 +1,44 @@
+"""What device models drive: interrupt lines, power, memory. No device knows the machine around it."""
+
+import mmap
+from collections.abc import Callable
+from typing import Protocol
+
+Irq = Callable[[bool], None]
+"""Drives one interrupt line: True asserts it."""
+
+Msi = Callable[[int, int], None]
+"""Sends a message-signalled interrupt: address, data (Intel SDM volume 3, 11.11)."""
+
+Sink = Callable[[bytes], object]
+"""Takes what a guest printed."""
+
+
+RomBuffer = mmap.mmap | memoryview | bytearray
+"""What can stand behind read-only memory; page-aligned, whole pages."""
+
+
+class PowerControl(Protocol):
+    """What the guest can do to its own machine. Returns at once; the vCPUs stop soon after."""
+
+    def reset(self, reason: str) -> None:
+        """The guest asked for a reset; ``reason`` names the register it used."""
+
+    def power_off(self) -> None:
+        """The guest entered ACPI's S5."""
+
+
+class MemoryMapper(Protocol):
+    """The part of guest memory that a chipset rearranges; `vmm.memory.GuestMemory` has more."""
+
+    def map_ram(self, gpa: int, size: int, *, read_only: bool = False) -> None:
+        """Show the RAM that belongs to ``gpa`` there."""
+
+    def map_rom(self, gpa: int, contents: RomBuffer) -> None:
+        """Show ``contents`` read-only at ``gpa``, in place; stores become MMIO accesses."""
+
+    def unmap(self, gpa: int) -> None:
+        """Take away the region that starts at ``gpa``."""
+
+    def store_behind(self, gpa: int, data: bytes) -> None:
+        """Store into the RAM that belongs to ``gpa``, whatever is mapped there."""

@@ -1,0 +1,225 @@
+"""What a board is built from, what it becomes, and the devices that all boards have."""
+
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vmm import layout
+from vmm.bus import Bus, Device
+from vmm.devices.acpi_pm import AcpiPm, ApmPorts, PmModel
+from vmm.devices.debugcon import DebugConsole
+from vmm.devices.flash import Flash
+from vmm.devices.pci import PciBus, PciConfigPorts
+from vmm.devices.reset import I8042Reset, ResetControl, SystemControlA
+from vmm.devices.rtc import Rtc
+from vmm.devices.serial import Serial
+from vmm.devices.shadow import LegacyArea, ShadowArea
+from vmm.devices.signals import Irq, MemoryMapper, Msi, PowerControl, Sink
+from vmm.devices.timer import TimerService
+from vmm.firmware import FirmwareImages
+
+_BIOS_ALIAS = 128 * layout.KIB
+"""How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
+
+_BOOT_DEVICES = {"a": 1, "c": 2, "d": 3, "n": 4}
+"""SeaBIOS, src/boot.c: boot device codes in CMOS 0x3d and 0x38."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a board drives and is driven by.
+
+    Attributes:
+        ports: the port bus.
+        mmio: the MMIO bus.
+        memory: guest memory, RAM mapped but for the legacy area.
+        ram_low: bytes of RAM from 0, the legacy area included.
+        ram_high: bytes of RAM from 4 GiB.
+        firmware: the images, to be mapped so that they end at 4 GiB.
+        cpus: CPUs at boot.
+        irq: drives a line of the interrupt controllers: GSI, level.
+        msi: sends an MSI: address, data.
+        power: reset and power-off.
+        serial: gets what is printed on COM1.
+        debugcon: gets what is printed on the debug port.
+        boot_order: BIOS boot devices, first to last, of a, c, d, n.
+    """
+
+    ports: Bus
+    mmio: Bus
+    memory: MemoryMapper
+    ram_low: int
+    ram_high: int
+    firmware: FirmwareImages
+    cpus: int
+    irq: Callable[[int, bool], None]
+    msi: Msi
+    power: PowerControl
+    serial: Sink
+    debugcon: Sink
+    boot_order: str = "cad"
+
+    def line(self, gsi: int) -> Irq:
+        """One interrupt line."""
+        irq = self.irq
+        return lambda level: irq(gsi, level)
+
+
+@dataclass
+class Platform:
+    """A board that was built.
+
+    Attributes:
+        name: "q35", "pc" or "bhyve".
+        pci: bus 0.
+        pm: ACPI hardware: where it is now, the power button.
+        serial: COM1.
+        rtc: the clock and CMOS.
+        flash: the variable store's chip, if the firmware has one.
+        timers: the thread that devices get called back on.
+    """
+
+    name: str
+    pci: PciBus
+    pm: AcpiPm
+    serial: Serial
+    rtc: Rtc
+    flash: Flash | None
+    timers: TimerService
+    _devices: list[Device] = field(default_factory=list)
+    _backing: list[mmap.mmap] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Every device as after a reset of the machine; vCPUs are stopped. RAM, CMOS and flash keep their contents."""
+        for device in self._devices:
+            device.reset()
+        self.pci.reset()
+
+    def close(self) -> None:
+        """Stop the timers and let go of the images; no vCPU runs any more, and io_lock is not held."""
+        self.timers.close()
+        if self.flash is not None:
+            self.flash.close()
+        for backing in self._backing:
+            if not backing.closed:
+                backing.flush()
+
+
+class Board:
+    """Builds a `Platform` step by step; the modules of this package say which steps.
+
+    Args:
+        name: of the board.
+        parts: what it is built from.
+    """
+
+    def __init__(self, name: str, parts: Parts) -> None:
+        self.name = name
+        self.parts = parts
+        self.pci = PciBus()
+        self.timers = TimerService(parts.ports.lock, parts.ports.fail)
+        self._devices: list[Device] = []
+        self._backing: list[mmap.mmap] = []
+
+    def port(self, ports: range, device: Device, name: str) -> None:
+        """Put a device at ports."""
+        self.parts.ports.add(ports.start, ports.stop - 1, device, name)
+        self._devices.append(device)
+
+    def at(self, addresses: range, device: Device, name: str) -> None:
+        """Put a device at guest physical addresses."""
+        self.parts.mmio.add(addresses.start, addresses.stop - 1, device, name)
+        self._devices.append(device)
+
+    def code(self) -> ShadowArea:
+        """Map the code at its place below 4 GiB; returns the area below 1 MiB that shows its end, too."""
+        parts = self.parts
+        image = mmap.mmap(-1, len(parts.firmware.code))
+        image[:] = parts.firmware.code
+        self._backing.append(image)
+        parts.memory.map_rom(parts.firmware.code_address, image)
+        shadow = ShadowArea(parts.memory, memoryview(image)[-_BIOS_ALIAS:])
+        self.at(layout.LEGACY_ROM, LegacyArea(shadow), "legacy ROM area")
+        return shadow
+
+    def variables(self) -> Flash | None:
+        """Put the variable store, as flash, below the code: the user's own file, or a private copy."""
+        firmware = self.parts.firmware
+        store = firmware.variables
+        if store is None:
+            return None
+        size = len(store.data)
+        if store.persist:
+            with store.path.open("r+b") as file:
+                contents = mmap.mmap(file.fileno(), size)
+        else:
+            contents = mmap.mmap(-1, size)
+            contents[:] = store.data
+        self._backing.append(contents)
+        flash = Flash(self.parts.memory, firmware.variables_address, contents, read_only=False)
+        self.at(range(firmware.variables_address, firmware.variables_address + size), flash, "flash VARS")
+        return flash
+
+    def consoles(self) -> Serial:
+        """COM1 and the debug port."""
+        parts = self.parts
+        serial = Serial(parts.line(layout.COM1_IRQ), parts.serial, parts.ports.lock)
+        self.port(layout.PORT_COM1, serial, "COM1")
+        self.port(layout.PORT_DEBUG_QEMU, DebugConsole(parts.debugcon), "debugcon")
+        return serial
+
+    def clock(self) -> Rtc:
+        """RTC and CMOS."""
+        rtc = Rtc(self.parts.line(layout.RTC_IRQ), self.timers, cmos(self.parts))
+        self.port(layout.PORT_CMOS, rtc, "RTC and CMOS")
+        return rtc
+
+    def acpi(self, model: PmModel) -> AcpiPm:
+        """The ACPI block, placed nowhere yet, and SMI_CMD."""
+        parts = self.parts
+        pm = AcpiPm(model, parts.ports, parts.line(layout.SCI_IRQ), parts.power)
+        self._devices.append(pm)
+        self.port(layout.PORT_APM, ApmPorts(pm), "APM")
+        return pm
+
+    def config_and_reset(self) -> None:
+        """PCI configuration ports, and every way to reset."""
+        power = self.parts.power
+        reset_control = ResetControl(power)
+        self._devices.append(reset_control)
+        self.port(layout.PORT_PCI_CONFIG, PciConfigPorts(self.pci, reset_control), "PCI configuration")
+        self.port(layout.PORT_SYSTEM_CONTROL_A, SystemControlA(power), "system control A")
+        self.port(layout.PORT_I8042_COMMAND, I8042Reset(power), "i8042 command")
+
+    def finish(self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None) -> Platform:
+        """The result."""
+        return Platform(
+            self.name, self.pci, pm, serial, rtc, flash, self.timers, _devices=self._devices, _backing=self._backing
+        )
+
+
+def cmos(parts: Parts) -> dict[int, int]:
+    """CMOS registers that tell a BIOS the memory sizes, CPUs and boot order.
+
+    Layout: IBM AT for 0x14 to 0x18, 0x30, 0x31; QEMU, hw/i386/x86.c and pc.c, and bhyve, for 0x34, 0x35, 0x5b to 0x5f,
+    0x38 and 0x3d. Sizes are little-endian and saturate.
+    """
+    registers: dict[int, int] = {}
+
+    def put(register: int, size: int, value: int) -> None:
+        value = min(value, (1 << 8 * size) - 1)
+        for i in range(size):
+            registers[register + i] = value >> (8 * i) & 0xFF
+
+    above_1_mib = max(0, parts.ram_low - layout.MIB) // layout.KIB
+    put(0x14, 1, 0x02)  # equipment: a coprocessor
+    put(0x15, 2, 640)  # KiB of base memory
+    put(0x17, 2, above_1_mib)
+    put(0x30, 2, above_1_mib)
+    put(0x34, 2, max(0, parts.ram_low - 16 * layout.MIB) // (64 * layout.KIB))
+    put(0x5B, 3, parts.ram_high // (64 * layout.KIB))
+    put(0x5F, 1, parts.cpus - 1)
+    first, second, third = [*(_BOOT_DEVICES.get(letter, 0) for letter in parts.boot_order[:3]), 0, 0, 0][:3]
+    put(0x3D, 1, second << 4 | first)
+    put(0x38, 1, third << 4)
+    return registers

@@ -1,0 +1,24 @@
+"""A PC as SeaBIOS knows it best: 440FX's host bridge, PIIX's ISA bridge and power management."""
+
+from vmm import layout
+from vmm.devices.acpi_pm import PIIX4
+from vmm.devices.chipset import Piix4Pm, i440fx_host_bridge, piix3_isa_bridge
+from vmm.platform.parts import Board, Parts, Platform
+
+
+def build(parts: Parts) -> Platform:
+    """Put every device on its bus, map the firmware.
+
+    Raises:
+        ConfigError: two devices claim the same addresses.
+    """
+    board = Board("pc", parts)
+    shadow = board.code()
+    flash = board.variables()
+    board.config_and_reset()
+    pm = board.acpi(PIIX4)
+    board.port(layout.PORT_GPE0_PIIX4, pm.gpe0, "GPE0")
+    board.pci.add(0, 0, i440fx_host_bridge(shadow))
+    board.pci.add(1, 0, piix3_isa_bridge())
+    board.pci.add(1, 3, Piix4Pm(pm))
+    return board.finish(pm, board.consoles(), board.clock(), flash)
