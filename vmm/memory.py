@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 4096
 
+_MAP_NORESERVE = 0x4000
+"""<asm-generic/mman-common.h>; Python names it from 3.13 on."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -56,7 +59,7 @@ class GuestMemory:
         self.low_size = min(size, low_limit)
         self.high_size = size - self.low_size
         try:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
             self._ram = mmap.mmap(-1, size, flags=flags)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"cannot map {size >> 20} MiB of guest RAM: {error}; ask for less with -m") from error
