@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
+from vmm.layout import FOUR_GIB, IMAGE_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FOUR_GIB = 1 << 32
-
-WINDOW_SIZE = 16 << 20
-"""Firmware is mapped at the end of the first 4 GiB and may reach down to 0xff000000: KVM's TSS pages and identity map
-(0xfeffc000 to 0xfeffffff) and the local APICs (0xfee00000) lie directly below. QEMU's own limit is 8 MiB by default."""
+WINDOW_SIZE = len(IMAGE_WINDOW)
 
 VOLUME_HEADER = struct.Struct("<16x16sQ4sIHHH3x")
 """EFI_FIRMWARE_VOLUME_HEADER (UEFI Platform Initialization 1.8, volume 3, section 3.2.1): file system GUID, FvLength,
@@ -325,10 +322,10 @@ def _rom_of_elf(path: Path) -> bytes:
     if not parts:
         raise ConfigError(f"{path}: an ELF file without anything to load")
     lowest = min(address for address, _ in parts)
-    if lowest < FOUR_GIB - WINDOW_SIZE or any(address + len(data) > FOUR_GIB for address, data in parts):
+    if lowest < IMAGE_WINDOW.start or any(address + len(data) > FOUR_GIB for address, data in parts):
         raise ConfigError(
             f"{path}: an ELF file with a segment outside of the firmware window "
-            f"{FOUR_GIB - WINDOW_SIZE:#x} to {FOUR_GIB - 1:#x}; a kernel is not started by its own"
+            f"{IMAGE_WINDOW.start:#x} to {IMAGE_WINDOW.stop - 1:#x}; a kernel is not started by its own"
         )
     rom = bytearray(b"\xff") * (-(lowest - FOUR_GIB) + 0xFFFF & ~0xFFFF)
     for address, data in parts:

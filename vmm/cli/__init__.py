@@ -1,0 +1,100 @@
+"""The command line: ``vmm COMMAND …``.
+
+stdout carries data (the guest's consoles, JSON, ``info``), stderr everything that is said about it. A command's module
+is imported only when it is asked for: a guest that exits at once is over before most of them would be loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.errors import ExitStatus, VmmError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Command(NamedTuple):
+    """A subcommand: its module has ``run(arguments: list[str]) -> int``."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "boot": Command("vmm.cli.boot", "boot firmware on /dev/kvm, and report what it did"),
+    "info": Command("vmm.cli.info", "what this host can do, and which firmware it has"),
+}
+
+EXIT_STATUSES = """\
+exit status:
+  0    the guest reached --until, or powered itself off where none was given
+  1    the guest failed: triple fault, an instruction that KVM refused, a reset that nobody expected
+  2    wrong usage or bad input: an option, a file, an image
+  3    the deadline of --timeout passed first
+  4    the host lacks something: /dev/kvm, a permission, a capability; the message says what to do
+  130  interrupted (Ctrl-C)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the process's exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except VmmError as error:
+        say(f"vmm: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        say("vmm: interrupted")
+        return ExitStatus.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing can be said to them, and Python must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.OK
+
+
+def say(line: str) -> None:
+    """Print a line about what is going on, to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        print(usage(), file=sys.stderr)
+        return ExitStatus.USAGE
+    name, *rest = arguments
+    if name in {"-h", "--help", "help"}:
+        print(usage())
+        return ExitStatus.OK
+    if name == "--version":
+        from importlib.metadata import version  # noqa: PLC0415  # 10 ms that only --version needs
+
+        print(f"vmm {version('vmm')}")
+        return ExitStatus.OK
+    command = COMMANDS.get(name)
+    if command is None:
+        say(f"vmm: unknown command '{name}'; known are {', '.join(COMMANDS)} (vmm --help tells more)")
+        return ExitStatus.USAGE
+    status: int = import_module(command.module).run(rest)
+    return status
+
+
+def usage() -> str:
+    """Return the text of ``vmm --help``."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"""\
+usage: vmm COMMAND [ARGUMENT ...]
+
+A KVM-backed mini virtual machine monitor: it boots real firmware and gives it QEMU's fw_cfg or bhyve's fwctl.
+
+commands:
+{commands}
+
+  vmm COMMAND --help tells about one of them; vmm --version prints the version.
+
+{EXIT_STATUSES}"""

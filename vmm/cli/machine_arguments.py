@@ -1,0 +1,168 @@
+"""The options that describe a machine, in QEMU's and in bhyve's spelling: for every command that starts one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm.config import FwCfgItem, MachineConfig, PflashDrive
+from vmm.errors import ConfigError
+from vmm.firmware import find
+from vmm.machine_options import parse_cpu_count, parse_smp, pflash_images
+from vmm.options import parse_keys, split_commas
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm.firmware import FirmwareImages
+
+DEFAULT_FIRMWARE = "ovmf"
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add FIRMWARE and the options of the machine to a command's parser."""
+    parser.add_argument(
+        "firmware",
+        nargs="?",
+        metavar="FIRMWARE",
+        help="a path, or ovmf (default), seabios, bhyve, probe: found through QEMU's firmware descriptors and in the "
+        "places where distributions put them",
+    )
+    machine = parser.add_argument_group("machine")
+    add = machine.add_argument
+    add("-smp", metavar="N[,maxcpus=M]", help="CPUs at boot, and how many the tables have room for (default 1)")
+    add("-c", metavar="N", dest="bhyve_cpus", help="bhyve's spelling of -smp N")
+    add("-m", metavar="SIZE", default="256M", help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
+    add(
+        "-machine",
+        metavar="TYPE[,fwcfg=...]",
+        help="auto (default: what the firmware wants), q35, pc or bhyve; fwcfg=qemu|bhyve|auto chooses what answers at "
+        "ports 0x510 and 0x511",
+    )
+    add("-uuid", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
+    images = parser.add_argument_group("firmware")
+    add = images.add_argument
+    add("-bios", metavar="PATH", help="QEMU's spelling of FIRMWARE")
+    add(
+        "-drive",
+        metavar="if=pflash,...",
+        action="append",
+        default=[],
+        help="if=pflash,format=raw,file=PATH[,readonly=on][,unit=0|1]: CODE first, then VARS. The guest's variables go "
+        "into this VARS file; without -drive they go into a private copy",
+    )
+    add(
+        "-l",
+        metavar="bootrom,...",
+        dest="bootrom",
+        help="bhyve's spelling: bootrom,ROM[,VARS][,fwcfg=qemu|bhyve|auto]",
+    )
+    items = parser.add_argument_group("what the guest finds in fw_cfg")
+    add = items.add_argument
+    add(
+        "-fw_cfg",
+        metavar="[name=]NAME,...",
+        action="append",
+        default=[],
+        help="[name=]NAME,file=PATH or ,string=TEXT: an item of your own, like name=opt/org.example/greeting,string=hi "
+        "(no NUL is added)",
+    )
+    add(
+        "-f",
+        metavar="[name=]NAME,...",
+        dest="bhyve_fw_cfg",
+        action="append",
+        default=[],
+        help="bhyve's spelling of -fw_cfg; as in bhyve, string=TEXT gets a NUL at its end",
+    )
+    consoles = parser.add_argument_group("consoles")
+    add = consoles.add_argument
+    add(
+        "-serial",
+        metavar="TARGET",
+        help="COM1: stdio, file:PATH or none. stdio on a terminal is interactive (default: stdio)",
+    )
+    add("-debugcon", metavar="TARGET", help="port 0x402, firmware's log: stdio, file:PATH or none (default: stdio)")
+    host = parser.add_argument_group("host")
+    host.add_argument(
+        "--assist",
+        metavar="MODE",
+        default="auto",
+        help="the software CPU for hosts whose KVM interprets ring 0: auto (default: only there), off, on",
+    )
+
+
+def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
+    """Return the machine that a parsed command line describes; ``more`` goes to :meth:`MachineConfig.create`.
+
+    Raises:
+        ConfigError: options that contradict each other, or what :meth:`MachineConfig.create` raises.
+    """
+    cpus, max_cpus = 1, None
+    if arguments.smp is not None and arguments.bhyve_cpus is not None:
+        raise ConfigError("-smp and -c say the same; give one of them")
+    if arguments.smp is not None:
+        cpus, max_cpus = parse_smp(arguments.smp)
+    elif arguments.bhyve_cpus is not None:
+        cpus = parse_cpu_count(arguments.bhyve_cpus, "-c")
+    machine = _machine_keys(arguments.machine)
+    images, interface = _firmware(arguments)
+    if interface is not None and machine.get("fwcfg", interface) != interface:
+        raise ConfigError(
+            f"-l …,fwcfg={interface} and -machine fwcfg={machine['fwcfg']}: fw_cfg and fwctl live at the same ports "
+            "(0x510, 0x511), a machine has one of them"
+        )
+    return MachineConfig.create(
+        images,
+        cpus=cpus,
+        max_cpus=max_cpus,
+        memory=arguments.m,
+        machine=machine.get("type", "auto"),
+        fwcfg=interface or machine.get("fwcfg", "auto"),
+        fw_cfg=[
+            *(FwCfgItem.parse(text, "-fw_cfg") for text in arguments.fw_cfg),
+            *(FwCfgItem.parse(text, "-f", terminate=True) for text in arguments.bhyve_fw_cfg),
+        ],
+        uuid=arguments.uuid,
+        serial=arguments.serial or "stdio",
+        debugcon=arguments.debugcon or "stdio",
+        assist=arguments.assist,
+        **more,
+    )
+
+
+def _machine_keys(text: str | None) -> dict[str, str]:
+    if text is None:
+        return {}
+    return parse_keys(text, "-machine", known=("type", "fwcfg"), implied="type")
+
+
+def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None]:
+    """Return the images, and the interface that ``-l`` asks for."""
+    given = {
+        "FIRMWARE": arguments.firmware,
+        "-bios": arguments.bios,
+        "-drive": arguments.drive or None,
+        "-l": arguments.bootrom,
+    }
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)} each name the firmware; give one of them")
+    if arguments.drive:
+        return pflash_images(PflashDrive.parse(text) for text in arguments.drive), None
+    if arguments.bootrom is not None:
+        return _bootrom(arguments.bootrom)
+    firmware = arguments.firmware or arguments.bios
+    return find(firmware if firmware is not None else DEFAULT_FIRMWARE), None
+
+
+def _bootrom(text: str) -> tuple[FirmwareImages, str | None]:
+    """Read bhyve's ``bootrom,ROM[,VARS][,fwcfg=…]``: the second comma field is VARS unless it contains '='."""
+    device, *parts = split_commas(text)
+    if device != "bootrom" or not parts or not parts[0]:
+        raise ConfigError(f"-l {text}: the only form here is bootrom,ROM[,VARS][,fwcfg=qemu|bhyve|auto]")
+    rom, *parts = parts
+    variables = Path(parts.pop(0)) if parts and "=" not in parts[0] else None
+    keys = parse_keys(",".join(parts), f"-l {text}", known=("fwcfg",)) if parts else {}
+    # bhyve maps a ROM without VARS read-only: only a VARS file is ever written.
+    return find(rom, variables, persist=variables is not None), keys.get("fwcfg")
