@@ -1,1 +1,21 @@
 """vmm: a KVM-backed mini virtual machine monitor for people who develop firmware and hypervisors."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmm.config import MachineConfig
+    from vmm.machine import Machine
+    from vmm.outcome import Outcome, Reason
+
+__all__ = ["Machine", "MachineConfig", "Outcome", "Reason"]
+
+_HOMES = {"Machine": "machine", "MachineConfig": "config", "Outcome": "outcome", "Reason": "outcome"}
+
+
+def __getattr__(name: str) -> Any:
+    # `import vmm.errors` must not load the whole machine: a command line that only prints help starts at once.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vmm' has no attribute {name!r}")
+    import importlib  # noqa: PLC0415
+
+    return getattr(importlib.import_module(f"vmm.{_HOMES[name]}"), name)

@@ -107,10 +107,6 @@ class GuestMemory:
         self._free_slots.append(region.slot)
         self._rom_pins.pop(gpa, None)
 
-    def store_behind(self, gpa: int, data: bytes) -> None:
-        """Store ``data`` into the low RAM that belongs to ``gpa``, whatever is mapped there."""
-        self._ram[gpa : gpa + len(data)] = data
-
     def read(self, gpa: int, size: int) -> bytes:
         """``size`` bytes from ``gpa``.
 
@@ -132,6 +128,16 @@ class GuestMemory:
         done = lib.guest_memory_write(self._table, gpa, data, len(data))
         if done != len(data):
             raise ValueError(f"no writable memory at {gpa + done:#x}")
+
+    def store_behind(self, gpa: int, data: bytes) -> None:
+        """Store into the low RAM that belongs to ``gpa``, whatever is mapped there now.
+
+        Raises:
+            ValueError: the range is not all low RAM.
+        """
+        if gpa + len(data) > self.low_size:
+            raise ValueError(f"{gpa:#x}+{len(data):#x} is not below the end of low RAM at {self.low_size:#x}")
+        self._ram[gpa : gpa + len(data)] = data
 
     def regions(self) -> list[Region]:
         """What is mapped now, by rising address."""

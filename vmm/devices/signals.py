@@ -7,7 +7,7 @@ from typing import Protocol
 Irq = Callable[[bool], None]
 """Drives one interrupt line: True asserts it."""
 
-Msi = Callable[[int, int], None]
+Msi = Callable[[int, int], object]
 """Sends a message-signalled interrupt: address, data (Intel SDM volume 3, 11.11)."""
 
 Sink = Callable[[bytes], object]

@@ -123,6 +123,12 @@ class Vcpu(Descriptor):
         """KVM_SET_FPU; state beyond SSE stays."""
         self._ioctl("KVM_SET_FPU", fpu)
 
+    def translate(self, linear_address: int) -> int | None:
+        """KVM_TRANSLATE: the GPA that the vCPU's page tables give for a linear address; None if they give none."""
+        translation = ffi.new("struct kvm_translation *", {"linear_address": linear_address})
+        self._ioctl("KVM_TRANSLATE", translation)
+        return int(translation.physical_address) if translation.valid else None
+
     def get_xsave(self) -> bytearray:
         """KVM_GET_XSAVE2 (KVM_GET_XSAVE on older kernels): the XSAVE area in its standard format, 4096 bytes or more.
 

@@ -1,0 +1,74 @@
+"""Why a vCPU ended, in words: for the one line that a user reads, and the evidence below it."""
+
+from typing import TYPE_CHECKING, Any
+
+from vmm._native import lib
+from vmm.cpu import Registers
+from vmm.outcome import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmm.kvm import Vcpu
+    from vmm.memory import GuestMemory
+
+MAX_INSTRUCTION_SIZE = 15
+"""Bytes of the longest x86 instruction (Intel SDM volume 2, section 2.3.11)."""
+
+_USE_THE_ASSIST = "run with --assist auto or on: the software CPU executes what this host's KVM refuses"
+
+
+def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: bool) -> tuple[Reason, str, str]:
+    """Reason, one line, and further lines for a vCPU whose run ended by itself.
+
+    Args:
+        vcpu: the vCPU; its registers are read.
+        end: the C core's ``struct vcpu_end``.
+        memory: where the instruction bytes are, when KVM did not hand them over.
+        software_cpu: was it the assist that ran the vCPU?
+    """
+    registers = Registers.of(vcpu)
+    where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}"
+    if end.outcome == lib.VCPU_SHUTDOWN:
+        return Reason.TRIPLE_FAULT, f"triple fault on {where}", registers.text
+    if end.outcome == lib.VCPU_EMULATION_FAILURE:
+        code = bytes(end.instruction)[: end.instruction_size] or _bytes_at(vcpu, registers, memory)
+        remedy = "" if software_cpu else f"; {_USE_THE_ASSIST}"
+        return (
+            Reason.EMULATION_FAILURE,
+            f"KVM refused the instruction {disassemble(code, registers)} on {where}{remedy}",
+            registers.text,
+        )
+    what = {
+        lib.VCPU_INTERNAL_ERROR: f"KVM internal error, suberror {end.detail}",
+        lib.VCPU_FAIL_ENTRY: f"KVM could not enter the guest, hardware reason {end.detail:#x}",
+        lib.VCPU_SYSTEM_EVENT: f"KVM system event {end.detail}",
+        lib.VCPU_UNSUPPORTED: f"KVM exit reason {end.kvm_exit_reason}, which vmm does not know",
+        lib.VCPU_ERROR: f"KVM_RUN failed with errno {end.error}",
+    }.get(end.outcome, f"run outcome {end.outcome}")
+    return Reason.KVM_FAILURE, f"{what}, {where}", registers.text
+
+
+def _bytes_at(vcpu: "Vcpu", registers: Registers, memory: "GuestMemory") -> bytes:
+    gpa = vcpu.translate(registers.linear_rip)
+    if gpa is None:
+        return b""
+    for size in range(MAX_INSTRUCTION_SIZE, 0, -1):
+        try:
+            return memory.read(gpa, size)
+        except ValueError:
+            continue
+    return b""
+
+
+def disassemble(code: bytes, registers: Registers) -> str:
+    """The first instruction of ``code`` in Intel syntax with its bytes; the bytes alone where it cannot be decoded."""
+    # Loading capstone takes longer than starting a small guest, and few runs fail.
+    import capstone  # noqa: PLC0415
+
+    mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[registers.bits]
+    decoded: Iterable[Any] = capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, registers.values["rip"], 1)
+    for instruction in decoded:
+        text = f"{instruction.mnemonic} {instruction.op_str}".strip()
+        return f"'{text}' ({instruction.bytes.hex(' ')})"
+    return f"with the bytes {code.hex(' ')}" if code else "(its bytes cannot be read)"

@@ -1,0 +1,282 @@
+"""One virtual machine: its parts wired together, and the loop that waits for it.
+
+```python
+from vmm import Machine
+
+with Machine("ovmf", cpus=3, memory="512M") as machine:
+    outcome = machine.run(until="Shell>", deadline=60)
+    assert outcome.reached
+```
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from vmm import cpu, failure, interface, layout
+from vmm._native import ffi, lib
+from vmm.bus import Bus, IoLock
+from vmm.config import MachineConfig
+from vmm.console import Stream, Watcher, compile_pattern
+from vmm.errors import DeviceError, KvmError
+from vmm.kvm import Kvm, Vcpu
+from vmm.memory import GuestMemory
+from vmm.outcome import Outcome, Reason
+from vmm.platform import Parts, builder
+
+POLL_SECONDS = 0.004
+"""How often the waiting thread looks at the consoles: much shorter than what a person notices."""
+
+JOIN_SECONDS = 10.0
+"""How long a vCPU thread may take to stop before the run is declared stuck."""
+
+
+@dataclass(frozen=True)
+class TimelineEvent:
+    """Something that happened, in seconds since the first run began."""
+
+    t_s: float
+    event: str
+
+
+class Machine:
+    """A machine, ready to run; a context manager that gives everything back.
+
+    Args:
+        config: what the machine is. Or a firmware name or path, with the fields
+            of `MachineConfig` as keyword arguments.
+
+    Raises:
+        ConfigError: the description makes no sense, or a file is unusable.
+        HostError: ``/dev/kvm`` or a capability is missing.
+    """
+
+    def __init__(self, config: MachineConfig | str = "ovmf", /, **options: Any) -> None:
+        self.config = config if isinstance(config, MachineConfig) else MachineConfig.create(config, **options)
+        self.timeline: list[TimelineEvent] = []
+        self.elapsed_s = 0.0
+        self.serial = Stream("serial")
+        self.debugcon = Stream("debugcon")
+        self._ended = threading.Event()
+        self._end: Outcome | None = None
+        self._end_lock = threading.Lock()
+        self._run_began = 0.0
+        self._device_failure: Exception | None = None
+        self._closers = ExitStack()
+        try:
+            self._build()
+        except BaseException:
+            self._closers.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the virtual machine, its memory and its threads; may be called twice."""
+        self._closers.close()
+
+    # -- building ---------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        config = self.config
+        self.kvm = self._closers.enter_context(Kvm())
+        self.kvm.require()
+        self.assist: Any = None
+        cpu.check_count(self.kvm, config.max_cpus)
+        self.vm = self._closers.enter_context(self.kvm.create_vm())
+        self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
+        self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
+        self.vm.create_irqchip()
+        self.vm.create_pit2()
+        self._core = lib.vmm_vm_new(self.vm.fd)
+        self._closers.callback(lib.vmm_vm_free, self._core)
+        self.memory = GuestMemory(self.vm, self._core, config.memory, layout.LOW_RAM_LIMIT)
+        self._closers.callback(self.memory.close)
+        self.io_lock = IoLock(self._core)
+        self.ports = Bus("port", ffi.addressof(self._core, "ports"), self.io_lock, self._device_failed)
+        self.mmio = Bus("MMIO", ffi.addressof(self._core, "mmio"), self.io_lock, self._device_failed)
+        self._create_vcpus()
+        self.platform = builder(config.machine_type)(
+            Parts(
+                ports=self.ports,
+                mmio=self.mmio,
+                memory=self.memory,
+                ram_low=self.memory.low_size,
+                ram_high=self.memory.high_size,
+                firmware=config.firmware,
+                cpus=config.cpus,
+                irq=self.vm.irq_line,
+                msi=self.vm.signal_msi,
+                power=_Power(self._finish),
+                serial=self.serial.write,
+                debugcon=self.debugcon.write,
+            )
+        )
+        self._closers.callback(self.platform.close)
+        self.fw_cfg = interface.build_fw_cfg(config, self.memory, self._core, self._device_failed)
+        self.fw_cfg.attach(self.ports)
+
+    def _create_vcpus(self) -> None:
+        self.vcpus: list[Vcpu] = []
+        self._core_vcpus: list[Any] = []
+        for index in range(self.config.cpus):
+            vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
+            vcpu.set_cpuid2(cpu.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None))
+            cpu.reset_vcpu(vcpu, index)
+            core = lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index)
+            self._closers.callback(lib.vmm_vcpu_free, core)
+            self.vcpus.append(vcpu)
+            self._core_vcpus.append(core)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        until: str | None = None,
+        deadline: float | None = None,
+        send: Sequence[tuple[str, str]] = (),
+        on_poll: Callable[["Machine"], None] | None = None,
+    ) -> Outcome:
+        """Run until the guest shows ``until`` on a console, ends by itself, or the deadline passes.
+
+        May be called again: the guest goes on where it was stopped.
+
+        Args:
+            until: a regular expression to be found in what the serial port or the debug port prints from now on.
+            deadline: seconds this call may take; None waits for ever.
+            send: pairs (regular expression, text): once the consoles show the expression, the text is typed into
+                the serial port; in order, each searched after the one before it.
+            on_poll: called on this thread some hundred times a second, for progress.
+
+        Raises:
+            DeviceError: a device of vmm failed; the guest is stopped.
+            KeyboardInterrupt: never; Ctrl-C ends the run with `Reason.INTERRUPTED`.
+        """
+        streams = (self.serial, self.debugcon)
+        goal = Watcher(streams, [compile_pattern(until)] if until else [])
+        prompts = Watcher(streams, [compile_pattern(pattern) for pattern, _ in send])
+        answers = [text for _, text in send]
+        self._ended.clear()
+        self._end = None
+        self._run_began = time.monotonic()
+        threads = self._start_vcpus()
+        try:
+            while not self._ended.wait(POLL_SECONDS):
+                for _ in range(prompts.poll()):
+                    self.type(answers.pop(0).encode())
+                if goal.poll():
+                    self._finish(Reason.UNTIL, f"the console showed {until!r}")
+                elif deadline is not None and time.monotonic() - self._run_began > deadline:
+                    self._finish(Reason.TIMEOUT, self._timeout_message(goal, prompts, deadline))
+                if on_poll is not None:
+                    on_poll(self)
+        except KeyboardInterrupt:
+            self._finish(Reason.INTERRUPTED, "interrupted")
+        finally:
+            self._stop_vcpus(threads)
+        self._raise_device_failure()
+        return self._conclude(until, goal)
+
+    def _conclude(self, until: str | None, goal: Watcher) -> Outcome:
+        end = self._end or self._outcome(Reason.STOPPED, "stopped")
+        # What was printed before the guest ended counts, even if it powered off before the next look.
+        if goal.waiting_for is not None and goal.poll():
+            return self._outcome(Reason.UNTIL, f"the console showed {until!r}")
+        return replace(end, missed_until=goal.waiting_for)
+
+    def type(self, data: bytes) -> None:
+        """Type into the serial port."""
+        with self.io_lock:
+            self.platform.serial.feed(data)
+
+    def stop(self) -> None:
+        """End the current `run` from another thread, with `Reason.STOPPED`."""
+        self._finish(Reason.STOPPED, "stopped")
+
+    def _start_vcpus(self) -> list[threading.Thread]:
+        lib.vmm_vm_resume(self._core)
+        threads = [
+            threading.Thread(target=self._run_vcpu, args=(index,), name=f"vcpu{index}", daemon=True)
+            for index in range(len(self.vcpus))
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _run_vcpu(self, index: int) -> None:
+        try:
+            run = lib.vmm_vcpu_run if self.assist is None else self.assist.run
+            if run(self._core_vcpus[index]) != lib.VCPU_STOPPED:
+                vcpu, end = self.vcpus[index], self._core_vcpus[index].end
+                reason, message, details = failure.describe(
+                    vcpu, end, self.memory, software_cpu=self.assist is not None
+                )
+                self._finish(reason, message, details)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run must end and its caller must see it
+            self._device_failed(error)
+
+    def _stop_vcpus(self, threads: Sequence[threading.Thread]) -> None:
+        self._kick()
+        began = time.monotonic()
+        for thread in threads:
+            thread.join(max(0.0, began + JOIN_SECONDS - time.monotonic()))
+        self.elapsed_s += time.monotonic() - self._run_began
+        stuck = [thread.name for thread in threads if thread.is_alive()]
+        if stuck:
+            raise KvmError(f"{', '.join(stuck)} did not leave KVM_RUN within {JOIN_SECONDS:.0f} s of a stop", 0)
+
+    def _kick(self) -> None:
+        lib.vmm_vm_stop(self._core, self._core_vcpus, len(self._core_vcpus))
+
+    def _finish(self, reason: Reason, message: str, details: str = "") -> None:
+        """End the run; the first reason stands."""
+        with self._end_lock:
+            if self._end is None:
+                self._end = self._outcome(reason, message, details)
+        self._kick()
+        self._ended.set()
+
+    def _device_failed(self, error: Exception) -> None:
+        """A device or a vCPU thread of ours raised: end the run, and let `run` raise it."""
+        with self._end_lock:
+            if self._device_failure is None:
+                self._device_failure = error
+        self._finish(Reason.DEVICE_FAILURE, f"a device of vmm failed: {error!r}")
+
+    def _raise_device_failure(self) -> None:
+        if self._device_failure is not None:
+            error, self._device_failure = self._device_failure, None
+            raise DeviceError(f"a device of vmm failed: {error!r}") from error
+
+    def _timeout_message(self, goal: Watcher, prompts: Watcher, deadline: float) -> str:
+        missing = prompts.waiting_for or goal.waiting_for
+        spoke = [stream for stream in (self.serial, self.debugcon) if stream.total]
+        last = f"; its last line was {spoke[0].last_line()!r}" if spoke else "; it printed nothing at all"
+        what = f" and the guest never showed {missing!r}" if missing else ""
+        return f"{deadline:g} s passed{what}{last}"
+
+    def _outcome(self, reason: Reason, message: str, details: str = "") -> Outcome:
+        return Outcome(reason, time.monotonic() - self._run_began, message, details)
+
+
+@dataclass(frozen=True)
+class _Power:
+    """What the guest can do to its own machine."""
+
+    finish: Callable[[Reason, str], None]
+
+    def reset(self, reason: str) -> None:
+        self.finish(Reason.RESET, f"the guest reset the machine: {reason}")
+
+    def power_off(self) -> None:
+        self.finish(Reason.POWER_OFF, "the guest powered the machine off")
