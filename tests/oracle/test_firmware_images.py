@@ -1,0 +1,125 @@
+"""Real images, each told for what it is, and read as virt-firmware reads it."""
+
+import subprocess
+import sys
+from collections import UserList
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virt.firmware import dump
+
+from vmm.firmware_clients import FW_CFG, FWCTL, analyze
+from vmm.firmware_volumes import read
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "build-bhyve-firmware"
+
+OVMF = Path("/usr/share/OVMF")
+
+DEBIAN = {
+    "OVMF, 2 MiB, whole": (Path("/usr/share/ovmf/OVMF.fd"), "ovmf", "code+vars", ("x64",), ("secure-boot",)),
+    "OVMF, 2 MiB": (OVMF / "OVMF_CODE.fd", "ovmf", "code", ("x64",), ("secure-boot",)),
+    "OVMF, 2 MiB, SMM": (OVMF / "OVMF_CODE.secboot.fd", "ovmf", "code", ("x64",), ("secure-boot", "smm")),
+    "OVMF, 4 MiB": (OVMF / "OVMF_CODE_4M.fd", "ovmf", "code", ("ia32", "x64"), ("secure-boot",)),
+    "OVMF, 4 MiB, SMM": (OVMF / "OVMF_CODE_4M.secboot.fd", "ovmf", "code", ("ia32", "x64"), ("secure-boot", "smm")),
+    "OVMF, ia32": (OVMF / "OVMF32_CODE_4M.secboot.fd", "ovmf", "code", ("ia32",), ("secure-boot", "smm")),
+    "SeaBIOS, 128 KiB": (Path("/usr/share/seabios/bios.bin"), "seabios", "rom", (), ()),
+    "SeaBIOS, 256 KiB": (Path("/usr/share/seabios/bios-256k.bin"), "seabios", "rom", (), ()),
+    "SeaBIOS for microvm": (Path("/usr/share/seabios/bios-microvm.bin"), "seabios", "rom", (), ()),
+    "qboot": (Path("/usr/share/qemu/qboot.rom"), "qboot", "rom", (), ()),
+}
+
+
+@pytest.fixture(scope="session")
+def bhyve_firmware() -> dict[str, Path]:
+    """Each variant's directory; scripts/test has built them, so that this costs nothing."""
+    done = subprocess.run([sys.executable, SCRIPT], check=True, stdout=subprocess.PIPE, text=True)
+    return {Path(line).parent.name: Path(line).parent for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(("path", "kind", "content", "architectures", "features"), DEBIAN.values(), ids=DEBIAN.keys())
+def test_debian_images_speak_fw_cfg(
+    path: Path, kind: str, content: str, architectures: tuple[str, ...], features: tuple[str, ...]
+) -> None:
+    analysis = analyze(path)
+    assert (analysis.kind, analysis.content) == (kind, content)
+    assert (analysis.architectures, analysis.features) == (architectures, features)
+    assert set(analysis.clients) == {FW_CFG}
+    assert analysis.recommended_interface == "qemu"
+    assert "etc/e820" in analysis.clients[FW_CFG].names
+    assert analysis.encodings == (("LZMA",) if kind == "ovmf" else ())
+    assert not analysis.problems
+    if kind == "seabios":
+        assert analysis.version is not None
+        assert analysis.version.startswith("1.")
+
+
+@pytest.mark.parametrize("store", ["OVMF_VARS.fd", "OVMF_VARS_4M.fd", "OVMF_VARS_4M.ms.fd", "OVMF32_VARS_4M.fd"])
+def test_variable_stores_tell_nothing(store: str) -> None:
+    analysis = analyze(OVMF / store)
+    assert (analysis.content, analysis.clients, analysis.recommended_interface) == ("vars", {}, "qemu")
+    assert "variable store" in analysis.reason
+
+
+def test_bhyve_firmware_with_both_clients(bhyve_firmware: dict[str, Path]) -> None:
+    for image, content in (("BHYVE.fd", "code+vars"), ("BHYVE_CODE.fd", "code")):
+        analysis = analyze(bhyve_firmware["both"] / image)
+        assert (analysis.kind, analysis.content, analysis.architectures) == ("bhyve", content, ("x64",))
+        assert set(analysis.clients) == {FW_CFG, FWCTL}
+        assert "opt/bhyve/hw.ncpu" in analysis.clients[FW_CFG].names
+        assert {fact.where for fact in analysis.clients[FWCTL].facts} == {"AcpiPlatform"}
+        assert analysis.recommended_interface == "qemu"
+        assert "both" in analysis.reason
+
+
+def test_bhyve_firmware_with_fwctl_alone(bhyve_firmware: dict[str, Path]) -> None:
+    for image, content in (("BHYVE.fd", "code+vars"), ("BHYVE_CODE.fd", "code")):
+        analysis = analyze(bhyve_firmware["fwctl-only"] / image)
+        assert (analysis.kind, analysis.content, analysis.architectures) == ("bhyve", content, ("x64",))
+        assert set(analysis.clients) == {FWCTL}
+        assert analysis.clients[FWCTL].names == ("hw.ncpu",)
+        assert analysis.recommended_interface == "bhyve"
+
+
+def walk(item: Any) -> Iterator[Any]:
+    yield item
+    if isinstance(item, UserList):
+        for inner in item:
+            yield from walk(inner)
+
+
+def check_against_virt_firmware(path: Path) -> None:
+    items = list(walk(dump.Edk2Image(path.name, path.read_bytes())))
+    contents = read(path.read_bytes())
+    theirs = [item for item in items if isinstance(item, dump.Edk2Volume)]
+    assert [volume.guid for volume in contents.volumes] == [volume.guid for volume in theirs]
+    assert [volume.size for volume in contents.volumes] == [volume.tlen for volume in theirs]
+    outer = [volume.offset for volume in contents.volumes if volume.depth == 0]
+    assert outer == [item.offset for item in dump.Edk2Image(path.name, path.read_bytes())]
+    files = [item for item in items if isinstance(item, dump.Edk2FfsFile) and item.typeid != 0xF0]
+    assert sorted(map(str, contents.files)) == sorted(str(file.guid) for file in files)
+
+
+@pytest.mark.parametrize(
+    "image", [case[0] for case in DEBIAN.values() if case[1] == "ovmf"], ids=lambda path: path.name
+)
+def test_ovmf_as_virt_firmware_reads_it(image: Path) -> None:
+    check_against_virt_firmware(image)
+
+
+def test_bhyve_firmware_as_virt_firmware_reads_it(bhyve_firmware: dict[str, Path]) -> None:
+    for directory in bhyve_firmware.values():
+        check_against_virt_firmware(directory / "BHYVE.fd")
+
+
+@pytest.mark.parametrize("image", [case[0] for case in DEBIAN.values()], ids=DEBIAN.keys())
+def test_truncated_images_never_raise(image: Path, tmp_path: Path) -> None:
+    data = image.read_bytes()
+    for length in (1, 40, 71, 4096, len(data) // 3, len(data) - 1):
+        part = tmp_path / f"{length}.fd"
+        part.write_bytes(data[:length])
+        analysis = analyze(part)
+        assert analysis.recommended_interface == "qemu"
+        if analysis.volumes and analysis.volumes[0].size > length:
+            assert analysis.problems
