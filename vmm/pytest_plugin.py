@@ -1,0 +1,108 @@
+"""pytest's side of vmm: machines as a fixture, artifacts of failures, skips that state their reason.
+
+```python
+@pytest.mark.needs_kvm
+def test_greeting(vmm_machine):
+    machine = vmm_machine("ovmf", fw_cfg={"opt/org.example/greeting": b"hello"})
+    assert machine.run(until="Shell>", deadline=120).reached
+```
+"""
+
+import re
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from vmm.machine import Machine
+
+MachineFactory = Callable[..., "Machine"]
+
+_FAILED = pytest.StashKey[bool]()
+_NO_KVM = pytest.StashKey[str | None]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add vmm's options, all under one prefix."""
+    group = parser.getgroup("vmm", "virtual machines on /dev/kvm")
+    group.addoption(
+        "--vmm-firmware",
+        metavar="NAME|PATH",
+        default="ovmf",
+        help="firmware of machines that a test creates without naming one: ovmf, seabios, bhyve, probe or a path",
+    )
+    group.addoption(
+        "--vmm-artifacts",
+        metavar="DIR",
+        type=Path,
+        help="keep consoles and report of the machines of failed tests in DIR, one folder a test",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark."""
+    config.addinivalue_line(
+        "markers", "needs_kvm: runs a guest on /dev/kvm; skipped, with the reason, where the host lacks it"
+    )
+
+
+def _missing(config: pytest.Config) -> str | None:
+    """Why no guest can run here; None if one can."""
+    if _NO_KVM not in config.stash:
+        from vmm.kvm import Kvm  # noqa: PLC0415 - pytest loads this plugin in every run, with or without machines
+
+        try:
+            with Kvm() as kvm:
+                kvm.require()
+            config.stash[_NO_KVM] = None
+        except HostError as error:
+            config.stash[_NO_KVM] = str(error)
+    return config.stash[_NO_KVM]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs KVM where there is none."""
+    if item.get_closest_marker("needs_kvm") is not None and (reason := _missing(item.config)) is not None:
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember failures until fixtures are torn down."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture
+def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
+    """Make machines: call it with what `vmm.Machine` takes; all are closed after the test.
+
+    Without a firmware argument the one of ``--vmm-firmware`` is used.
+    """
+    from vmm.machine import Machine  # noqa: PLC0415 - as in _missing
+
+    machines: list[Machine] = []
+
+    def create(firmware: Any = None, /, **options: Any) -> Machine:
+        machines.append(Machine(firmware or request.config.getoption("--vmm-firmware"), **options))
+        return machines[-1]
+
+    yield create
+    artifacts: Path | None = request.config.getoption("--vmm-artifacts")
+    for number, machine in enumerate(machines):
+        if artifacts is not None and request.node.stash.get(_FAILED, False):
+            name = re.sub(r"[^\w.-]+", "_", request.node.nodeid)
+            _keep(machine, artifacts / (name if number == 0 else f"{name}-{number}"))
+        machine.close()
+
+
+def _keep(machine: "Machine", directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for stream in (machine.serial, machine.debugcon):
+        (directory / f"{stream.name}.txt").write_text(stream.text(), encoding="utf-8")
