@@ -6,7 +6,10 @@ from collections.abc import Generator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vmm._native import ffi, lib
 
+from vmm.bus import Bus, IoLock
+from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fwctl import LOG_LIMIT, VALUE_LIMIT, Error, Fwctl, FwctlRequest, Operation, State, encode_value
 from vmm.errors import ConfigError
 
@@ -320,6 +323,68 @@ def test_values_are_whole_words(value: bytes | str | int) -> None:
         assert int.from_bytes(data, "little", signed=value < 0) == value
     else:
         assert data.startswith(value if isinstance(value, bytes) else value.encode())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the port bus, as KVM's exits arrive.
+
+
+class PortBus:
+    """A port bus without a virtual machine, and what a vCPU does to it."""
+
+    def __init__(self) -> None:
+        self.core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
+        self.table = ffi.addressof(self.core, "ports")
+        self.bus = Bus("port", self.table, IoLock(self.core))
+
+    def access(self, port: int, size: int, data: bytes, *, write: bool) -> bytes:
+        buffer = ffi.new("uint8_t[]", data)
+        access = ffi.new("struct io_access *")
+        access.address, access.size, access.count, access.is_write = port, size, len(data) // size, write
+        access.data = buffer
+        lib.io_table_access(self.table, access)
+        assert self.bus.failure is None
+        return bytes(ffi.buffer(buffer, len(data)))
+
+    def outs(self, port: int, size: int, data: bytes) -> None:
+        self.access(port, size, data, write=True)
+
+    def ins(self, port: int, size: int, count: int) -> bytes:
+        return self.access(port, size, bytes(size * count), write=False)
+
+
+def test_string_instructions_are_as_many_single_ones() -> None:
+    vcpu = PortBus()
+    device().attach(vcpu.bus)
+    vcpu.outs(0x510, 2, b"\0\0")
+    assert vcpu.ins(0x511, 1, 6) == b"BHYV\xff\xff"
+    request = struct.pack("<III8s", 20, GET, 0xA5, b"hw.ncpu\0")
+    for port in (0x510, 0x511):
+        vcpu.outs(0x510, 4, request)
+        assert vcpu.ins(port, 4, 8) == struct.pack("<IIIIQII", 28, GET, 0xA5, 0, 4, 3, ONES)
+    assert vcpu.ins(0x511, 2, 3) == b"\xff" * 6
+
+
+def test_accesses_beside_the_two_ports() -> None:
+    vcpu = PortBus()
+    device().attach(vcpu.bus)
+    vcpu.outs(0x510, 2, b"\0\0")
+    assert vcpu.ins(0x512, 1, 4) == b"\xff" * 4
+    assert vcpu.ins(0x513, 4, 1) == b"\xff" * 4
+    vcpu.outs(0x512, 4, bytes(4))
+    vcpu.outs(0x50F, 2, bytes(2))
+    assert vcpu.ins(0x511, 1, 4) == b"BHYV"
+
+
+@pytest.mark.parametrize("fwctl_first", [True, False])
+def test_fwctl_and_fw_cfg_do_not_fit_into_one_machine(*, fwctl_first: bool) -> None:
+    vcpu = PortBus()
+    fw_cfg = FwCfg(vcpu.core)
+    fw_cfg.publish()
+    devices: list[Fwctl | FwCfg] = [device(), fw_cfg] if fwctl_first else [fw_cfg, device()]
+    devices[0].attach(vcpu.bus)
+    with pytest.raises(ConfigError, match=r"(?s)fwctl.*fw_cfg|fw_cfg.*fwctl"):
+        devices[1].attach(vcpu.bus)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
+from vmm.bus import Bus, Device
 from vmm.errors import ConfigError
+
+PORT_FIRST = 0x510
+PORT_LAST = 0x514
+"""The last byte of a 4-byte access at 0x511: the bus hands over whole only what lies in one range."""
 
 SIGNATURE = b"BHYV"
 
@@ -176,7 +181,7 @@ class _Request:
         return self.header[0] - REQUEST_HEADER > self.limit
 
 
-class Fwctl:
+class Fwctl(Device):
     """The device: offset 0 is port 0x510, offset 1 is port 0x511.
 
     Guest input never raises and never makes it hold more than a few KiB. A registered callable that fails does raise,
@@ -229,6 +234,14 @@ class Fwctl:
     def unregister(self, oid: str) -> None:
         """Stop offering a value; one that is not offered is ignored."""
         self._nodes.pop(oid, None)
+
+    def attach(self, ports: Bus) -> None:
+        """Answer the ports.
+
+        Raises:
+            ConfigError: Another device has some of them, such as fw_cfg.
+        """
+        ports.add(PORT_FIRST, PORT_LAST, self, "fwctl")
 
     def reset(self) -> None:
         """Machine reset: the conversation is forgotten, what is offered and what was logged stays."""
