@@ -6,6 +6,7 @@ Devices append from vCPU threads and must not be slowed down, so the search for
 
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,12 +37,16 @@ class Stream:
         self.name = name
         self.sink = sink
         self.total = 0
+        self.first_at: float | None = None
+        """`time.monotonic` at the first byte."""
         self._kept = bytearray()
         self._lock = threading.Lock()
 
     def write(self, data: bytes) -> None:
         """Append what the guest printed."""
         with self._lock:
+            if self.first_at is None:
+                self.first_at = time.monotonic()
             self._kept += data
             self.total += len(data)
             if len(self._kept) > 2 * KEEP_BYTES:

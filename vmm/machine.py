@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from vmm import cpu, failure, interface, layout
+from vmm import cpu, exits, failure, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config import MachineConfig
@@ -57,7 +57,7 @@ class Machine:
 
     def __init__(self, config: MachineConfig | str = "ovmf", /, **options: Any) -> None:
         self.config = config if isinstance(config, MachineConfig) else MachineConfig.create(config, **options)
-        self.timeline: list[TimelineEvent] = []
+        self._events: list[TimelineEvent] = []
         self.elapsed_s = 0.0
         self.serial = Stream("serial")
         self.debugcon = Stream("debugcon")
@@ -65,6 +65,7 @@ class Machine:
         self._end: Outcome | None = None
         self._end_lock = threading.Lock()
         self._run_began = 0.0
+        self._first_run_began = 0.0
         self._device_failure: Exception | None = None
         self._closers = ExitStack()
         try:
@@ -169,6 +170,7 @@ class Machine:
         self._ended.clear()
         self._end = None
         self._run_began = time.monotonic()
+        self._first_run_began = self._first_run_began or self._run_began
         threads = self._start_vcpus()
         try:
             while not self._ended.wait(POLL_SECONDS):
@@ -193,6 +195,44 @@ class Machine:
         if goal.waiting_for is not None and goal.poll():
             return self._outcome(Reason.UNTIL, f"the console showed {until!r}")
         return replace(end, missed_until=goal.waiting_for)
+
+    @property
+    def interface(self) -> Interface:
+        """What answers at ports 0x510 and 0x511: never AUTO."""
+        return Interface.QEMU
+
+    def started_s(self) -> list[float | None]:
+        """For each vCPU: seconds from the first run until it first executed code; None if it never did."""
+        times = [core.started_ns for core in self._core_vcpus]
+        return [(time_ns - times[0]) / 1e9 if time_ns else None for time_ns in times]
+
+    def exit_counts(self) -> dict[str, int]:
+        """How often KVM_RUN returned, of all vCPUs together, by `exits.reason_name`."""
+        counts = {
+            exits.reason_name(reason): sum(core.exits[reason] for core in self._core_vcpus)
+            for reason in range(lib.VCPU_EXIT_REASONS)
+        }
+        counts["interrupted by a signal"] = sum(core.interrupted for core in self._core_vcpus)
+        return {name: count for name, count in counts.items() if count}
+
+    @property
+    def timeline(self) -> list[TimelineEvent]:
+        """What happened when, in order."""
+        events = [
+            TimelineEvent(seconds, f"vCPU {index} started")
+            for index, seconds in enumerate(self.started_s())
+            if seconds is not None
+        ]
+        events += [
+            TimelineEvent(stream.first_at - self._first_run_began, f"first output on {stream.name}")
+            for stream in (self.serial, self.debugcon)
+            if stream.first_at is not None
+        ]
+        return sorted([*events, *self._events], key=lambda event: event.t_s)
+
+    def assist_report(self) -> dict[str, Any]:
+        """Whether the software CPU ran the vCPUs, why, and how many instructions ran where."""
+        return {"mode": "off", "why": "", "instructions": 0, "kvm_steps": 0, "interrupts": 0}
 
     def type(self, data: bytes) -> None:
         """Type into the serial port."""
@@ -266,6 +306,7 @@ class Machine:
         return f"{deadline:g} s passed{what}{last}"
 
     def _outcome(self, reason: Reason, message: str, details: str = "") -> Outcome:
+        self._events.append(TimelineEvent(time.monotonic() - self._first_run_began, reason.value))
         return Outcome(reason, time.monotonic() - self._run_began, message, details)
 
 
