@@ -20,7 +20,7 @@ from typing import Any, Self
 from vmm import cpu, exits, failure, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.config import MachineConfig
+from vmm.config import Interface, MachineConfig
 from vmm.console import Stream, Watcher, compile_pattern
 from vmm.errors import DeviceError, KvmError
 from vmm.kvm import Kvm, Vcpu
