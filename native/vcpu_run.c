@@ -156,11 +156,27 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
     pthread_mutex_unlock(&vcpu->vm->io_lock);
 }
 
-/*
- * KVM_RUN of an AP that waits for SIPI returns EAGAIN once something woke it:
- * the moment that tells a started CPU from one that was only created.
- */
+static void set_single_step(struct vmm_vcpu *vcpu, bool on)
+{
+    struct kvm_guest_debug debug = {.control = on ? KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP : 0};
+
+    ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug);
+    vcpu->start_watched = on;
+}
+
 static void note_start(struct vmm_vcpu *vcpu)
+{
+    if (vcpu->start_watched) {
+        set_single_step(vcpu, false);
+    }
+    __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
+}
+
+/*
+ * KVM_RUN of an AP returns EAGAIN once INIT woke it, but not at the SIPI that starts it. One single step there makes
+ * the AP's first instruction an exit: it tells a started CPU from one that was only created, and when.
+ */
+static void watch_for_start(struct vmm_vcpu *vcpu)
 {
     struct kvm_mp_state state;
 
@@ -168,7 +184,9 @@ static void note_start(struct vmm_vcpu *vcpu)
         return;
     }
     if (state.mp_state == KVM_MP_STATE_RUNNABLE || state.mp_state == KVM_MP_STATE_HALTED) {
-        __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
+        note_start(vcpu);
+    } else if (state.mp_state == KVM_MP_STATE_INIT_RECEIVED) {
+        set_single_step(vcpu, true);
     }
 }
 
@@ -215,7 +233,7 @@ bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
             return end_with_errno(vcpu, error);
         }
         if (error == EAGAIN) {
-            note_start(vcpu);
+            watch_for_start(vcpu);
         } else {
             __atomic_fetch_add(&vcpu->interrupted, 1, __ATOMIC_RELAXED);
         }
@@ -223,6 +241,12 @@ bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
     }
     reason = run->exit_reason < VCPU_EXIT_REASONS ? run->exit_reason : VCPU_EXIT_REASONS - 1;
     __atomic_fetch_add(&vcpu->exits[reason], 1, __ATOMIC_RELAXED);
+    if (vcpu->start_watched) {
+        note_start(vcpu);
+        if (run->exit_reason == KVM_EXIT_DEBUG) {
+            return !stop_requested(vcpu);
+        }
+    }
     switch (run->exit_reason) {
     case KVM_EXIT_IO:
         vmm_port_access(vcpu, run->io.port, run->io.size, run->io.count, (uint8_t *)run + run->io.data_offset,

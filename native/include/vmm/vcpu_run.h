@@ -61,6 +61,7 @@ struct vmm_vcpu {
     uint64_t exits[VCPU_EXIT_REASONS]; /* by KVM exit reason; the last counts all beyond */
     uint64_t interrupted;              /* KVM_RUN ended by a signal */
     uint64_t started_ns;               /* CLOCK_MONOTONIC when it first left the wait-for-SIPI state; 0 before */
+    bool start_watched; /* a single step is armed that shows an AP's first instruction */
     pthread_mutex_t thread_lock;
     pthread_t thread;
     bool running;
