@@ -17,14 +17,14 @@ class DebugConsole(Device):
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - one register
+    def read(self, offset: int, size: int) -> int:
         """The signature."""
         return _SIGNATURE
 
-    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - one register
+    def write(self, offset: int, size: int, value: int) -> None:
         """Print the low byte."""
         self._sink(bytes((value & 0xFF,)))
 
-    def write_string(self, offset: int, size: int, count: int, data: bytes) -> None:  # noqa: ARG002 - one register
+    def write_string(self, offset: int, size: int, count: int, data: bytes) -> None:
         """Print the low byte of each element."""
         self._sink(data[::size])

@@ -114,7 +114,7 @@ class Flash(Device):
     def _read_array(self, offset: int) -> int:
         return self._contents[offset] if offset < len(self._contents) else 0xFF
 
-    def _read_status(self, offset: int) -> int:  # noqa: ARG002 - the same everywhere
+    def _read_status(self, offset: int) -> int:
         return self._status
 
     def _read_id(self, offset: int) -> int:
@@ -126,7 +126,7 @@ class Flash(Device):
 
     # What writes do: one method per state of the command sequence.
 
-    def _first_cycle(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - commands have no data
+    def _first_cycle(self, offset: int, size: int, value: int) -> None:
         command = value & 0xFF
         if command in _PROGRAM:
             self._begin(self._program)
@@ -160,7 +160,7 @@ class Flash(Device):
         self._store(offset, value.to_bytes(size, "little"))
         self._status |= _READY
 
-    def _erase(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+    def _erase(self, offset: int, size: int, value: int) -> None:
         self._command = self._first_cycle
         if value & 0xFF in _READ_ARRAY:
             self._to_read_array()
@@ -174,14 +174,14 @@ class Flash(Device):
             self.erases += 1
             self._status |= _READY
 
-    def _lock(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+    def _lock(self, offset: int, size: int, value: int) -> None:
         # Lock bits are accepted and have no effect, as in QEMU.
         self._command = self._first_cycle
         self._status |= _READY
         if value & 0xFF in _READ_ARRAY:
             self._to_read_array()
 
-    def _buffer_count(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+    def _buffer_count(self, offset: int, size: int, value: int) -> None:
         self._buffer_left = (value & 0xFF) + 1
         self._command = self._buffer_data
 
@@ -192,7 +192,7 @@ class Flash(Device):
         if self._buffer_left <= 0:
             self._command = self._buffer_confirm
 
-    def _buffer_confirm(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - as all states
+    def _buffer_confirm(self, offset: int, size: int, value: int) -> None:
         self._command = self._first_cycle
         self._status |= _READY
         if value & 0xFF != _CONFIRM:

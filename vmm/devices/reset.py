@@ -21,11 +21,11 @@ class ResetControl(Device):
         self._power = power
         self._value = 0
 
-    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - one register
+    def read(self, offset: int, size: int) -> int:
         """The kind of reset chosen."""
         return self._value
 
-    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - one register
+    def write(self, offset: int, size: int, value: int) -> None:
         """Choose the kind; reset when RST_CPU is set."""
         self._value = value & _RESET_STICKY
         if value & _RESET_CPU:
@@ -43,11 +43,11 @@ class SystemControlA(Device):
         self._power = power
         self._value = _A20
 
-    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - one register
+    def read(self, offset: int, size: int) -> int:
         """What was written; the reset bit reads as 0."""
         return self._value
 
-    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - one register
+    def write(self, offset: int, size: int, value: int) -> None:
         """Keep the A20 bit; reset when bit 0 is set."""
         self._value = value & _A20
         if value & _FAST_RESET:
@@ -64,11 +64,11 @@ class I8042Reset(Device):
     def __init__(self, power: PowerControl) -> None:
         self._power = power
 
-    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - nobody answers
+    def read(self, offset: int, size: int) -> int:
         """All-ones: no controller."""
         return -1
 
-    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - one register
+    def write(self, offset: int, size: int, value: int) -> None:
         """Reset on command 0xfe."""
         if value & 0xFF == _PULSE_RESET:
             self._power.reset("port 0x64 <- 0xfe")

@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager
 Clock = Callable[[], int]
 """Nanoseconds that only grow."""
 
+_LONGEST_WAIT_S = 3600.0
+"""A guest may set a deadline centuries ahead, which is more than a lock's time-out takes."""
+
 
 class TimerService:
     """Calls devices back at points in time.
@@ -69,9 +72,13 @@ class TimerService:
             if self._queue[0][1] == order:
                 self._wake.notify()
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="vmm-timers", daemon=True)
-                self._thread.start()
+                self._thread = self._start()
         return order
+
+    def _start(self) -> threading.Thread | None:
+        thread = threading.Thread(target=self._run, name="vmm-timers", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
         while True:
@@ -86,7 +93,7 @@ class TimerService:
                 if wait is None and not self._queue:
                     self._wake.wait()
                 elif self._queue:
-                    self._wake.wait(max(0, self._queue[0][0] - self.clock()) / 1e9)
+                    self._wake.wait(min(max(0, self._queue[0][0] - self.clock()) / 1e9, _LONGEST_WAIT_S))
 
 
 class Timer:

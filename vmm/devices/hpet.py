@@ -1,0 +1,247 @@
+"""The High Precision Event Timer (IA-PC HPET specification 1.0a): a 100 MHz counter and three comparators.
+
+Each comparator can be one-shot or periodic, 32 or 64 bits wide, and interrupt through the IOAPIC (edge or level) or by
+message (FSB delivery). Not there: legacy replacement routing, which would have to silence the in-kernel PIT; the
+capability register says so. A one-shot comparator that is already past fires at once, as in QEMU, instead of after
+the counter's wrap-around.
+"""
+
+from collections.abc import Callable
+
+from vmm.bus import Device
+from vmm.devices.signals import Msi
+from vmm.devices.timer import TimerService
+
+COMPARATORS = 3
+"""The fewest that the specification allows (2.3.4, NUM_TIM_CAP)."""
+
+PERIOD_FS = 10_000_000
+"""Femtoseconds of a tick: 100 MHz; the specification wants at least 10 MHz."""
+
+_TICK_NS = PERIOD_FS // 1_000_000
+
+_VENDOR = 0x8086
+_REVISION = 0x01
+_COUNTER_64_BITS = 1 << 13
+
+_CAPABILITIES, _CONFIGURATION, _STATUS, _COUNTER = 0x00, 0x10, 0x20, 0xF0
+_FIRST_TIMER, _TIMER_STRIDE = 0x100, 0x20
+_TIMER_CONFIG, _TIMER_COMPARATOR, _TIMER_ROUTE = 0x00, 0x08, 0x10
+"""2.3.3: register map; every register is 64 bits."""
+
+_ENABLE = 0x1
+
+_LEVEL = 1 << 1
+_INTERRUPT = 1 << 2
+_PERIODIC = 1 << 3
+_PERIODIC_CAPABLE = 1 << 4
+_64_BITS_CAPABLE = 1 << 5
+_SET_ACCUMULATOR = 1 << 6
+_32_BITS = 1 << 8
+_GSI_SHIFT, _GSI_MASK = 9, 0x1F
+_MESSAGE = 1 << 14
+_MESSAGE_CAPABLE = 1 << 15
+_CONFIG_WRITABLE = _LEVEL | _INTERRUPT | _PERIODIC | _SET_ACCUMULATOR | _32_BITS | _GSI_MASK << _GSI_SHIFT | _MESSAGE
+"""2.3.8, timer N configuration."""
+
+ALLOWED_GSIS = 0x00F0_0000
+"""IOAPIC inputs 20 to 23, as bhyve's (sys/amd64/vmm/io/vhpet.c): no PC device shares them."""
+
+_FASTEST_INTERRUPT_NS = 50_000
+"""Between two interrupts of a comparator: a guest cannot make the host do more."""
+
+_MASK_32 = (1 << 32) - 1
+_MASK_64 = (1 << 64) - 1
+
+
+class _Comparator:
+    """One timer: its registers, and the deadline that follows from them."""
+
+    def __init__(self, number: int, hpet: "Hpet", timers: TimerService) -> None:
+        self.bit = 1 << number
+        self._hpet = hpet
+        self._timer = timers.timer(self._on_deadline)
+        self._clock = timers.clock
+        self.reset()
+
+    def reset(self) -> None:
+        self.config = 0
+        self._comparator = _MASK_64
+        self._period = 0
+        self._route = 0
+        self._timer.cancel()
+
+    @property
+    def gsi(self) -> int:
+        return self.config >> _GSI_SHIFT & _GSI_MASK
+
+    @property
+    def asserts_line(self) -> bool:
+        """Level-triggered through the IOAPIC: the status bit is the line."""
+        wanted = _LEVEL | _INTERRUPT
+        return self.config & (wanted | _MESSAGE) == wanted
+
+    @property
+    def _mask(self) -> int:
+        return _MASK_32 if self.config & _32_BITS else _MASK_64
+
+    def read(self, register: int) -> int:
+        if register == _TIMER_CONFIG:
+            capabilities = _PERIODIC_CAPABLE | _64_BITS_CAPABLE | _MESSAGE_CAPABLE
+            return ALLOWED_GSIS << 32 | capabilities | self.config
+        if register == _TIMER_COMPARATOR:
+            return self._comparator & self._mask
+        return self._route if register == _TIMER_ROUTE else 0
+
+    def write(self, register: int, value: int) -> None:
+        if register == _TIMER_CONFIG:
+            self.config = value & _CONFIG_WRITABLE
+        elif register == _TIMER_COMPARATOR:
+            if not self.config & _PERIODIC or self.config & _SET_ACCUMULATOR:
+                self._comparator = value & self._mask
+            if self.config & _PERIODIC:
+                self._period = value & self._mask
+            self.config &= ~_SET_ACCUMULATOR
+        elif register == _TIMER_ROUTE:
+            self._route = value
+        self.arm()
+
+    def arm(self) -> None:
+        """Follow the registers: set the deadline, or none."""
+        self._timer.cancel()
+        if not self._hpet.enabled or not self.config & _INTERRUPT:
+            return
+        if self._comparator == _MASK_64 and not self.config & _PERIODIC:
+            return  # The value after reset: nobody set it.
+        mask = self._mask
+        ahead = (self._comparator - self._hpet.counter) & mask
+        if ahead > mask >> 1:
+            ahead = 0
+        self._timer.arm(self._clock() + ahead * _TICK_NS)
+
+    def _on_deadline(self) -> None:
+        if self.config & _PERIODIC and self._period:
+            late = (self._hpet.counter - self._comparator) & self._mask
+            self._comparator = (self._comparator + (late // self._period + 1) * self._period) & self._mask
+            ahead = (self._comparator - self._hpet.counter) & self._mask
+            self._timer.arm(self._clock() + max(ahead * _TICK_NS, _FASTEST_INTERRUPT_NS))
+        if self.config & _MESSAGE:
+            self._hpet.send(self._route >> 32, self._route & _MASK_32)
+        else:
+            self._hpet.interrupt(self)
+
+
+class Hpet(Device):
+    """One block of 1 KiB.
+
+    Args:
+        irq: drives an IOAPIC input: GSI, level.
+        msi: sends a message: address, data.
+        timers: for deadlines; its clock drives the counter.
+    """
+
+    def __init__(self, irq: Callable[[int, bool], None], msi: Msi, timers: TimerService) -> None:
+        self._irq = irq
+        self.send = msi
+        self._clock = timers.clock
+        self.enabled = False
+        self._halted_at = 0
+        self._started = 0
+        self._status = 0
+        self._asserted: set[int] = set()
+        self._comparators = [_Comparator(number, self, timers) for number in range(COMPARATORS)]
+
+    @property
+    def counter(self) -> int:
+        """The main counter now."""
+        if not self.enabled:
+            return self._halted_at
+        return ((self._clock() - self._started) // _TICK_NS) & _MASK_64
+
+    def read(self, offset: int, size: int) -> int:
+        """Any bytes of the block; what is reserved reads as 0."""
+        first = offset & ~7
+        value = self._read_register(first) >> (8 * (offset - first))
+        if offset + size > first + 8:
+            value |= self._read_register(first + 8) << (8 * (first + 8 - offset))
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Any bytes: what the access leaves out of a 64-bit register keeps its value."""
+        end = offset + size
+        for register in range(offset & ~7, end, 8):
+            start, stop = max(offset, register), min(end, register + 8)
+            mask = ((1 << 8 * (stop - start)) - 1) << (8 * (start - register))
+            part = value >> (8 * (start - offset)) << (8 * (start - register)) & mask
+            self._write_register(register, part, mask)
+
+    def reset(self) -> None:
+        """Counter halted at 0, comparators off."""
+        self.enabled = False
+        self._halted_at = 0
+        self._status = 0
+        for comparator in self._comparators:
+            comparator.reset()
+        self._update_lines()
+
+    def interrupt(self, comparator: _Comparator) -> None:
+        """A comparator matched and is routed to the IOAPIC."""
+        if comparator.config & _LEVEL:
+            self._status |= comparator.bit
+            self._update_lines()
+        elif ALLOWED_GSIS >> comparator.gsi & 1:
+            self._irq(comparator.gsi, True)
+            self._irq(comparator.gsi, comparator.gsi in self._asserted)
+
+    def _read_register(self, register: int) -> int:
+        if register == _CAPABILITIES:
+            return PERIOD_FS << 32 | _VENDOR << 16 | _COUNTER_64_BITS | (COMPARATORS - 1) << 8 | _REVISION
+        if register == _CONFIGURATION:
+            return _ENABLE if self.enabled else 0
+        if register == _STATUS:
+            return self._status
+        if register == _COUNTER:
+            return self.counter
+        comparator, at = self._comparator_at(register)
+        return comparator.read(at) if comparator is not None else 0
+
+    def _write_register(self, register: int, part: int, mask: int) -> None:
+        if register == _STATUS:
+            self._status &= ~part
+        elif register == _CONFIGURATION:
+            if mask & _ENABLE:
+                self._enable(bool(part & _ENABLE))
+        elif register == _COUNTER:
+            if not self.enabled:
+                self._halted_at = self._halted_at & ~mask | part
+        else:
+            comparator, at = self._comparator_at(register)
+            if comparator is not None:
+                comparator.write(at, comparator.read(at) & ~mask | part)
+        self._update_lines()
+
+    def _comparator_at(self, register: int) -> tuple[_Comparator | None, int]:
+        number, at = divmod(register - _FIRST_TIMER, _TIMER_STRIDE)
+        return (self._comparators[number] if 0 <= number < COMPARATORS else None), at
+
+    def _enable(self, wanted: bool) -> None:
+        if wanted and not self.enabled:
+            self._started = self._clock() - self._halted_at * _TICK_NS
+        elif not wanted:
+            self._halted_at = self.counter
+        if wanted != self.enabled:
+            self.enabled = wanted
+            for comparator in self._comparators:
+                comparator.arm()
+
+    def _update_lines(self) -> None:
+        wanted = {
+            comparator.gsi
+            for comparator in self._comparators
+            if self._status & comparator.bit and comparator.asserts_line and ALLOWED_GSIS >> comparator.gsi & 1
+        }
+        for gsi in self._asserted - wanted:
+            self._irq(gsi, False)
+        for gsi in wanted - self._asserted:
+            self._irq(gsi, True)
+        self._asserted = wanted
