@@ -1,0 +1,179 @@
+"""The machine as its users hold it: every way a run ends, and what is left afterwards."""
+
+import gc
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vmm import Machine, MachineConfig, Outcome, Reason, guests, layout
+from vmm.bus import Device
+from vmm.errors import ConfigError, DeviceError, ExitStatus
+from vmm.pytest_plugin import MachineFactory
+
+pytestmark = pytest.mark.needs_kvm
+
+GENEROUS = 60.0
+"""Seconds; a busy machine must not fail a test that isn't about time."""
+
+
+def run_guest(vmm_machine: MachineFactory, name: str, **run: object) -> Outcome:
+    outcome: Outcome = vmm_machine(guests.path(name), assist="off").run(**{"deadline": GENEROUS, **run})
+    return outcome
+
+
+def test_a_guest_powers_off(vmm_machine: MachineFactory) -> None:
+    outcome = run_guest(vmm_machine, "exit")
+    assert (outcome.reason, outcome.exit_status) == (Reason.POWER_OFF, ExitStatus.OK)
+    assert outcome.reached
+
+
+def test_power_off_before_until_is_a_failure(vmm_machine: MachineFactory) -> None:
+    outcome = run_guest(vmm_machine, "exit", until="never printed")
+    assert outcome.reason is Reason.POWER_OFF
+    assert outcome.missed_until == "never printed"
+    assert outcome.exit_status is ExitStatus.GUEST_FAILED
+
+
+def test_what_a_guest_printed_before_it_powered_off_counts(vmm_machine: MachineFactory) -> None:
+    assert run_guest(vmm_machine, "probe", until="status: 0").reason is Reason.UNTIL
+
+
+@pytest.mark.parametrize("cpus", [1, 3, 8])
+def test_every_cpu_starts(vmm_machine: MachineFactory, cpus: int) -> None:
+    machine = vmm_machine("probe", cpus=cpus, assist="off")
+    assert machine.run(deadline=GENEROUS).reached
+    assert f"cpus started: {cpus}\n" in machine.debugcon.text()
+    started = machine.started_s()
+    assert all(seconds is not None for seconds in started)
+    assert len(started) == cpus
+
+
+def test_a_cpu_that_nobody_starts_is_not_counted(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("exit"), cpus=3, assist="off")
+    assert machine.run(deadline=GENEROUS).reached
+    assert machine.started_s() == [0.0, None, None]
+
+
+def test_the_deadline_ends_a_guest_that_spins_with_interrupts_off(vmm_machine: MachineFactory) -> None:
+    outcome = run_guest(vmm_machine, "hang", until="never printed", deadline=0.3)
+    assert (outcome.reason, outcome.exit_status) == (Reason.TIMEOUT, ExitStatus.TIMEOUT)
+    assert "never printed" in outcome.message
+
+
+def test_a_silent_guest_is_called_silent(vmm_machine: MachineFactory) -> None:
+    assert "printed nothing" in run_guest(vmm_machine, "silent", until="Shell>", deadline=0.3).message
+
+
+def test_a_triple_fault_names_the_place(vmm_machine: MachineFactory) -> None:
+    outcome = run_guest(vmm_machine, "triple-fault")
+    assert (outcome.reason, outcome.exit_status) == (Reason.TRIPLE_FAULT, ExitStatus.GUEST_FAILED)
+    assert "RIP 0xffff" in outcome.message
+    assert "RAX" in outcome.details
+
+
+def test_stop_comes_from_another_thread(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("hang"), assist="off")
+    threading.Timer(0.2, machine.stop).start()
+    assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
+
+
+def test_ctrl_c_ends_the_run_and_is_reported(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("hang"), assist="off")
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+    outcome = machine.run(deadline=GENEROUS)
+    assert (outcome.reason, outcome.exit_status) == (Reason.INTERRUPTED, ExitStatus.INTERRUPTED)
+
+
+def test_a_stopped_guest_goes_on_where_it_was(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("seabios", assist="off")
+    assert machine.run(until="PCI: init bdf", deadline=GENEROUS).reached
+    assert machine.run(until="All threads complete", deadline=GENEROUS).reached
+    assert machine.debugcon.text().count("Found QEMU fw_cfg") == 1
+
+
+def test_a_failing_device_stops_the_machine_and_reaches_the_caller(vmm_machine: MachineFactory) -> None:
+    class Broken(Device):
+        def read(self, offset: int, size: int) -> int:
+            raise ZeroDivisionError(offset, size)
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            raise ZeroDivisionError(offset, size, value)
+
+    machine = vmm_machine("probe", assist="off")
+    machine.ports.remove(layout.PORT_DEBUG_QEMU.start)
+    machine.ports.add(layout.PORT_DEBUG_QEMU.start, layout.PORT_DEBUG_QEMU.start, Broken(), "broken")
+    with pytest.raises(DeviceError, match="ZeroDivisionError"):
+        machine.run(deadline=GENEROUS)
+
+
+@pytest.mark.parametrize(
+    ("memory", "low", "high"),
+    [("16M", 16 << 20, 0), ("2816M", 0xB0000000, 0), ("6G", 0xB0000000, (6 << 30) - 0xB0000000)],
+)
+def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, low: int, high: int) -> None:
+    machine = vmm_machine(guests.path("probe"), memory=memory, assist="off")
+    assert machine.run(deadline=GENEROUS).reached
+    lines = [f"e820: base 0x{0:016x} length 0x{low:016x} type 1"]
+    if high:
+        lines.append(f"e820: base 0x{1 << 32:016x} length 0x{high:016x} type 1")
+        machine.memory.write((1 << 32) + high - 4, b"last")
+        with pytest.raises(ValueError, match="no writable memory"):
+            machine.memory.write((1 << 32) + high - 2, b"last")
+    assert [line for line in machine.debugcon.text().splitlines() if line.startswith("e820:")] == lines
+
+
+def test_more_cpus_than_kvm_has_are_refused() -> None:
+    config = MachineConfig.create("probe", cpus=255)
+    object.__setattr__(config, "cpus", 100_000)
+    object.__setattr__(config, "max_cpus", 100_000)
+    with pytest.raises(ConfigError, match="100000"):
+        Machine(config)
+
+
+def test_machines_leave_nothing_behind() -> None:
+    def open_files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def one_machine() -> None:
+        with Machine("probe", cpus=2, assist="off") as machine:
+            machine.run(deadline=GENEROUS)
+
+    one_machine()
+    gc.collect()
+    files, threads = open_files(), threading.active_count()
+    for _ in range(5):
+        one_machine()
+    gc.collect()
+    assert (open_files(), threading.active_count()) == (files, threads)
+
+
+def test_close_may_be_called_twice(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("exit"), assist="off")
+    machine.close()
+    machine.close()
+
+
+def test_two_machines_run_side_by_side(vmm_machine: MachineFactory) -> None:
+    machines = [vmm_machine("probe", cpus=2, assist="off") for _ in range(2)]
+    threads = [threading.Thread(target=machine.run, kwargs={"deadline": GENEROUS}) for machine in machines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("status: 0" in machine.debugcon.text() for machine in machines)
+
+
+def test_the_timeline_is_in_order(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("probe", cpus=2, assist="off")
+    began = time.monotonic()
+    machine.run(deadline=GENEROUS)
+    elapsed = time.monotonic() - began
+    times = [event.t_s for event in machine.timeline]
+    assert times == sorted(times)
+    assert 0 <= times[0] <= times[-1] <= elapsed
+    assert machine.timeline[-1].event == "power-off"
