@@ -208,10 +208,6 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
         ConfigError: as :func:`load`, or nothing of that name is on this host.
     """
     name = str(firmware)
-    if name == "probe":
-        from vmm import guests  # noqa: PLC0415  # builds the guest if needed
-
-        return replace(load(guests.path(name)), kind=FirmwareKind.PROBE)
     if isinstance(firmware, Path) or name not in set(FirmwareKind) - {FirmwareKind.UNKNOWN}:
         return load(Path(firmware), variables, persist=persist)
     from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which a path does not need

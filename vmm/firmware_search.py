@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vmm import guests
 from vmm.errors import ConfigError
 
 NAMES = ("ovmf", "seabios", "bhyve", "probe")
@@ -86,11 +87,13 @@ class Descriptor:
 
 
 def locate(name: str) -> Located:
-    """Return the files that a name stands for.
+    """Return the files that a name of :data:`NAMES` stands for.
 
     Raises:
         ConfigError: none of the places has it; the text says what to do.
     """
+    if name == "probe":
+        return Located(guests.path(name))
     if name == "ovmf":
         for descriptor in descriptors():
             if descriptor.usable:

@@ -20,9 +20,9 @@ from typing import Any, Self
 from vmm import cpu, exits, failure, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.config import Interface, MachineConfig
+from vmm.config import Interface, MachineConfig, Target
 from vmm.console import Stream, Watcher, compile_pattern
-from vmm.errors import DeviceError, KvmError
+from vmm.errors import ConfigError, DeviceError, KvmError
 from vmm.kvm import Kvm, Vcpu
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome, Reason
@@ -59,15 +59,15 @@ class Machine:
         self.config = config if isinstance(config, MachineConfig) else MachineConfig.create(config, **options)
         self._events: list[TimelineEvent] = []
         self.elapsed_s = 0.0
-        self.serial = Stream("serial")
-        self.debugcon = Stream("debugcon")
+        self._closers = ExitStack()
+        self.serial = Stream("serial", self._sink(self.config.serial, "-serial"))
+        self.debugcon = Stream("debugcon", self._sink(self.config.debugcon, "-debugcon"))
         self._ended = threading.Event()
         self._end: Outcome | None = None
         self._end_lock = threading.Lock()
         self._run_began = 0.0
         self._first_run_began = 0.0
         self._device_failure: Exception | None = None
-        self._closers = ExitStack()
         try:
             self._build()
         except BaseException:
@@ -126,6 +126,15 @@ class Machine:
         self._closers.callback(self.platform.close)
         self.fw_cfg = interface.build_fw_cfg(config, self.memory, self._core, self._device_failed)
         self.fw_cfg.attach(self.ports)
+
+    def _sink(self, target: Target, option: str) -> Callable[[bytes], object] | None:
+        """Where a console goes by itself: a file; a terminal is served by whoever waits for the machine."""
+        if target.path is None:
+            return None
+        try:
+            return self._closers.enter_context(target.path.open("wb", buffering=0)).write
+        except OSError as error:
+            raise ConfigError(f"{option} file:{target.path}: cannot write: {(error.strerror or '').lower()}") from error
 
     def _create_vcpus(self) -> None:
         self.vcpus: list[Vcpu] = []

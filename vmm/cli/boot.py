@@ -1,0 +1,205 @@
+"""``vmm boot``: run firmware until it shows something, ends, or the time is up; then say what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import sys
+from typing import IO, TYPE_CHECKING
+
+from vmm.cli import EXIT_STATUSES, say
+from vmm.cli.machine_arguments import add_machine_arguments, config_from
+from vmm.cli.parser import Parser
+from vmm.errors import ConfigError
+from vmm.machine_options import TargetKind
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from vmm.cli.terminal import Terminal
+    from vmm.config import MachineConfig
+    from vmm.machine import Machine
+    from vmm.outcome import Outcome
+    from vmm.report import Report
+
+DESCRIPTION = """\
+Boot firmware on /dev/kvm and report what it did. What the guest prints goes to stdout, everything else to stderr.
+On a terminal, the serial port is interactive; Ctrl-A X ends the machine.
+"""
+
+EXAMPLES = r"""
+examples:
+  vmm boot                                       OVMF, one CPU, its console on this terminal
+  vmm boot ovmf -smp 4 --until 'Shell>' --send 'any other key to continue=\r' --timeout 60
+                                                 until the UEFI shell is there, without its countdown
+  vmm boot seabios -debugcon file:log.txt --until 'No bootable device'
+  vmm boot probe -smp 8 -fw_cfg opt/org.example/greeting,string=hello
+                                                 our own guest: prints what it finds in fw_cfg
+  vmm boot -m 1G -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
+                 -drive if=pflash,format=raw,file=my_vars.fd
+                                                 UEFI variables are kept in my_vars.fd
+  vmm boot -c 4 -l bootrom,BHYVE.fd,fwcfg=bhyve  the same in bhyve's words
+  vmm boot ovmf --json report.json -serial none  for a script
+
+"""
+
+
+def _parser() -> Parser:
+    parser = Parser("boot", DESCRIPTION, EXAMPLES + EXIT_STATUSES)
+    add_machine_arguments(parser)
+    add = parser.add_argument_group("run").add_argument
+    add(
+        "--until",
+        metavar="REGEX",
+        help="end with status 0 once the serial port or debugcon shows this (terminal escapes are taken out first)",
+    )
+    add(
+        "--send",
+        metavar="REGEX=TEXT",
+        action="append",
+        default=[],
+        help=r"type TEXT into the serial port once the consoles show REGEX; may be repeated, then one after the other. "
+        r"TEXT knows \r, \n, \t, \e (escape), \xNN and \\; in REGEX, write \x3d for =",
+    )
+    add("--timeout", metavar="SECONDS", help="end with status 3 after this long (default: never)")
+    add("--json", metavar="PATH", help="write the report as a JSON object; - is stdout")
+    add("-q", "--quiet", action="store_true", help="no progress and no report; errors are still told")
+    return parser
+
+
+def run(words: list[str]) -> int:
+    """Boot what a command line describes; return the exit status."""
+    arguments = _parser().parse_intermixed_args(words)
+    send = [_parse_send(text) for text in arguments.send]
+    deadline = _parse_timeout(arguments.timeout)
+    _check_pattern(arguments.until, "--until")
+    config = config_from(arguments)
+    _refuse_two_on_stdout(arguments, config)
+    with _json_output(arguments.json) as json_output, _termination_as_interrupt():
+        # The machine needs the native module, and what is wrong so far should be said without it.
+        from vmm import report as reports  # noqa: PLC0415
+        from vmm.machine import Machine  # noqa: PLC0415
+
+        if not arguments.quiet:
+            for note in config.firmware.notes:
+                say(f"vmm: {note}")
+        with Machine(config) as machine:
+            outcome, report = _run(machine, arguments, send, deadline)
+        if json_output is not None:
+            import json  # noqa: PLC0415
+
+            json.dump(report, json_output, indent=2)
+            json_output.write("\n")
+    if not arguments.quiet:
+        say(reports.text(report))
+    elif outcome.exit_status:
+        say(f"vmm: {outcome.message}")
+    return outcome.exit_status
+
+
+def _run(
+    machine: Machine, arguments: argparse.Namespace, send: list[tuple[str, str]], deadline: float | None
+) -> tuple[Outcome, Report]:
+    from vmm import report as reports  # noqa: PLC0415
+    from vmm.cli.progress import Progress  # noqa: PLC0415
+
+    with _terminal(machine, arguments) as terminal:
+        progress = Progress(enabled=not arguments.quiet and sys.stderr.isatty() and not terminal.shows_on_terminal)
+
+        def on_poll(machine: Machine) -> None:
+            terminal.poll()
+            progress.update(machine)
+
+        outcome = machine.run(arguments.until, deadline, send, on_poll)
+        progress.clear()
+        return outcome, reports.collect(machine, outcome)
+
+
+def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal:
+    from vmm.cli.terminal import Terminal, is_foreground_terminal  # noqa: PLC0415
+
+    config = machine.config
+    streams = [
+        stream
+        for stream, target in ((machine.serial, config.serial), (machine.debugcon, config.debugcon))
+        if target.kind is TargetKind.STDIO
+    ]
+    # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
+    typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
+    return Terminal(streams, machine.type if typed else None, machine.stop, say)
+
+
+def _refuse_two_on_stdout(arguments: argparse.Namespace, config: MachineConfig) -> None:
+    if arguments.json == "-" and TargetKind.STDIO in {config.serial.kind, config.debugcon.kind}:
+        raise ConfigError("--json - and a console on stdout would mix; add -serial none -debugcon none (or file:PATH)")
+
+
+def _parse_timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if 0 < value < float("inf"):
+            return value
+    raise ConfigError(f"--timeout {text}: a number of seconds above 0")
+
+
+def _check_pattern(pattern: str | None, option: str) -> None:
+    try:
+        re.compile((pattern or "").encode())
+    except re.error as error:
+        raise ConfigError(f"{option} {pattern}: not a regular expression: {error}") from None
+
+
+_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "e": "\x1b", "\\": "\\"}
+
+
+def _parse_send(text: str) -> tuple[str, str]:
+    pattern, separator, typed = text.partition("=")
+    if not separator or not pattern or not typed:
+        raise ConfigError(f"--send {text}: the form is REGEX=TEXT")
+    _check_pattern(pattern, "--send")
+
+    def unescape(match: re.Match[str]) -> str:
+        word = match[1]
+        if word.startswith("x") and len(word) == 3:
+            return chr(int(word[1:], 16))
+        if word in _ESCAPES:
+            return _ESCAPES[word]
+        raise ConfigError(rf"--send {text}: unknown escape \{word}; known are \r \n \t \e \xNN \\")
+
+    return pattern, re.sub(r"\\(x[0-9a-fA-F]{2}|.|$)", unescape, typed, flags=re.DOTALL)
+
+
+@contextlib.contextmanager
+def _json_output(path: str | None) -> Iterator[IO[str] | None]:
+    """Open the report's file before the guest runs: a path that can't be written must not cost a boot."""
+    if path is None:
+        yield None
+    elif path == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+    else:
+        try:
+            file = open(path, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # closed by the with below
+        except OSError as error:
+            raise ConfigError(f"--json {path}: cannot write: {(error.strerror or str(error)).lower()}") from None
+        with file:
+            yield file
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end the run as Ctrl-C does, so that the terminal and the variables are left in order."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    saved = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)

@@ -1,0 +1,26 @@
+"""``vmm info``: what this host offers, on stdout."""
+
+from __future__ import annotations
+
+import json
+
+from vmm import info
+from vmm.cli.parser import Parser
+from vmm.errors import ExitStatus
+
+EPILOG = """\
+exit status:
+  0  this host can run machines
+  4  it can't, and the line "KVM" says why and what to do
+"""
+
+
+def run(words: list[str]) -> int:
+    """Print what the host offers; return 4 if that does not include KVM."""
+    parser = Parser("info", "What this host offers: KVM, processor, software CPU, firmware.", EPILOG)
+    parser.add_argument("--json", action="store_true", help="one JSON object, with all capabilities and CPUID leaves")
+    arguments = parser.parse_args(words)
+    found = info.collect()
+    print(json.dumps(found, indent=2) if arguments.json else info.text(found))
+    kvm = found["kvm"]
+    return ExitStatus.HOST_LACKS if "error" in kvm or kvm["missing"] else ExitStatus.OK

@@ -1,0 +1,181 @@
+"""This process's stdin and stdout as the other end of the guest's consoles.
+
+On a terminal the serial port is interactive: keys go to the guest one by one, Ctrl-C included, and Ctrl-A X ends the
+machine. Output is passed on by the thread that waits for the machine, never by a vCPU: a reader that stops reading must
+not stop the guest, nor keep a deadline from ending it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import termios
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from vmm.console import Stream
+
+CONTROL_A = 0x01
+
+HELP = "Ctrl-A X ends the machine, Ctrl-A Ctrl-A types Ctrl-A, Ctrl-A H prints this"
+
+PIECE = 4096
+"""Bytes written at once: what a pipe takes without blocking once it is writable at all (PIPE_BUF of Linux)."""
+
+
+class Terminal:
+    """Passes consoles on to stdout, and stdin to the serial port; a context manager that restores the terminal.
+
+    Args:
+        streams: the consoles to show.
+        keys: gets what is typed; None: nothing is read.
+        quit_: called at Ctrl-A X.
+        say: prints a line for the user to stderr.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        keys: Callable[[bytes], object] | None,
+        quit_: Callable[[], object],
+        say: Callable[[str], object],
+    ) -> None:
+        self._streams = list(streams)
+        self._shown = [0] * len(self._streams)
+        self._pending = b""
+        self._lost = 0
+        self._last = b"\n"
+        self._keys = keys
+        self._quit = quit_
+        self._say = say
+        self._after_control_a = False
+        self._saved: list[Any] | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        if self._keys is not None and is_foreground_terminal():
+            self._saved = termios.tcgetattr(0)
+            self._say(f"vmm: this terminal is the guest's serial console: {HELP}")
+            termios.tcsetattr(0, termios.TCSADRAIN, _raw(self._saved))
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._drain()
+        finally:
+            if self._saved is not None:
+                termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
+                self._saved = None
+
+    @property
+    def interactive(self) -> bool:
+        """Whether keys typed on a terminal go to the guest."""
+        return self._saved is not None
+
+    @property
+    def shows_on_terminal(self) -> bool:
+        """Whether a console is shown on a terminal, where nothing else should be drawn."""
+        return bool(self._streams) and os.isatty(1)
+
+    def poll(self) -> None:
+        """Pass on what there is now, without waiting."""
+        self._read_keys()
+        self._collect()
+        while self._pending and not self._closed and _ready(1, write=True):
+            self._write(self._pending[:PIECE])
+
+    def _collect(self) -> None:
+        for index, stream in enumerate(self._streams):
+            total = stream.total
+            if total == self._shown[index]:
+                continue
+            data = stream.since(self._shown[index])
+            # More than the stream keeps may have been printed while nobody read our output.
+            self._lost += max(0, total - self._shown[index] - len(data))
+            self._shown[index] = max(total, self._shown[index] + len(data))
+            self._pending += data
+
+    def _write(self, data: bytes) -> None:
+        try:
+            done = os.write(1, data)
+        except OSError:
+            # The reader has left: the guest is nobody's concern any more.
+            self._closed = True
+            self._quit()
+            return
+        self._last = data[:done][-1:]
+        self._pending = self._pending[done:]
+
+    def _drain(self) -> None:
+        self._collect()
+        while self._pending and not self._closed:
+            self._write(self._pending[:PIECE])
+        if self._lost:
+            self._say(f"vmm: {self._lost} bytes of console output were not shown: stdout was not read fast enough")
+        if not self._closed and os.isatty(1) and any(self._shown):
+            # Firmware leaves colours behind, and seldom ends its last line.
+            os.write(1, b"\x1b[0m" + (b"" if self._last == b"\n" else b"\n"))
+
+    def _read_keys(self) -> None:
+        if self._keys is None or not _ready(0):
+            return
+        try:
+            data = os.read(0, PIECE)
+        except OSError:
+            data = b""
+        if not data:
+            self._keys = None
+        elif self._saved is None:
+            self._keys(data)
+        else:
+            self._type(data)
+
+    def _type(self, data: bytes) -> None:
+        typed = bytearray()
+        for key in data:
+            if not self._after_control_a:
+                self._after_control_a = key == CONTROL_A
+                if not self._after_control_a:
+                    typed.append(key)
+                continue
+            self._after_control_a = False
+            if key in b"xX":
+                self._quit()
+            elif key in b"hH":
+                self._say(f"\r\nvmm: {HELP}")
+            elif key in b"aA\x01":
+                typed.append(CONTROL_A)
+        if typed and self._keys is not None:
+            self._keys(bytes(typed))
+
+
+def is_foreground_terminal() -> bool:
+    """Whether stdin and stdout are a terminal that this process may use."""
+    with contextlib.suppress(OSError):
+        return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
+    return False
+
+
+def _ready(fd: int, *, write: bool = False) -> bool:
+    readers, writers = ([], [fd]) if write else ([fd], [])
+    try:
+        return any(select.select(readers, writers, [], 0))
+    except (OSError, ValueError):
+        return True  # the read or the write will tell
+
+
+def _raw(attributes: list[Any]) -> list[Any]:
+    """Return terminal attributes without line editing, echo, signals and flow control.
+
+    Output processing stays on, so that a guest's bare line feeds do not make a staircase.
+    """
+    iflag, oflag, cflag, lflag, ispeed, ospeed, characters = attributes
+    iflag &= ~(termios.ICRNL | termios.IXON | termios.INLCR | termios.IGNCR | termios.ISTRIP | termios.BRKINT)
+    lflag &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
+    return [iflag, oflag, cflag, lflag, ispeed, ospeed, characters]

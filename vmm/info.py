@@ -1,0 +1,114 @@
+"""What this host offers a machine: KVM and its capabilities, the processor, the software CPU, firmware."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm import firmware_search
+from vmm.errors import ConfigError, HostError, KvmError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Info = dict[str, Any]
+"""The object that ``vmm info --json`` prints."""
+
+
+def collect() -> Info:
+    """Ask the host; what is missing is described, not raised."""
+    return {
+        "vmm": version("vmm"),
+        "python": platform.python_version(),
+        "kernel": os.uname().release,
+        "cpu": cpu_facts(),
+        "kvm": kvm_facts(),
+        "assist": {"built": find_spec("vmm._assist") is not None},
+        "firmware": dict(firmware_facts()),
+    }
+
+
+def cpu_facts() -> Info:
+    """Return the processor's name, how many there are, and its virtualization extension: "vmx", "svm" or None."""
+    name, flags = "unknown", set[str]()
+    for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() == "flags":
+            flags = set(value.split())
+            break
+    extension = next((flag for flag in ("vmx", "svm") if flag in flags), None)
+    return {"name": name, "online": os.cpu_count(), "virtualization": extension}
+
+
+def kvm_facts() -> Info:
+    """Return what ``/dev/kvm`` says of itself, or under "error" why it can't be asked."""
+    from vmm.kvm import Kvm  # noqa: PLC0415  # loads the native module, which the rest does without
+    from vmm.kvm.capabilities import MACHINE  # noqa: PLC0415
+
+    try:
+        with Kvm() as kvm:
+            capabilities = {item.name: item.value for item in kvm.capabilities()}
+            return {
+                "device": "/dev/kvm",
+                "api_version": kvm.api_version(),
+                "recommended_vcpus": kvm.recommended_vcpus,
+                "max_vcpus": kvm.max_vcpus,
+                "max_memory_slots": kvm.max_memory_slots,
+                "missing": [name for name in MACHINE if not capabilities.get(name)],
+                "capabilities": capabilities,
+                "cpuid": [
+                    {
+                        field: value if isinstance(value, bool) else f"{value:#010x}"
+                        for field, value in entry._asdict().items()
+                    }
+                    for entry in kvm.supported_cpuid()
+                ],
+            }
+    except (HostError, KvmError) as error:
+        return {"device": "/dev/kvm", "error": str(error)}
+
+
+def firmware_facts() -> Iterator[tuple[str, Info]]:
+    """Yield for each name that stands for firmware what it is here."""
+    for name in firmware_search.NAMES:
+        try:
+            located = firmware_search.locate(name)
+        except ConfigError as error:
+            yield name, {"path": None, "error": str(error)}
+        else:
+            yield name, {"path": str(located.code), "variables": located.variables and str(located.variables)}
+
+
+def text(info: Info) -> str:
+    """Return the information for a person."""
+    rows = [("vmm", f"{info['vmm']}, Python {info['python']}"), ("kernel", info["kernel"])]
+    cpu = info["cpu"]
+    extension = cpu["virtualization"].upper() if cpu["virtualization"] else "no VMX or SVM"
+    rows.append(("processor", f"{cpu['online']} x {cpu['name']}, {extension}"))
+    rows += _kvm_rows(info["kvm"])
+    built = "built in (vmm._assist)" if info["assist"]["built"] else "not built; scripts/setup builds it"
+    need = "not needed here" if cpu["virtualization"] else "used here unless --assist off"
+    rows.append(("software CPU", f"{built}; {need}"))
+    for name, found in info["firmware"].items():
+        if found["path"] is None:
+            rows.append((name, found["error"]))
+        else:
+            rows.append((name, found["path"] + (f" + {found['variables']}" if found["variables"] else "")))
+    return "\n".join(f"{label:<13} {value}" for label, value in rows)
+
+
+def _kvm_rows(kvm: Info) -> Iterator[tuple[str, str]]:
+    if "error" in kvm:
+        yield "KVM", kvm["error"]
+        return
+    vcpus = f"up to {kvm['max_vcpus']} vCPUs ({kvm['recommended_vcpus']} recommended)"
+    yield "KVM", f"{kvm['device']}, API {kvm['api_version']}, {vcpus}, {kvm['max_memory_slots']} memory slots"
+    present = sum(1 for value in kvm["capabilities"].values() if value)
+    lacks = f"lacks {', '.join(kvm['missing'])}" if kvm["missing"] else "all that vmm needs are there"
+    yield "capabilities", f"{present} of {len(kvm['capabilities'])} known ones; {lacks}"

@@ -1,0 +1,197 @@
+"""What a run found out, as one object: for ``--json``, and as the text that a person reads.
+
+:func:`collect` asks the machine while it still exists; :func:`text` needs nothing but the object.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm.machine import Machine
+    from vmm.outcome import Outcome
+
+Report = dict[str, Any]
+"""The object that ``--json`` prints."""
+
+INTERFACE_NAMES = {"qemu": "QEMU's fw_cfg", "bhyve": "bhyve's fwctl"}
+
+SHOWN_PORTS = 5
+"""How many of the busiest ports the text names."""
+
+WIDTH = 100
+
+
+def collect(machine: Machine, outcome: Outcome) -> Report:
+    """Return the report of a run that has ended; the machine must still be open."""
+    config = machine.config
+    images = config.firmware
+    report: Report = {
+        "outcome": {
+            "reason": outcome.reason.value,
+            "exit_status": int(outcome.exit_status),
+            "elapsed_s": round(outcome.elapsed_s, 6),
+            "message": outcome.message,
+            "details": outcome.details,
+        },
+        "firmware": {
+            "path": str(images.path),
+            "kind": str(images.kind),
+            "interface": str(machine.interface),
+            "variables": None if images.variables is None else str(images.variables.path),
+            "variables_persist": images.variables is not None and images.variables.persist,
+            "notes": list(images.notes),
+        },
+        "machine": str(config.machine_type),
+        "cpus": _cpus(machine),
+        "memory": {
+            "size": config.memory,
+            "regions": [
+                {"gpa": region.gpa, "size": region.size, "kind": region.kind, "read_only": region.read_only}
+                for region in machine.memory.regions()
+            ],
+        },
+        "consoles": {stream.name: stream.total for stream in (machine.serial, machine.debugcon)},
+    }
+    report |= _interface(machine)
+    report["exits"] = _exits(machine)
+    report["assist"] = machine.assist_report()
+    report["timeline"] = [{"t_s": round(event.t_s, 6), "event": event.event} for event in machine.timeline]
+    return report
+
+
+def _cpus(machine: Machine) -> Report:
+    started = sorted(seconds for seconds in machine.started_s() if seconds is not None)
+    return {
+        "requested": machine.config.cpus,
+        "max": machine.config.max_cpus,
+        "started": len(started),
+        "all_started_s": round(started[-1], 6) if len(started) == machine.config.cpus else None,
+    }
+
+
+def _interface(machine: Machine) -> Report:
+    items = machine.fw_cfg.items()
+    return {
+        "fw_cfg": {
+            "items": [asdict(item) for item in items],
+            "never_read": [item.name for item in items if not item.selects],
+            "probes": machine.fw_cfg.probes,
+        }
+    }
+
+
+def _exits(machine: Machine) -> Report:
+    ports = [*machine.ports.ranges(), *machine.mmio.ranges()]
+    return {
+        "by_reason": machine.exit_counts(),
+        "by_device": [
+            {"name": area.name, "first": area.first, "last": area.last, "reads": area.reads, "writes": area.writes}
+            for area in sorted(ports, key=lambda area: -(area.reads + area.writes))
+            if area.reads or area.writes
+        ],
+    }
+
+
+def text(report: Report) -> str:
+    """Return the report for a person: about ten lines."""
+    lines: list[str] = []
+    for label, value in _rows(report):
+        body = textwrap.wrap(value, WIDTH - 16, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += [f"  {label if number == 0 else '':12}  {part}" for number, part in enumerate(body)]
+    outcome = report["outcome"]
+    head = f"vmm: {outcome['message']} ({seconds(outcome['elapsed_s'])})"
+    details = textwrap.indent(outcome["details"].rstrip(), "  ")
+    return "\n".join(part for part in (head, details, *lines) if part)
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str]]:
+    firmware, cpus = report["firmware"], report["cpus"]
+    yield "firmware", f"{firmware['kind']}: {firmware['path']}"
+    if firmware["variables"] is not None:
+        kept = "written back" if firmware["variables_persist"] else "a private copy, discarded"
+        yield "variables", f"{firmware['variables']} ({kept})"
+    yield "machine", f"{report['machine']}, {size(report['memory']['size'])} of RAM"
+    yield "interface", INTERFACE_NAMES.get(firmware["interface"], firmware["interface"])
+    yield "CPUs", _cpu_words(cpus)
+    if "fw_cfg" in report:
+        yield from _fw_cfg_rows(report["fw_cfg"])
+    yield "exits", _exit_words(report["exits"])
+    yield "host", _host_words(report["assist"])
+    if not any(report["consoles"].values()):
+        yield (
+            "consoles",
+            (
+                "the guest printed nothing, on the serial port or on debugcon (port 0x402); RELEASE builds of firmware "
+                "often have no log"
+            ),
+        )
+
+
+def _cpu_words(cpus: Report) -> str:
+    words = f"{cpus['requested']} asked for, {cpus['started']} started"
+    if cpus["all_started_s"] is not None and cpus["requested"] > 1:
+        words += f", the last after {seconds(cpus['all_started_s'])}"
+    if cpus["max"] != cpus["requested"]:
+        words += f"; room for {cpus['max']}"
+    return words
+
+
+def _fw_cfg_rows(fw_cfg: Report) -> Iterator[tuple[str, str]]:
+    if not fw_cfg["probes"]:
+        yield "fw_cfg", "the firmware never looked for it"
+        return
+    read = [item for item in fw_cfg["items"] if item["selects"]]
+    total = sum(item["bytes_read"] for item in read)
+    yield "fw_cfg", f"{len(read)} of {len(fw_cfg['items'])} items read, {size(total)}"
+    yield "  read", ", ".join(_item_words(item) for item in read)
+    if fw_cfg["never_read"]:
+        yield "  never read", ", ".join(fw_cfg["never_read"])
+
+
+def _item_words(item: Report) -> str:
+    words: str = item["name"]
+    if item["writes"]:
+        words += f" (written {item['writes']} times)"
+    elif item["selects"] > 1:
+        words += f" ({item['selects']} times)"
+    if item["bytes_read"] and not item["read_to_end"]:
+        words += f" [{item['bytes_read']} of {item['size']} bytes]"
+    return words
+
+
+def _exit_words(exits: Report) -> str:
+    reasons = ", ".join(
+        f"{name} {count:,}" for name, count in sorted(exits["by_reason"].items(), key=lambda pair: -pair[1])
+    )
+    busiest: Sequence[Report] = exits["by_device"][:SHOWN_PORTS]
+    devices = ", ".join(f"{area['name']} {area['reads'] + area['writes']:,}" for area in busiest)
+    return f"{reasons or 'none'}{f'; accesses: {devices}' if devices else ''}"
+
+
+def _host_words(assist: Report) -> str:
+    if assist["mode"] == "off":
+        return f"plain KVM ({assist['why']})" if assist["why"] else "plain KVM"
+    words = f"software CPU beside KVM ({assist['why']})"
+    if assist.get("instructions") is not None:
+        words += f": {assist['instructions']:,} instructions there, {assist['kvm_steps']:,} steps in KVM"
+    return words
+
+
+def seconds(value: float) -> str:
+    """Return a duration for people: 12 ms, 1.32 s, 75 s."""
+    if value < 0.1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+
+
+def size(value: int) -> str:
+    """Return a number of bytes for people: 512 MiB, 20 bytes."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if value >= unit:
+            return f"{value // unit} {name}" if value % unit == 0 else f"{value / unit:.1f} {name}"
+    return f"{value} byte{'' if value == 1 else 's'}"
