@@ -1,0 +1,81 @@
+"""Boot order: option grammar, file contents, CMOS bytes."""
+
+import pytest
+
+from vmm.errors import ConfigError
+from vmm.tables import boot_order
+from vmm.tables.boot_order import BootOptions
+
+DISK = "/pci@i0cf8/scsi@1/disk@0,0"
+
+
+def test_bootorder_is_lines_and_one_nul() -> None:
+    assert boot_order.encode_boot_order([DISK]) == DISK.encode() + b"\0"
+    assert boot_order.encode_boot_order([DISK, "/rom@genroms/x"]) == DISK.encode() + b"\n/rom@genroms/x\0"
+    assert boot_order.encode_boot_order([]) == b""
+
+
+def test_strict_ends_with_halt() -> None:
+    assert boot_order.encode_boot_order([DISK], strict=True) == DISK.encode() + b"\nHALT\0"
+    assert boot_order.encode_boot_order([], strict=True) == b"HALT\0"
+
+
+@pytest.mark.parametrize("path", ["", "disk", "/a b", "/a\nb", "/ä", "/a\0"])
+def test_paths_that_no_line_can_hold(path: str) -> None:
+    with pytest.raises(ConfigError, match="must be an OpenFirmware path"):
+        boot_order.encode_boot_order([path])
+
+
+def test_a_path_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        boot_order.encode_boot_order([DISK, DISK])
+
+
+def test_defaults_publish_no_menu_and_no_reboot() -> None:
+    assert boot_order.boot_files(BootOptions()) == {"bootorder": b"", "etc/boot-fail-wait": b"\xff\xff\xff\xff"}
+    assert boot_order.boot_menu_item(BootOptions()) == b"\0\0"
+
+
+def test_times_are_little_endian_milliseconds() -> None:
+    boot = boot_order.parse_boot("menu=on,splash-time=12,reboot-timeout=15")
+    files = boot_order.boot_files(boot)
+    assert files["etc/boot-menu-wait"] == b"\x0c\x00"
+    assert files["etc/boot-fail-wait"] == b"\x0f\x00\x00\x00"
+    assert boot_order.boot_menu_item(boot) == b"\x01\x00"
+
+
+def test_every_field() -> None:
+    text = "order=nc,once=d,menu=on,splash=a,,b.bmp,splash-time=0,reboot-timeout=65535,strict=on"
+    assert boot_order.parse_boot(text) == BootOptions("nc", "d", True, "a,b.bmp", 0, 65535, True)
+
+
+def test_letters_alone_are_the_order() -> None:
+    assert boot_order.parse_boot("dc").order == "dc"
+    assert boot_order.parse_boot("dc,menu=on").menu
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("order=z", "'z' is no boot device"),
+        ("once=cc", "'c' is given twice"),
+        ("menu=maybe", "must be on or off"),
+        ("splash-time=70000", "between 0 and 65535"),
+        ("reboot-timeout=-2", "between -1 and 65535"),
+        ("reboot-timeout=soon", "not a number"),
+        ("foo=1", "unknown field 'foo'"),
+        ("menu=on,menu=off", "given twice"),
+        ("menu=on,dc", "not of the form"),
+    ],
+)
+def test_errors(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        boot_order.parse_boot(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"), [("cad", {0x3D: 0x12, 0x38: 0x30}), ("n", {0x3D: 0x04, 0x38: 0}), ("", {0x3D: 0, 0x38: 0})]
+)
+def test_cmos_bytes(order: str, expected: dict[int, int]) -> None:
+    assert boot_order.cmos_boot_bytes(order) == expected
