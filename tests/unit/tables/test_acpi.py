@@ -32,7 +32,10 @@ MACHINES = {
         power_button=True,
         i8042=True,
         vmgenid=bytes(range(16)),
-        user_tables=(table("SSDT", 2, aml.name("USER", aml.integer(7)), Oem()), table("OEM1", 1, b"payload", Oem())),
+        user_tables=(
+            table("SSDT", 2, aml.name("USER", aml.integer(7)), Oem()),
+            table("OEM1", 1, aml.name("OEM1", aml.integer(1)), Oem()),
+        ),
     ),
     "many": AcpiDescription(cpus=300, max_cpus=400),
 }
