@@ -107,7 +107,7 @@ static void test_addresses(void)
 {
     extern const uint8_t reset_vector[];
     uint8_t code[16];
-    uint32_t end = low_ram_end();
+    uint32_t end = fw_cfg_low_ram_end();
     uint8_t *tail;
 
     expect_no_destination(0xf000000000ull, "DMA read to no memory fails and still advances");

@@ -1,16 +1,6 @@
 /* What the items say, as far as a guest can check it without knowing its machine. */
 #include "fw_cfg_suite.h"
 
-#define E820_RAM 1
-
-struct e820_entry {
-    uint32_t base_low;
-    uint32_t base_high;
-    uint32_t length_low;
-    uint32_t length_high;
-    uint32_t type;
-};
-
 void test_keys(void)
 {
     uint32_t id = fw_cfg_read32(FW_CFG_ID);
@@ -65,51 +55,25 @@ void test_directory(void)
     tap_ok(sorted, "directory: sorted by name, no name twice");
 }
 
-/* Adds up the RAM entries' lengths; remembers where the one from address 0 ends. */
-static void sum_ram(uint32_t entries, uint64_t *sum, uint32_t *end)
-{
-    struct e820_entry entry;
-
-    *sum = 0;
-    *end = 0;
-    while (entries--) {
-        fw_cfg_read(&entry, sizeof(entry));
-        if (entry.type != E820_RAM)
-            continue;
-        *sum += (uint64_t)entry.length_high << 32 | entry.length_low;
-        if (!entry.base_low && !entry.base_high && !entry.length_high)
-            *end = entry.length_low;
-    }
-}
-
-uint32_t low_ram_end(void)
-{
-    struct fw_cfg_file file;
-    uint64_t sum;
-    uint32_t end;
-
-    if (!fw_cfg_find("etc/e820", &file))
-        return 0;
-    fw_cfg_select(file.key);
-    sum_ram(file.size / sizeof(struct e820_entry), &sum, &end);
-    return end;
-}
-
 void test_e820(void)
 {
     struct fw_cfg_file file;
-    uint64_t sum;
+    struct fw_cfg_e820 entry;
+    uint64_t sum = 0;
     uint64_t size;
-    uint32_t end;
 
     if (!fw_cfg_find("etc/e820", &file)) {
         tap_skip("etc/e820", "absent");
         return;
     }
-    tap_ok(file.size && file.size % sizeof(struct e820_entry) == 0, "etc/e820: whole entries");
+    tap_ok(file.size && file.size % sizeof(entry) == 0, "etc/e820: whole entries");
     fw_cfg_select(file.key);
-    sum_ram(file.size / sizeof(struct e820_entry), &sum, &end);
-    tap_ok(end != 0, "etc/e820: RAM begins at address 0");
+    for (uint32_t i = 0; i < file.size / sizeof(entry); i++) {
+        fw_cfg_read(&entry, sizeof(entry));
+        if (entry.type == FW_CFG_E820_RAM)
+            sum += (uint64_t)entry.length_high << 32 | entry.length_low;
+    }
+    tap_ok(fw_cfg_low_ram_end() != 0, "etc/e820: RAM begins at address 0");
     fw_cfg_select(FW_CFG_RAM_SIZE);
     fw_cfg_read(&size, sizeof(size));
     tap_ok(sum == size, "etc/e820: as much RAM as key 0x03 says");

@@ -26,7 +26,4 @@ void test_directory(void);
 void test_e820(void);
 void test_dma(void);
 
-/* The end of the RAM that begins at 0, from etc/e820; 0 if that says nothing. */
-uint32_t low_ram_end(void);
-
 #endif

@@ -80,6 +80,22 @@ bool fw_cfg_find(const char *name, struct fw_cfg_file *file)
     return false;
 }
 
+uint32_t fw_cfg_low_ram_end(void)
+{
+    struct fw_cfg_file file;
+    struct fw_cfg_e820 entry;
+
+    if (!fw_cfg_find("etc/e820", &file))
+        return 0;
+    fw_cfg_select(file.key);
+    for (uint32_t i = 0; i < file.size / sizeof(entry); i++) {
+        fw_cfg_read(&entry, sizeof(entry));
+        if (entry.type == FW_CFG_E820_RAM && !entry.base_low && !entry.base_high && !entry.length_high)
+            return entry.length_low;
+    }
+    return 0;
+}
+
 uint32_t fwctl_get32(const char *oid, uint32_t *value)
 {
     uint32_t length = (uint32_t)strlen(oid) + 1;

@@ -66,6 +66,20 @@ bool fw_cfg_find(const char *name, struct fw_cfg_file *file);
 uint32_t fw_cfg_directory(void);
 void fw_cfg_next(struct fw_cfg_file *file);
 
+/* An entry of etc/e820, little-endian, packed. */
+struct fw_cfg_e820 {
+    uint32_t base_low;
+    uint32_t base_high;
+    uint32_t length_low;
+    uint32_t length_high;
+    uint32_t type;
+};
+
+#define FW_CFG_E820_RAM 1
+
+/* The end of the RAM that begins at 0, from etc/e820; 0 if that says nothing, or if it is at 4 GiB or above. */
+uint32_t fw_cfg_low_ram_end(void);
+
 #define FWCTL_GET 3
 #define FWCTL_GET_LEN 4
 #define FWCTL_NOT_FOUND 2

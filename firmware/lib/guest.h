@@ -87,6 +87,9 @@ const char *platform_name(enum platform platform);
 uint32_t pci_read32(uint8_t device, uint8_t function, uint8_t offset);
 void pci_write32(uint8_t device, uint8_t function, uint8_t offset, uint32_t value);
 
+/* The port of the ACPI PM timer (3.579545 MHz, 24 bits are safe), made accessible; 0 if the platform is unknown. */
+uint16_t power_timer_port(void);
+
 /*
  * The end, with a status a shell can see. 0: the machine is powered off through ACPI (S5). Anything else goes to
  * QEMU's isa-debug-exit port first (0xf4; QEMU then exits with status << 1 | 1) and then resets the machine, which

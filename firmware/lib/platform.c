@@ -29,6 +29,7 @@
 
 /* ACPI 6.5, 4.8.3.2.1: PM1a_CNT. SLP_TYP of S5 is 0 on QEMU's machines, 5 on bhyve's. */
 #define PM1_CNT 4
+#define PM_TIMER 8 /* 4.8.3.3; the offset is Intel's and bhyve's */
 #define PM1_SLP_EN (1u << 13)
 #define PM1_SLP_TYP_SHIFT 10
 
@@ -76,25 +77,39 @@ const char *platform_name(enum platform platform)
     return names[platform];
 }
 
-static void power_off(void)
+/* Puts the power management registers where this file wants them. Returns the first port; 0 if there are none. */
+static uint16_t power_base(enum platform platform)
 {
-    switch (platform_detect()) {
+    switch (platform) {
     case PLATFORM_PC:
         pci_write32(PIIX4_PM_DEVICE, PIIX4_PM_FUNCTION, PIIX4_PMBASE, PMBASE | PMBASE_IS_IO);
         pci_write32(PIIX4_PM_DEVICE, PIIX4_PM_FUNCTION, PIIX4_PMREGMISC, PIIX4_PMIOSE);
-        out16(PMBASE + PM1_CNT, PM1_SLP_EN);
-        break;
+        return PMBASE;
     case PLATFORM_Q35:
         pci_write32(ICH9_LPC_DEVICE, ICH9_LPC_FUNCTION, ICH9_PMBASE, PMBASE | PMBASE_IS_IO);
         pci_write32(ICH9_LPC_DEVICE, ICH9_LPC_FUNCTION, ICH9_ACPI_CNTL, ICH9_ACPI_EN);
-        out16(PMBASE + PM1_CNT, PM1_SLP_EN);
-        break;
+        return PMBASE;
     case PLATFORM_BHYVE:
-        out16(BHYVE_PMBASE + PM1_CNT, PM1_SLP_EN | 5u << PM1_SLP_TYP_SHIFT);
-        break;
-    case PLATFORM_UNKNOWN:
-        break;
+        return BHYVE_PMBASE;
+    default:
+        return 0;
     }
+}
+
+uint16_t power_timer_port(void)
+{
+    uint16_t base = power_base(platform_detect());
+
+    return base ? base + PM_TIMER : 0;
+}
+
+static void power_off(void)
+{
+    enum platform platform = platform_detect();
+    uint16_t base = power_base(platform);
+
+    if (base)
+        out16(base + PM1_CNT, (uint16_t)(PM1_SLP_EN | (platform == PLATFORM_BHYVE ? 5u << PM1_SLP_TYP_SHIFT : 0)));
 }
 
 void power_end(uint32_t status)

@@ -8,15 +8,6 @@
 
 enum status { STATUS_OK, STATUS_NO_INTERFACE, STATUS_BROKEN_ANSWER, STATUS_CPUS_MISSING };
 
-/* QEMU, docs/specs/acpi and OVMF agree on the record: u64 base, u64 length, u32 type, little-endian, packed. */
-struct e820_entry {
-    uint32_t base_low;
-    uint32_t base_high;
-    uint32_t length_low;
-    uint32_t length_high;
-    uint32_t type;
-};
-
 static void show_text(const char *bytes, uint32_t size)
 {
     for (uint32_t i = 0; i < size; i++) {
@@ -30,7 +21,7 @@ static void show_text(const char *bytes, uint32_t size)
 static bool show_e820(void)
 {
     struct fw_cfg_file file;
-    struct e820_entry entry;
+    struct fw_cfg_e820 entry;
 
     if (!fw_cfg_find("etc/e820", &file)) {
         print("e820: absent\n");
