@@ -9,7 +9,7 @@ import sys
 from typing import IO, TYPE_CHECKING
 
 from vmm.cli import EXIT_STATUSES, say
-from vmm.cli.machine_arguments import add_machine_arguments, config_from
+from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
 from vmm.errors import ConfigError
 from vmm.machine_options import TargetKind
@@ -47,7 +47,7 @@ examples:
 
 
 def _parser() -> Parser:
-    parser = Parser("boot", DESCRIPTION, EXAMPLES + EXIT_STATUSES)
+    parser = Parser("boot", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EXAMPLES + EXIT_STATUSES)
     add_machine_arguments(parser)
     add = parser.add_argument_group("run").add_argument
     add(
@@ -71,7 +71,7 @@ def _parser() -> Parser:
 
 def run(words: list[str]) -> int:
     """Boot what a command line describes; return the exit status."""
-    arguments = _parser().parse_intermixed_args(words)
+    arguments = _parser().parse(words, "firmware")
     send = [_parse_send(text) for text in arguments.send]
     deadline = _parse_timeout(arguments.timeout)
     _check_pattern(arguments.until, "--until")

@@ -17,7 +17,7 @@ exit status:
 
 def run(words: list[str]) -> int:
     """Print what the host offers; return 4 if that does not include KVM."""
-    parser = Parser("info", "What this host offers: KVM, processor, software CPU, firmware.", EPILOG)
+    parser = Parser("info", "[--json]", "What this host offers: KVM, processor, software CPU, firmware.", EPILOG)
     parser.add_argument("--json", action="store_true", help="one JSON object, with all capabilities and CPUID leaves")
     arguments = parser.parse_args(words)
     found = info.collect()

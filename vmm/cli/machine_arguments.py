@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.config import FwCfgItem, MachineConfig, PflashDrive
 from vmm.errors import ConfigError
-from vmm.firmware import find
+from vmm.firmware import FirmwareKind, find
 from vmm.machine_options import parse_cpu_count, parse_smp, pflash_images
 from vmm.options import parse_keys, split_commas
 
@@ -20,14 +20,7 @@ DEFAULT_FIRMWARE = "ovmf"
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add FIRMWARE and the options of the machine to a command's parser."""
-    parser.add_argument(
-        "firmware",
-        nargs="?",
-        metavar="FIRMWARE",
-        help="a path, or ovmf (default), seabios, bhyve, probe: found through QEMU's firmware descriptors and in the "
-        "places where distributions put them",
-    )
+    """Add the options of the machine to a command's parser; FIRMWARE is :meth:`Parser.parse`'s."""
     machine = parser.add_argument_group("machine")
     add = machine.add_argument
     add("-smp", metavar="N[,maxcpus=M]", help="CPUs at boot, and how many the tables have room for (default 1)")
@@ -82,7 +75,12 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="COM1: stdio, file:PATH or none. stdio on a terminal is interactive (default: stdio)",
     )
-    add("-debugcon", metavar="TARGET", help="port 0x402, firmware's log: stdio, file:PATH or none (default: stdio)")
+    add(
+        "-debugcon",
+        metavar="TARGET",
+        help="port 0x402, firmware's log: stdio, file:PATH or none (default: stdio; for SeaBIOS, which prints the same "
+        "on the serial port, none)",
+    )
     host = parser.add_argument_group("host")
     host.add_argument(
         "--assist",
@@ -125,7 +123,7 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         ],
         uuid=arguments.uuid,
         serial=arguments.serial or "stdio",
-        debugcon=arguments.debugcon or "stdio",
+        debugcon=arguments.debugcon or ("none" if images.kind is FirmwareKind.SEABIOS else "stdio"),
         assist=arguments.assist,
         **more,
     )
@@ -166,3 +164,9 @@ def _bootrom(text: str) -> tuple[FirmwareImages, str | None]:
     keys = parse_keys(",".join(parts), f"-l {text}", known=("fwcfg",)) if parts else {}
     # bhyve maps a ROM without VARS read-only: only a VARS file is ever written.
     return find(rom, variables, persist=variables is not None), keys.get("fwcfg")
+
+
+FIRMWARE_HELP = """\
+FIRMWARE is a path, or one of these names: ovmf (the default), seabios, bhyve, probe (a small guest of our own). Names
+are looked up in QEMU's firmware descriptors and in the places where distributions put images.
+"""

@@ -13,13 +13,15 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         command: the subcommand, for the usage line and the hint in errors.
-        description: first paragraph of the help.
+        usage: what may stand behind it.
+        description: first paragraphs of the help.
         epilog: last paragraphs of the help, kept as they are.
     """
 
-    def __init__(self, command: str, description: str, epilog: str) -> None:
+    def __init__(self, command: str, usage: str, description: str, epilog: str) -> None:
         super().__init__(
             prog=f"vmm {command}",
+            usage=f"vmm {command} {usage}",
             description=description,
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -33,3 +35,22 @@ class Parser(argparse.ArgumentParser):
             ConfigError: always.
         """
         raise ConfigError(f"{message} ({self.prog} --help lists the options)")
+
+    def parse(self, words: list[str], operand: str) -> argparse.Namespace:
+        """Parse a command line with one optional operand, which may stand between options and so is not argparse's.
+
+        Args:
+            words: the command line.
+            operand: attribute for the operand; None if there is none.
+
+        Raises:
+            ConfigError: an unknown option, a second operand, or what an option has to complain about.
+        """
+        arguments, rest = self.parse_known_args(words)
+        unknown = [word for word in rest if word.startswith("-") and word != "-"]
+        if unknown:
+            self.error(f"unknown option {unknown[0]}")
+        if len(rest) > 1:
+            self.error(f"one {operand.upper()} at the most, not {' and '.join(rest)}")
+        setattr(arguments, operand, rest[0] if rest else None)
+        return arguments

@@ -2,7 +2,8 @@
 
 On a terminal the serial port is interactive: keys go to the guest one by one, Ctrl-C included, and Ctrl-A X ends the
 machine. Output is passed on by the thread that waits for the machine, never by a vCPU: a reader that stops reading must
-not stop the guest, nor keep a deadline from ending it.
+not stop the guest, nor keep a deadline from ending it. Where two consoles share stdout, the log (debugcon) is passed on
+by whole lines, so that it does not cut into words.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Terminal:
     """Passes consoles on to stdout, and stdin to the serial port; a context manager that restores the terminal.
 
     Args:
-        streams: the consoles to show.
+        streams: the consoles to show, the one that is typed into first.
         keys: gets what is typed; None: nothing is read.
         quit_: called at Ctrl-A X.
         say: prints a line for the user to stderr.
@@ -90,15 +91,18 @@ class Terminal:
         while self._pending and not self._closed and _ready(1, write=True):
             self._write(self._pending[:PIECE])
 
-    def _collect(self) -> None:
+    def _collect(self, *, final: bool = False) -> None:
         for index, stream in enumerate(self._streams):
             total = stream.total
             if total == self._shown[index]:
                 continue
             data = stream.since(self._shown[index])
             # More than the stream keeps may have been printed while nobody read our output.
-            self._lost += max(0, total - self._shown[index] - len(data))
-            self._shown[index] = max(total, self._shown[index] + len(data))
+            lost = max(0, total - self._shown[index] - len(data))
+            if index and not final:
+                data = data[: data.rfind(b"\n") + 1]
+            self._lost += lost
+            self._shown[index] += lost + len(data)
             self._pending += data
 
     def _write(self, data: bytes) -> None:
@@ -113,7 +117,7 @@ class Terminal:
         self._pending = self._pending[done:]
 
     def _drain(self) -> None:
-        self._collect()
+        self._collect(final=True)
         while self._pending and not self._closed:
             self._write(self._pending[:PIECE])
         if self._lost:
