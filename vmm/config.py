@@ -16,7 +16,6 @@ from vmm.firmware import FirmwareImages, FirmwareKind, Layout, find
 from vmm.machine_options import (
     MAX_CPUS,
     AssistMode,
-    BootOptions,
     FwCfgItem,
     FwCtlItem,
     Interface,
@@ -30,6 +29,7 @@ from vmm.machine_options import (
     parse_memory,
     parse_uuid,
 )
+from vmm.tables.boot_order import BootOptions
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -85,7 +85,8 @@ class MachineConfig:
                 raise ConfigError(f"-fw_cfg name={name}: the name is given twice")
         if self.kernel is None and (self.initrd is not None or self.append is not None):
             raise ConfigError("-initrd and -append belong to a kernel; give -kernel PATH too")
-        for path, option in ((self.kernel, "-kernel"), (self.initrd, "-initrd")):
+        files = ((self.kernel, "-kernel"), (self.initrd, "-initrd"), (self.boot.splash, "-boot splash"))
+        for path, option in files:
             if path is not None:
                 check_readable(path, option)
 

@@ -16,7 +16,7 @@ from vmm.errors import ConfigError
 from vmm.firmware import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from vmm.firmware import FirmwareImages
 
@@ -195,56 +195,6 @@ class PflashDrive:
             options.parse_bool(keys.get("readonly", keys.get("read-only", "off")), "-drive readonly"),
             None if unit is None else options.parse_int(unit, "-drive unit=", minimum=0, maximum=1),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class BootOptions:
-    """What ``-boot`` says to the firmware through fw_cfg."""
-
-    order: str | None = None
-    """QEMU's drive letters: a and b floppy, c disk, d CD-ROM, n network."""
-    once: str | None = None
-    menu: bool = False
-    splash_time_ms: int | None = None
-    """etc/boot-menu-wait, 0 to 65535."""
-    reboot_timeout_ms: int | None = None
-    """etc/boot-fail-wait, 0 to 65535; -1: wait for ever."""
-    strict: bool = False
-    splash: Path | None = None
-
-    @classmethod
-    def parse(cls, value: BootOptions | str) -> BootOptions:
-        """Read ``[order=]LETTERS,menu=on|off,splash-time=MS,reboot-timeout=MS,strict=on|off,splash=PATH``.
-
-        Raises:
-            ConfigError: an unknown key or letter, or a number out of range.
-        """
-        if isinstance(value, BootOptions):
-            return value
-        known = ("order", "once", "menu", "splash-time", "reboot-timeout", "strict", "splash")
-        keys = options.parse_keys(value, "-boot", known=known, implied="order")
-        for key in ("order", "once"):
-            letters = keys.get(key)
-            if letters is not None and (set(letters) - set("abcdefghijklmnop") or len(set(letters)) != len(letters)):
-                raise ConfigError(f"-boot {key}={letters}: letters from a to p, each once")
-        splash = Path(keys["splash"]) if "splash" in keys else None
-        if splash is not None:
-            check_readable(splash, "-boot splash")
-        return cls(
-            order=keys.get("order"),
-            once=keys.get("once"),
-            menu=options.parse_bool(keys.get("menu", "off"), "-boot menu"),
-            splash_time_ms=_milliseconds(keys, "splash-time", minimum=0),
-            reboot_timeout_ms=_milliseconds(keys, "reboot-timeout", minimum=-1),
-            strict=options.parse_bool(keys.get("strict", "off"), "-boot strict"),
-            splash=splash,
-        )
-
-
-def _milliseconds(keys: Mapping[str, str], key: str, *, minimum: int) -> int | None:
-    if key not in keys:
-        return None
-    return options.parse_int(keys[key], f"-boot {key}=", minimum=minimum, maximum=65535)
 
 
 def check_readable(path: Path, option: str) -> None:

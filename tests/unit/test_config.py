@@ -7,7 +7,8 @@ from vmm import guests
 from vmm.config import AssistMode, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import FirmwareImages, FirmwareKind, Layout
-from vmm.machine_options import BootOptions, FwCtlItem, PflashDrive, parse_memory, parse_smp
+from vmm.machine_options import FwCtlItem, PflashDrive, parse_memory, parse_smp
+from vmm.tables.boot_order import BootOptions
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ _HPET_SIZE = 0x400
 _PRESENT = 0x0F
 _PRESENT_HIDDEN = 0x0B
 _PCI_HOST_BRIDGE_OSC = "33DB4D5B-1FF7-401C-9657-7441C03DD766"
-_PM_BLOCK_SIZE = 0x10
 
 
 def dsdt(machine: AcpiDescription) -> bytes:
@@ -113,7 +112,7 @@ def _isa_device(name: str, hardware_id: str, *descriptors: bytes, unit: int | No
 
 def _motherboard(machine: AcpiDescription) -> bytes:
     """Claim what belongs to no device: the ECAM, which Linux wants reserved, and the PM block."""
-    claimed = [resources.io(machine.pm_base, _PM_BLOCK_SIZE)]
+    claimed = [resources.io(machine.pm_base, machine.pm_size)]
     if machine.gpe0 is not None:
         claimed.append(resources.io(*machine.gpe0))
     if machine.ecam_base is not None:

@@ -53,6 +53,7 @@ class AcpiDescription:
         apic_ids: local APIC id of each of ``max_cpus``; empty means 0, 1, 2, …
         pm_base: I/O port of PM1a_EVT; PM1a_CNT is at +4, the PM timer at +8.
             OVMF programs 0x600 on q35 and 0xb000 on pc, SeaBIOS 0x600 on both.
+        pm_size: ports of the chipset's ACPI block from ``pm_base`` on, to be claimed in the DSDT.
         pm_timer_bits: 24 or 32.
         sci_irq: interrupt of the SCI, level-triggered and active high.
         smi_command: port of SMI_CMD; 0 where ACPI mode is always on.
@@ -87,6 +88,7 @@ class AcpiDescription:
     max_cpus: int = 0
     apic_ids: tuple[int, ...] = ()
     pm_base: int = 0x600
+    pm_size: int = 0x10
     pm_timer_bits: int = 32
     sci_irq: int = 9
     smi_command: int = 0

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm import options
 from vmm.errors import ConfigError
-from vmm.tables import options
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, Oem, checksum
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def parse_acpitable(text: str) -> UserTable:
             short to have a header, or neither (or both) of file and data.
 
     """
-    fields = options.split_once(text, option=_OPTION, known=(*_FIELDS, "file", "data"))
+    fields = options.parse_keys(text, _OPTION, known=(*_FIELDS, "file", "data"))
     if ("file" in fields) == ("data" in fields):
         raise ConfigError(f"{_OPTION} {text}: give one of file= and data=")
     names = fields.get("file") or fields.get("data") or ""
@@ -156,7 +156,7 @@ def _override(table: bytearray, fields: dict[str, str]) -> None:
                 raise ConfigError(f"{_OPTION} {name}={value}: at most {size} characters")
             table[offset : offset + size] = encoded.ljust(size, b"\0")
         else:
-            number = options.number(value, what=f"{_OPTION} {name}", low=0, high=largest)
+            number = options.parse_int(value, f"{_OPTION} {name}=", minimum=0, maximum=largest)
             table[offset : offset + size] = number.to_bytes(size, "little")
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmm import options
 from vmm.errors import ConfigError
-from vmm.tables import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 BOOT_ORDER_FILE: Final = "bootorder"
 MENU_WAIT_FILE: Final = "etc/boot-menu-wait"
@@ -25,73 +26,70 @@ BOOT_MENU_KEY: Final = 0x0E
 CMOS_FLAGS: Final = 0x38
 CMOS_DEVICES: Final = 0x3D
 HALT: Final = "HALT"
+DEFAULT_ORDER: Final = "cad"
 
 _OPTION = "-boot"
-_FIELDS = ("order", "once", "menu", "splash", "splash-time", "reboot-timeout", "strict")
+_KEYS = ("order", "once", "menu", "splash", "splash-time", "reboot-timeout", "strict")
 _CMOS_CODES = {"a": 1, "c": 2, "d": 3, "n": 4}
 _MAX_MILLISECONDS = 0xFFFF
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BootOptions:
-    """``-boot`` as given; times in milliseconds.
+    """``-boot`` as given."""
 
-    Attributes:
-        order: letters a (floppy), c (disk), d (CD), n (network), first first.
-        once: the same for the first boot only; empty for none.
-        menu: whether firmware shows its boot menu.
-        splash: path of a picture for SeaBIOS; None for none.
-        splash_time: how long the menu or picture stays, 0 to 65535; None to leave it to firmware.
-        reboot_timeout: wait before a reboot when nothing boots, up to 65535;
-            -1 never reboots.
-        strict: stop after the entries of ``bootorder`` rather than try the rest.
-    """
-
-    order: str = "cad"
-    once: str = ""
+    order: str | None = None
+    """Letters a (floppy), c (disk), d (CD), n (network), the first first; None leaves QEMU's ``cad``."""
+    once: str | None = None
+    """The same, for the first boot only."""
     menu: bool = False
-    splash: str | None = None
-    splash_time: int | None = None
-    reboot_timeout: int = -1
+    """Whether firmware shows its boot menu."""
+    splash_time_ms: int | None = None
+    """How long the menu or picture stays, 0 to 65535; None leaves it to firmware."""
+    reboot_timeout_ms: int | None = None
+    """Wait before a reboot when nothing boots, 0 to 65535; -1 or None never reboots."""
     strict: bool = False
+    """Stop after the entries of ``bootorder`` rather than try the rest."""
+    splash: Path | None = None
+    """A picture for SeaBIOS, JPEG or BMP."""
 
+    @classmethod
+    def parse(cls, value: BootOptions | str) -> BootOptions:
+        """Read ``[order=]LETTERS,once=LETTERS,menu=on|off,splash=PATH,splash-time=MS,reboot-timeout=MS,strict=on|off``.
 
-def parse_boot(text: str) -> BootOptions:
-    """Parse ``-boot [order=]LETTERS,once=…,menu=on|off,splash=…,splash-time=MS,…``.
-
-    Raises:
-        ConfigError: an unknown field, a bad device letter, a time out of range.
-
-    """
-    fields = options.split_once(text, option=_OPTION, known=_FIELDS, implied="order")
-    timeout = options.number(
-        fields.get("reboot-timeout", "-1"), what=f"{_OPTION} reboot-timeout", low=-1, high=_MAX_MILLISECONDS
-    )
-    splash_time = None
-    if "splash-time" in fields:
-        splash_time = options.number(
-            fields["splash-time"], what=f"{_OPTION} splash-time", low=0, high=_MAX_MILLISECONDS
+        Raises:
+            ConfigError: an unknown key or letter, or a number out of range.
+        """
+        if isinstance(value, BootOptions):
+            return value
+        keys = options.parse_keys(value, _OPTION, known=_KEYS, implied="order")
+        return cls(
+            order=_letters(keys, "order"),
+            once=_letters(keys, "once"),
+            menu=options.parse_bool(keys.get("menu", "off"), f"{_OPTION} menu"),
+            splash_time_ms=_milliseconds(keys, "splash-time", minimum=0),
+            reboot_timeout_ms=_milliseconds(keys, "reboot-timeout", minimum=-1),
+            strict=options.parse_bool(keys.get("strict", "off"), f"{_OPTION} strict"),
+            splash=Path(keys["splash"]) if "splash" in keys else None,
         )
-    return BootOptions(
-        order=_letters(fields.get("order", "cad"), "order"),
-        once=_letters(fields.get("once", ""), "once"),
-        menu=options.switch(fields.get("menu", "off"), what=f"{_OPTION} menu"),
-        splash=fields.get("splash"),
-        splash_time=splash_time,
-        reboot_timeout=timeout,
-        strict=options.switch(fields.get("strict", "off"), what=f"{_OPTION} strict"),
-    )
 
 
-def _letters(value: str, field: str) -> str:
-    for letter in value:
+def _milliseconds(keys: Mapping[str, str], key: str, *, minimum: int) -> int | None:
+    if key not in keys:
+        return None
+    return options.parse_int(keys[key], f"{_OPTION} {key}=", minimum=minimum, maximum=_MAX_MILLISECONDS)
+
+
+def _letters(keys: Mapping[str, str], key: str) -> str | None:
+    letters = keys.get(key)
+    for letter in letters or "":
         if letter not in _CMOS_CODES:
             raise ConfigError(
-                f"{_OPTION} {field}={value}: '{letter}' is no boot device (a floppy, c disk, d CD, n network)"
+                f"{_OPTION} {key}={letters}: '{letter}' is no boot device (a floppy, c disk, d CD, n network)"
             )
-        if value.count(letter) > 1:
-            raise ConfigError(f"{_OPTION} {field}={value}: '{letter}' is given twice")
-    return value
+        if (letters or "").count(letter) > 1:
+            raise ConfigError(f"{_OPTION} {key}={letters}: '{letter}' is given twice")
+    return letters
 
 
 def check_paths(paths: Iterable[str]) -> tuple[str, ...]:
@@ -138,10 +136,10 @@ def boot_files(boot: BootOptions, paths: Iterable[str] = ()) -> dict[str, bytes]
     """
     files = {
         BOOT_ORDER_FILE: encode_boot_order(paths, strict=boot.strict),
-        FAIL_WAIT_FILE: struct.pack("<i", boot.reboot_timeout),
+        FAIL_WAIT_FILE: struct.pack("<i", -1 if boot.reboot_timeout_ms is None else boot.reboot_timeout_ms),
     }
-    if boot.splash_time is not None:
-        files[MENU_WAIT_FILE] = struct.pack("<H", boot.splash_time)
+    if boot.splash_time_ms is not None:
+        files[MENU_WAIT_FILE] = struct.pack("<H", boot.splash_time_ms)
     return files
 
 
@@ -150,12 +148,12 @@ def boot_menu_item(boot: BootOptions) -> bytes:
     return struct.pack("<H", int(boot.menu))
 
 
-def cmos_boot_bytes(order: str) -> dict[int, int]:
+def cmos_boot_bytes(order: str | None) -> dict[int, int]:
     """Give the CMOS bytes of a legacy boot order, by index.
 
     0x3d has the first device in its low and the second in its high nibble,
     0x38 the third in its high one; bit 0 of 0x38 clear keeps the check of
     a floppy's boot signature (Bochs' rombios, QEMU hw/i386/pc.c).
     """
-    codes = [_CMOS_CODES[letter] for letter in order[:3]] + [0, 0, 0]
+    codes = [_CMOS_CODES[letter] for letter in (order or DEFAULT_ORDER)[:3]] + [0, 0, 0]
     return {CMOS_DEVICES: codes[1] << 4 | codes[0], CMOS_FLAGS: codes[2] << 4}

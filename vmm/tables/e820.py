@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from vmm import options
 from vmm.errors import ConfigError
-from vmm.tables import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -75,17 +75,19 @@ def parse_entry(text: str) -> E820Entry:
         ConfigError: a field is missing, unknown, or out of range.
 
     """
-    fields = options.split_once(text, option="-e820", known=("base", "size", "type"))
+    fields = options.parse_keys(text, "-e820", known=("base", "size", "type"))
     for name in ("base", "size", "type"):
         if name not in fields:
             raise ConfigError(f"-e820 {text}: {name}= is missing (base=…,size=…,type=…)")
-    base = options.number(fields["base"], what="-e820 base", low=0, high=_ADDRESS_END - 1, suffixes=True)
-    size = options.number(fields["size"], what="-e820 size", low=1, high=_ADDRESS_END - 1, suffixes=True)
+    base = options.parse_size(fields["base"], "-e820 base=")
+    size = options.parse_size(fields["size"], "-e820 size=")
+    if base >= _ADDRESS_END or not 0 < size <= _ADDRESS_END - base:
+        raise ConfigError(f"-e820 {text}: the range is empty or leaves the 64-bit address space")
     kind = fields["type"]
     if kind in _TYPE_NAMES:
         number = _TYPE_NAMES[kind]
     elif kind[:1].isdigit():
-        number = options.number(kind, what="-e820 type", low=1, high=0xFFFFFFFF)
+        number = options.parse_int(kind, "-e820 type=", minimum=1, maximum=0xFFFFFFFF)
     else:
         raise ConfigError(f"-e820 type={kind}: must be ram, reserved, acpi, nvs or a number")
     return E820Entry(base, size, number)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmm import options
 from vmm.errors import ConfigError
-from vmm.tables import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def parse_smbios(text: str) -> SmbiosOption:
             unreadable or no structure.
 
     """
-    pairs = options.split(text, option=_OPTION)
+    pairs = options.parse_pairs(text, _OPTION)
     names = [key for key, _ in pairs]
     if "file" in names:
         if len(pairs) > 1:
@@ -82,7 +82,7 @@ def parse_smbios(text: str) -> SmbiosOption:
         return _from_file(pairs[0][1])
     if names.count("type") != 1:
         raise ConfigError(f"{_OPTION} {text}: give type=N once, or file=PATH")
-    number = options.number(dict(pairs)["type"], what=f"{_OPTION} type", low=0, high=0xFF)
+    number = options.parse_int(dict(pairs)["type"], f"{_OPTION} type=", minimum=0, maximum=0xFF)
     if number not in FIELDS:
         known = ", ".join(str(kind) for kind in FIELDS)
         raise ConfigError(f"{_OPTION} type={number}: only types {known} have fields; use file= for others")
@@ -103,9 +103,9 @@ def _convert(number: int, key: str, value: str) -> tuple[str, str | int]:
     what = f"{_OPTION} type={number} {key}"
     kind = FIELDS[number][key]
     if kind == "switch":
-        return key, int(options.switch(value, what=what))
+        return key, int(options.parse_bool(value, what))
     if isinstance(kind, int):
-        return key, options.number(value, what=what, low=0, high=kind)
+        return key, options.parse_int(value, f"{what}=", minimum=0, maximum=kind)
     if key == "uuid":
         try:
             return key, str(uuid.UUID(value))

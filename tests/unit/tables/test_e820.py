@@ -51,14 +51,15 @@ def test_option(text: str, expected: E820Entry) -> None:
     [
         ("base=0,size=1", "type= is missing"),
         ("base=0,type=ram", "size= is missing"),
-        ("base=x,size=1,type=ram", "base=x: not a number"),
-        ("base=-1,size=1,type=ram", "must be between"),
-        ("base=0,size=0,type=ram", "must be between"),
+        ("base=x,size=1,type=ram", "base=x: not a size"),
+        ("base=-1,size=1,type=ram", "not a size"),
+        ("base=0,size=0,type=ram", "the range is empty"),
         ("base=0,size=1,type=rom", "must be ram, reserved, acpi, nvs or a number"),
-        ("base=0,size=1,type=0", "must be between"),
-        ("base=0,size=1,type=ram,foo=1", "unknown field 'foo'"),
+        ("base=0,size=1,type=0", "must be from 1"),
+        ("base=0,size=1,type=ram,foo=1", "unknown key 'foo'"),
         ("base=0,base=1,size=1,type=ram", "given twice"),
-        ("base", "not of the form key=value"),
+        ("base", "size= is missing"),
+        ("base=2,size=0xffffffffffffffff,type=2", "leaves the 64-bit"),
     ],
 )
 def test_option_errors(text: str, reason: str) -> None:
