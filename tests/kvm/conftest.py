@@ -1,13 +1,35 @@
-"""Debian's QEMU as the other machine that our guests run on."""
+"""The two machines that our guests run on: ours, and Debian's QEMU."""
 
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vmm import guests
+from vmm.outcome import Reason
+
 QemuRun = Callable[..., str]
+OurRun = Callable[..., str]
+
+
+@pytest.fixture
+def ours(vmm_machine: Callable[..., Any]) -> OurRun:
+    """Run one of our guests on our machine until it ends it; return what it printed on the debug port.
+
+    Plain KVM unless the caller says otherwise: the guests are made for any KVM. A guest that fails resets the machine.
+    """
+
+    def run(name: str, /, *, reason: Reason = Reason.POWER_OFF, **options: Any) -> str:
+        machine = vmm_machine(str(guests.path(name)), **({"assist": "off"} | options))
+        outcome = machine.run(deadline=120)
+        printed = machine.debugcon.text()
+        assert outcome.reason is reason, f"{outcome.message}\n{printed}"
+        return printed
+
+    return run
 
 
 @pytest.fixture

@@ -3,11 +3,15 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vmm import guests
+from vmm.devices.fwctl import Fwctl
+from vmm.outcome import Reason
 
+FW_CFG_PORT = 0x510
 RESULT = re.compile(r"(?P<not>not )?ok (?P<number>\d+) - (?P<name>[^#\n]+?)(?: # SKIP (?P<why>.*))?")
 
 
@@ -56,3 +60,33 @@ def test_fw_cfg_on_qemu_without_dma(qemu: Callable[..., str]) -> None:
 
 def test_fwctl_where_fw_cfg_answers_fails(qemu: Callable[..., str]) -> None:
     assert "Bail out! fwctl does not answer" in qemu(guests.path("conformance-fwctl"), status=1)
+
+
+@pytest.mark.needs_kvm
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_fw_cfg_on_ours(ours: Callable[..., str], machine: str) -> None:
+    text = ours("conformance-fw-cfg", machine=machine, fw_cfg={"opt/vmm/pattern": bytes(range(256))})
+    assert not failures(text)
+    assert "refused as a whole" not in text
+
+
+@pytest.mark.needs_kvm
+def test_ours_runs_the_cases_that_qemu_runs(qemu: Callable[..., str], ours: Callable[..., str]) -> None:
+    assert results(ours("conformance-fw-cfg")) == results(qemu(guests.path("conformance-fw-cfg")))
+
+
+@pytest.mark.needs_kvm
+@pytest.mark.parametrize("extensions", [False, True])
+def test_fwctl_on_ours(vmm_machine: Callable[..., Any], extensions: bool) -> None:
+    machine = vmm_machine(str(guests.path("conformance-fwctl")), assist="off")
+    fwctl = Fwctl(extensions=extensions)
+    fwctl.register("hw.ncpu", 3)
+    machine.ports.remove(FW_CFG_PORT)
+    machine.ports.add(FW_CFG_PORT, FW_CFG_PORT + 4, fwctl, "fwctl")
+    outcome = machine.run(deadline=60)
+    text = machine.debugcon.text()
+    assert not failures(text)
+    assert outcome.reason is Reason.POWER_OFF
+    assert set(results(text).values()) == {"ok"}
+    assert "# hw.ncpu is 3" in text.splitlines()
+    assert ("ECHO: its payload" in results(text)) is extensions

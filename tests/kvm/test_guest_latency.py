@@ -45,6 +45,13 @@ def test_every_mode_measures_everything(qemu: Callable[..., str], accelerator: s
         assert all(ticks)
 
 
+@pytest.mark.needs_kvm
+def test_ours_measures_everything_that_qemu_does(qemu: Callable[..., str], ours: Callable[..., str]) -> None:
+    words = "batch=1 samples=1 max-size=64"
+    found = measured(ours("latency", fw_cfg={"opt/vmm/latency": words}))
+    assert found.keys() == measured(qemu(guests.path("latency"), *options(words))).keys()
+
+
 def test_batches_grow_to_the_goal(qemu: Callable[..., str]) -> None:
     command = options("goal=1000000 samples=5 mode=long64 test=in8-fwcfg test=empty")
     found = measured(qemu(guests.path("latency"), *command))
