@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import sys
 from typing import IO, TYPE_CHECKING
 
@@ -77,11 +76,14 @@ def run(words: list[str]) -> int:
     _check_pattern(arguments.until, "--until")
     config = config_from(arguments)
     _refuse_two_on_stdout(arguments, config)
-    with _json_output(arguments.json) as json_output, _termination_as_interrupt():
-        # The machine needs the native module, and what is wrong so far should be said without it.
+    with _json_output(arguments.json) as json_output:
+        # Slow to load: what is wrong so far is said without it.
+        import logging  # noqa: PLC0415
+
         from vmm import report as reports  # noqa: PLC0415
         from vmm.machine import Machine  # noqa: PLC0415
 
+        logging.basicConfig(format="vmm: %(message)s", level=logging.ERROR if arguments.quiet else logging.WARNING)
         if not arguments.quiet:
             for note in config.firmware.notes:
                 say(f"vmm: {note}")
@@ -103,12 +105,14 @@ def _run(
     machine: Machine, arguments: argparse.Namespace, send: list[tuple[str, str]], deadline: float | None
 ) -> tuple[Outcome, Report]:
     from vmm import report as reports  # noqa: PLC0415
+    from vmm.cli.interrupts import Interrupts  # noqa: PLC0415
     from vmm.cli.progress import Progress  # noqa: PLC0415
 
-    with _terminal(machine, arguments) as terminal:
+    with Interrupts() as interrupts, _terminal(machine, arguments) as terminal:
         progress = Progress(enabled=not arguments.quiet and sys.stderr.isatty() and not terminal.shows_on_terminal)
 
         def on_poll(machine: Machine) -> None:
+            interrupts.check()
             terminal.poll()
             progress.update(machine)
 
@@ -188,18 +192,3 @@ def _json_output(path: str | None) -> Iterator[IO[str] | None]:
             raise ConfigError(f"--json {path}: cannot write: {(error.strerror or str(error)).lower()}") from None
         with file:
             yield file
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the run as Ctrl-C does, so that the terminal and the variables are left in order."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    saved = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)

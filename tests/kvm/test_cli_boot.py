@@ -1,0 +1,256 @@
+"""`vmm boot` as its users run it: a process of its own, on the real /dev/kvm."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vmm import guests
+
+pytestmark = pytest.mark.needs_kvm
+
+VMM = [sys.executable, "-m", "vmm"]
+
+
+def vmm(*arguments: str | Path, timeout: float = 120, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        [*VMM, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+
+
+def test_report_for_a_person() -> None:
+    run = vmm("boot", "-smp", "3", "probe", "-m", "96M", "--assist", "off")
+    assert run.returncode == 0, run.stderr
+    assert "cpus started: 3" in run.stdout
+    assert "3 asked for, 3 started" in run.stderr
+    assert "q35, 96 MiB of RAM" in run.stderr
+    assert "etc/e820" in run.stderr
+    assert "plain KVM" in run.stderr
+
+
+def test_report_for_a_program(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    run = vmm("boot", "probe", "-smp", "2,maxcpus=5", "-m", "64", "--json", path, "--quiet", "--assist", "off")
+    assert run.returncode == 0
+    assert not run.stderr
+    report = json.loads(path.read_text())
+    assert report["outcome"]["reason"] == "power-off"
+    assert report["outcome"]["exit_status"] == 0
+    assert 0 < report["outcome"]["elapsed_s"] < 120
+    assert report["firmware"]["path"] == str(guests.path("probe"))
+    assert report["firmware"]["interface"] == "qemu"
+    assert report["cpus"]["requested"] == report["cpus"]["started"] == 2
+    assert report["cpus"]["max"] == 5
+    assert report["memory"]["size"] == 64 << 20
+    assert sum(region["size"] for region in report["memory"]["regions"] if region["gpa"] < 64 << 20) > 63 << 20
+    items = {item["name"]: item for item in report["fw_cfg"]["items"]}
+    assert items["signature"]["bytes_read"] >= 4
+    assert items["etc/e820"]["read_to_end"]
+    assert "uuid" in report["fw_cfg"]["never_read"]
+    assert report["fw_cfg"]["probes"] >= 1
+    assert report["exits"]["by_reason"]["io"] > 0
+    assert report["exits"]["by_device"][0]["name"] == "debugcon"
+    assert report["assist"]["mode"] == "off"
+    assert [event["event"] for event in report["timeline"]][-1] == "power-off"
+
+
+def test_report_on_stdout() -> None:
+    run = vmm("boot", "probe", "-serial", "none", "-debugcon", "none", "--json", "-", "-q")
+    assert json.loads(run.stdout)["outcome"]["reason"] == "power-off"
+    mixed = vmm("boot", "probe", "--json", "-")
+    assert mixed.returncode == 2
+    assert "would mix" in mixed.stderr
+
+
+def test_user_items_arrive(tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    blob.write_bytes(b"x" * 5000)
+    run = vmm(
+        "boot",
+        "probe",
+        "-fw_cfg",
+        "name=opt/q,string=hello",
+        "-f",
+        "opt/b,string=hello",
+        "-fw_cfg",
+        f"opt/f,file={blob}",
+    )
+    sizes = dict(re.findall(r"^item: (\S+) key \S+ size (\d+)$", run.stdout, re.MULTILINE))
+    assert (sizes["opt/q"], sizes["opt/f"]) == ("5", "5000")
+    assert sizes["opt/b"] == "6"  # bhyve's strings end with a NUL
+
+
+def test_consoles_go_to_files(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run = vmm("boot", "probe", "-debugcon", f"file:{log}")
+    assert not run.stdout
+    assert log.read_text().startswith("vmm probe\n")
+    assert log.read_text().endswith("status: 0\n")
+
+
+def test_until() -> None:
+    run = vmm(
+        "boot", "seabios", "-debugcon", "stdio", "-serial", "none", "--until", r"Found QEMU\s+fw_cfg", "--assist", "off"
+    )
+    assert run.returncode == 0
+    assert "the console showed" in run.stderr
+    assert "Found QEMU fw_cfg" in run.stdout
+
+
+def test_power_off_before_until_fails() -> None:
+    run = vmm("boot", "probe", "--until", "no such line")
+    assert run.returncode == 1
+
+
+def test_timeout() -> None:
+    run = vmm("boot", guests.path("hang"), "--timeout", "0.5")
+    assert run.returncode == 3
+    assert "0.5 s passed" in run.stderr
+    assert "printed nothing" in run.stderr
+
+
+def test_refused_instruction_is_named() -> None:
+    run = vmm("boot", guests.path("refused"), "--assist", "off")
+    assert run.stdout.startswith("refused: before FLDCW\n")
+    if run.returncode == 0:  # a host with VMX or SVM executes it
+        assert "refused: after FLDCW\n" in run.stdout
+        return
+    assert run.returncode == 1
+    assert "fldcw" in run.stderr
+    assert "--assist" in run.stderr
+    assert "RIP" in run.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_run_is_still_reported(number: signal.Signals, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [*VMM, "boot", str(guests.path("silent")), "-debugcon", "none", "--json", str(report)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_vcpu(process.pid)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "1 asked for, 1 started" in errors
+    assert json.loads(report.read_text())["outcome"]["reason"] == "interrupted"
+
+
+def wait_for_vcpu(pid: int) -> None:
+    """Until the process has a thread that runs a vCPU."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if len(list(Path(f"/proc/{pid}/task").iterdir())) > 1:
+            time.sleep(0.2)
+            return
+        time.sleep(0.02)
+    pytest.fail("no vCPU thread appeared")
+
+
+def test_a_reader_that_leaves_ends_the_run() -> None:
+    command = [*VMM, "boot", "seabios", "-debugcon", "stdio", "--assist", "off"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["/nonexistent"], "/nonexistent: cannot read the firmware image: no such file or directory"),
+        (["-smp", "0"], "-smp 0: a machine has from 1 to 255 CPUs"),
+        (["-smp", "2", "-c", "2"], "-smp and -c say the same"),
+        (["-m", "8M", "probe"], "needs 16M or more"),
+        (["-bios", "x", "probe"], "FIRMWARE and -bios each name the firmware"),
+        (["probe", "again"], "one FIRMWARE at the most"),
+        (["--no-such-option"], "unknown option --no-such-option"),
+        (["probe", "-fw_cfg", "opt/x,file=/nonexistent"], "cannot read /nonexistent"),
+        (["probe", "-fw_cfg", "opt/x,string=1", "-f", "opt/x,string=2"], "opt/x: the name is given twice"),
+        (["probe", "-fw_cfg", f"opt/{'x' * 52},string=1"], "a name has 55 at the most"),
+        (["probe", "--until", "("], "--until (: not a regular expression"),
+        (["probe", "--send", "x"], "the form is REGEX=TEXT"),
+        (["probe", "--send", r"x=\q"], r"unknown escape \q"),
+        (["probe", "--timeout", "-1"], "--timeout"),
+        (["probe", "--json", "/nonexistent/report"], "--json /nonexistent/report: cannot write"),
+        (["probe", "-serial", "file:/nonexistent/log"], "-serial file:/nonexistent/log: cannot write"),
+        (["-l", "com1,x"], "-l com1,x: the only form here"),
+        (["-l", "bootrom,/nonexistent,fwcfg=qemu", "-machine", "auto,fwcfg=bhyve"], "/nonexistent"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], complaint: str) -> None:
+    run = vmm("boot", *arguments)
+    assert run.returncode == 2, run.stderr
+    assert complaint in run.stderr
+    assert run.stderr.startswith("vmm: ")
+    assert run.stderr.count("\n") == 1
+    assert not run.stdout
+
+
+def test_names_outside_opt_are_warned_about_and_ours_are_taken() -> None:
+    run = vmm("boot", "probe", "-fw_cfg", "org.example,string=1")
+    assert run.returncode == 0
+    assert run.stderr.startswith("vmm: fw_cfg file org.example: names for users begin with opt/")
+    run = vmm("boot", "probe", "-fw_cfg", "etc/e820,string=1")
+    assert run.returncode == 2
+    assert run.stderr.endswith("vmm: fw_cfg file etc/e820: the name is taken\n")
+
+
+def test_both_interfaces_at_once_are_refused() -> None:
+    rom = guests.path("probe")
+    run = vmm("boot", "-l", f"bootrom,{rom},fwcfg=qemu", "-machine", "q35,fwcfg=bhyve")
+    assert run.returncode == 2
+    assert "same ports" in run.stderr
+
+
+def test_no_dev_kvm_is_the_hosts_lack() -> None:
+    # Everything but the device's path is as ever.
+    program = (
+        "import sys; from vmm.kvm import system; system.Kvm.__init__.__defaults__ = ('/dev/no-kvm',); "
+        "from vmm.cli import main; sys.exit(main(['boot', 'probe']))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 4
+    assert run.stderr.startswith("vmm: cannot open /dev/no-kvm: No such file or directory")
+    assert run.stderr.count("\n") == 1
+
+
+def test_info() -> None:
+    run = vmm("info")
+    assert run.returncode == 0, run.stdout
+    assert "/dev/kvm, API 12" in run.stdout
+    assert str(guests.path("probe")) in run.stdout
+    found = json.loads(vmm("info", "--json").stdout)
+    assert found["kvm"]["missing"] == []
+    assert found["kvm"]["capabilities"]["KVM_CAP_USER_MEMORY"] == 1
+    assert found["kvm"]["cpuid"][0]["function"] == "0x00000000"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["boot", "--help"], ["info", "--help"]])
+def test_help_teaches_exit_statuses(arguments: list[str]) -> None:
+    run = vmm(*arguments)
+    assert run.returncode == 0
+    assert "usage: vmm" in run.stdout
+    assert "exit status:" in run.stdout
+    assert not run.stderr
+
+
+def test_version_and_unknown_command() -> None:
+    assert vmm("--version").stdout.startswith("vmm 0.")
+    unknown = vmm("fly")
+    assert unknown.returncode == 2
+    assert "unknown command 'fly'" in unknown.stderr
+    assert vmm().returncode == 2

@@ -1,0 +1,92 @@
+"""`vmm boot` on a terminal: the interactive console, its way out, progress."""
+
+import sys
+import termios
+from collections.abc import Iterator
+
+import pexpect
+import pytest
+
+from vmm import guests
+
+pytestmark = pytest.mark.needs_kvm
+
+CONTROL_A = "\x01"
+
+
+class Terminal:
+    """A process on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.child = pexpect.spawn(sys.executable, ["-m", "vmm", *arguments], timeout=120, dimensions=(25, 200))
+
+    def local_flags(self) -> int:
+        flags = termios.tcgetattr(self.child.child_fd)[3]
+        assert isinstance(flags, int)
+        return flags
+
+    def status(self) -> int | None:
+        self.child.expect(pexpect.EOF)
+        self.child.wait()
+        assert self.child.signalstatus is None
+        return self.child.exitstatus  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def hang() -> Iterator[Terminal]:
+    """A guest that does nothing, on an interactive console."""
+    terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off")
+    yield terminal
+    terminal.child.close(force=True)
+
+
+def test_control_a_x_ends_the_machine_and_restores_the_terminal(hang: Terminal) -> None:
+    before = hang.local_flags()
+    assert before & termios.ECHO
+    hang.child.expect("Ctrl-A X ends the machine")
+    hang.child.expect("\n")
+    while hang.local_flags() & termios.ECHO:
+        pass
+    assert not hang.local_flags() & (termios.ICANON | termios.ISIG)
+    hang.child.send(CONTROL_A + "h")
+    hang.child.expect("Ctrl-A Ctrl-A types Ctrl-A")
+    hang.child.send("\x03")  # goes to the guest, as every key
+    hang.child.send(CONTROL_A + "x")
+    hang.child.expect("vmm: stopped")
+    assert hang.status() == 0
+
+
+def test_terminal_is_restored_when_the_process_is_told_to_end(hang: Terminal) -> None:
+    before = termios.tcgetattr(hang.child.child_fd)
+    hang.child.expect("Ctrl-A X ends the machine")
+    while hang.local_flags() & termios.ECHO:
+        pass
+    hang.child.kill(15)
+    hang.child.expect("vmm: interrupted")
+    assert termios.tcgetattr(hang.child.child_fd) == before
+    assert hang.status() == 130
+
+
+def test_terminal_is_restored_after_a_timeout() -> None:
+    terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off", "--timeout", "0.5")
+    before = termios.tcgetattr(terminal.child.child_fd)
+    terminal.child.expect("0.5 s passed")
+    assert termios.tcgetattr(terminal.child.child_fd) == before
+    assert terminal.status() == 3
+
+
+def test_control_c_interrupts_where_the_console_is_elsewhere() -> None:
+    terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off", "-serial", "none", "-debugcon", "none")
+    terminal.child.expect("fw_cfg items read")  # progress: it runs
+    terminal.child.send("\x03")
+    terminal.child.expect("vmm: interrupted")
+    assert terminal.status() == 130
+
+
+def test_progress_shows_seconds_and_what_the_guest_said() -> None:
+    terminal = Terminal(
+        "boot", "seabios", "--assist", "off", "-serial", "none", "-debugcon", "none", "--until", "No boot"
+    )
+    terminal.child.expect(r" \d+\.\d s  \d+ fw_cfg items read: \S")
+    terminal.child.expect("vmm: the console showed")
+    assert terminal.status() == 0

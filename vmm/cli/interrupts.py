@@ -1,0 +1,49 @@
+"""SIGINT, SIGTERM and SIGHUP while a machine runs."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """Turns these signals into KeyboardInterrupt at a place of our choice; a context manager.
+
+    An exception out of a signal handler may come between any two instructions, between starting the vCPUs and being
+    ready to stop them too. The first signal is therefore only remembered, for :meth:`check`; a second one is for when
+    that does not help.
+    """
+
+    def __init__(self) -> None:
+        self._pending = False
+        self._saved: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._saved = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._saved.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise the interrupt that a signal asked for.
+
+        Raises:
+            KeyboardInterrupt: a signal came since the last call.
+        """
+        if self._pending:
+            self._pending = False
+            raise KeyboardInterrupt
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        if self._pending:
+            raise KeyboardInterrupt
+        self._pending = True
