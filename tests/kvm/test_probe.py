@@ -110,6 +110,13 @@ def test_ours_says_what_qemu_says(qemu: Callable[..., str], ours: Callable[..., 
 
 
 @pytest.mark.needs_kvm
+def test_on_ours_with_many_cpus(ours: Callable[..., str]) -> None:
+    found = answers(ours("probe", cpus=64))
+    assert found["cpus started"] == ["64"]
+    assert found["apic ids"] == [" ".join(map(str, range(64)))]
+
+
+@pytest.mark.needs_kvm
 def test_on_ours_with_an_item_of_the_user(ours: Callable[..., str]) -> None:
     found = answers(ours("probe", fw_cfg={"opt/org.example/greeting": b"hello"}))
     assert sizes(found)["opt/org.example/greeting"] == 5
