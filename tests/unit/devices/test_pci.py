@@ -1,0 +1,210 @@
+import pytest
+from device_rig import Rig
+
+from vmm import layout
+from vmm.devices.acpi_pm import ICH9, PIIX4, AcpiPm
+from vmm.devices.chipset import Ich9Lpc, Piix4Pm, Q35HostBridge, i440fx_host_bridge, piix3_isa_bridge
+from vmm.devices.pci import PciBus, PciConfigPorts
+from vmm.devices.reset import ResetControl
+from vmm.devices.shadow import ShadowArea
+
+ADDRESS, DATA = 0xCF8, 0xCFC
+ECAM = 0xB000_0000
+
+
+class PciRig(Rig):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pci = PciBus()
+        self.shadow = ShadowArea(self.memory, memoryview(bytearray(0x20000)))
+        self.config = PciConfigPorts(self.pci, ResetControl(self.power))
+        self.ports.add(ADDRESS, DATA + 3, self.config, "PCI configuration")
+
+    def select(self, device: int, function: int, register: int, bus: int = 0) -> None:
+        self.out(ADDRESS, 4, 1 << 31 | bus << 16 | device << 11 | function << 8 | register & 0xFC)
+
+    def read(self, device: int, function: int, register: int, size: int = 4) -> int:
+        self.select(device, function, register)
+        return self.inp(DATA + (register & 3), size)
+
+    def write(self, device: int, function: int, register: int, size: int, value: int) -> None:
+        self.select(device, function, register)
+        self.out(DATA + (register & 3), size, value)
+
+
+@pytest.fixture
+def q35() -> PciRig:
+    rig = PciRig()
+    rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio))
+    rig.pci.add(31, 0, Ich9Lpc(AcpiPm(ICH9, rig.ports, lambda level: rig.irq(9, level), rig.power)))
+    return rig
+
+
+@pytest.fixture
+def pc() -> PciRig:
+    rig = PciRig()
+    rig.pci.add(0, 0, i440fx_host_bridge(rig.shadow))
+    rig.pci.add(1, 0, piix3_isa_bridge())
+    rig.pci.add(1, 3, Piix4Pm(AcpiPm(PIIX4, rig.ports, lambda level: rig.irq(9, level), rig.power)))
+    return rig
+
+
+def test_config_address_reads_back(q35: PciRig) -> None:
+    q35.out(ADDRESS, 4, 0x8000_F844)
+    assert q35.inp(ADDRESS, 4) == 0x8000_F844
+
+
+def test_narrow_accesses_do_not_touch_config_address(q35: PciRig) -> None:
+    q35.out(ADDRESS, 4, 0x8000_0000)
+    q35.out(ADDRESS, 2, 0x1234)
+    q35.outb(ADDRESS, 0x12)
+    assert q35.inp(ADDRESS, 4) == 0x8000_0000
+    assert q35.inp(ADDRESS, 2) == 0xFFFF
+
+
+@pytest.mark.parametrize(
+    ("board", "device", "function", "identity", "class_code"),
+    [
+        ("q35", 0, 0, 0x29C0_8086, 0x060000),
+        ("q35", 31, 0, 0x2918_8086, 0x060100),
+        ("pc", 0, 0, 0x1237_8086, 0x060000),
+        ("pc", 1, 0, 0x7000_8086, 0x060100),
+        ("pc", 1, 3, 0x7113_8086, 0x068000),
+    ],
+)
+def test_identity(
+    board: str, device: int, function: int, identity: int, class_code: int, request: pytest.FixtureRequest
+) -> None:
+    rig: PciRig = request.getfixturevalue(board)
+    assert rig.read(device, function, 0) == identity
+    assert rig.read(device, function, 2, 2) == identity >> 16
+    assert rig.read(device, function, 3, 1) == identity >> 24
+    assert rig.read(device, function, 8) >> 8 == class_code
+    assert rig.read(device, function, 0x2C) == 0x1100_1AF4
+
+
+def test_only_the_device_with_several_functions_says_so(pc: PciRig) -> None:
+    assert [pc.read(device, 0, 0x0E, 1) for device in (0, 1)] == [0, 0x80]
+
+
+def test_empty_slots_and_other_buses_read_all_ones(q35: PciRig) -> None:
+    assert q35.read(2, 0, 0) == 0xFFFF_FFFF
+    assert q35.read(0, 1, 0) == 0xFFFF_FFFF
+    q35.select(0, 0, 0, bus=1)
+    assert q35.inp(DATA, 4) == 0xFFFF_FFFF
+    q35.out(DATA, 4, 0)
+
+
+def test_data_port_without_enable_bit_is_nobody(q35: PciRig) -> None:
+    q35.out(ADDRESS, 4, 0)
+    assert q35.inp(DATA, 4) == 0xFFFF_FFFF
+
+
+def test_identity_and_bars_are_read_only(q35: PciRig) -> None:
+    for register in (0x00, 0x08, 0x0C, *range(0x10, 0x3C, 4)):
+        before = q35.read(0, 0, register)
+        q35.write(0, 0, register, 4, 0xFFFF_FFFF)
+        assert q35.read(0, 0, register) == before
+    assert q35.read(0, 0, 0x10) == 0, "a BAR of size 0 is no BAR"
+
+
+def test_single_bytes_of_a_register_can_be_written(q35: PciRig) -> None:
+    q35.write(31, 0, 0x60, 4, 0x0B0B_0A0A)
+    q35.write(31, 0, 0x62, 1, 0x05)
+    assert q35.read(31, 0, 0x60) == 0x0B05_0A0A
+
+
+def test_pirqs_are_unrouted_at_power_on(q35: PciRig, pc: PciRig) -> None:
+    assert q35.read(31, 0, 0x60) == q35.read(31, 0, 0x68) == pc.read(1, 0, 0x60) == 0x8080_8080
+
+
+def test_ecam_appears_where_pciexbar_puts_it(q35: PciRig) -> None:
+    assert q35.load(ECAM, 4) == 0xFFFF_FFFF
+    q35.write(0, 0, 0x64, 4, 0)
+    q35.write(0, 0, 0x60, 4, ECAM | 1)
+    assert q35.load(ECAM, 4) == 0x29C0_8086
+    assert q35.load(ECAM + (31 << 15), 2) == 0x8086
+    assert q35.load(ECAM + (1 << 20), 4) == 0xFFFF_FFFF
+    assert q35.load(ECAM + 0x100, 4) == 0xFFFF_FFFF, "a conventional function has no extended space"
+    q35.store(ECAM + (31 << 15) + 0x60, 1, 0x0A)
+    assert q35.read(31, 0, 0x60, 1) == 0x0A
+    q35.write(0, 0, 0x60, 4, 0xE000_0001)
+    assert q35.load(ECAM, 4) == 0xFFFF_FFFF
+    assert q35.load(0xE000_0000, 4) == 0x29C0_8086
+    q35.write(0, 0, 0x60, 1, 0)
+    assert q35.load(0xE000_0000, 4) == 0xFFFF_FFFF
+
+
+def test_ecam_length_limits_it(q35: PciRig) -> None:
+    q35.write(0, 0, 0x60, 4, ECAM | 2 << 1 | 1)
+    assert [r.last - r.first + 1 for r in q35.mmio.ranges()] == [64 << 20]
+    q35.write(0, 0, 0x60, 4, ECAM | 3 << 1 | 1)
+    assert q35.mmio.ranges() == []
+
+
+def test_ecam_over_another_device_stays_away(q35: PciRig) -> None:
+    q35.mmio.add(0xB000_1000, 0xB000_1FFF, ResetControl(q35.power), "in the way")
+    q35.write(0, 0, 0x60, 4, ECAM | 1)
+    assert [r.name for r in q35.mmio.ranges()] == ["in the way"]
+    q35.mmio.remove(0xB000_1000)
+    q35.write(0, 0, 0x60, 4, ECAM | 1)
+    assert [r.name for r in q35.mmio.ranges()] == ["ECAM"]
+
+
+def test_ich9_acpi_block_moves(q35: PciRig) -> None:
+    q35.write(31, 0, 0x40, 4, 0x600)
+    assert q35.read(31, 0, 0x40) == 0x601
+    assert q35.inp(0x604, 2) == 0xFFFF, "not enabled yet"
+    q35.write(31, 0, 0x44, 1, 0x80)
+    assert q35.inp(0x604, 2) == 0
+    timer = q35.inp(0x608, 4)
+    assert timer < 1 << 24
+    q35.write(31, 0, 0x40, 4, 0xB000)
+    assert q35.inp(0x604, 2) == 0xFFFF
+    assert q35.inp(0xB004, 2) == 0
+    assert q35.inp(0xB008, 4) >= timer
+    q35.write(31, 0, 0x44, 1, 0)
+    assert q35.inp(0xB008, 4) == 0xFFFF_FFFF
+
+
+def test_piix4_acpi_block_moves(pc: PciRig) -> None:
+    pc.write(1, 3, 0x40, 4, 0xB001)
+    pc.write(1, 3, 0x80, 1, 1)
+    assert pc.inp(0xB008, 4) < 1 << 24
+    assert pc.read(1, 3, 0x58) >> 25 & 1, "SMM is set up already"
+
+
+def test_acpi_block_over_another_device_stays_away(q35: PciRig) -> None:
+    q35.write(31, 0, 0x44, 1, 0x80)
+    q35.write(31, 0, 0x40, 4, 0xC80)
+    assert q35.read(31, 0, 0, 4) == 0x2918_8086, "CONFIG_ADDRESS at 0xcf8 still answers"
+    assert [r.first for r in q35.ports.ranges()] == [ADDRESS]
+    q35.write(31, 0, 0x40, 4, 0x600)
+    assert q35.inp(0x600, 4) == 0
+
+
+def test_registers_of_memory_that_only_smm_has_read_as_zero(q35: PciRig) -> None:
+    q35.write(0, 0, 0x50, 2, 0xFFFF)
+    q35.write(0, 0, 0x9C, 4, 0xFFFF_FFFF)
+    assert q35.read(0, 0, 0x50, 2) == 0
+    assert q35.read(0, 0, 0x9D, 2) == 0
+
+
+def test_reset_restores_registers_and_decoding(q35: PciRig) -> None:
+    q35.write(0, 0, 0x60, 4, ECAM | 1)
+    q35.write(31, 0, 0x40, 4, 0x600)
+    q35.write(31, 0, 0x44, 1, 0x80)
+    q35.pci.reset()
+    q35.config.reset()
+    assert q35.inp(ADDRESS, 4) == 0
+    assert q35.mmio.ranges() == []
+    assert [r.name for r in q35.ports.ranges()] == ["PCI configuration"]
+    assert q35.read(31, 0, 0x40) == 1
+
+
+def test_reset_control_inside_the_config_ports(q35: PciRig) -> None:
+    q35.outb(layout.PORT_PCI_CONFIG.start + 1, 0x02)
+    assert q35.inb(0xCF9) == 0x02
+    assert q35.power.events == []
+    q35.outb(0xCF9, 0x06)
+    assert q35.power.events == ["reset: port 0xcf9 <- 0x06"]

@@ -1,0 +1,192 @@
+"""Whole boards: everything in place, restored by a reset, and not impressed by anything a guest does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from device_rig import Rig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmm import layout
+from vmm.config import MachineType
+from vmm.firmware import FirmwareImages, FirmwareKind, Layout, VariableStore
+from vmm.platform import Parts, Platform, builder
+
+CODE = bytes(range(256)) * 1024
+VARIABLES = b"\x5a" * 0x84000
+BOARDS = [MachineType.Q35, MachineType.PC]
+
+
+class PlatformRig(Rig):
+    def __init__(self, board: MachineType, variables: VariableStore | None = None, boot_order: str = "cad") -> None:
+        super().__init__()
+        if variables is None:
+            variables = VariableStore(Path("template.fd"), VARIABLES)
+        firmware = FirmwareImages(FirmwareKind.UNKNOWN, Layout.FLASH, Path("code.fd"), CODE, variables)
+        self.platform: Platform = builder(board)(
+            Parts(
+                ports=self.ports,
+                mmio=self.mmio,
+                memory=self.memory,
+                ram_low=self.memory.low_size,
+                ram_high=5 << 30,
+                firmware=firmware,
+                cpus=4,
+                irq=self.irq,
+                msi=self.msi,
+                power=self.power,
+                serial=self.printed.extend,
+                debugcon=self.printed.extend,
+                boot_order=boot_order,
+            )
+        )
+
+    def cmos(self, register: int, size: int = 1) -> int:
+        value = 0
+        for i in range(size):
+            self.outb(0x70, register + i)
+            value |= self.inb(0x71) << (8 * i)
+        return value
+
+
+@pytest.fixture(params=BOARDS)
+def rig(request: pytest.FixtureRequest) -> Iterator[PlatformRig]:
+    rig = PlatformRig(request.param)
+    yield rig
+    rig.platform.close()
+    assert rig.failures == []
+
+
+def test_reset_vector_is_the_end_of_the_code(rig: PlatformRig) -> None:
+    assert rig.load(layout.FOUR_GIB - 16, 8) == int.from_bytes(CODE[-16:-8], "little")
+
+
+def test_variables_lie_below_the_code_and_take_commands(rig: PlatformRig) -> None:
+    gpa = layout.FOUR_GIB - len(CODE) - len(VARIABLES)
+    assert rig.load(gpa, 1) == 0x5A
+    rig.store(gpa, 1, 0x10)
+    rig.store(gpa, 1, 0x77)
+    rig.store(gpa, 1, 0xFF)
+    assert rig.load(gpa, 1) == 0x77
+
+
+def test_private_variables_leave_the_template_alone(tmp_path: Path) -> None:
+    path = tmp_path / "VARS.fd"
+    path.write_bytes(VARIABLES)
+    gpa = layout.FOUR_GIB - len(CODE) - len(VARIABLES)
+    for persist, expected in ((False, 0x5A), (True, 0x77)):
+        rig = PlatformRig(MachineType.Q35, VariableStore(path, VARIABLES, persist=persist))
+        rig.store(gpa, 1, 0x10)
+        rig.store(gpa, 1, 0x77)
+        assert path.read_bytes()[0] == expected
+        rig.platform.close()
+        assert path.stat().st_size == len(VARIABLES)
+
+
+def test_cmos_tells_sizes_cpus_and_boot_order(rig: PlatformRig) -> None:
+    assert rig.cmos(0x15, 2) == 640
+    assert rig.cmos(0x30, 2) == rig.cmos(0x17, 2) == 15 * 1024
+    assert rig.cmos(0x34, 2) == 0
+    assert rig.cmos(0x5B, 3) == 5 << 14
+    assert rig.cmos(0x5F) == 3
+    assert (rig.cmos(0x3D), rig.cmos(0x38)) == (0x12, 0x30)
+
+
+def test_boot_order_in_cmos() -> None:
+    rig = PlatformRig(MachineType.PC, boot_order="n")
+    assert (rig.cmos(0x3D), rig.cmos(0x38)) == (0x04, 0x00)
+    rig.platform.close()
+
+
+def test_consoles_print(rig: PlatformRig) -> None:
+    rig.outb(0x3F8, ord("s"))
+    rig.outb(0x402, ord("d"))
+    assert rig.printed == b"sd"
+
+
+def test_typed_text_interrupts_on_irq_4(rig: PlatformRig) -> None:
+    rig.outb(0x3FC, 0x08)
+    rig.outb(0x3F9, 0x01)
+    rig.platform.serial.feed(b"x")
+    assert rig.lines[4]
+
+
+@pytest.mark.parametrize("port_and_value", [(0xCF9, 0x06), (0x92, 0x01), (0x64, 0xFE)])
+def test_every_way_to_reset(rig: PlatformRig, port_and_value: tuple[int, int]) -> None:
+    rig.outb(*port_and_value)
+    (event,) = rig.power.events
+    assert event.startswith("reset")
+
+
+def test_reset_puts_everything_back(rig: PlatformRig) -> None:
+    def shape() -> object:
+        regions = [(region.gpa, region.size, region.read_only) for region in rig.memory.regions()]
+        return regions, [(r.first, r.last, r.name) for r in rig.ports.ranges() + rig.mmio.ranges()]
+
+    before = shape()
+    for bridge in (0, 31 << 11, 1 << 11, 1 << 11 | 3 << 8):
+        for register in range(0x40, 0x100, 4):
+            rig.out(0xCF8, 4, 1 << 31 | bridge | register)
+            rig.out(0xCFC, 4, 0x6F6F_6FF1)
+    rig.store(layout.FOUR_GIB - len(CODE) - len(VARIABLES), 1, 0x90)
+    assert shape() != before
+    rig.platform.reset()
+    assert shape() == before
+
+
+PORTS = st.sampled_from([*range(0x60, 0x100), *range(0x3F0, 0x410), 0xCF8, 0xCF9, 0xCFC, 0xCFD, 0x600, 0x604, 0xAFE0])
+ADDRESSES = st.one_of(
+    st.integers(0xC0000, 0xFFFFF),
+    st.integers(layout.FOUR_GIB - len(CODE) - len(VARIABLES) - 8, layout.FOUR_GIB - 8),
+    st.integers(0xB000_0000, 0xB000_FFFF),
+    st.integers(0xFED0_0000, 0xFED0_03FF),
+)
+VALUES = st.one_of(
+    st.sampled_from([0, 1, 0x10, 0x20, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0x98, 0xD0, 0xE8, 0xFF]),
+    st.integers(0, (1 << 64) - 1),
+)
+PCI_WRITES = st.tuples(
+    st.just("pci"), st.sampled_from([0, 31 << 11, 1 << 11, 1 << 11 | 3 << 8]), st.integers(0, 63), VALUES
+)
+PORT_ACCESSES = st.tuples(st.sampled_from(["in", "out"]), PORTS, st.sampled_from([1, 2, 4]), VALUES)
+STRINGS = st.tuples(st.sampled_from(["ins", "outs"]), PORTS, st.sampled_from([1, 2, 4]), st.binary(max_size=64))
+MMIO = st.tuples(st.sampled_from(["load", "store"]), ADDRESSES, st.integers(1, 8), VALUES)
+
+
+def perform(rig: Rig, action: tuple[str, int, int, int | bytes]) -> None:
+    kind, address, size, value = action
+    if kind == "pci" and isinstance(value, int):
+        rig.out(0xCF8, 4, 1 << 31 | address | size << 2)
+        rig.out(0xCFC, 4, value & 0xFFFF_FFFF)
+    elif isinstance(value, bytes):
+        count = len(value) // size
+        if kind == "outs":
+            rig.outs(address, size, value[: count * size])
+        else:
+            assert len(rig.ins(address, size, count)) == count * size
+    elif kind == "in":
+        rig.inp(address, size)
+    elif kind == "out":
+        rig.out(address, size, value & ((1 << 8 * size) - 1))
+    elif kind == "load":
+        rig.load(address, size)
+    else:
+        rig.store(address, size, value & ((1 << 8 * size) - 1))
+
+
+@pytest.mark.parametrize("board", BOARDS)
+@settings(deadline=None, max_examples=150)
+@given(actions=st.lists(st.one_of(PCI_WRITES, PORT_ACCESSES, STRINGS, MMIO), max_size=60))
+def test_no_sequence_of_accesses_makes_a_device_fail(
+    board: MachineType, actions: list[tuple[str, int, int, int | bytes]]
+) -> None:
+    rig = PlatformRig(board)
+    try:
+        for action in actions:
+            perform(rig, action)
+        assert [repr(failure) for failure in rig.failures] == []
+        rig.platform.reset()
+        assert [repr(failure) for failure in rig.failures] == []
+    finally:
+        rig.platform.close()

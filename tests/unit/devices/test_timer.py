@@ -1,0 +1,68 @@
+import threading
+import time
+
+import pytest
+
+from vmm.devices.timer import TimerService
+
+
+class Service(TimerService):
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+        super().__init__(threading.RLock(), self.failures.append)
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def test_no_thread_without_a_deadline(service: Service) -> None:
+    service.timer(lambda: None)
+    assert service._thread is None
+    service.close()
+
+
+def test_an_earlier_deadline_overtakes_one_that_is_centuries_ahead(service: Service) -> None:
+    fired = threading.Event()
+    service.timer(lambda: None).arm(1 << 70)
+    service.timer(fired.set).arm(time.monotonic_ns() + 1_000_000)
+    assert fired.wait(60)
+    service.close()
+    assert service.failures == []
+
+
+def test_cancelled_and_replaced_deadlines_do_not_fire(service: Service) -> None:
+    log: list[str] = []
+    done = threading.Event()
+    now = time.monotonic_ns()
+    cancelled = service.timer(lambda: log.append("cancelled"))
+    moved = service.timer(lambda: log.append("moved"))
+    with service._lock:
+        cancelled.arm(now)
+        cancelled.cancel()
+        moved.arm(now)
+        moved.arm(now + 2_000_000)
+        service.timer(done.set).arm(now + 4_000_000)
+    assert done.wait(60)
+    service.close()
+    assert log == ["moved"]
+
+
+def test_nothing_fires_after_close(service: Service) -> None:
+    log: list[str] = []
+    service.timer(lambda: log.append("late")).arm(time.monotonic_ns() + 20_000_000)
+    service.close()
+    time.sleep(0.05)
+    assert log == []
+
+
+def test_a_failing_callback_is_reported(service: Service) -> None:
+    def fail() -> None:
+        raise RuntimeError("broken timer")
+
+    service.timer(fail).arm(0)
+    assert service._thread is not None
+    service._thread.join(60)
+    assert [str(error) for error in service.failures] == ["broken timer"]
+    service.close()
