@@ -12,12 +12,11 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
 from vmm.kvm.structs import CpuidEntry, MpState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import SimpleNamespace
 
     from vmm.kvm import Kvm, Vcpu
 
@@ -36,15 +35,19 @@ _ECX_CMP_LEGACY = 1 << 1
 _ECX_TOPOLOGY_EXTENSIONS = 1 << 22
 
 
+_XAPIC_IDS = 255
+"""APIC ids of xAPIC mode, which CPUs are in at reset; 255 itself means all (SDM volume 3, 11.6.2.1)."""
+
+
 def check_count(kvm: Kvm, count: int) -> None:
     """Can KVM make a guest with ``count`` CPUs here?
 
     Raises:
         ConfigError: no; says how many it can.
     """
-    limit = kvm.max_vcpus
+    limit = min(kvm.max_vcpus, _XAPIC_IDS)
     if not 1 <= count <= limit:
-        raise ConfigError(f"-smp {count}: this host's KVM makes guests with 1 to {limit} CPUs; ask for one of these")
+        raise ConfigError(f"-smp {count}: a guest has 1 to {limit} CPUs on this host; ask for one of these")
 
 
 # -- CPUID ----------------------------------------------------------------------------------------------------------
@@ -185,6 +188,9 @@ _RESET_MSRS: dict[int, int] = {
     **dict.fromkeys(range(0x4B564D00, 0x4B564D05), 0),  # KVM's paravirtual ones: kvmclock, async PF, steal time, EOI
 }
 
+_NEEDED_MSRS = frozenset((_MSR_MTRR_DEF_TYPE, _MSR_PAT))
+"""Without these at their reset values, no firmware finds what it expects."""
+
 # LAPIC registers (SDM volume 3, table 11-1), and their values after reset (11.4.7.1).
 _LAPIC_VERSION = 0x30
 _LAPIC_RESET: dict[int, int] = {
@@ -208,11 +214,16 @@ def reset_vcpu(vcpu: Vcpu, index: int) -> None:
     firmware count on it (QEMU does the first too): the BSP's LINT0 passes the PIC's interrupts on, and its LINT1 is
     NMI. The FPU is as after FNINIT.
 
+    All segment limits are 64 KiB: on an Intel host without "unrestricted guest", real mode is virtual-8086 mode, which
+    VMX enters with no others (SDM volume 3, 27.3.1.2); KVM interprets until CS is reloaded with a base of 16 times its
+    selector.
+
     Raises:
         KvmError: KVM refuses a part of that state.
+        HostError: KVM refuses MSRs that every firmware needs.
     """
     bootstrap = index == 0
-    vcpu.set_sregs(_reset_sregs(vcpu, bootstrap=bootstrap))
+    vcpu.set_sregs(_reset_sregs(bootstrap=bootstrap))
     vcpu.set_regs(ffi.new("struct kvm_regs *", {"rip": 0xFFF0, "rflags": 2, "rdx": _signature(vcpu)}))
     vcpu.set_xcrs({0: 1})
     vcpu.set_xsave(_reset_xsave(len(vcpu.get_xsave())))
@@ -229,21 +240,21 @@ def _signature(vcpu: Vcpu) -> int:
     return next((entry.eax for entry in vcpu.get_cpuid2() if entry.function == 1), 0x600)
 
 
-def _reset_sregs(vcpu: Vcpu, *, bootstrap: bool) -> Any:
-    sregs = vcpu.get_sregs()
+def _reset_sregs(*, bootstrap: bool) -> Any:
     data = {"limit": 0xFFFF, "type": 3, "present": 1, "s": 1}
-    for name in ("ds", "es", "fs", "gs", "ss"):
-        setattr(sregs, name, data)
-    sregs.cs = {"base": 0xFFFF0000, "limit": 0xFFFF, "selector": 0xF000, "type": 11, "present": 1, "s": 1}
-    sregs.ldt = {"limit": 0xFFFF, "type": 2, "present": 1}
-    sregs.tr = {"limit": 0xFFFF, "type": 11, "present": 1}
-    sregs.gdt = sregs.idt = {"limit": 0xFFFF}
-    sregs.cr0 = _CR0_ET_NW_CD
-    sregs.cr2 = sregs.cr3 = sregs.cr4 = sregs.cr8 = sregs.efer = 0
-    sregs.apic_base = _APIC_BASE | _APIC_BASE_ENABLE | (_APIC_BASE_BSP if bootstrap else 0)
-    for word in range(len(sregs.interrupt_bitmap)):
-        sregs.interrupt_bitmap[word] = 0
-    return sregs
+    return ffi.new(
+        "struct kvm_sregs *",
+        {
+            "cs": {"base": 0xFFFF0000, "limit": 0xFFFF, "selector": 0xF000, "type": 11, "present": 1, "s": 1},
+            **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data),
+            "tr": {"limit": 0xFFFF, "type": 11, "present": 1},
+            "ldt": {"limit": 0xFFFF, "type": 2, "present": 1},
+            "gdt": {"limit": 0xFFFF},
+            "idt": {"limit": 0xFFFF},
+            "cr0": _CR0_ET_NW_CD,
+            "apic_base": _APIC_BASE | _APIC_BASE_ENABLE | (_APIC_BASE_BSP if bootstrap else 0),
+        },
+    )
 
 
 def _reset_xsave(size: int) -> bytearray:
@@ -260,12 +271,10 @@ def _reset_msrs(vcpu: Vcpu) -> None:
     pending = dict(_RESET_MSRS)
     while pending:
         accepted = vcpu.set_msrs(pending)
-        done = list(pending)[: accepted + 1]
-        # What KVM refuses, a guest with this CPUID does not have; without these two no firmware works.
-        if accepted < len(pending) and done[-1] in {_MSR_MTRR_DEF_TYPE, _MSR_PAT}:
-            raise ConfigError(f"KVM refuses to set MSR {done[-1]:#x}; run a newer kernel")
-        for index in done:
-            del pending[index]
+        if accepted < len(pending) and (refused := list(pending)[accepted]) in _NEEDED_MSRS:
+            raise HostError(f"KVM refuses to reset MSR {refused:#x} of vCPU {vcpu.index}; run a newer kernel")
+        # What else KVM refuses, a guest with this CPUID does not have: go on behind it.
+        pending = dict(list(pending.items())[accepted + 1 :])
 
 
 def _reset_lapic(vcpu: Vcpu, index: int, *, bootstrap: bool) -> Any:
@@ -316,7 +325,7 @@ class Registers:
         for name in _SEGMENTS:
             values |= _segment_values(name, getattr(sregs, name))
         for name in ("gdt", "idt"):
-            table: SimpleNamespace = getattr(sregs, name)
+            table = getattr(sregs, name)
             values |= {f"{name}_base": table.base, f"{name}_limit": table.limit}
         return cls(values, vcpu.get_mp_state())
 

@@ -1,14 +1,15 @@
-"""The two machines that our guests run on: ours, and Debian's QEMU."""
+"""KVM itself, and the two machines that our guests run on: ours, and Debian\'s QEMU."""
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vmm import guests
+from vmm.kvm import Kvm, Vm
 from vmm.outcome import Reason
 
 QemuRun = Callable[..., str]
@@ -59,3 +60,17 @@ def qemu(tmp_path: Path) -> QemuRun:
         return output.read_text(encoding="ascii")
 
     return run
+
+
+@pytest.fixture
+def kvm() -> Iterator[Kvm]:
+    """KVM of this host."""
+    with Kvm() as opened:
+        yield opened
+
+
+@pytest.fixture
+def vm(kvm: Kvm) -> Iterator[Vm]:
+    """A virtual machine with nothing in it."""
+    with kvm.create_vm() as created:
+        yield created

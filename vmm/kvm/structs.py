@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vmm._native import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Buffer
 
@@ -95,6 +95,14 @@ def cpuid_from_c(table: Any) -> list[CpuidEntry]:
         )
         for entry in table.entries[0 : table.nent]
     ]
+
+
+def msrs_to_c(values: Mapping[int, int]) -> Any:
+    """A struct kvm_msrs with ``values`` by index."""
+    table = ffi.new("struct kvm_msrs *", {"nmsrs": len(values), "entries": len(values)})
+    for entry, (index, value) in zip(table.entries, values.items(), strict=True):
+        entry.index, entry.data = index, value
+    return table
 
 
 def address_of(memory: Buffer) -> tuple[int, Any]:

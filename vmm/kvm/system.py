@@ -8,7 +8,7 @@ from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
 from vmm.kvm.capabilities import MACHINE, Capability, known
 from vmm.kvm.descriptor import Descriptor
-from vmm.kvm.structs import CpuidEntry, cpuid_from_c
+from vmm.kvm.structs import CpuidEntry, cpuid_from_c, msrs_to_c
 from vmm.kvm.vm import Vm
 
 DEVICE = "/dev/kvm"
@@ -119,6 +119,15 @@ class Kvm(Descriptor):
         """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe the CPU, as CPUID does."""
         return self._msr_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
 
+    def get_feature_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """KVM_GET_MSRS on ``/dev/kvm``: what the MSRs of `msr_feature_index_list` can hold at most; as `Vcpu.get_msrs`.
+
+        For IA32_ARCH_CAPABILITIES (0x10a) that may be more than a vCPU of this host accepts.
+        """
+        table = msrs_to_c(dict.fromkeys(indices, 0))
+        done = self._ioctl("KVM_GET_MSRS", table)
+        return {entry.index: entry.data for entry in table.entries[0:done]}
+
     def _msr_list(self, ioctl: str) -> list[int]:
         header = ffi.new("struct kvm_msr_list *", {"indices": 0})
         try:
@@ -166,7 +175,7 @@ def _cannot_open(path: str, error: OSError) -> str:
 
 
 def _kvm_module() -> str:
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:  # noqa: PTH123  # pathlib costs import time
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:  # noqa: PTH123  # pathlib costs start-up time
         return "kvm_amd" if "AuthenticAMD" in cpuinfo.read(4096) else "kvm_intel"
 
 
@@ -174,31 +183,25 @@ def _permission_remedy(path: str) -> str:
     import grp  # noqa: PLC0415  # only on the way to an error
     import pwd  # noqa: PLC0415
 
-    def name_of(table: object, number: int) -> str:
-        try:
-            if table is pwd:
-                return pwd.getpwuid(number).pw_name
-            return grp.getgrgid(number).gr_name
-        except KeyError:
-            return str(number)
-
-    status = os.stat(path)  # noqa: PTH116
-    user = name_of(pwd, os.geteuid())
-    owner, group = name_of(pwd, status.st_uid), name_of(grp, status.st_gid)
-    facts = f"for user {user} (it belongs to {owner}:{group}, mode {status.st_mode & 0o7777:04o})"
-    if status.st_mode & 0o060 != 0o060 or status.st_gid == 0:
-        command = f"sudo chgrp kvm {path} && sudo chmod 0660 {path} && sudo usermod -aG kvm {user}"
-    elif status.st_gid in os.getgrouplist(user, status.st_gid)[1:] or user in _members(status.st_gid):
-        return f"{facts}; {user} is in group {group} but this session began before: log out and in again"
-    else:
-        command = f"sudo usermod -aG {group} {user}"
-    return f"{facts}; run '{command}', then log in again"
-
-
-def _members(gid: int) -> list[str]:
-    import grp  # noqa: PLC0415
-
     try:
-        return grp.getgrgid(gid).gr_mem
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return f"; a directory above {path} is closed to this user"
+    try:
+        account = pwd.getpwuid(os.geteuid())
+        user, primary_group = account.pw_name, account.pw_gid
     except KeyError:
-        return []
+        user, primary_group = str(os.geteuid()), os.getegid()
+    try:
+        entry = grp.getgrgid(status.st_gid)
+        group, members = entry.gr_name, entry.gr_mem
+    except KeyError:
+        group, members = str(status.st_gid), []
+    facts = f"for user {user} (uid {os.geteuid()}): its group is {group}, its mode {status.st_mode & 0o7777:04o}"
+    group_may = status.st_mode & 0o060 == 0o060 and status.st_gid != 0
+    if group_may and (user in members or primary_group == status.st_gid):
+        return f"{facts}; {user} has joined {group} after this session began: log out and in again"
+    command = f"sudo usermod -aG {group if group_may else 'kvm'} {user}"
+    if not group_may:
+        command = f"sudo chgrp kvm {path} && sudo chmod 0660 {path} && {command}"
+    return f"{facts}; run '{command}', then log out and in again"

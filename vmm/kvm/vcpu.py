@@ -11,7 +11,7 @@ from vmm import exits
 from vmm._native import ffi, lib
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import Descriptor, kvm_error
-from vmm.kvm.structs import CpuidEntry, MpState, cpuid_from_c, cpuid_to_c
+from vmm.kvm.structs import CpuidEntry, MpState, cpuid_from_c, cpuid_to_c, msrs_to_c
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -184,11 +184,10 @@ class Vcpu(Descriptor):
         wanted = list(indices)
         values: dict[int, int] = {}
         for start in range(0, len(wanted), _MAX_MSRS):
-            batch = wanted[start : start + _MAX_MSRS]
-            table = self._msr_table(batch)
+            table = msrs_to_c(dict.fromkeys(wanted[start : start + _MAX_MSRS], 0))
             done = self._ioctl("KVM_GET_MSRS", table)
             values.update((entry.index, entry.data) for entry in table.entries[0:done])
-            if done < len(batch):
+            if done < table.nmsrs:
                 break
         return values
 
@@ -196,28 +195,18 @@ class Vcpu(Descriptor):
         """KVM_SET_MSRS, in the order given. How many KVM accepted: it stops at the first one it refuses.
 
         An Intel host whose KVM_GET_SUPPORTED_CPUID offers arch-capabilities may still refuse MSR 0x10a
-        (IA32_ARCH_CAPABILITIES): what it may hold is KVM_GET_MSR_FEATURE_INDEX_LIST's business (api.rst). Vcpus have
-        a value of KVM's choice there, so vmm never writes it.
+        (IA32_ARCH_CAPABILITIES), with the very value that `Kvm.get_feature_msrs` suggests (QEMU 7.2 aborts then). A new
+        vCPU has a value of KVM's choice there, so vmm never writes it.
         """
         wanted = list(values.items())
         accepted = 0
         for start in range(0, len(wanted), _MAX_MSRS):
-            batch = wanted[start : start + _MAX_MSRS]
-            table = self._msr_table([index for index, _ in batch])
-            for entry, (_, value) in zip(table.entries, batch, strict=True):
-                entry.data = value
+            table = msrs_to_c(dict(wanted[start : start + _MAX_MSRS]))
             done = self._ioctl("KVM_SET_MSRS", table)
             accepted += done
-            if done < len(batch):
+            if done < table.nmsrs:
                 break
         return accepted
-
-    @staticmethod
-    def _msr_table(indices: list[int]) -> Any:
-        table = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": len(indices)})
-        for entry, index in zip(table.entries, indices, strict=True):
-            entry.index = index
-        return table
 
     # -- CPUID, interrupts, events ----------------------------------------------------------------------------------
 

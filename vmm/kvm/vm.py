@@ -188,7 +188,7 @@ class Vm(Descriptor):
         """KVM_SIGNAL_MSI: send one message-signalled interrupt. False: the guest's LAPIC ignores it.
 
         Raises:
-            KvmError: EINVAL for flags a kernel does not know; ENXIO without `create_irqchip`.
+            KvmError: EINVAL without `create_irqchip`.
         """
         message = ffi.new(
             "struct kvm_msi *", {"address_lo": address & 0xFFFFFFFF, "address_hi": address >> 32, "data": data}

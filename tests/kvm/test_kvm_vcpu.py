@@ -1,0 +1,456 @@
+"""A virtual CPU: its state, and each exit that a few bytes of guest can bring about."""
+
+import errno
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny_guest import CODE, TinyGuest, start
+from vmm._native import ffi, lib
+
+from vmm import exits
+from vmm.errors import KvmError
+from vmm.kvm import CpuidEntry, Kvm, MpState, Vcpu, Vm
+
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+
+UNKNOWN_MSR = 0xDEAD0000
+PAT = 0x277
+SYSENTER_CS = 0x174
+
+
+@pytest.fixture
+def vcpu(vm: Vm) -> Iterator[Vcpu]:
+    """The CPU of a machine without interrupt controllers."""
+    with vm.create_vcpu(0) as created:
+        yield created
+
+
+@pytest.fixture
+def vcpu_with_lapic(vm: Vm) -> Iterator[Vcpu]:
+    vm.create_irqchip()
+    with vm.create_vcpu(0) as created:
+        yield created
+
+
+def refused(error: int, call: Callable[[], object], text: str | None = None) -> None:
+    with pytest.raises(KvmError, match=text) as info:
+        call()
+    assert info.value.errno == error
+    assert "\n" not in str(info.value)
+
+
+# -- registers --------------------------------------------------------------------------------------------------------
+
+
+def test_regs(vcpu: Vcpu) -> None:
+    regs = vcpu.get_regs()
+    assert (regs.rip, regs.rflags) == (0xFFF0, 2)
+    regs.r15, regs.rsp = 0xFEDCBA9876543210, 0x7C00
+    vcpu.set_regs(regs)
+    assert (vcpu.get_regs().r15, vcpu.get_regs().rsp) == (0xFEDCBA9876543210, 0x7C00)
+
+
+def test_sregs(vcpu: Vcpu) -> None:
+    sregs = vcpu.get_sregs()
+    assert (sregs.cs.base, sregs.cs.selector, sregs.cs.limit) == (0xFFFF0000, 0xF000, 0xFFFF)
+    sregs.gdt.base, sregs.gdt.limit, sregs.cr3 = 0x12345000, 0x37, 0x5000
+    vcpu.set_sregs(sregs)
+    assert (vcpu.get_sregs().gdt.base, vcpu.get_sregs().gdt.limit, vcpu.get_sregs().cr3) == (0x12345000, 0x37, 0x5000)
+
+
+def test_set_sregs_that_no_cpu_accepts(vcpu: Vcpu) -> None:
+    sregs = vcpu.get_sregs()
+    sregs.efer, sregs.cr0, sregs.cr4 = 1 << 8, 0x80000001, 0  # long mode without PAE
+    refused(errno.EINVAL, lambda: vcpu.set_sregs(sregs), "KVM_SET_SREGS failed for vCPU 0")
+
+
+def test_fpu(vcpu: Vcpu) -> None:
+    fpu = vcpu.get_fpu()
+    assert fpu.fcw == 0x37F
+    fpu.fcw, fpu.xmm[3][5] = 0x27F, 0xA5
+    vcpu.set_fpu(fpu)
+    assert (vcpu.get_fpu().fcw, vcpu.get_fpu().xmm[3][5]) == (0x27F, 0xA5)
+
+
+def test_xsave(vcpu: Vcpu) -> None:
+    area = vcpu.get_xsave()
+    assert len(area) >= 4096
+    struct.pack_into("<H", area, 0, 0x27F)  # FCW
+    struct.pack_into("<I", area, 24, 0x1F00)  # MXCSR
+    area[160 + 16] = 0x77  # XMM1
+    struct.pack_into("<Q", area, 512, 0b11)  # XSTATE_BV: x87 and SSE
+    vcpu.set_xsave(area)
+    after = vcpu.get_xsave()
+    assert struct.unpack_from("<H", after, 0) == (0x27F,)
+    assert struct.unpack_from("<I", after, 24) == (0x1F00,)
+    assert after[160 + 16] == 0x77
+
+
+def test_set_xsave_of_a_wrong_size(vcpu: Vcpu) -> None:
+    with pytest.raises(ValueError, match=r"has \d+ bytes here, not 512"):
+        vcpu.set_xsave(bytes(512))
+
+
+def test_set_xsave_with_an_unknown_feature(vcpu: Vcpu) -> None:
+    area = vcpu.get_xsave()
+    struct.pack_into("<Q", area, 512, 1 << 62)
+    refused(errno.EINVAL, lambda: vcpu.set_xsave(area))
+
+
+def test_xcrs(kvm: Kvm, vcpu: Vcpu) -> None:
+    vcpu.set_cpuid2(kvm.supported_cpuid())
+    assert vcpu.get_xcrs() == {0: 1}
+    vcpu.set_xcrs({0: 0b11})
+    assert vcpu.get_xcrs() == {0: 0b11}
+    # The x87 bit cannot be clear (SDM volume 1, 13.3).
+    refused(errno.EINVAL, lambda: vcpu.set_xcrs({0: 0b10}), "1 registers")
+
+
+def test_debugregs(vcpu: Vcpu) -> None:
+    debug = vcpu.get_debugregs()
+    assert (debug.dr6, debug.dr7) == (0xFFFF0FF0, 0x400)
+    debug.db[2] = 0xCAFE000
+    vcpu.set_debugregs(debug)
+    assert vcpu.get_debugregs().db[2] == 0xCAFE000
+    debug.dr7 = 1 << 40
+    refused(errno.EINVAL, lambda: vcpu.set_debugregs(debug))
+
+
+def test_get_msrs_stops_at_the_first_unknown(vcpu: Vcpu) -> None:
+    assert vcpu.get_msrs([PAT, UNKNOWN_MSR, SYSENTER_CS]) == {PAT: 0x0007040600070406}
+
+
+def test_set_msrs_says_how_many_were_accepted(vcpu: Vcpu) -> None:
+    assert vcpu.set_msrs({SYSENTER_CS: 8, PAT: 0x0606060606060606, UNKNOWN_MSR: 1, 0x175: 0x1234}) == 2
+    assert vcpu.get_msrs([SYSENTER_CS, PAT, 0x175]) == {SYSENTER_CS: 8, PAT: 0x0606060606060606, 0x175: 0}
+
+
+def test_msrs_in_batches(vcpu: Vcpu) -> None:
+    assert vcpu.get_msrs([PAT] * 600) == {PAT: 0x0007040600070406}
+    assert vcpu.get_msrs([PAT] * 300 + [UNKNOWN_MSR, SYSENTER_CS]) == {PAT: 0x0007040600070406}
+    assert vcpu.set_msrs({}) == 0
+
+
+def test_every_listed_msr_can_be_read(kvm: Kvm, vcpu: Vcpu) -> None:
+    vcpu.set_cpuid2(kvm.supported_cpuid())
+    listed = kvm.msr_index_list()
+    assert vcpu.get_msrs(listed).keys() == set(listed)
+
+
+# -- CPUID, interrupts, events ----------------------------------------------------------------------------------------
+
+
+def test_cpuid2(kvm: Kvm, vcpu: Vcpu) -> None:
+    assert vcpu.get_cpuid2() == []
+    entries = kvm.supported_cpuid()
+    vcpu.set_cpuid2(entries)
+    after = vcpu.get_cpuid2()
+    assert [entry[:2] for entry in after] == [entry[:2] for entry in entries]
+    assert after[0] == entries[0]
+
+
+def test_set_cpuid2_of_too_many_leaves(vcpu: Vcpu) -> None:
+    leaves = [CpuidEntry(function, 0, 0, 0, 0, 0) for function in range(300)]
+    refused(errno.E2BIG, lambda: vcpu.set_cpuid2(leaves), "vCPU 0, 300 leaves: .* ask for fewer")
+
+
+def test_lapic(vcpu_with_lapic: Vcpu) -> None:
+    lapic = vcpu_with_lapic.get_lapic()
+    registers = ffi.buffer(lapic)
+    assert struct.unpack_from("<I", registers, 0xF0) == (0xFF,)
+    struct.pack_into("<I", registers, 0x80, 0x50)  # TPR
+    vcpu_with_lapic.set_lapic(lapic)
+    assert struct.unpack_from("<I", ffi.buffer(vcpu_with_lapic.get_lapic()), 0x80) == (0x50,)
+    assert vcpu_with_lapic.get_sregs().cr8 == 5
+
+
+def test_lapic_without_irqchip(vcpu: Vcpu) -> None:
+    refused(errno.EINVAL, vcpu.get_lapic)
+    refused(errno.EINVAL, lambda: vcpu.set_lapic(ffi.new("struct kvm_lapic_state *")))
+
+
+def test_mp_state(vcpu_with_lapic: Vcpu) -> None:
+    assert vcpu_with_lapic.get_mp_state() is MpState.RUNNABLE
+    assert vcpu_with_lapic.vm.create_vcpu(1).get_mp_state() is MpState.UNINITIALIZED
+    vcpu_with_lapic.set_mp_state(MpState.HALTED)
+    assert vcpu_with_lapic.get_mp_state() is MpState.HALTED
+
+
+def test_set_mp_state_without_irqchip(vcpu: Vcpu) -> None:
+    refused(errno.EINVAL, lambda: vcpu.set_mp_state(MpState.INIT_RECEIVED), "INIT_RECEIVED")
+
+
+def test_vcpu_events(vcpu: Vcpu) -> None:
+    vcpu.nmi()
+    assert vcpu.get_vcpu_events().nmi.pending == 1
+    events = vcpu.get_vcpu_events()
+    events.nmi.pending = 0
+    events.interrupt.shadow = 1
+    vcpu.set_vcpu_events(events)
+    assert vcpu.get_vcpu_events().nmi.pending == 0
+    events.exception.injected, events.exception.nr = 1, 77
+    refused(errno.EINVAL, lambda: vcpu.set_vcpu_events(events))
+
+
+def test_nmi_reaches_the_guest() -> None:
+    with TinyGuest("90 90 90 90 f4") as guest:
+        guest.memory[8:12] = struct.pack("<HH", 0x2000, 0)  # vector 2 of the real-mode interrupt table
+        guest.load("e6 77", at=0x2000)  # out 0x77, al
+        guest.vcpu.nmi()
+        out = guest.vcpu.run_once()
+        assert isinstance(out, exits.Io)
+        assert out.port == 0x77
+
+
+def test_tsc_khz(vcpu: Vcpu) -> None:
+    khz = vcpu.get_tsc_khz()
+    assert 100_000 < khz < 20_000_000
+    vcpu.set_tsc_khz(khz)
+    if not vcpu.vm.kvm.check_extension(lib.KVM_CAP_TSC_CONTROL):
+        # Slower than the host needs scaling in hardware.
+        refused(errno.EINVAL, lambda: vcpu.set_tsc_khz(khz // 2), f"vCPU 0, {khz // 2} kHz")
+
+
+# -- KVM_RUN ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_out() -> None:
+    # mov dx, 0x3f8 ; mov eax, 0x44332211 ; out dx, eax
+    with TinyGuest("ba f8 03  66 b8 11 22 33 44  66 ef") as guest:
+        out = guest.vcpu.run_once()
+        assert isinstance(out, exits.Io)
+        assert (out.port, out.size, out.count, out.is_write) == (0x3F8, 4, 1, True)
+        assert bytes(out.data) == b"\x11\x22\x33\x44"
+
+
+def test_run_in_takes_the_answer() -> None:
+    # mov dx, 0x510 ; in ax, dx ; hlt
+    with TinyGuest("ba 10 05  ed  f4") as guest:
+        answer = guest.vcpu.run_once()
+        assert isinstance(answer, exits.Io)
+        assert (answer.port, answer.size, answer.is_write) == (0x510, 2, False)
+        answer.data[:] = b"\xcd\xab"
+        assert isinstance(guest.vcpu.run_once(), exits.Hlt)
+        assert guest.vcpu.get_regs().rax == 0xABCD
+
+
+def test_run_string_output() -> None:
+    # mov dx, 0x402 ; mov si, 0x3000 ; mov cx, 5 ; rep outsb ; hlt
+    with TinyGuest("ba 02 04  be 00 30  b9 05 00  f3 6e  f4") as guest:
+        guest.memory[0x3000:0x3005] = b"guest"
+        received = bytearray()
+        while isinstance(out := guest.vcpu.run_once(), exits.Io):
+            assert (out.port, out.size, len(out.data)) == (0x402, 1, out.count)
+            received += out.data
+        assert received == b"guest"
+
+
+def test_run_string_input() -> None:
+    # mov dx, 0x511 ; mov di, 0x3000 ; mov cx, 8 ; rep insb ; hlt
+    with TinyGuest("ba 11 05  bf 00 30  b9 08 00  f3 6c  f4") as guest:
+        answers = iter(b"fw_cfg!\n")
+        counts = []
+        while isinstance(request := guest.vcpu.run_once(), exits.Io):
+            counts.append(request.count)
+            for element in range(request.count):
+                request.data[element] = next(answers)
+        assert guest.memory[0x3000:0x3008] == b"fw_cfg!\n"
+        assert max(counts) > 1
+
+
+def test_run_mmio() -> None:
+    # mov bx, 0xf000 ; mov ds, bx ; mov eax, [0x20] ; mov [0x28], eax
+    with TinyGuest("bb 00 f0  8e db  66 a1 20 00  66 a3 28 00") as guest:
+        load = guest.vcpu.run_once()
+        assert isinstance(load, exits.Mmio)
+        assert (load.gpa, load.is_write, len(load.data)) == (0xF0020, False, 4)
+        load.data[:] = b"\xef\xbe\xad\xde"
+        store = guest.vcpu.run_once()
+        assert isinstance(store, exits.Mmio)
+        assert (store.gpa, store.is_write, bytes(store.data)) == (0xF0028, True, b"\xef\xbe\xad\xde")
+
+
+def test_run_with_immediate_exit() -> None:
+    with TinyGuest("eb fe") as guest:  # jmp $
+        guest.vcpu.set_immediate_exit(True)
+        assert guest.vcpu.run_once() == exits.Intr()
+        assert guest.vcpu.get_regs().rip == CODE
+        guest.load("f4")
+        guest.vcpu.set_immediate_exit(False)
+        assert guest.vcpu.run_once() == exits.Hlt()
+
+
+def test_run_single_steps() -> None:
+    with TinyGuest("40 40 f4") as guest:  # inc ax ; inc ax ; hlt
+        guest.vcpu.set_guest_debug(lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP)
+        for step in (1, 2):
+            stop = guest.vcpu.run_once()
+            assert isinstance(stop, exits.Debug)
+            assert (stop.exception, stop.pc) == (1, CODE + step)
+            assert stop.dr6 & 1 << 14, "the single-step flag (SDM volume 3, 17.2.3)"
+            assert guest.vcpu.get_regs().rax == step
+        guest.vcpu.set_guest_debug(0)
+        assert guest.vcpu.run_once() == exits.Hlt()
+
+
+def test_set_guest_debug_takes_breakpoints(vcpu: Vcpu) -> None:
+    # That they fire is not asked for: hosts that are emulated ones don't.
+    vcpu.set_guest_debug(lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_USE_HW_BP, {0: CODE, 7: 0x402})
+
+
+def test_run_of_what_kvm_cannot_emulate() -> None:
+    with TinyGuest("d9 2e 00 f0 f4") as guest:  # fldcw [0xf000], from where no memory is
+        guest.vm.delete_memory_region(0)
+        guest.vm.set_user_memory_region(0, 0, 0xF000, guest.memory)
+        failure = guest.vcpu.run_once()
+        assert isinstance(failure, exits.InternalError)
+        assert failure.suberror == lib.KVM_INTERNAL_ERROR_EMULATION
+        assert failure.instruction.startswith(bytes.fromhex("d92e00f0"))
+        assert failure.data
+        assert guest.vcpu.get_regs().rip == CODE
+
+
+def test_run_to_a_triple_fault() -> None:
+    """KVM_EXIT_SHUTDOWN; on a host that interprets ring 0 the vCPU hangs, and a signal must get it back."""
+    # lidt [0x2000], whose limit is 0 ; int3
+    with TinyGuest("0f 01 1e 00 20  cc") as guest:
+        seen: list[exits.Exit] = []
+        before = signal.signal(signal.SIGUSR1, lambda *_: None)
+        thread = threading.Thread(target=lambda: seen.append(guest.vcpu.run_once()), daemon=True)
+        thread.start()
+        assert thread.ident is not None
+        hardware = {"vmx", "svm"} & set(Path("/proc/cpuinfo").read_text(encoding="ascii").split())
+        thread.join(60 if hardware else 0.5)
+        if thread.is_alive():
+            guest.vcpu.set_immediate_exit(True)
+            signal.pthread_kill(thread.ident, signal.SIGUSR1)
+            thread.join(60)
+        signal.signal(signal.SIGUSR1, before)
+        assert seen == [exits.Shutdown()] or (seen == [exits.Intr()] and not hardware)
+
+
+def test_run_sync_registers() -> None:
+    with TinyGuest("e6 10 e6 11 f4") as guest:  # out 0x10, al ; out 0x11, al
+        vcpu = guest.vcpu
+        vcpu.sync_registers(lib.KVM_SYNC_X86_REGS)
+        vcpu.run_once()
+        synced = vcpu.run.s.regs.regs
+        assert synced.rip in {CODE, CODE + 2}, "before or behind the OUT, as KVM pleases"
+        synced.rax = 0x5A
+        vcpu.mark_synced_dirty(lib.KVM_SYNC_X86_REGS)
+        out = vcpu.run_once()
+        assert isinstance(out, exits.Io)
+        assert bytes(out.data) == b"\x5a"
+        vcpu.sync_registers(1 << 60)
+        refused(errno.EINVAL, vcpu.run_once, "KVM_RUN failed for vCPU 0")
+
+
+def test_starting_an_ap_wakes_its_thread() -> None:
+    """KVM_RUN of an AP blocks, without the interpreter's lock, until INIT and SIPI come."""
+    with TinyGuest("f4", irqchip=True) as guest, guest.vm.create_vcpu(1) as ap:
+        guest.load("e6 80 f4", at=0x3000)  # out 0x80, al
+        ap.set_lapic(ap.get_lapic())  # until then, KVM finds no CPU behind APIC id 1
+        seen: list[exits.Exit] = []
+
+        def run() -> None:
+            while not seen or seen[-1] == exits.Woken():
+                seen.append(ap.run_once())
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        # A message-signalled interrupt may carry INIT (5) and start-up (6), SDM volume 3, 11.11.2; KVM takes both.
+        assert guest.vm.signal_msi(0xFEE01000, 0x4500)
+        assert guest.vm.signal_msi(0xFEE01000, 0x4603)
+        thread.join(60)
+        assert not thread.is_alive()
+        last = seen[-1]
+        assert isinstance(last, exits.Io)
+        assert last.port == 0x80
+        assert ap.get_sregs().cs.base == 0x3000
+
+
+def test_an_interrupt_ends_hlt() -> None:
+    # sti ; hlt ; jmp back to the hlt; vector 0x41: out 0x81, al
+    with TinyGuest("fb f4 eb fd", irqchip=True) as guest:
+        guest.memory[0x41 * 4 : 0x42 * 4] = struct.pack("<HH", 0x2000, 0)
+        guest.load("e6 81", at=0x2000)
+        lapic = guest.vcpu.get_lapic()
+        ffi.buffer(lapic)[0xF0:0xF2] = b"\xff\x01"
+        guest.vcpu.set_lapic(lapic)
+        timer = threading.Timer(0.05, guest.vm.signal_msi, (0xFEE00000, 0x41))
+        timer.start()
+        out = guest.vcpu.run_once()
+        timer.join()
+        assert isinstance(out, exits.Io)
+        assert out.port == 0x81
+
+
+# -- lifetime ---------------------------------------------------------------------------------------------------------
+
+
+def test_close_twice(vm: Vm) -> None:
+    vcpu = vm.create_vcpu(0)
+    vcpu.close()
+    vcpu.close()
+    assert repr(vcpu) == "<Vcpu vCPU 0, closed>"
+
+
+def test_data_of_an_exit_outlives_its_vcpu() -> None:
+    with TinyGuest("b0 2a  e6 10") as guest:  # mov al, 42 ; out 0x10, al
+        out = guest.vcpu.run_once()
+        assert isinstance(out, exits.Io)
+    assert bytes(out.data) == b"\x2a"
+
+
+CALLS: dict[str, Callable[[Vcpu], object]] = {
+    "run": lambda vcpu: vcpu.run,
+    "run_once": lambda vcpu: vcpu.run_once(),
+    "set_immediate_exit": lambda vcpu: vcpu.set_immediate_exit(True),
+    "get_regs": lambda vcpu: vcpu.get_regs(),
+    "set_regs": lambda vcpu: vcpu.set_regs(ffi.new("struct kvm_regs *")),
+    "get_sregs": lambda vcpu: vcpu.get_sregs(),
+    "set_sregs": lambda vcpu: vcpu.set_sregs(ffi.new("struct kvm_sregs *")),
+    "get_fpu": lambda vcpu: vcpu.get_fpu(),
+    "set_fpu": lambda vcpu: vcpu.set_fpu(ffi.new("struct kvm_fpu *")),
+    "get_xcrs": lambda vcpu: vcpu.get_xcrs(),
+    "set_xcrs": lambda vcpu: vcpu.set_xcrs({0: 1}),
+    "get_debugregs": lambda vcpu: vcpu.get_debugregs(),
+    "set_debugregs": lambda vcpu: vcpu.set_debugregs(ffi.new("struct kvm_debugregs *")),
+    "get_msrs": lambda vcpu: vcpu.get_msrs([PAT]),
+    "set_msrs": lambda vcpu: vcpu.set_msrs({PAT: 0}),
+    "get_cpuid2": lambda vcpu: vcpu.get_cpuid2(),
+    "set_cpuid2": lambda vcpu: vcpu.set_cpuid2([]),
+    "get_lapic": lambda vcpu: vcpu.get_lapic(),
+    "set_lapic": lambda vcpu: vcpu.set_lapic(ffi.new("struct kvm_lapic_state *")),
+    "get_mp_state": lambda vcpu: vcpu.get_mp_state(),
+    "set_mp_state": lambda vcpu: vcpu.set_mp_state(MpState.RUNNABLE),
+    "get_vcpu_events": lambda vcpu: vcpu.get_vcpu_events(),
+    "set_vcpu_events": lambda vcpu: vcpu.set_vcpu_events(ffi.new("struct kvm_vcpu_events *")),
+    "nmi": lambda vcpu: vcpu.nmi(),
+    "set_guest_debug": lambda vcpu: vcpu.set_guest_debug(0),
+    "get_tsc_khz": lambda vcpu: vcpu.get_tsc_khz(),
+    "set_tsc_khz": lambda vcpu: vcpu.set_tsc_khz(1),
+    "sync_registers": lambda vcpu: vcpu.sync_registers(0),
+    "mark_synced_dirty": lambda vcpu: vcpu.mark_synced_dirty(0),
+    "get_xsave": lambda vcpu: vcpu.get_xsave(),
+    "set_xsave": lambda vcpu: vcpu.set_xsave(bytes(4096)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_closed(vcpu: Vcpu, name: str) -> None:
+    vcpu.close()
+    refused(errno.EBADF, lambda: CALLS[name](vcpu), r"for vCPU 0.*Bad file descriptor \(EBADF\); it is closed already")
+
+
+def test_closed_covers_every_call() -> None:
+    assert {name for name in vars(Vcpu) if not name.startswith("_")} - {"close"} == CALLS.keys()
+
+
+def test_start_helper_begins_at_the_code(vcpu: Vcpu) -> None:
+    start(vcpu)
+    assert (vcpu.get_regs().rip, vcpu.get_sregs().cs.base) == (CODE, 0)
