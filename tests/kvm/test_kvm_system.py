@@ -4,6 +4,7 @@ import doctest
 import errno
 import fcntl
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -150,6 +151,11 @@ def test_every_ioctl_names_a_capability_that_exists() -> None:
     assert {name for name in REQUIRED_BY_IOCTL.values() if name} | set(MACHINE) <= names.keys()
     for ioctl in REQUIRED_BY_IOCTL:
         assert getattr(lib, ioctl) >> 8 & 0xFF == 0xAE, "KVMIO"
+    sources = Path(vmm.kvm.__file__).parent.glob("*.py")
+    called = {
+        name for source in sources for name in re.findall(r'"(KVM_[A-Z0-9_]+[A-Z0-9])"', source.read_text("utf-8"))
+    }
+    assert called - set(names) == REQUIRED_BY_IOCTL.keys()
 
 
 def test_limits(kvm: Kvm) -> None:

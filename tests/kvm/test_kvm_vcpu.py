@@ -68,6 +68,19 @@ def test_set_sregs_that_no_cpu_accepts(vcpu: Vcpu) -> None:
     refused(errno.EINVAL, lambda: vcpu.set_sregs(sregs), "KVM_SET_SREGS failed for vCPU 0")
 
 
+def test_translate() -> None:
+    with TinyGuest("f4") as guest:
+        assert guest.vcpu.translate(0x1234) == 0x1234, "no paging"
+        # 4-level paging (SDM volume 3, 4.5): tables at 0x4000, 0x5000, 0x6000, 0x7000; linear 0x202000 is GPA 0x8000.
+        for table, index, entry in ((0x4000, 0, 0x5003), (0x5000, 0, 0x6003), (0x6000, 1, 0x7003), (0x7000, 2, 0x8003)):
+            struct.pack_into("<Q", guest.memory, table + 8 * index, entry)
+        sregs = guest.vcpu.get_sregs()
+        sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, sregs.cs.l = 0x80000011, 0x4000, 1 << 5, 0x500, 1
+        guest.vcpu.set_sregs(sregs)
+        assert guest.vcpu.translate(0x202234) == 0x8234
+        assert guest.vcpu.translate(0x203234) is None
+
+
 def test_fpu(vcpu: Vcpu) -> None:
     fpu = vcpu.get_fpu()
     assert fpu.fcw == 0x37F
@@ -414,6 +427,7 @@ CALLS: dict[str, Callable[[Vcpu], object]] = {
     "set_regs": lambda vcpu: vcpu.set_regs(ffi.new("struct kvm_regs *")),
     "get_sregs": lambda vcpu: vcpu.get_sregs(),
     "set_sregs": lambda vcpu: vcpu.set_sregs(ffi.new("struct kvm_sregs *")),
+    "translate": lambda vcpu: vcpu.translate(0),
     "get_fpu": lambda vcpu: vcpu.get_fpu(),
     "set_fpu": lambda vcpu: vcpu.set_fpu(ffi.new("struct kvm_fpu *")),
     "get_xcrs": lambda vcpu: vcpu.get_xcrs(),

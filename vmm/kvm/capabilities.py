@@ -45,6 +45,7 @@ REQUIRED_BY_IOCTL: Mapping[str, str | None] = {
     "KVM_SET_REGS": None,
     "KVM_GET_SREGS": None,
     "KVM_SET_SREGS": None,
+    "KVM_TRANSLATE": None,
     "KVM_GET_FPU": None,
     "KVM_SET_FPU": None,
     "KVM_GET_MSRS": None,

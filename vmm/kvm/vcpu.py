@@ -124,7 +124,7 @@ class Vcpu(Descriptor):
         self._ioctl("KVM_SET_FPU", fpu)
 
     def translate(self, linear_address: int) -> int | None:
-        """KVM_TRANSLATE: the GPA that the vCPU's page tables give for a linear address; None if they give none."""
+        """KVM_TRANSLATE: the GPA that the guest's page tables give for a linear address; None if they give none."""
         translation = ffi.new("struct kvm_translation *", {"linear_address": linear_address})
         self._ioctl("KVM_TRANSLATE", translation)
         return int(translation.physical_address) if translation.valid else None
