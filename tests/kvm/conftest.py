@@ -1,4 +1,4 @@
-"""KVM itself, and the two machines that our guests run on: ours, and Debian\'s QEMU."""
+"""KVM itself, and the two machines that our guests run on: ours, and Debian's QEMU."""
 
 import shutil
 import subprocess
