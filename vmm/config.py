@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareImages, FirmwareKind, Layout, find
+from vmm.interface_choice import InterfaceChoice, check_options, choose
 from vmm.machine_options import (
     MAX_CPUS,
     AssistMode,
@@ -51,6 +52,8 @@ class MachineConfig:
     fwctl: tuple[FwCtlItem, ...] = ()
     fwctl_extensions: bool = False
     """Answer fwctl's NULL, ECHO and SET, which bhyve itself refuses."""
+    cpu_count: bool = True
+    """Offer the number of CPUs as bhyve does: fwctl's hw.ncpu, or opt/bhyve/hw.ncpu in fw_cfg of a bhyve machine."""
     uuid: UUID | None = None
     serial: Target = field(default_factory=Target)
     debugcon: Target = field(default_factory=Target)
@@ -79,16 +82,32 @@ class MachineConfig:
         if self.memory < self.firmware.minimum_memory:
             least = self.firmware.minimum_memory >> 20
             raise ConfigError(f"-m {self.memory >> 20}M: {self.firmware.path.name} needs {least}M or more")
-        names = [item.name for item in self.fw_cfg]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"-fw_cfg name={name}: the name is given twice")
+        self._check_interface()
         if self.kernel is None and (self.initrd is not None or self.append is not None):
             raise ConfigError("-initrd and -append belong to a kernel; give -kernel PATH too")
         files = ((self.kernel, "-kernel"), (self.initrd, "-initrd"), (self.boot.splash, "-boot splash"))
         for path, option in files:
             if path is not None:
                 check_readable(path, option)
+
+    def _check_interface(self) -> None:
+        options: tuple[tuple[str, tuple[FwCfgItem, ...] | tuple[FwCtlItem, ...]], ...]
+        options = (("-fw_cfg", self.fw_cfg), ("-fwctl", self.fwctl))
+        for option, items in options:
+            names = [item.name for item in items]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ConfigError(f"{option} name={name}: the name is given twice")
+        fw_cfg = [f"-fw_cfg name={item.name}" for item in self.fw_cfg]
+        fwctl = [f"-fwctl name={item.name}" for item in self.fwctl]
+        fwctl += ["fwctl-ext=on"] if self.fwctl_extensions else []
+        if fw_cfg or fwctl:
+            check_options(self.interface_choice, fw_cfg, fwctl)
+
+    @property
+    def interface_choice(self) -> InterfaceChoice:
+        """What answers at ports 0x510 and 0x511, never AUTO, and why."""
+        return choose(self.firmware, self.interface)
 
     @property
     def machine_type(self) -> MachineType:
@@ -110,6 +129,7 @@ class MachineConfig:
         fw_cfg: Mapping[str, bytes | str | Path] | Iterable[FwCfgItem] = (),
         fwctl: Mapping[str, Any] | Iterable[FwCtlItem] = (),
         fwctl_extensions: bool = False,
+        cpu_count: bool = True,
         uuid: UUID | str | None = None,
         serial: Target | str = "none",
         debugcon: Target | str = "none",
@@ -138,6 +158,7 @@ class MachineConfig:
             fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is mapped.
             fwctl: OIDs by name: int (4 bytes), bytes, str, or a callable that returns one of these.
             fwctl_extensions: answer fwctl's NULL, ECHO and SET.
+            cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
             uuid: fw_cfg key 2 and SMBIOS type 1.
             serial: COM1: ``none``, ``stdio`` or ``file:PATH``; read it from Python in any case.
             debugcon: port 0x402, likewise.
@@ -172,6 +193,7 @@ class MachineConfig:
             fw_cfg=tuple(items),
             fwctl=tuple(FwCtlItem(*pair) for pair in fwctl.items()) if isinstance(fwctl, Mapping) else tuple(fwctl),
             fwctl_extensions=fwctl_extensions,
+            cpu_count=cpu_count,
             uuid=parse_uuid(uuid),
             serial=Target.parse(serial, "-serial"),
             debugcon=Target.parse(debugcon, "-debugcon"),
@@ -202,6 +224,7 @@ __all__ = [
     "FwCfgItem",
     "FwCtlItem",
     "Interface",
+    "InterfaceChoice",
     "Layout",
     "MachineConfig",
     "MachineType",

@@ -4,7 +4,7 @@ Three shapes exist. A *flash* image is edk2's: firmware volumes, in one file or 
 (the variable store, which the guest writes through CFI flash commands). A *ROM* is SeaBIOS's or our own guests': bytes
 that end at 4 GiB. An *ELF* file is a guest of ours before it was laid out; its segments become a ROM.
 
-Where files are found by name is :mod:`vmm.firmware_search`; what a compressed volume contains is not looked at here.
+Where files are found by name is :mod:`vmm.firmware_search`; what is in compressed volumes, :mod:`vmm.firmware_clients`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from vmm.layout import FOUR_GIB, IMAGE_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmm.firmware_identity import Identity
 
 WINDOW_SIZE = len(IMAGE_WINDOW)
 
@@ -92,6 +94,8 @@ class FirmwareImages:
     """What is mapped writable, directly below ``code``; None where the firmware has no variable store."""
     notes: tuple[str, ...] = ()
     """What was decided about the files, one sentence each, for the user."""
+    identity: Identity | None = None
+    """What a look into the code found; None where nobody had to look."""
 
     @property
     def code_address(self) -> int:
@@ -165,13 +169,16 @@ def volumes(data: bytes) -> Iterator[Volume]:
         offset += size
 
 
-def load(path: Path, variables: Path | None = None, *, persist: bool = False) -> FirmwareImages:
+def load(
+    path: Path, variables: Path | None = None, *, persist: bool = False, kind: FirmwareKind | None = None
+) -> FirmwareImages:
     """Load an image, and find out what it is.
 
     Args:
         path: CODE, a single image with or without variable store, a BIOS, or an ELF file of a guest of ours.
         variables: the VARS file that belongs to a CODE image.
         persist: write what the guest stores back into ``variables``, or into ``path`` where it is a single image.
+        kind: whose UEFI it is, if that is known; else its code is looked into.
 
     Raises:
         ConfigError: unreadable, truncated, too large, only half of a pair, or no firmware at all.
@@ -185,9 +192,8 @@ def load(path: Path, variables: Path | None = None, *, persist: bool = False) ->
             raise ConfigError(f"{variables}: {path} is no UEFI image and has no use for a variable store")
         return _bios(path, data)
     _check_whole(path, data, found)
-    kind = FirmwareKind.OVMF
     if not found[0].is_variable_store:
-        return _with_variables(FirmwareImages(kind, Layout.FLASH, path, data), variables, persist=persist)
+        return _with_variables(_uefi(path, data, None, kind), variables, persist=persist)
     if len(found) == 1:
         raise ConfigError(f"{path}: a variable store (VARS) without firmware; give the CODE image that belongs to it")
     if variables is not None:
@@ -196,7 +202,7 @@ def load(path: Path, variables: Path | None = None, *, persist: bool = False) ->
     store = VariableStore(path, data[:split], persist=persist)
     if persist:
         _check_writable(path)
-    return FirmwareImages(kind, Layout.FLASH, path, data[split:], store)
+    return _uefi(path, data[split:], store, kind)
 
 
 def find(firmware: str | Path, variables: Path | None = None, *, persist: bool = False) -> FirmwareImages:
@@ -213,8 +219,14 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
     from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which a path does not need
 
     located = firmware_search.locate(name)
-    images = load(located.code, variables or located.variables, persist=persist and variables is not None)
-    return replace(images, kind=FirmwareKind(name))
+    kind = FirmwareKind(name)
+    images = load(
+        located.code,
+        variables or located.variables,
+        persist=persist and variables is not None,
+        kind=kind if kind is FirmwareKind.OVMF else None,
+    )
+    return replace(images, kind=kind)
 
 
 def variables_size(code: bytes) -> int:
@@ -255,6 +267,16 @@ def _bios(path: Path, data: bytes) -> FirmwareImages:
     _check_reset_vector(path, data)
     kind = FirmwareKind.SEABIOS if b"SeaBIOS" in data else FirmwareKind.UNKNOWN
     return FirmwareImages(kind, Layout.BIOS, path, data)
+
+
+def _uefi(path: Path, code: bytes, variables: VariableStore | None, kind: FirmwareKind | None) -> FirmwareImages:
+    if kind is not None:
+        return FirmwareImages(kind, Layout.FLASH, path, code, variables)
+    from vmm.firmware_identity import identify  # noqa: PLC0415  # firmware that is known by name does without
+
+    identity = identify(code, path)
+    kind = FirmwareKind(identity.kind) if identity.kind in set(FirmwareKind) else FirmwareKind.UNKNOWN
+    return FirmwareImages(kind, Layout.FLASH, path, code, variables, identity=identity)
 
 
 def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool) -> FirmwareImages:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vmm import cpu, exits, failure, interface, layout
 from vmm._native import ffi, lib
@@ -27,6 +27,10 @@ from vmm.kvm import Kvm, Vcpu
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome, Reason
 from vmm.platform import Parts, builder
+
+if TYPE_CHECKING:
+    from vmm.devices.fw_cfg import FwCfg
+    from vmm.devices.fwctl import Fwctl
 
 POLL_SECONDS = 0.004
 """How often the waiting thread looks at the consoles: much shorter than what a person notices."""
@@ -124,8 +128,7 @@ class Machine:
             )
         )
         self._closers.callback(self.platform.close)
-        self.fw_cfg = interface.build_fw_cfg(config, self.memory, self._core, self._device_failed)
-        self.fw_cfg.attach(self.ports)
+        self._add_interface()
 
     def _sink(self, target: Target, option: str) -> Callable[[bytes], object] | None:
         """Where a console goes by itself: a file; a terminal is served by whoever waits for the machine."""
@@ -135,6 +138,17 @@ class Machine:
             return self._closers.enter_context(target.path.open("wb", buffering=0)).write
         except OSError as error:
             raise ConfigError(f"{option} file:{target.path}: cannot write: {(error.strerror or '').lower()}") from error
+
+    def _add_interface(self) -> None:
+        self.interface_choice = self.config.interface_choice
+        self.fw_cfg: FwCfg | None = None
+        self.fwctl: Fwctl | None = None
+        if self.interface is Interface.QEMU:
+            self.fw_cfg = interface.build_fw_cfg(self.config, self.memory, self._core, self._device_failed)
+            self.fw_cfg.attach(self.ports)
+        else:
+            self.fwctl = interface.build_fwctl(self.config)
+            self.fwctl.attach(self.ports)
 
     def _create_vcpus(self) -> None:
         self.vcpus: list[Vcpu] = []
@@ -208,7 +222,7 @@ class Machine:
     @property
     def interface(self) -> Interface:
         """What answers at ports 0x510 and 0x511: never AUTO."""
-        return Interface.QEMU
+        return self.interface_choice.interface
 
     def started_s(self) -> list[float | None]:
         """For each vCPU: seconds from the first run until it first executed code; None if it never did."""
@@ -237,6 +251,11 @@ class Machine:
             for stream in (self.serial, self.debugcon)
             if stream.first_at is not None
         ]
+        if self.fwctl is not None:
+            events += [
+                TimelineEvent(request.time_ns / 1e9 - self._first_run_began, f"fwctl {request}")
+                for request in self.fwctl.requests
+            ]
         return sorted([*events, *self._events], key=lambda event: event.t_s)
 
     def assist_report(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm.devices.fwctl import Fwctl
     from vmm.machine import Machine
     from vmm.outcome import Outcome
 
@@ -22,6 +23,10 @@ INTERFACE_NAMES = {"qemu": "QEMU's fw_cfg", "bhyve": "bhyve's fwctl"}
 
 SHOWN_PORTS = 5
 """How many of the busiest ports the text names."""
+
+SHOWN_REQUESTS = 16
+SHOWN_VALUE = 16
+"""Requests of fwctl, and bytes of a value, that the text names."""
 
 WIDTH = 100
 
@@ -42,6 +47,7 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
             "path": str(images.path),
             "kind": str(images.kind),
             "interface": str(machine.interface),
+            "interface_why": machine.interface_choice.why,
             "variables": None if images.variables is None else str(images.variables.path),
             "variables_persist": images.variables is not None and images.variables.persist,
             "notes": list(images.notes),
@@ -75,6 +81,10 @@ def _cpus(machine: Machine) -> Report:
 
 
 def _interface(machine: Machine) -> Report:
+    if machine.fwctl is not None:
+        return {"fwctl": _fwctl(machine.fwctl)}
+    if machine.fw_cfg is None:
+        return {}
     items = machine.fw_cfg.items()
     return {
         "fw_cfg": {
@@ -82,6 +92,27 @@ def _interface(machine: Machine) -> Report:
             "never_read": [item.name for item in items if not item.selects],
             "probes": machine.fw_cfg.probes,
         }
+    }
+
+
+def _fwctl(fwctl: Fwctl) -> Report:
+    asked = {request.matched for request in fwctl.requests}
+    return {
+        "requests": [
+            {
+                "operation": request.operation_name,
+                "txid": request.txid,
+                "oid": request.oid,
+                "error": request.error.name,
+                "matched": request.matched,
+                "value": request.value.hex(),
+            }
+            for request in fwctl.requests
+        ],
+        "count": fwctl.request_count,
+        "probes": fwctl.probes,
+        "oids": list(fwctl.oids),
+        "never_asked": [oid for oid in fwctl.oids if oid not in asked],
     }
 
 
@@ -116,10 +147,12 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         kept = "written back" if firmware["variables_persist"] else "a private copy, discarded"
         yield "variables", f"{firmware['variables']} ({kept})"
     yield "machine", f"{report['machine']}, {size(report['memory']['size'])} of RAM"
-    yield "interface", INTERFACE_NAMES.get(firmware["interface"], firmware["interface"])
+    yield "interface", f"{INTERFACE_NAMES[firmware['interface']]} ({firmware['interface_why']})"
     yield "CPUs", _cpu_words(cpus)
     if "fw_cfg" in report:
         yield from _fw_cfg_rows(report["fw_cfg"])
+    if "fwctl" in report:
+        yield from _fwctl_rows(report["fwctl"])
     yield "exits", _exit_words(report["exits"])
     yield "host", _host_words(report["assist"])
     if not any(report["consoles"].values()):
@@ -151,6 +184,22 @@ def _fw_cfg_rows(fw_cfg: Report) -> Iterator[tuple[str, str]]:
     yield "  read", ", ".join(_item_words(item) for item in read)
     if fw_cfg["never_read"]:
         yield "  never read", ", ".join(fw_cfg["never_read"])
+
+
+def _fwctl_rows(fwctl: Report) -> Iterator[tuple[str, str]]:
+    if not fwctl["probes"]:
+        yield "fwctl", "the firmware never looked for it"
+        return
+    plural = "" if fwctl["count"] == 1 else "s"
+    yield "fwctl", f"{fwctl['count']} request{plural}; its signature was read {fwctl['probes']}x"
+    for request in fwctl["requests"][:SHOWN_REQUESTS]:
+        value = bytes.fromhex(request["value"])
+        shown = f" = {value[:SHOWN_VALUE].hex(' ')}{' …' if len(value) > SHOWN_VALUE else ''}" if value else ""
+        yield "  request", f"{request['operation']} {request['oid']}: {request['error']}{shown}"
+    if fwctl["count"] > SHOWN_REQUESTS:
+        yield "  request", f"and {fwctl['count'] - SHOWN_REQUESTS} more"
+    if fwctl["never_asked"]:
+        yield "  never asked", ", ".join(fwctl["never_asked"])
 
 
 def _item_words(item: Report) -> str:

@@ -36,7 +36,6 @@ def test_words_of_python(image: FirmwareImages) -> None:
         uuid="4600cb32-38ec-4b2f-8acb-81c6ea54f2d8",
         serial="file:log",
         assist="off",
-        fw_cfg={"opt/a": b"bytes", "opt/b": "text"},
         fwctl={"hw.ncpu": 3},
     )
     assert (config.cpus, config.max_cpus, config.memory) == (3, 8, 512 << 20)
@@ -45,8 +44,12 @@ def test_words_of_python(image: FirmwareImages) -> None:
     assert config.uuid == UUID("4600cb32-38ec-4b2f-8acb-81c6ea54f2d8")
     assert config.serial == Target(TargetKind.FILE, Path("log"))
     assert config.assist is AssistMode.OFF
-    assert config.fw_cfg == (FwCfgItem("opt/a", b"bytes"), FwCfgItem("opt/b", b"text"))
     assert config.fwctl == (FwCtlItem("hw.ncpu", 3),)
+
+
+def test_items_of_python(image: FirmwareImages) -> None:
+    config = MachineConfig.create(image, fw_cfg={"opt/a": b"bytes", "opt/b": "text"})
+    assert config.fw_cfg == (FwCfgItem("opt/a", b"bytes"), FwCfgItem("opt/b", b"text"))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "boot": Command("vmm.cli.boot", "boot firmware on /dev/kvm, and report what it did"),
+    "firmware": Command("vmm.cli.firmware", "what an image is: volumes, and which of fw_cfg and fwctl it speaks"),
     "info": Command("vmm.cli.info", "what this host can do, and which firmware it has"),
 }
 

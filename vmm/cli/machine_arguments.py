@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm.config import FwCfgItem, MachineConfig, PflashDrive
+from vmm.config import FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareKind, find
 from vmm.machine_options import parse_cpu_count, parse_smp, pflash_images
-from vmm.options import parse_keys, split_commas
+from vmm.options import parse_bool, parse_keys, split_commas
 
 if TYPE_CHECKING:
     import argparse
@@ -28,9 +28,10 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     add("-m", metavar="SIZE", default="256M", help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
     add(
         "-machine",
-        metavar="TYPE[,fwcfg=...]",
+        metavar="TYPE[,KEY=...]",
         help="auto (default: what the firmware wants), q35, pc or bhyve; fwcfg=qemu|bhyve|auto chooses what answers at "
-        "ports 0x510 and 0x511",
+        "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
+        "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does",
     )
     add("-uuid", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
@@ -50,7 +51,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         dest="bootrom",
         help="bhyve's spelling: bootrom,ROM[,VARS][,fwcfg=qemu|bhyve|auto]",
     )
-    items = parser.add_argument_group("what the guest finds in fw_cfg")
+    items = parser.add_argument_group("what the guest finds in fw_cfg or fwctl")
     add = items.add_argument
     add(
         "-fw_cfg",
@@ -67,6 +68,15 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="bhyve's spelling of -fw_cfg; as in bhyve, string=TEXT gets a NUL at its end",
+    )
+    add(
+        "-fwctl",
+        metavar="[name=]OID,...",
+        action="append",
+        default=[],
+        help="[name=]OID,value=TEXT or ,file=PATH: a value of bhyve's fwctl, for fwcfg=bhyve; a decimal number becomes "
+        "a 4-byte integer, other text gets a NUL, and everything is padded to a multiple of 4 bytes, without which the "
+        "firmware's client never stops reading",
     )
     consoles = parser.add_argument_group("consoles")
     add = consoles.add_argument
@@ -105,7 +115,8 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         cpus = parse_cpu_count(arguments.bhyve_cpus, "-c")
     machine = _machine_keys(arguments.machine)
     images, interface = _firmware(arguments)
-    if interface is not None and machine.get("fwcfg", interface) != interface:
+    wanted = {interface or "auto", machine.get("fwcfg", "auto")} - {"auto"}
+    if len(wanted) > 1:
         raise ConfigError(
             f"-l …,fwcfg={interface} and -machine fwcfg={machine['fwcfg']}: fw_cfg and fwctl live at the same ports "
             "(0x510, 0x511), a machine has one of them"
@@ -116,11 +127,14 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         max_cpus=max_cpus,
         memory=arguments.m,
         machine=machine.get("type", "auto"),
-        fwcfg=interface or machine.get("fwcfg", "auto"),
+        fwcfg=wanted.pop() if wanted else "auto",
         fw_cfg=[
             *(FwCfgItem.parse(text, "-fw_cfg") for text in arguments.fw_cfg),
             *(FwCfgItem.parse(text, "-f", terminate=True) for text in arguments.bhyve_fw_cfg),
         ],
+        fwctl=[FwCtlItem.parse(text) for text in arguments.fwctl],
+        fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
+        cpu_count=parse_bool(machine.get("hw.ncpu", "on"), "-machine hw.ncpu"),
         uuid=arguments.uuid,
         serial=arguments.serial or "stdio",
         debugcon=arguments.debugcon or ("none" if images.kind is FirmwareKind.SEABIOS else "stdio"),
@@ -132,7 +146,7 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
 def _machine_keys(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
-    return parse_keys(text, "-machine", known=("type", "fwcfg"), implied="type")
+    return parse_keys(text, "-machine", known=("type", "fwcfg", "fwctl-ext", "hw.ncpu"), implied="type")
 
 
 def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None]:

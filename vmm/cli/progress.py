@@ -45,7 +45,10 @@ class Progress:
 
 
 def phase(machine: Machine) -> str:
-    """Return in a few words how far the guest is: what it read from fw_cfg, the last line it printed."""
-    read = sum(1 for item in machine.fw_cfg.items() if item.selects)
+    """Return in a few words how far the guest is: what it asked of fw_cfg or fwctl, the last line it printed."""
+    if machine.fw_cfg is not None:
+        asked = f"{sum(1 for item in machine.fw_cfg.items() if item.selects)} fw_cfg items read"
+    else:
+        asked = f"{machine.fwctl.request_count if machine.fwctl is not None else 0} fwctl requests"
     last = machine.serial.last_line() or machine.debugcon.last_line()
-    return f"{read} fw_cfg items read{f': {last}' if last else ''}"
+    return f"{asked}{f': {last}' if last else ''}"

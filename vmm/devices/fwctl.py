@@ -26,9 +26,10 @@ resets amid a request or a response    once: CVE-2023-3494, an overflow forgets 
 """
 
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from vmm.bus import Bus, Device
@@ -104,6 +105,7 @@ class FwctlRequest:
         error: The response's error word.
         matched: The registered OID that answered; it is longer than ``oid`` if the guest sent a prefix without a NUL.
         value: What went to the guest (GET, ECHO) or came from it (SET), padding included.
+        time_ns: When it was complete, CLOCK_MONOTONIC.
     """
 
     operation: int
@@ -112,6 +114,7 @@ class FwctlRequest:
     error: Error
     matched: str | None = None
     value: bytes = b""
+    time_ns: int = field(default_factory=time.monotonic_ns, compare=False)
 
     @property
     def operation_name(self) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from vmm.config import MachineType
-from vmm.platform import pc, q35
+from vmm.platform import bhyve, pc, q35
 from vmm.platform.parts import Parts, Platform
 
 __all__ = ["Parts", "Platform", "builder"]
 
-_BUILDERS = {MachineType.Q35: q35.build, MachineType.PC: pc.build}
+_BUILDERS = {MachineType.Q35: q35.build, MachineType.PC: pc.build, MachineType.BHYVE: bhyve.build}
 
 
 def builder(machine: MachineType) -> Callable[[Parts], Platform]:

@@ -131,14 +131,18 @@ class Board:
         self.parts.mmio.add(addresses.start, addresses.stop - 1, device, name)
         self._devices.append(device)
 
-    def code(self) -> ShadowArea:
-        """Map the code at its place below 4 GiB; returns the area below 1 MiB that shows its end, too."""
+    def rom(self) -> mmap.mmap:
+        """Map the code at its place below 4 GiB; returns its bytes."""
         parts = self.parts
         image = mmap.mmap(-1, len(parts.firmware.code))
         image[:] = parts.firmware.code
         self._backing.append(image)
         parts.memory.map_rom(parts.firmware.code_address, image)
-        shadow = ShadowArea(parts.memory, memoryview(image)[-_BIOS_ALIAS:])
+        return image
+
+    def code(self) -> ShadowArea:
+        """Map the code at its place below 4 GiB; returns the area below 1 MiB that shows its end, too."""
+        shadow = ShadowArea(self.parts.memory, memoryview(self.rom())[-_BIOS_ALIAS:])
         self.at(layout.LEGACY_ROM, LegacyArea(shadow), "legacy ROM area")
         return shadow
 
@@ -160,12 +164,12 @@ class Board:
         self.at(range(firmware.variables_address, firmware.variables_address + size), flash, "flash VARS")
         return flash
 
-    def consoles(self) -> Serial:
+    def consoles(self, debug_port: range = layout.PORT_DEBUG_QEMU) -> Serial:
         """COM1 and the debug port."""
         parts = self.parts
         serial = Serial(parts.line(layout.COM1_IRQ), parts.serial, parts.ports.lock)
         self.port(layout.PORT_COM1, serial, "COM1")
-        self.port(layout.PORT_DEBUG_QEMU, DebugConsole(parts.debugcon), "debugcon")
+        self.port(debug_port, DebugConsole(parts.debugcon), "debugcon")
         return serial
 
     def clock(self) -> Rtc:

@@ -1,0 +1,80 @@
+"""Whose firmware an image is and which interface it speaks, remembered from run to run.
+
+Looking into an image (:mod:`vmm.firmware_clients`) takes up to half a second where volumes are compressed, as long as a
+third of a boot. So the answers that a machine needs are kept in ``$XDG_CACHE_HOME/vmm/firmware-identity``, a small file
+for each image, named by a hash of the image and of the code that looked. A cache that cannot be used is not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vmm.machine_options import Interface
+
+_LOOKS = ("firmware_clients.py", "firmware_volumes.py")
+"""The modules whose change makes remembered answers worthless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a machine is chosen by.
+
+    Attributes:
+        kind: as :attr:`vmm.firmware_clients.FirmwareAnalysis.kind`.
+        interface: what ``fwcfg=auto`` means for the image; never AUTO.
+        reason: why, in one clause.
+    """
+
+    kind: str
+    interface: Interface
+    reason: str
+
+
+def identify(data: bytes, path: Path) -> Identity:
+    """Return what an image is; ``path`` is only its name. Whatever the bytes are, it doesn't raise."""
+    file = _directory() / f"{hashlib.sha256(_revision() + data).hexdigest()}.json"
+    remembered = _recall(file)
+    if remembered is not None:
+        return remembered
+    from vmm.firmware_clients import analyze_bytes  # noqa: PLC0415  # costs 50 ms that a remembered answer need not pay
+
+    analysis = analyze_bytes(data, path)
+    identity = Identity(analysis.kind, Interface(analysis.recommended_interface), analysis.reason)
+    _remember(file, identity)
+    return identity
+
+
+def _directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vmm" / "firmware-identity"
+
+
+@cache
+def _revision() -> bytes:
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in _LOOKS)).digest()
+
+
+def _recall(file: Path) -> Identity | None:
+    try:
+        content: Any = json.loads(file.read_bytes())
+        return Identity(str(content["kind"]), Interface(content["interface"]), str(content["reason"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _remember(file: Path, identity: Identity) -> None:
+    # Written aside and renamed: another vmm may be reading.
+    aside = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(asdict(identity)), encoding="utf-8")
+        aside.replace(file)
+    except OSError:
+        aside.unlink(missing_ok=True)

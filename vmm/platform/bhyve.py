@@ -1,0 +1,67 @@
+"""A PC as FreeBSD's bhyve makes it: fixed ACPI ports, an HPET, RAM all the way up to 1 MiB with SMBIOS in it.
+
+Sources: FreeBSD, usr.sbin/bhyve (pci_hostbridge.c, pci_lpc.c, amd64/pm.c); edk2, OvmfPkg/Bhyve. Nothing has a base
+address register, so there is none to assign before the guest starts, as bhyve does for its PCI devices.
+"""
+
+from vmm import layout
+from vmm.devices.acpi_pm import BHYVE, AcpiPm
+from vmm.devices.chipset import HOST_BRIDGE, INTEL, ISA_BRIDGE
+from vmm.devices.hpet import Hpet
+from vmm.devices.pci import SUBSYSTEM_ID, PciFunction
+from vmm.platform.parts import Board, Parts, Platform
+
+_NETAPP = 0x1275
+_HOSTBRIDGE = 0x1275
+"""pci_hostbridge.c: bhyve's host bridge is NetApp's, and edk2 knows the platform by its device ID."""
+
+_LPC = 0x7000
+_PIRQS = (0x60, 0x68)
+_PIRQ_OFF = 0x80
+"""pci_irq.c: PIRQ A to D and E to H, not routed after reset."""
+
+
+def build(parts: Parts) -> Platform:
+    """Put every device on its bus, map the firmware.
+
+    Raises:
+        ConfigError: two devices claim the same addresses.
+    """
+    board = Board("bhyve", parts)
+    board.rom()
+    parts.memory.map_ram(layout.LEGACY_ROM.start, len(layout.LEGACY_ROM))
+    flash = board.variables()
+    board.config_and_reset()
+    pm = board.acpi(BHYVE)
+    board.pci.add(0, 0, _plain(PciFunction(_NETAPP, _HOSTBRIDGE, HOST_BRIDGE)))
+    board.pci.add(31, 0, Lpc(pm))
+    board.at(layout.HPET, Hpet(parts.irq, parts.msi, board.timers), "HPET")
+    # QEMU's port for it, 0x402, is in the middle of this board's PM1a enable register.
+    return board.finish(pm, board.consoles(layout.PORT_DEBUG_BOCHS), board.clock(), flash)
+
+
+class Lpc(PciFunction):
+    """0:31.0: the ISA bridge; the ACPI ports belong to it and never move.
+
+    Args:
+        pm: the ACPI block.
+    """
+
+    def __init__(self, pm: AcpiPm) -> None:
+        super().__init__(INTEL, _LPC, ISA_BRIDGE)
+        _plain(self)
+        for register in _PIRQS:
+            self.config[register : register + 4] = bytes((_PIRQ_OFF,)) * 4
+        self._pm = pm
+        pm.move(layout.PORT_PM_BHYVE.start)
+
+    def reset(self) -> None:
+        """As at power-on, where the ACPI ports are decoded already."""
+        super().reset()
+        self._pm.move(layout.PORT_PM_BHYVE.start)
+
+
+def _plain(function: PciFunction) -> PciFunction:
+    """Without the subsystem ID that says QEMU."""
+    function.set_dword(SUBSYSTEM_ID, 0)
+    return function
