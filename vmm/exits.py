@@ -219,11 +219,6 @@ def decode(run: Any, page: mmap.mmap) -> Exit:
     return decoder(run) if decoder else Unsupported(reason)
 
 
-def reason_name(reason: int) -> str:
-    """``io``, ``mmio``, ``hlt`` … for a KVM_EXIT number; ``exit-N`` for one without a name here."""
-    return _NAMES.get(reason, f"exit-{reason}")
-
-
 def _internal_error(run: Any) -> InternalError:
     error = run.internal
     data = tuple(error.data[0 : min(error.ndata, len(error.data))])
@@ -266,10 +261,4 @@ _DECODERS: dict[int, Callable[[Any], Exit]] = {
     lib.KVM_EXIT_X86_RDMSR: lambda run: Rdmsr(run.msr.index, run.msr.reason),
     lib.KVM_EXIT_X86_WRMSR: lambda run: Wrmsr(run.msr.index, run.msr.data, run.msr.reason),
     lib.KVM_EXIT_UNKNOWN: lambda run: Unknown(run.hw.hardware_exit_reason),
-}
-
-_NAMES: dict[int, str] = {
-    getattr(lib, name): name.removeprefix("KVM_EXIT_").removeprefix("X86_").lower().replace("_", "-")
-    for name in dir(lib)
-    if name.startswith("KVM_EXIT_") and name not in {"KVM_EXIT_IO_IN", "KVM_EXIT_IO_OUT"}
 }

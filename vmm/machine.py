@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vmm import cpu, exits, failure, interface, layout
+from vmm import cpu, failure, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config import Interface, MachineConfig, Target
 from vmm.console import Stream, Watcher, compile_pattern
 from vmm.errors import ConfigError, DeviceError, KvmError
 from vmm.kvm import Kvm, Vcpu
+from vmm.kvm.exit_reasons import reason_name
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome, Reason
 from vmm.platform import Parts, builder
@@ -230,9 +231,9 @@ class Machine:
         return [(time_ns - times[0]) / 1e9 if time_ns else None for time_ns in times]
 
     def exit_counts(self) -> dict[str, int]:
-        """How often KVM_RUN returned, of all vCPUs together, by `exits.reason_name`."""
+        """How often KVM_RUN returned, of all vCPUs together, by `reason_name`."""
         counts = {
-            exits.reason_name(reason): sum(core.exits[reason] for core in self._core_vcpus)
+            reason_name(reason): sum(core.exits[reason] for core in self._core_vcpus)
             for reason in range(lib.VCPU_EXIT_REASONS)
         }
         counts["interrupted by a signal"] = sum(core.interrupted for core in self._core_vcpus)

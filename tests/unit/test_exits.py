@@ -22,8 +22,8 @@ from vmm.exits import (
     Unsupported,
     Wrmsr,
     decode,
-    reason_name,
 )
+from vmm.kvm.exit_reasons import reason_name
 
 
 def decoded(reason: int, fill: Callable[[Any], None] = lambda _: None) -> Exit:

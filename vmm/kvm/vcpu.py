@@ -7,7 +7,6 @@ import mmap
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vmm import exits
 from vmm._native import ffi, lib
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import Descriptor, kvm_error
@@ -79,6 +78,9 @@ class Vcpu(Descriptor):
         Raises:
             KvmError: KVM cannot run it: EFAULT for memory that is gone, ENOEXEC for a CPU without state.
         """
+        # Only callers of this need the exits' classes, and making those takes longer than creating a vCPU.
+        from vmm import exits  # noqa: PLC0415
+
         run = self.run
         result = lib.kvm_abi_ioctl_value(self.fd, lib.KVM_RUN, 0)
         if result == 0:
