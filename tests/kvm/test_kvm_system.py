@@ -151,10 +151,8 @@ def test_every_ioctl_names_a_capability_that_exists() -> None:
     assert {name for name in REQUIRED_BY_IOCTL.values() if name} | set(MACHINE) <= names.keys()
     for ioctl in REQUIRED_BY_IOCTL:
         assert getattr(lib, ioctl) >> 8 & 0xFF == 0xAE, "KVMIO"
-    sources = Path(vmm.kvm.__file__).parent.glob("*.py")
-    called = {
-        name for source in sources for name in re.findall(r'"(KVM_[A-Z0-9_]+[A-Z0-9])"', source.read_text("utf-8"))
-    }
+    text = "".join(source.read_text(encoding="utf-8") for source in Path(vmm.kvm.__file__).parent.glob("*.py"))
+    called = {name for name in re.findall(r'"(KVM_[A-Z0-9_]+[A-Z0-9])"', text) if not name.startswith("KVM_EXIT_")}
     assert called - set(names) == REQUIRED_BY_IOCTL.keys()
 
 
