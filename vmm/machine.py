@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vmm import cpu, failure, interface, layout
+from vmm import assist, cpu, failure, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config import Interface, MachineConfig, Target
@@ -97,8 +97,8 @@ class Machine:
         config = self.config
         self.kvm = self._closers.enter_context(Kvm())
         self.kvm.require()
-        self.assist: Any = None
         cpu.check_count(self.kvm, config.max_cpus)
+        self.assist_decision = assist.decide(config.assist, self.kvm)
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
@@ -111,6 +111,9 @@ class Machine:
         self.io_lock = IoLock(self._core)
         self.ports = Bus("port", ffi.addressof(self._core, "ports"), self.io_lock, self._device_failed)
         self.mmio = Bus("MMIO", ffi.addressof(self._core, "mmio"), self.io_lock, self._device_failed)
+        self.assist = assist.Assist(self._core) if self.assist_decision.use else None
+        if self.assist is not None:
+            self._closers.callback(self.assist.close)
         self._create_vcpus()
         self.platform = builder(config.machine_type)(
             Parts(
@@ -160,6 +163,8 @@ class Machine:
             cpu.reset_vcpu(vcpu, index)
             core = lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index)
             self._closers.callback(lib.vmm_vcpu_free, core)
+            if self.assist is not None:
+                self.assist.add_vcpu(core)
             self.vcpus.append(vcpu)
             self._core_vcpus.append(core)
 
@@ -261,7 +266,11 @@ class Machine:
 
     def assist_report(self) -> dict[str, Any]:
         """Whether the software CPU ran the vCPUs, why, and how many instructions ran where."""
-        return {"mode": "off", "why": "", "instructions": 0, "kvm_steps": 0, "interrupts": 0}
+        decision = self.assist_decision
+        report: dict[str, Any] = {"mode": "on" if decision.use else "off", "why": decision.why}
+        if self.assist is None:
+            return report | {"instructions": 0, "kvm_steps": 0, "interrupts": 0}
+        return report | asdict(self.assist.counters())
 
     def type(self, data: bytes) -> None:
         """Type into the serial port."""

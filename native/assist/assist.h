@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The software CPU beside KVM, for hosts whose KVM has no hardware
+ * virtualization: one engine (Unicorn's x86 translator) executes the
+ * instructions of all vCPUs of one machine on the machine's own RAM, while KVM
+ * keeps interrupt controllers, timers, HLT, INIT/SIPI and most MSRs.
+ *
+ * Everything that Python and the core need; engine.h is for the inside.
+ */
+#ifndef VMM_ASSIST_H
+#define VMM_ASSIST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/vcpu_run.h"
+
+struct assist;
+
+/* Counters of one machine, summed over its vCPUs. */
+struct assist_counters {
+    uint64_t instructions;  /* begun in the engine, counted by whole blocks: a block left by a fault counts in full */
+    uint64_t kvm_steps;     /* instructions that KVM executed for the engine (LAPIC, IOAPIC, in-kernel ports) */
+    uint64_t interrupts;    /* delivered by KVM, injections and wake-ups from HLT */
+    uint64_t halts;         /* HLT instructions that gave the CPU to KVM to wait */
+    uint64_t swaps;         /* times the engine went from one vCPU to another */
+    uint64_t invalidations; /* device writes and memory-map changes that dropped translated code */
+    uint64_t translations_flushed; /* times the buffer of translated code was full */
+};
+
+/* NULL: the engine linked in is the one that this module was written for, and works. Else a sentence that says what is wrong. */
+const char *assist_self_test(void);
+
+/* Unicorn's version that is linked in: major << 24 | minor << 16 | patch << 8. */
+uint32_t assist_engine_version(void);
+
+/*
+ * An engine for the machine, whose memory hooks it takes over. NULL: no memory.
+ * core stays valid as long as the engine.
+ */
+struct assist *assist_new(struct vmm_vm *vm, const struct vmm_core *core);
+
+/* Stops nothing: every vCPU's run has returned. */
+void assist_free(struct assist *assist);
+
+/*
+ * Let the engine run this vCPU. Its CPUID table (KVM_SET_CPUID2) is read here:
+ * set it first. 0 or a negative errno.
+ */
+int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *vcpu);
+
+/* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. */
+int assist_vcpu_run(struct vmm_vcpu *vcpu);
+
+void assist_read_counters(const struct assist *assist, struct assist_counters *counters);
+
+#endif

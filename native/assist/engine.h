@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Inside the software CPU. Unicorn's internal headers are visible here, with
+ * its names ending in _x86_64 by way of x86_64.h, which the build force-includes.
+ *
+ * Locks, outermost first: assist->lock (who may execute) is held by the vCPU
+ * that runs translated code; the core's io_lock is taken below it by device
+ * accesses; assist->map_mutex is a leaf. A thread in the core's memory hooks
+ * holds io_lock and takes map_mutex only, never assist->lock: it leaves work
+ * for the owner behind instead.
+ */
+#ifndef VMM_ASSIST_ENGINE_H
+#define VMM_ASSIST_ENGINE_H
+
+/* clang-format off */
+#include "qemu/osdep.h"
+#include "cpu.h"
+#include "exec/exec-all.h"
+#include "exec/cpu_ldst.h"
+#include "exec/cputlb.h"
+#include "exec/memory.h"
+#include "exec/helper-proto.h"
+#include "exec/tb-hash.h"
+#include "tcg/tcg.h"
+#include "uc_priv.h"
+/* clang-format on */
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+
+#include "assist.h"
+
+/* The linker sends Unicorn's calls of NAME to __wrap_NAME (-Wl,--wrap, see CMakeLists.txt). */
+#define WRAP_PASTE(name) __wrap_##name
+#define WRAP(name) WRAP_PASTE(name)
+#define REAL_PASTE(name) __real_##name
+#define REAL(name) REAL_PASTE(name)
+
+/* Why translated code was left, beyond QEMU's own EXCP_*; values at or above EXCP_INTERRUPT end cpu_exec. */
+enum leave_reason {
+    LEAVE_STEP = 0x10100, /* the instruction at RIP belongs to KVM */
+    LEAVE_HALT,           /* HLT executed, RIP is behind it */
+    LEAVE_PAUSE,          /* PAUSE executed: let another vCPU run */
+    LEAVE_WINDOW,         /* an interrupt waits and can be taken now */
+    LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
+    LEAVE_SHUTDOWN,       /* triple fault */
+    LEAVE_ABORT,          /* the engine cannot represent what the guest set up */
+};
+
+#define LAPIC_SIZE 0x1000u
+#define APIC_TIMER_INITIAL 0x380
+#define IOAPIC_BASE 0xfec00000u
+#define IOAPIC_SIZE 0x1000u
+
+#define TICK_NS 1000000
+
+#define HOST_RANGES 64
+#define PENDING_WRITES 256
+
+/* One bit a page of host memory that backs guest memory: translated code exists for it. */
+struct host_range {
+    uintptr_t start;
+    uintptr_t size;
+    unsigned long *code_pages;
+};
+
+/* The engine's copy of the core's region table, plus what it learned about each region. */
+struct engine_region {
+    uint64_t gpa;
+    uint64_t last;
+    uint8_t *hva;
+    struct host_range *host;
+    bool read_only;
+    bool present; /* false: a flash device took it over to answer commands */
+    bool flips;   /* has been taken over before: data reads ask each time instead of going through the TLB */
+    bool fetched; /* code was fetched from here since the last flush */
+};
+
+struct pending_write {
+    uintptr_t hva;
+    uintptr_t length;
+};
+
+struct assist_vcpu {
+    X86CPU cpu; /* first: the engine hands out pointers to it */
+    struct assist *assist;
+    struct vmm_vcpu *core;
+    struct kvm_cpuid2 *cpuid;
+
+    /* What KVM's registers were when they were last read or written. */
+    struct kvm_regs kvm_regs;
+    struct kvm_sregs kvm_sregs;
+
+    uint64_t tsc_offset;
+    uint64_t tsc_deadline;  /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */
+    uint64_t timer_due_ns;  /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
+    uint64_t timer_period_ns;
+    uint64_t lapic_base;
+    bool timer_armed;       /* the last step wrote the LAPIC's initial count */
+    bool step_wrote_lapic;
+    bool waiting;           /* for INIT or SIPI */
+    bool halted;            /* executed HLT: KVM waits for what ends it */
+    bool shutdown;          /* set below a triple fault, on the way out */
+    bool abort;
+    bool started;
+
+    bool look_at_kvm;       /* atomic: another vCPU may have sent something */
+    bool flush_tlb;         /* owner or holder of map_mutex */
+    uint32_t code_generation;
+    uint32_t tb_flushes;
+
+    /* Queue of the lock. */
+    struct assist_vcpu *next_waiting;
+    pthread_cond_t turn;
+
+    /* Bounded stay in KVM_RUN: the ticker kicks the thread when it is over. */
+    pthread_t thread;
+    uint32_t kick_after_ticks; /* atomic; 0: as long as it takes */
+
+    uint64_t kvm_steps;
+    uint64_t interrupts;
+    uint64_t halts;
+};
+
+#define ASSIST_MAX_VCPUS 256
+
+struct assist {
+    struct vmm_vm *vm;
+    const struct vmm_core *core;
+    struct uc_struct *uc;
+    uc_hook hook;
+    CPUState *template_cpu; /* the engine's first CPU: copied, never run */
+    uint32_t vcpu_count;
+    struct assist_vcpu *vcpus[ASSIST_MAX_VCPUS];
+
+    /* The fair lock: who executes. */
+    pthread_mutex_t lock_mutex;
+    struct assist_vcpu *owner;
+    struct assist_vcpu *first_waiting;
+    struct assist_vcpu *last_waiting;
+    uint32_t waiting; /* atomic */
+    struct assist_vcpu *last_owner;
+
+    pthread_t ticker;
+    pthread_cond_t ticker_wake;
+    bool ticker_started;
+    bool ticker_stop;
+    uint32_t bounded_stays; /* atomic: vCPUs with kick_after_ticks */
+
+    /* Memory; regions are the owner's, changed under map_mutex. */
+    pthread_mutex_t map_mutex;
+    bool map_work; /* atomic: the fields below ask for apply_map_work */
+    bool table_stale;
+    uint32_t table_count;
+    struct guest_region table[GUEST_MEMORY_MAX_REGIONS];
+    uint32_t region_count;
+    struct engine_region regions[2 * GUEST_MEMORY_MAX_REGIONS];
+    struct engine_region *last_region;
+    uint32_t host_count;
+    struct host_range hosts[HOST_RANGES];
+    uint32_t pending_count; /* PENDING_WRITES + 1: overrun, drop everything */
+    struct pending_write pending[PENDING_WRITES];
+    uint32_t code_generation; /* counts pages that got their first translated block */
+    bool fill_is_fetch; /* the TLB fill under way is for an instruction fetch */
+    MemoryRegion any_region;
+    MemoryRegionSection io_section;
+
+    uint64_t swaps;
+    uint64_t invalidations;
+};
+
+static inline struct assist_vcpu *owner_of(CPUX86State *env)
+{
+    return (struct assist_vcpu *)env_archcpu(env);
+}
+
+/* engine.c */
+/* Make a vCPU leave translated code at the start of the next block; from any thread. */
+void engine_ask_to_leave(struct assist_vcpu *vcpu);
+/* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */
+int engine_execute(struct assist_vcpu *vcpu);
+void QEMU_NORETURN engine_leave(struct assist_vcpu *vcpu, int reason);
+
+/* lock.c */
+int lock_init(struct assist *assist);
+void lock_destroy(struct assist *assist);
+void lock_acquire(struct assist_vcpu *vcpu);
+void lock_release(struct assist_vcpu *vcpu);
+/* Let the others run first, if any wait. */
+void lock_yield(struct assist_vcpu *vcpu);
+/* KVM_RUN that returns with EINTR after about this many ticks; 0: unbounded. */
+int bounded_kvm_run(struct assist_vcpu *vcpu, uint32_t ticks);
+
+/* memory.c */
+void memory_attach(struct assist *assist);
+void memory_detach(struct assist *assist);
+void memory_apply_work(struct assist *assist);
+static inline bool memory_has_work(const struct assist *assist)
+{
+    return __atomic_load_n(&assist->map_work, __ATOMIC_ACQUIRE);
+}
+/* After a device access on the owner's thread: what it changed takes effect before the next instruction's access. */
+void memory_after_device(struct assist_vcpu *vcpu);
+struct engine_region *memory_find(struct assist *assist, uint64_t gpa);
+
+/* state.c */
+int state_load(struct assist_vcpu *vcpu);
+int state_store(struct assist_vcpu *vcpu);
+/* Also FPU, MSRs, debug registers: when the vCPU changes hands for longer than a step. */
+int state_load_all(struct assist_vcpu *vcpu);
+int state_store_all(struct assist_vcpu *vcpu);
+
+/* msr.c */
+bool msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value);
+bool msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value);
+bool kvm_msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value);
+bool kvm_msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value);
+
+/* interrupts.c */
+/* What a look at KVM found. */
+enum found { FOUND_NOTHING, FOUND_INTERRUPT, FOUND_RESET, FOUND_ERROR };
+enum found interrupts_look(struct assist_vcpu *vcpu);
+/* Read the LAPIC timer's state after KVM executed something that may have changed it. */
+void interrupts_note_timer(struct assist_vcpu *vcpu);
+/* After KVM_RUN: a timer that was due has been seen to. */
+void interrupts_after_delivery(struct assist_vcpu *vcpu);
+/* After a LAPIC access: any other vCPU may have got an interrupt, INIT or SIPI. */
+void interrupts_wake_others(struct assist_vcpu *vcpu);
+uint64_t monotonic_ns(void);
+uint64_t guest_tsc(const struct assist_vcpu *vcpu);
+
+#endif

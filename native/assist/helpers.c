@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Instructions whose effect lies outside the engine: they replace Unicorn's
+ * helpers of the same names by way of the linker.
+ *
+ * A helper called from translated code finds all registers in env but not RIP;
+ * GETPC() tells where in the code it was called, from which RIP is recovered.
+ */
+#include "engine.h"
+
+/* The PC's chips inside KVM: 8259s, 8254, their ELCR, and port 61 with the 8254's gate. */
+static bool port_belongs_to_kvm(uint32_t port)
+{
+    return port == 0x20 || port == 0x21 || port == 0xa0 || port == 0xa1 || (port >= 0x40 && port <= 0x43) ||
+           port == 0x61 || port == 0x4d0 || port == 0x4d1;
+}
+
+static void QEMU_NORETURN leave_before(struct assist_vcpu *vcpu, int reason, uintptr_t return_address)
+{
+    cpu_restore_state(CPU(&vcpu->cpu), return_address, true);
+    engine_leave(vcpu, reason);
+}
+
+/* Unicorn lets every program do I/O; the privilege check is here. */
+static void check_port_permission(CPUX86State *env, uint32_t port, uint32_t size, uintptr_t return_address)
+{
+    uint32_t cpl = env->hflags & HF_CPL_MASK;
+    uint32_t iopl = (env->eflags >> IOPL_SHIFT) & 3;
+
+    if (!(env->cr[0] & CR0_PE_MASK) || (cpl <= iopl && !(env->eflags & VM_MASK))) {
+        return;
+    }
+    cpu_restore_state(env_cpu(env), return_address, true);
+    switch (size) {
+    case 1:
+        helper_check_iob(env, port);
+        break;
+    case 2:
+        helper_check_iow(env, port);
+        break;
+    default:
+        helper_check_iol(env, port);
+        break;
+    }
+}
+
+/* Bytes of the OUT at RIP, or 0 if it is anything else (OUTS) or crosses a page. */
+static uint32_t out_length(CPUX86State *env)
+{
+    target_ulong rip = env->segs[R_CS].base + env->eip;
+    const uint8_t *code = tlb_vaddr_to_host(env, rip, MMU_DATA_LOAD, cpu_mmu_index(env, true));
+    uint32_t room = (uint32_t)(TARGET_PAGE_SIZE - (rip & ~TARGET_PAGE_MASK));
+
+    for (uint32_t at = 0; code != NULL && at + 1 < room && at < 14; at++) {
+        uint8_t byte = code[at];
+        bool rex = (env->hflags & HF_CS64_MASK) && (byte & 0xf0) == 0x40;
+
+        if (byte == 0xe6 || byte == 0xe7) {
+            return at + 2;
+        }
+        if (byte == 0xee || byte == 0xef) {
+            return at + 1;
+        }
+        if (!rex && byte != 0x66 && byte != 0x67) {
+            break;
+        }
+    }
+    return 0;
+}
+
+static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
+{
+    struct assist_vcpu *vcpu = owner_of(env);
+    uint32_t length;
+
+    port &= 0xffff;
+    check_port_permission(env, port, size, return_address);
+    if (port_belongs_to_kvm(port)) {
+        leave_before(vcpu, LEAVE_STEP, return_address);
+    }
+    vcpu->assist->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, true);
+    if (!memory_has_work(vcpu->assist)) {
+        return;
+    }
+    /* The device moved memory or stored over code: end this block here, its next instruction may be gone. */
+    memory_after_device(vcpu);
+    cpu_restore_state(env_cpu(env), return_address, true);
+    length = out_length(env);
+    if (length != 0) {
+        env->eip += length;
+        if (!(env->hflags & HF_CS64_MASK)) {
+            env->eip = (env->hflags & HF_CS32_MASK) ? (uint32_t)env->eip : (uint16_t)env->eip;
+        }
+        engine_leave(vcpu, LEAVE_AGAIN);
+    }
+}
+
+static uint32_t port_read(CPUX86State *env, uint32_t port, uint32_t size, uintptr_t return_address)
+{
+    struct assist_vcpu *vcpu = owner_of(env);
+    uint32_t value = 0;
+
+    port &= 0xffff;
+    check_port_permission(env, port, size, return_address);
+    if (port_belongs_to_kvm(port)) {
+        leave_before(vcpu, LEAVE_STEP, return_address);
+    }
+    vcpu->assist->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, false);
+    memory_after_device(vcpu);
+    return value;
+}
+
+void WRAP(helper_outb)(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_write(env, port, 1, data & 0xff, GETPC());
+}
+
+void WRAP(helper_outw)(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_write(env, port, 2, data & 0xffff, GETPC());
+}
+
+void WRAP(helper_outl)(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_write(env, port, 4, data, GETPC());
+}
+
+target_ulong WRAP(helper_inb)(CPUX86State *env, uint32_t port)
+{
+    return port_read(env, port, 1, GETPC());
+}
+
+target_ulong WRAP(helper_inw)(CPUX86State *env, uint32_t port)
+{
+    return port_read(env, port, 2, GETPC());
+}
+
+target_ulong WRAP(helper_inl)(CPUX86State *env, uint32_t port)
+{
+    return port_read(env, port, 4, GETPC());
+}
+
+static void set_edx_eax(CPUX86State *env, uint64_t value)
+{
+    env->regs[R_EAX] = (uint32_t)value;
+    env->regs[R_EDX] = value >> 32;
+}
+
+void WRAP(helper_rdmsr)(CPUX86State *env)
+{
+    uint64_t value;
+
+    if (!msr_read(owner_of(env), (uint32_t)env->regs[R_ECX], &value)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+    set_edx_eax(env, value);
+}
+
+void WRAP(helper_wrmsr)(CPUX86State *env)
+{
+    uint64_t value = (uint32_t)env->regs[R_EAX] | (uint64_t)(uint32_t)env->regs[R_EDX] << 32;
+
+    if (!msr_write(owner_of(env), (uint32_t)env->regs[R_ECX], value)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+}
+
+void WRAP(helper_rdtsc)(CPUX86State *env)
+{
+    if ((env->cr[4] & CR4_TSD_MASK) && (env->hflags & HF_CPL_MASK) != 0) {
+        raise_exception_ra(env, EXCP0D_GPF, GETPC());
+    }
+    set_edx_eax(env, guest_tsc(owner_of(env)));
+}
+
+void WRAP(helper_rdtscp)(CPUX86State *env)
+{
+    if ((env->cr[4] & CR4_TSD_MASK) && (env->hflags & HF_CPL_MASK) != 0) {
+        raise_exception_ra(env, EXCP0D_GPF, GETPC());
+    }
+    set_edx_eax(env, guest_tsc(owner_of(env)));
+    env->regs[R_ECX] = (uint32_t)env->tsc_aux;
+}
+
+static const struct kvm_cpuid_entry2 *cpuid_entry(const struct kvm_cpuid2 *table, uint32_t function, uint32_t index)
+{
+    for (uint32_t i = 0; i < table->nent; i++) {
+        const struct kvm_cpuid_entry2 *entry = &table->entries[i];
+
+        if (entry->function == function &&
+            (!(entry->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || entry->index == index)) {
+            return entry;
+        }
+    }
+    return NULL;
+}
+
+void WRAP(helper_cpuid)(CPUX86State *env)
+{
+    const struct kvm_cpuid_entry2 *entry =
+        cpuid_entry(owner_of(env)->cpuid, (uint32_t)env->regs[R_EAX], (uint32_t)env->regs[R_ECX]);
+
+    env->regs[R_EAX] = entry == NULL ? 0 : entry->eax;
+    env->regs[R_EBX] = entry == NULL ? 0 : entry->ebx;
+    env->regs[R_ECX] = entry == NULL ? 0 : entry->ecx;
+    env->regs[R_EDX] = entry == NULL ? 0 : entry->edx;
+}
+
+void WRAP(helper_hlt)(CPUX86State *env, int length)
+{
+    env->eip += length;
+    env->hflags &= ~HF_INHIBIT_IRQ_MASK;
+    engine_leave(owner_of(env), LEAVE_HALT);
+}
+
+void WRAP(helper_pause)(CPUX86State *env, int length)
+{
+    env->eip += length;
+    engine_leave(owner_of(env), LEAVE_PAUSE);
+}
+
+target_ulong WRAP(helper_read_crN)(CPUX86State *env, int reg)
+{
+    return reg == 8 ? env->v_tpr : env->cr[reg];
+}
+
+void REAL(helper_write_crN)(CPUX86State *env, int reg, target_ulong value);
+
+/* Control register 4's bits that go with a CPUID feature; a guest that sets another gets #GP, as KVM would refuse it. */
+static target_ulong cr4_allowed(const CPUX86State *env)
+{
+    target_ulong allowed = CR4_VME_MASK | CR4_PVI_MASK | CR4_TSD_MASK | CR4_DE_MASK | CR4_PSE_MASK | CR4_PAE_MASK |
+                           CR4_MCE_MASK | CR4_PGE_MASK | CR4_PCE_MASK | CR4_OSFXSR_MASK | CR4_OSXMMEXCPT_MASK;
+
+    allowed |= (env->features[FEAT_7_0_EBX] & CPUID_7_0_EBX_FSGSBASE) ? CR4_FSGSBASE_MASK : 0;
+    allowed |= (env->features[FEAT_7_0_EBX] & CPUID_7_0_EBX_SMEP) ? CR4_SMEP_MASK : 0;
+    allowed |= (env->features[FEAT_7_0_EBX] & CPUID_7_0_EBX_SMAP) ? CR4_SMAP_MASK : 0;
+    return allowed;
+}
+
+void WRAP(helper_write_crN)(CPUX86State *env, int reg, target_ulong value)
+{
+    if (reg == 8) {
+        if ((value & ~(target_ulong)15) != 0) {
+            raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+        }
+        env->v_tpr = (uint8_t)value;
+        /* A lower priority may let a waiting interrupt through: look once this block ends. */
+        engine_ask_to_leave(owner_of(env));
+        return;
+    }
+    if (reg == 4 && (value & ~cr4_allowed(env)) != 0) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+    if (reg == 0 && ((value & CR0_PG_MASK) && !(value & CR0_PE_MASK))) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+    REAL(helper_write_crN)(env, reg, value);
+}
+
+static void flat_segment(CPUX86State *env, int segment, uint32_t selector, uint32_t flags)
+{
+    cpu_x86_load_seg_cache(env, segment, selector, 0, 0xffffffff,
+                           DESC_G_MASK | DESC_P_MASK | DESC_S_MASK | DESC_A_MASK | flags);
+}
+
+/* AMD64 Architecture Programmer's Manual, volume 3, SYSCALL. Unicorn's does nothing. */
+void WRAP(helper_syscall)(CPUX86State *env, int length)
+{
+    uint32_t selector = (env->star >> 32) & 0xfffc;
+    target_ulong flags = cpu_compute_eflags(env);
+    bool from_64_bit = (env->hflags & HF_CS64_MASK) != 0;
+
+    if (!(env->efer & MSR_EFER_SCE)) {
+        raise_exception_err_ra(env, EXCP06_ILLOP, 0, GETPC());
+    }
+    if (!(env->hflags & HF_LMA_MASK)) {
+        env->regs[R_ECX] = (uint32_t)(env->eip + length);
+        cpu_load_eflags(env, (int)(flags & ~(target_ulong)(IF_MASK | RF_MASK | VM_MASK)), IF_MASK | RF_MASK | VM_MASK);
+        flat_segment(env, R_CS, selector, DESC_B_MASK | DESC_CS_MASK | DESC_R_MASK);
+        flat_segment(env, R_SS, selector + 8, DESC_B_MASK | DESC_W_MASK);
+        env->eip = (uint32_t)env->star;
+        return;
+    }
+    env->regs[R_ECX] = env->eip + length;
+    env->regs[11] = flags & ~(target_ulong)RF_MASK;
+    flags &= ~(env->fmask | RF_MASK);
+    cpu_load_eflags(env, (int)flags,
+                    TF_MASK | IF_MASK | IOPL_MASK | NT_MASK | RF_MASK | VM_MASK | AC_MASK | VIF_MASK | VIP_MASK | ID_MASK);
+    flat_segment(env, R_CS, selector, DESC_CS_MASK | DESC_R_MASK | DESC_L_MASK);
+    flat_segment(env, R_SS, selector + 8, DESC_B_MASK | DESC_W_MASK);
+    env->eip = from_64_bit ? env->lstar : env->cstar;
+}
+
+/* Intel SDM, volume 2, SYSENTER. Unicorn's does nothing. */
+void WRAP(helper_sysenter)(CPUX86State *env, int length)
+{
+    bool long_mode = (env->hflags & HF_LMA_MASK) != 0;
+    uint32_t selector = env->sysenter_cs & 0xfffc;
+
+    (void)length;
+    if (selector == 0) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+    env->eflags &= ~(target_ulong)(VM_MASK | IF_MASK | RF_MASK);
+    flat_segment(env, R_CS, selector, DESC_CS_MASK | DESC_R_MASK | (long_mode ? DESC_L_MASK : DESC_B_MASK));
+    flat_segment(env, R_SS, selector + 8, DESC_B_MASK | DESC_W_MASK);
+    env->regs[R_ESP] = long_mode ? env->sysenter_esp : (uint32_t)env->sysenter_esp;
+    env->eip = long_mode ? env->sysenter_eip : (uint32_t)env->sysenter_eip;
+}
+
+/* A fault while a double fault is delivered. */
+void WRAP(qemu_system_reset_request)(struct uc_struct *uc)
+{
+    ((struct assist_vcpu *)uc->cpu)->shutdown = true;
+}
+
+/* Unicorn gives up on the process (a TSS that was never loaded, say); the guest alone is to blame. */
+void QEMU_NORETURN WRAP(cpu_abort)(CPUState *cs, const char *format, ...)
+{
+    (void)format;
+    ((struct assist_vcpu *)cs)->abort = true;
+    engine_leave((struct assist_vcpu *)cs, LEAVE_ABORT);
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Does KVM hold something for this vCPU that the engine must stop for? KVM's
+ * interrupt controllers are only looked at here; they deliver by themselves
+ * when the vCPU enters KVM_RUN (run.c).
+ *
+ * While the engine runs a vCPU, its MP state in KVM is HALTED: KVM changes it
+ * only when an INIT or SIPI arrives.
+ */
+#include "engine.h"
+
+#include <time.h>
+
+/* Register offsets: Intel SDM volume 3, table 11-1. */
+#define APIC_TPR 0x80
+#define APIC_ISR 0x100
+#define APIC_IRR 0x200
+#define APIC_LVT_TIMER 0x320
+#define APIC_LVT_LINT0 0x350
+#define APIC_TIMER_CURRENT 0x390
+#define APIC_TIMER_DIVIDE 0x3e0
+
+#define LVT_MASKED (1u << 16)
+#define LVT_TIMER_MODE(lvt) (((lvt) >> 17) & 3)
+#define LVT_DELIVERY(lvt) (((lvt) >> 8) & 7)
+#define TIMER_ONE_SHOT 0
+#define TIMER_PERIODIC 1
+#define DELIVERY_EXTINT 7
+
+uint64_t monotonic_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t guest_tsc(const struct assist_vcpu *vcpu)
+{
+    return __builtin_ia32_rdtsc() + vcpu->tsc_offset;
+}
+
+static uint32_t lapic_register(const struct kvm_lapic_state *lapic, uint32_t offset)
+{
+    uint32_t value;
+
+    memcpy(&value, lapic->regs + offset, sizeof(value));
+    return value;
+}
+
+/* Highest vector set in the 256 bits at offset (eight registers, 16 bytes apart), or -1. */
+static int highest_vector(const struct kvm_lapic_state *lapic, uint32_t offset)
+{
+    for (int word = 7; word >= 0; word--) {
+        uint32_t bits = lapic_register(lapic, offset + 16 * (uint32_t)word);
+
+        if (bits != 0) {
+            return word * 32 + 31 - __builtin_clz(bits);
+        }
+    }
+    return -1;
+}
+
+static bool lapic_has_interrupt(const struct kvm_lapic_state *lapic)
+{
+    int requested = highest_vector(lapic, APIC_IRR);
+    int in_service = highest_vector(lapic, APIC_ISR);
+    int priority = (int)(lapic_register(lapic, APIC_TPR) & 0xf0);
+
+    if (in_service > priority) {
+        priority = in_service & 0xf0;
+    }
+    return requested >= 0 && (requested & 0xf0) > priority;
+}
+
+/* Would the 8259 pair raise its line? The slave's request shows as the master's IR2. */
+static bool pic_has_interrupt(const struct assist *assist)
+{
+    struct kvm_irqchip chip = {.chip_id = KVM_IRQCHIP_PIC_MASTER};
+    uint8_t requests;
+    uint8_t in_service;
+
+    if (ioctl(assist->vm->fd, KVM_GET_IRQCHIP, &chip) != 0) {
+        return false;
+    }
+    requests = chip.chip.pic.irr & (uint8_t)~chip.chip.pic.imr;
+    in_service = chip.chip.pic.isr;
+    if (chip.chip.pic.special_fully_nested_mode) {
+        in_service &= (uint8_t)~(1u << 2);
+    }
+    /* Fixed priorities, IR0 first; with rotated ones an entry too many does no harm: KVM decides. */
+    return requests != 0 && (in_service == 0 || (requests & -requests) < (in_service & -in_service) ||
+                             chip.chip.pic.priority_add != 0);
+}
+
+static bool takes_pic(const struct assist_vcpu *vcpu, const struct kvm_lapic_state *lapic)
+{
+    uint32_t lint0 = lapic_register(lapic, APIC_LVT_LINT0);
+    bool enabled = (vcpu->kvm_sregs.apic_base & (1u << 11)) != 0;
+
+    return !enabled || (!(lint0 & LVT_MASKED) && LVT_DELIVERY(lint0) == DELIVERY_EXTINT);
+}
+
+/* KVM raises a timer's interrupt only in KVM_RUN; before, it shows by the time of day alone. */
+static bool timer_is_due(struct assist_vcpu *vcpu)
+{
+    if (vcpu->tsc_deadline != 0 && guest_tsc(vcpu) >= vcpu->tsc_deadline) {
+        return true;
+    }
+    return vcpu->timer_due_ns != 0 && monotonic_ns() >= vcpu->timer_due_ns;
+}
+
+enum found interrupts_look(struct assist_vcpu *vcpu)
+{
+    struct kvm_mp_state state;
+    struct kvm_lapic_state lapic;
+
+    __atomic_store_n(&vcpu->look_at_kvm, false, __ATOMIC_RELAXED);
+    if (ioctl(vcpu->core->fd, KVM_GET_MP_STATE, &state) != 0) {
+        return FOUND_ERROR;
+    }
+    if (state.mp_state != KVM_MP_STATE_HALTED) {
+        return FOUND_RESET;
+    }
+    if (vcpu->cpu.env.v_tpr != vcpu->kvm_sregs.cr8 && state_store(vcpu) != 0) {
+        return FOUND_ERROR;
+    }
+    if (timer_is_due(vcpu)) {
+        return FOUND_INTERRUPT;
+    }
+    if (ioctl(vcpu->core->fd, KVM_GET_LAPIC, &lapic) != 0) {
+        return FOUND_ERROR;
+    }
+    if (lapic_has_interrupt(&lapic)) {
+        return FOUND_INTERRUPT;
+    }
+    return takes_pic(vcpu, &lapic) && pic_has_interrupt(vcpu->assist) ? FOUND_INTERRUPT : FOUND_NOTHING;
+}
+
+void interrupts_note_timer(struct assist_vcpu *vcpu)
+{
+    struct kvm_lapic_state lapic;
+    uint32_t lvt;
+    uint32_t divide;
+    uint32_t shift;
+
+    vcpu->timer_due_ns = 0;
+    if (ioctl(vcpu->core->fd, KVM_GET_LAPIC, &lapic) != 0) {
+        return;
+    }
+    lvt = lapic_register(&lapic, APIC_LVT_TIMER);
+    if ((lvt & LVT_MASKED) || LVT_TIMER_MODE(lvt) > TIMER_PERIODIC ||
+        lapic_register(&lapic, APIC_TIMER_INITIAL) == 0) {
+        return;
+    }
+    /* KVM's LAPIC counts nanoseconds. Divide configuration 0 is 2, 1 is 4, ... 7 is 1. */
+    divide = lapic_register(&lapic, APIC_TIMER_DIVIDE);
+    shift = ((divide & 3) | ((divide & 8) >> 1)) + 1;
+    vcpu->timer_period_ns = LVT_TIMER_MODE(lvt) == TIMER_PERIODIC
+                                ? (uint64_t)lapic_register(&lapic, APIC_TIMER_INITIAL) << (shift & 7)
+                                : 0;
+    if (vcpu->timer_period_ns == 0 && lapic_register(&lapic, APIC_TIMER_CURRENT) == 0 && !vcpu->timer_armed) {
+        return; /* a one-shot that is over */
+    }
+    vcpu->timer_armed = false;
+    vcpu->timer_due_ns = monotonic_ns() + ((uint64_t)lapic_register(&lapic, APIC_TIMER_CURRENT) << (shift & 7));
+}
+
+void interrupts_after_delivery(struct assist_vcpu *vcpu)
+{
+    uint64_t now;
+
+    if (vcpu->tsc_deadline != 0 && guest_tsc(vcpu) >= vcpu->tsc_deadline) {
+        vcpu->tsc_deadline = 0;
+    }
+    now = monotonic_ns();
+    if (vcpu->timer_due_ns != 0 && now >= vcpu->timer_due_ns) {
+        if (vcpu->timer_period_ns == 0) {
+            vcpu->timer_due_ns = 0;
+        } else {
+            vcpu->timer_due_ns += ((now - vcpu->timer_due_ns) / vcpu->timer_period_ns + 1) * vcpu->timer_period_ns;
+        }
+    }
+}
+
+void interrupts_wake_others(struct assist_vcpu *vcpu)
+{
+    struct assist *assist = vcpu->assist;
+
+    for (uint32_t i = 0; i < assist->vcpu_count; i++) {
+        __atomic_store_n(&assist->vcpus[i]->look_at_kvm, true, __ATOMIC_RELAXED);
+    }
+    pthread_mutex_lock(&assist->lock_mutex);
+    if (assist->owner != NULL && assist->owner != vcpu) {
+        engine_ask_to_leave(assist->owner);
+    }
+    pthread_mutex_unlock(&assist->lock_mutex);
+}

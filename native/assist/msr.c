@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * RDMSR and WRMSR. What translated code itself depends on lives in the engine;
+ * everything else is KVM's, which also says which MSRs exist: one that it
+ * refuses is #GP in the guest.
+ */
+#include "engine.h"
+
+#include <errno.h>
+
+#define MSR_TSC 0x10u
+#define MSR_TSC_DEADLINE 0x6e0u
+#define MSR_X2APIC_FIRST 0x800u
+#define MSR_X2APIC_LAST 0x8ffu
+
+struct one_msr {
+    struct kvm_msrs header;
+    struct kvm_msr_entry entry;
+};
+
+bool kvm_msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value)
+{
+    struct one_msr msr = {.header.nmsrs = 1, .entry.index = index};
+
+    if (ioctl(vcpu->core->fd, KVM_GET_MSRS, &msr) != 1) {
+        return false;
+    }
+    *value = msr.entry.data;
+    return true;
+}
+
+bool kvm_msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    struct one_msr msr = {.header.nmsrs = 1, .entry = {.index = index, .data = value}};
+
+    return ioctl(vcpu->core->fd, KVM_SET_MSRS, &msr) == 1;
+}
+
+/* KVM takes the host's word for MSRs that a guest must not reach: its paravirtual ones, which CPUID does not offer. */
+static bool hidden(uint32_t index)
+{
+    return index == 0x11 || index == 0x12 || (index >= 0x4b564d00 && index <= 0x4b564dff) ||
+           (index >= 0x40000000 && index <= 0x400001ff);
+}
+
+static bool canonical(uint64_t address)
+{
+    return (uint64_t)((int64_t)(address << 16) >> 16) == address;
+}
+
+static bool write_efer(struct assist_vcpu *vcpu, uint64_t value)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    uint32_t features = (uint32_t)env->features[FEAT_8000_0001_EDX];
+    uint64_t allowed = 0;
+
+    allowed |= (features & CPUID_EXT2_SYSCALL) ? MSR_EFER_SCE : 0;
+    allowed |= (features & CPUID_EXT2_LM) ? MSR_EFER_LME | MSR_EFER_LMA : 0;
+    allowed |= (features & CPUID_EXT2_NX) ? MSR_EFER_NXE : 0;
+    allowed |= (features & CPUID_EXT2_FFXSR) ? MSR_EFER_FFXSR : 0;
+    if ((value & ~allowed) != 0 || ((env->cr[0] & CR0_PG_MASK) && ((env->efer ^ value) & MSR_EFER_LME))) {
+        return false;
+    }
+    value = (value & ~(uint64_t)MSR_EFER_LMA) | (env->efer & MSR_EFER_LMA);
+    if ((env->efer ^ value) & MSR_EFER_NXE) {
+        tlb_flush(CPU(&vcpu->cpu));
+    }
+    cpu_load_efer(env, value);
+    return true;
+}
+
+static bool write_kvm_msr(struct assist_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    if (hidden(index) || !kvm_msr_write(vcpu, index, value)) {
+        return false;
+    }
+    switch (index) {
+    case MSR_TSC_DEADLINE:
+        vcpu->tsc_deadline = value;
+        break;
+    case MSR_IA32_APICBASE:
+        vcpu->kvm_sregs.apic_base = value;
+        vcpu->lapic_base = value & ~0xfffull & ((1ull << 52) - 1);
+        tlb_flush(CPU(&vcpu->cpu));
+        break;
+    case MSR_TSC:
+        vcpu->tsc_offset = value - __builtin_ia32_rdtsc();
+        break;
+    case MSR_TSC_ADJUST:
+        if (kvm_msr_read(vcpu, MSR_TSC, &value)) {
+            vcpu->tsc_offset = value - __builtin_ia32_rdtsc();
+        }
+        break;
+    default:
+        if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
+            interrupts_note_timer(vcpu);
+            interrupts_wake_others(vcpu);
+        }
+        break;
+    }
+    return true;
+}
+
+bool msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+
+    switch (index) {
+    case MSR_EFER:
+        return write_efer(vcpu, value);
+    case MSR_STAR:
+        env->star = value;
+        return true;
+    case MSR_FMASK:
+        env->fmask = value;
+        return true;
+    case MSR_TSC_AUX:
+        env->tsc_aux = (uint32_t)value;
+        return true;
+    case MSR_IA32_SYSENTER_CS:
+        env->sysenter_cs = (uint32_t)value;
+        return true;
+    case MSR_PAT:
+        if (!kvm_msr_write(vcpu, index, value)) {
+            return false;
+        }
+        env->pat = value;
+        return true;
+    default:
+        break;
+    }
+    switch (index) {
+    case MSR_LSTAR:
+    case MSR_CSTAR:
+    case MSR_FSBASE:
+    case MSR_GSBASE:
+    case MSR_KERNELGSBASE:
+    case MSR_IA32_SYSENTER_ESP:
+    case MSR_IA32_SYSENTER_EIP:
+        if (!canonical(value)) {
+            return false;
+        }
+        break;
+    default:
+        return write_kvm_msr(vcpu, index, value);
+    }
+    switch (index) {
+    case MSR_LSTAR:
+        env->lstar = value;
+        break;
+    case MSR_CSTAR:
+        env->cstar = value;
+        break;
+    case MSR_FSBASE:
+        env->segs[R_FS].base = value;
+        break;
+    case MSR_GSBASE:
+        env->segs[R_GS].base = value;
+        break;
+    case MSR_KERNELGSBASE:
+        env->kernelgsbase = value;
+        break;
+    case MSR_IA32_SYSENTER_ESP:
+        env->sysenter_esp = value;
+        break;
+    default:
+        env->sysenter_eip = value;
+        break;
+    }
+    return true;
+}
+
+bool msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value)
+{
+    const CPUX86State *env = &vcpu->cpu.env;
+
+    switch (index) {
+    case MSR_EFER:
+        *value = env->efer;
+        return true;
+    case MSR_STAR:
+        *value = env->star;
+        return true;
+    case MSR_LSTAR:
+        *value = env->lstar;
+        return true;
+    case MSR_CSTAR:
+        *value = env->cstar;
+        return true;
+    case MSR_FMASK:
+        *value = env->fmask;
+        return true;
+    case MSR_FSBASE:
+        *value = env->segs[R_FS].base;
+        return true;
+    case MSR_GSBASE:
+        *value = env->segs[R_GS].base;
+        return true;
+    case MSR_KERNELGSBASE:
+        *value = env->kernelgsbase;
+        return true;
+    case MSR_TSC_AUX:
+        *value = env->tsc_aux;
+        return true;
+    case MSR_IA32_SYSENTER_CS:
+        *value = env->sysenter_cs;
+        return true;
+    case MSR_IA32_SYSENTER_ESP:
+        *value = env->sysenter_esp;
+        return true;
+    case MSR_IA32_SYSENTER_EIP:
+        *value = env->sysenter_eip;
+        return true;
+    case MSR_PAT:
+        *value = env->pat;
+        return true;
+    default:
+        return !hidden(index) && kvm_msr_read(vcpu, index, value);
+    }
+}

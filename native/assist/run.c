@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One vCPU's thread: translated code as long as nothing else is needed, KVM_RUN
+ * for the rest. KVM is entered in four ways only:
+ *
+ *   waiting   the vCPU waits for INIT/SIPI
+ *   halted    it executed HLT and waits for an interrupt
+ *   delivery  it is declared halted while an interrupt waits that it can take,
+ *             so that KVM delivers before it would execute anything
+ *   step      one instruction of ring 0 that reaches a chip inside KVM
+ *
+ * Always single-stepping: at most one instruction runs in KVM each time. KVM
+ * never runs ring 3, whose pages it would look up in tables of its own that
+ * know nothing of what the engine wrote.
+ */
+#include "engine.h"
+
+#include <errno.h>
+
+#define DELIVERY_TICKS 2
+#define STEP_TICKS 50
+
+/* vcpu_end.detail of VCPU_INTERNAL_ERROR: not one of KVM's suberrors, which are small. */
+#define DETAIL_ENGINE_ABORT 0x61737369u
+#define DETAIL_ENGINE_STATE 0x61737370u
+
+enum ran {
+    RAN_INSTRUCTION, /* or an interrupt was delivered and its handler's first instruction ran */
+    RAN_REFUSED,     /* KVM cannot execute the instruction at RIP */
+    RAN_NOTHING,     /* a signal, or woken without having run */
+    RAN_END,         /* core->end says what ended the run */
+};
+
+static bool stop_requested(const struct assist_vcpu *vcpu)
+{
+    return __atomic_load_n(&vcpu->assist->vm->stop, __ATOMIC_SEQ_CST) != 0;
+}
+
+static bool end_run(struct assist_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
+{
+    vcpu->core->end.outcome = outcome;
+    vcpu->core->end.detail = detail;
+    if (outcome == VCPU_SHUTDOWN) {
+        vcpu->core->end.kvm_exit_reason = KVM_EXIT_SHUTDOWN;
+    }
+    return false;
+}
+
+static bool end_with_errno(struct assist_vcpu *vcpu, int error)
+{
+    vcpu->core->end.error = error < 0 ? -error : error;
+    return end_run(vcpu, VCPU_ERROR, 0);
+}
+
+static bool set_mp_state(struct assist_vcpu *vcpu, uint32_t value)
+{
+    struct kvm_mp_state state = {.mp_state = value};
+
+    return ioctl(vcpu->core->fd, KVM_SET_MP_STATE, &state) == 0;
+}
+
+static uint32_t mp_state(struct assist_vcpu *vcpu)
+{
+    struct kvm_mp_state state = {.mp_state = KVM_MP_STATE_RUNNABLE};
+
+    ioctl(vcpu->core->fd, KVM_GET_MP_STATE, &state);
+    return state.mp_state;
+}
+
+static void set_stepping(struct assist_vcpu *vcpu, uint32_t control)
+{
+    struct kvm_guest_debug debug = {.control = control};
+
+    ioctl(vcpu->core->fd, KVM_SET_GUEST_DEBUG, &debug);
+}
+
+/* A port or MMIO access that KVM handed out is finished by entering KVM once more. */
+static void finish_access(struct assist_vcpu *vcpu)
+{
+    vcpu->core->run->immediate_exit = 1;
+    ioctl(vcpu->core->fd, KVM_RUN, 0);
+}
+
+/* The caller has switched stepping on. */
+static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
+{
+    struct kvm_run *run = vcpu->core->run;
+
+    for (;;) {
+        int result = bounded_kvm_run(vcpu, ticks);
+        bool access;
+
+        if (result == 0 && run->exit_reason == KVM_EXIT_DEBUG) {
+            return RAN_INSTRUCTION;
+        }
+        if (result == 0 && run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+            run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION) {
+            return RAN_REFUSED;
+        }
+        access = result == 0 && (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO);
+        if (!vcpu->assist->core->serve_exit(vcpu->core, result)) {
+            if (vcpu->core->end.outcome != VCPU_STOPPED) {
+                return RAN_END;
+            }
+            if (access) {
+                finish_access(vcpu);
+                return RAN_INSTRUCTION;
+            }
+            return RAN_NOTHING;
+        }
+        if (result != 0) {
+            return RAN_NOTHING;
+        }
+    }
+}
+
+/* After KVM ran: what the vCPU does next. */
+static bool take_back(struct assist_vcpu *vcpu)
+{
+    uint32_t state = mp_state(vcpu);
+    int error;
+
+    vcpu->waiting = state == KVM_MP_STATE_UNINITIALIZED || state == KVM_MP_STATE_INIT_RECEIVED;
+    if (vcpu->waiting) {
+        vcpu->halted = false;
+        return true;
+    }
+    error = state_load(vcpu);
+    if (error != 0) {
+        return end_with_errno(vcpu, error);
+    }
+    /* Still halted: nothing arrived (yet). */
+    vcpu->halted = vcpu->halted && state == KVM_MP_STATE_HALTED;
+    if (state != KVM_MP_STATE_HALTED && !set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
+        return end_with_errno(vcpu, errno);
+    }
+    return true;
+}
+
+/*
+ * Stepping sets RFLAGS.TF for the instruction at which it is switched on (KVM's
+ * singlestep_rip), and an interrupt delivered there would save TF for its IRET
+ * to restore. So it is switched on where no instruction is; KVM's interpreter,
+ * which runs the handler's first instruction, heeds it all the same.
+ */
+static void step_without_trap_flag(struct assist_vcpu *vcpu)
+{
+    struct kvm_regs nowhere = {.rip = (uint64_t)-2, .rflags = 2};
+
+    ioctl(vcpu->core->fd, KVM_SET_REGS, &nowhere);
+    set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP);
+}
+
+static bool wait_for_start(struct assist_vcpu *vcpu)
+{
+    set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP);
+    return enter_kvm(vcpu, 0) != RAN_END && take_back(vcpu);
+}
+
+static bool give_to_kvm(struct assist_vcpu *vcpu)
+{
+    int error = state_store(vcpu);
+
+    if (error != 0) {
+        vcpu->core->end.error = -error;
+        return end_run(vcpu, VCPU_INTERNAL_ERROR, DETAIL_ENGINE_STATE);
+    }
+    return true;
+}
+
+static bool halt(struct assist_vcpu *vcpu)
+{
+    step_without_trap_flag(vcpu);
+    if (!give_to_kvm(vcpu)) {
+        return false;
+    }
+    if (enter_kvm(vcpu, 0) == RAN_END || !take_back(vcpu)) {
+        return false;
+    }
+    if (!vcpu->halted) {
+        vcpu->interrupts++;
+        interrupts_after_delivery(vcpu);
+    }
+    return true;
+}
+
+static bool deliver(struct assist_vcpu *vcpu)
+{
+    step_without_trap_flag(vcpu);
+    if (!give_to_kvm(vcpu)) {
+        return false;
+    }
+    switch (enter_kvm(vcpu, DELIVERY_TICKS)) {
+    case RAN_END:
+        return false;
+    case RAN_NOTHING:
+        break; /* it was not to be: masked by priority after all */
+    default:
+        vcpu->interrupts++;
+        break;
+    }
+    interrupts_after_delivery(vcpu);
+    return take_back(vcpu);
+}
+
+/*
+ * In ring 3 the step is done at ring 0: the pages and the instruction are the
+ * same, and KVM interprets it instead of running it natively.
+ */
+static bool step(struct assist_vcpu *vcpu)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    SegmentCache cs = env->segs[R_CS];
+    SegmentCache ss = env->segs[R_SS];
+    bool user = (env->cr[0] & CR0_PE_MASK) && !(env->eflags & VM_MASK) && (env->hflags & HF_CPL_MASK) != 0;
+    enum ran ran;
+
+    if (user) {
+        env->segs[R_CS].flags &= ~(uint32_t)DESC_DPL_MASK;
+        env->segs[R_CS].selector &= ~3u;
+        env->segs[R_SS].flags &= ~(uint32_t)DESC_DPL_MASK;
+        env->segs[R_SS].selector &= ~3u;
+    }
+    if (!give_to_kvm(vcpu)) {
+        return false;
+    }
+    if (!set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE)) {
+        return end_with_errno(vcpu, errno);
+    }
+    set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ);
+    ran = enter_kvm(vcpu, STEP_TICKS);
+    vcpu->kvm_steps++;
+    if (ran == RAN_REFUSED) {
+        vcpu->assist->core->serve_exit(vcpu->core, 0);
+        return false;
+    }
+    if (ran == RAN_END || !take_back(vcpu)) {
+        return false;
+    }
+    if (user && !vcpu->waiting) {
+        env->segs[R_CS] = cs;
+        env->segs[R_SS] = ss;
+        x86_update_hflags(env);
+    }
+    if (vcpu->step_wrote_lapic) {
+        vcpu->step_wrote_lapic = false;
+        interrupts_note_timer(vcpu);
+        interrupts_wake_others(vcpu);
+    }
+    __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+    return true;
+}
+
+/* What the engine owner does between two runs of translated code. False: give the engine up, `next` says for what. */
+static bool look_before_running(struct assist_vcpu *vcpu, int *next)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+
+    *next = 0;
+    if (stop_requested(vcpu)) {
+        return false;
+    }
+    if (!__atomic_load_n(&vcpu->look_at_kvm, __ATOMIC_RELAXED)) {
+        return true;
+    }
+    switch (interrupts_look(vcpu)) {
+    case FOUND_INTERRUPT:
+        if ((env->eflags & IF_MASK) && !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
+            *next = LEAVE_WINDOW;
+            return false;
+        }
+        CPU(&vcpu->cpu)->interrupt_request |= CPU_INTERRUPT_HARD;
+        return true;
+    case FOUND_RESET:
+        *next = LEAVE_AGAIN;
+        return false;
+    case FOUND_ERROR:
+        *next = LEAVE_ABORT;
+        return false;
+    default:
+        CPU(&vcpu->cpu)->interrupt_request &= ~CPU_INTERRUPT_HARD;
+        return true;
+    }
+}
+
+/* Own the engine until something needs KVM; returns what. 0: stop. */
+static int run_translated(struct assist_vcpu *vcpu)
+{
+    int next;
+
+    lock_acquire(vcpu);
+    while (look_before_running(vcpu, &next)) {
+        next = engine_execute(vcpu);
+        if (next == LEAVE_PAUSE) {
+            lock_yield(vcpu);
+        } else if (next < LEAVE_STEP) {
+            /* The ticker, or another thread that wants to be noticed. */
+            __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+            lock_yield(vcpu);
+        } else if (next != LEAVE_AGAIN) {
+            break;
+        }
+    }
+    lock_release(vcpu);
+    return next;
+}
+
+static bool run_round(struct assist_vcpu *vcpu)
+{
+    if (stop_requested(vcpu)) {
+        return false;
+    }
+    if (vcpu->waiting) {
+        return wait_for_start(vcpu);
+    }
+    if (vcpu->halted) {
+        return halt(vcpu);
+    }
+    switch (run_translated(vcpu)) {
+    case 0:
+        return false;
+    case LEAVE_STEP:
+        return step(vcpu);
+    case LEAVE_HALT:
+        vcpu->halted = true;
+        vcpu->halts++;
+        return true;
+    case LEAVE_WINDOW:
+        return deliver(vcpu);
+    case LEAVE_AGAIN:
+        return take_back(vcpu);
+    case LEAVE_SHUTDOWN:
+        return end_run(vcpu, VCPU_SHUTDOWN, 0);
+    default:
+        return end_run(vcpu, VCPU_INTERNAL_ERROR, DETAIL_ENGINE_ABORT);
+    }
+}
+
+static bool begin(struct assist_vcpu *vcpu)
+{
+    uint32_t state = mp_state(vcpu);
+    int error = state_load_all(vcpu);
+
+    if (error != 0) {
+        return end_with_errno(vcpu, error);
+    }
+    vcpu->started = true;
+    vcpu->shutdown = false;
+    vcpu->abort = false;
+    vcpu->halted = state == KVM_MP_STATE_HALTED;
+    vcpu->waiting = state == KVM_MP_STATE_UNINITIALIZED || state == KVM_MP_STATE_INIT_RECEIVED;
+    if (!vcpu->waiting && !set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
+        return end_with_errno(vcpu, errno);
+    }
+    interrupts_note_timer(vcpu);
+    __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+    return true;
+}
+
+static void finish(struct assist_vcpu *vcpu)
+{
+    int error = vcpu->waiting ? 0 : state_store_all(vcpu);
+
+    set_stepping(vcpu, 0);
+    /* A step that failed has left the vCPU runnable already. */
+    if (!vcpu->waiting && !vcpu->halted && mp_state(vcpu) == KVM_MP_STATE_HALTED) {
+        set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE);
+    }
+    if (error != 0 && vcpu->core->end.outcome == VCPU_STOPPED) {
+        end_with_errno(vcpu, error);
+    }
+}
+
+int assist_vcpu_run(struct vmm_vcpu *core)
+{
+    struct assist_vcpu *vcpu = core->engine;
+
+    if (vcpu->assist->core->enter(core) && begin(vcpu)) {
+        while (run_round(vcpu)) {
+        }
+        finish(vcpu);
+    }
+    vcpu->assist->core->leave(core);
+    return (int)core->end.outcome;
+}

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * vCPU state between KVM and the engine's CPU structure. KVM's copies of the
+ * last transfer are kept: what did not change is not set again, and special
+ * registers are compared with what KVM last had, not with what the engine
+ * last had.
+ */
+#include "engine.h"
+
+#include <errno.h>
+
+static void load_segment(SegmentCache *to, const struct kvm_segment *from)
+{
+    to->selector = from->selector;
+    to->base = from->base;
+    to->limit = from->limit;
+    /* The layout of a descriptor's high half; of a null selector only the privilege level counts. */
+    to->flags = (uint32_t)from->dpl << DESC_DPL_SHIFT;
+    if (!from->unusable) {
+        to->flags |= ((uint32_t)from->type << DESC_TYPE_SHIFT) | ((uint32_t)from->s << DESC_S_SHIFT) |
+                     (from->present ? DESC_P_MASK : 0) | (from->avl ? DESC_AVL_MASK : 0) |
+                     ((uint32_t)from->l << DESC_L_SHIFT) | ((uint32_t)from->db << DESC_B_SHIFT) |
+                     (from->g ? DESC_G_MASK : 0);
+    }
+}
+
+static void store_segment(struct kvm_segment *to, const SegmentCache *from)
+{
+    *to = (struct kvm_segment){
+        .selector = (uint16_t)from->selector,
+        .base = from->base,
+        .limit = from->limit,
+        .type = (from->flags >> DESC_TYPE_SHIFT) & 15,
+        .s = (from->flags >> DESC_S_SHIFT) & 1,
+        .dpl = (from->flags >> DESC_DPL_SHIFT) & 3,
+        .present = (from->flags & DESC_P_MASK) != 0,
+        .avl = (from->flags & DESC_AVL_MASK) != 0,
+        .l = (from->flags >> DESC_L_SHIFT) & 1,
+        .db = (from->flags >> DESC_B_SHIFT) & 1,
+        .g = (from->flags & DESC_G_MASK) != 0,
+        .unusable = (from->flags & DESC_P_MASK) == 0,
+    };
+}
+
+/* KVM's order, with the engine's index of each. */
+static const uint8_t engine_register[] = {
+    R_EAX, R_EBX, R_ECX, R_EDX, R_ESI, R_EDI, R_ESP, R_EBP, 8, 9, 10, 11, 12, 13, 14, 15,
+};
+
+static const uint8_t engine_segment[] = {R_CS, R_DS, R_ES, R_FS, R_GS, R_SS};
+
+static void load_regs(struct assist_vcpu *vcpu)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    const __u64 *from = &vcpu->kvm_regs.rax;
+
+    for (size_t i = 0; i < ARRAY_SIZE(engine_register); i++) {
+        env->regs[engine_register[i]] = from[i];
+    }
+    env->eip = vcpu->kvm_regs.rip;
+    env->eflags = vcpu->kvm_regs.rflags;
+}
+
+static void store_regs(struct assist_vcpu *vcpu, struct kvm_regs *regs)
+{
+    const CPUX86State *env = &vcpu->cpu.env;
+    __u64 *to = &regs->rax;
+
+    for (size_t i = 0; i < ARRAY_SIZE(engine_register); i++) {
+        to[i] = env->regs[engine_register[i]];
+    }
+    regs->rip = env->eip;
+    regs->rflags = env->eflags;
+}
+
+static bool load_sregs(struct assist_vcpu *vcpu)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    const struct kvm_sregs *sregs = &vcpu->kvm_sregs;
+    const struct kvm_segment *from = &sregs->cs;
+    bool paging_changed = env->cr[0] != sregs->cr0 || env->cr[3] != sregs->cr3 || env->cr[4] != sregs->cr4 ||
+                          env->efer != sregs->efer;
+
+    for (size_t i = 0; i < ARRAY_SIZE(engine_segment); i++) {
+        load_segment(&env->segs[engine_segment[i]], &from[i]);
+    }
+    load_segment(&env->tr, &sregs->tr);
+    load_segment(&env->ldt, &sregs->ldt);
+    env->gdt.base = sregs->gdt.base;
+    env->gdt.limit = sregs->gdt.limit;
+    env->idt.base = sregs->idt.base;
+    env->idt.limit = sregs->idt.limit;
+    env->cr[0] = sregs->cr0;
+    env->cr[2] = sregs->cr2;
+    env->cr[3] = sregs->cr3;
+    env->cr[4] = sregs->cr4;
+    env->v_tpr = (uint8_t)sregs->cr8;
+    env->efer = sregs->efer;
+    vcpu->lapic_base = sregs->apic_base & ~0xfffull & ((1ull << 52) - 1);
+    return paging_changed;
+}
+
+static void store_sregs(const struct assist_vcpu *vcpu, struct kvm_sregs *sregs)
+{
+    const CPUX86State *env = &vcpu->cpu.env;
+    struct kvm_segment *to = &sregs->cs;
+
+    *sregs = vcpu->kvm_sregs;
+    for (size_t i = 0; i < ARRAY_SIZE(engine_segment); i++) {
+        store_segment(&to[i], &env->segs[engine_segment[i]]);
+    }
+    store_segment(&sregs->tr, &env->tr);
+    sregs->tr.type |= 2; /* LTR marks a TSS busy; hardware keeps it so in the cached descriptor */
+    store_segment(&sregs->ldt, &env->ldt);
+    sregs->gdt.base = env->gdt.base;
+    sregs->gdt.limit = (uint16_t)env->gdt.limit;
+    sregs->idt.base = env->idt.base;
+    sregs->idt.limit = (uint16_t)env->idt.limit;
+    sregs->cr0 = env->cr[0];
+    sregs->cr2 = env->cr[2];
+    sregs->cr3 = env->cr[3];
+    sregs->cr4 = env->cr[4];
+    sregs->cr8 = env->v_tpr;
+    sregs->efer = env->efer;
+    memset(sregs->interrupt_bitmap, 0, sizeof(sregs->interrupt_bitmap));
+}
+
+int state_load(struct assist_vcpu *vcpu)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    int fd = vcpu->core->fd;
+
+    if (ioctl(fd, KVM_GET_REGS, &vcpu->kvm_regs) != 0 || ioctl(fd, KVM_GET_SREGS, &vcpu->kvm_sregs) != 0) {
+        return -errno;
+    }
+    load_regs(vcpu);
+    if (load_sregs(vcpu)) {
+        vcpu->flush_tlb = true;
+    }
+    x86_update_hflags(env);
+    env->hflags &= ~HF_INHIBIT_IRQ_MASK;
+    env->hflags2 |= HF2_GIF_MASK;
+    env->old_exception = -1;
+    env->a20_mask = -1;
+    return 0;
+}
+
+static int store_interrupt_shadow(struct assist_vcpu *vcpu)
+{
+    struct kvm_vcpu_events events;
+    bool shadow = (vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK) != 0;
+
+    if (!shadow) {
+        return 0;
+    }
+    if (ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) != 0) {
+        return -errno;
+    }
+    events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+    events.interrupt.shadow = KVM_X86_SHADOW_INT_STI;
+    return ioctl(vcpu->core->fd, KVM_SET_VCPU_EVENTS, &events) == 0 ? 0 : -errno;
+}
+
+int state_store(struct assist_vcpu *vcpu)
+{
+    struct kvm_regs regs = {0};
+    struct kvm_sregs sregs;
+    int fd = vcpu->core->fd;
+
+    store_sregs(vcpu, &sregs);
+    if (memcmp(&sregs, &vcpu->kvm_sregs, sizeof(sregs)) != 0) {
+        if (ioctl(fd, KVM_SET_SREGS, &sregs) != 0) {
+            return -errno;
+        }
+        vcpu->kvm_sregs = sregs;
+    }
+    store_regs(vcpu, &regs);
+    if (ioctl(fd, KVM_SET_REGS, &regs) != 0) {
+        return -errno;
+    }
+    vcpu->kvm_regs = regs;
+    return store_interrupt_shadow(vcpu);
+}
+
+static int load_fpu(struct assist_vcpu *vcpu)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    struct kvm_fpu fpu;
+
+    if (ioctl(vcpu->core->fd, KVM_GET_FPU, &fpu) != 0) {
+        return -errno;
+    }
+    env->fpstt = (fpu.fsw >> 11) & 7;
+    env->fpus = fpu.fsw & ~0x3800;
+    for (int i = 0; i < 8; i++) {
+        env->fptags[i] = !((fpu.ftwx >> i) & 1);
+        memcpy(&env->fpregs[(env->fpstt + i) & 7].d, fpu.fpr[i], 10);
+    }
+    for (int i = 0; i < 16; i++) {
+        memcpy(&env->xmm_regs[i], fpu.xmm[i], 16);
+    }
+    cpu_set_fpuc(env, fpu.fcw);
+    cpu_set_mxcsr(env, fpu.mxcsr);
+    return 0;
+}
+
+static int store_fpu(struct assist_vcpu *vcpu)
+{
+    const CPUX86State *env = &vcpu->cpu.env;
+    struct kvm_fpu fpu = {0};
+
+    fpu.fsw = (uint16_t)((env->fpus & ~0x3800) | (env->fpstt & 7) << 11);
+    fpu.fcw = env->fpuc;
+    for (int i = 0; i < 8; i++) {
+        fpu.ftwx |= (uint8_t)((!env->fptags[i]) << i);
+        memcpy(fpu.fpr[i], &env->fpregs[(env->fpstt + i) & 7].d, 10);
+    }
+    for (int i = 0; i < 16; i++) {
+        memcpy(fpu.xmm[i], &env->xmm_regs[i], 16);
+    }
+    fpu.mxcsr = env->mxcsr;
+    return ioctl(vcpu->core->fd, KVM_SET_FPU, &fpu) == 0 ? 0 : -errno;
+}
+
+struct msr_place {
+    uint32_t index;
+    size_t offset;
+    size_t size;
+};
+
+#define IN_ENV(index, field) {index, offsetof(CPUX86State, field), sizeof(((CPUX86State *)0)->field)}
+
+/* MSRs whose truth is in the engine while it runs the vCPU. */
+static const struct msr_place engine_msrs[] = {
+    IN_ENV(MSR_STAR, star),
+    IN_ENV(MSR_LSTAR, lstar),
+    IN_ENV(MSR_CSTAR, cstar),
+    IN_ENV(MSR_FMASK, fmask),
+    IN_ENV(MSR_KERNELGSBASE, kernelgsbase),
+    IN_ENV(MSR_TSC_AUX, tsc_aux),
+    IN_ENV(MSR_IA32_SYSENTER_CS, sysenter_cs),
+    IN_ENV(MSR_IA32_SYSENTER_ESP, sysenter_esp),
+    IN_ENV(MSR_IA32_SYSENTER_EIP, sysenter_eip),
+    IN_ENV(MSR_PAT, pat),
+};
+
+static void load_msrs(struct assist_vcpu *vcpu)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
+        uint64_t value;
+
+        /* A host without one of them (TSC_AUX) leaves it to the engine. */
+        if (kvm_msr_read(vcpu, engine_msrs[i].index, &value)) {
+            memcpy((char *)&vcpu->cpu.env + engine_msrs[i].offset, &value, engine_msrs[i].size);
+        }
+    }
+}
+
+static void store_msrs(struct assist_vcpu *vcpu)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
+        uint64_t value = 0;
+
+        memcpy(&value, (const char *)&vcpu->cpu.env + engine_msrs[i].offset, engine_msrs[i].size);
+        kvm_msr_write(vcpu, engine_msrs[i].index, value);
+    }
+}
+
+static int load_debug_registers(struct assist_vcpu *vcpu)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    struct kvm_debugregs registers;
+
+    if (ioctl(vcpu->core->fd, KVM_GET_DEBUGREGS, &registers) != 0) {
+        return -errno;
+    }
+    for (int i = 0; i < 4; i++) {
+        env->dr[i] = registers.db[i];
+    }
+    env->dr[6] = registers.dr6;
+    cpu_x86_update_dr7(env, (uint32_t)registers.dr7);
+    return 0;
+}
+
+static int store_debug_registers(struct assist_vcpu *vcpu)
+{
+    const CPUX86State *env = &vcpu->cpu.env;
+    struct kvm_debugregs registers = {.dr6 = env->dr[6], .dr7 = env->dr[7]};
+
+    for (int i = 0; i < 4; i++) {
+        registers.db[i] = env->dr[i];
+    }
+    return ioctl(vcpu->core->fd, KVM_SET_DEBUGREGS, &registers) == 0 ? 0 : -errno;
+}
+
+int state_load_all(struct assist_vcpu *vcpu)
+{
+    int error = state_load(vcpu);
+
+    if (error == 0) {
+        error = load_fpu(vcpu);
+    }
+    if (error == 0) {
+        load_msrs(vcpu);
+    }
+    /* The engine's lists of breakpoints belong to whoever owns it: debug registers are the guest's to reload. */
+    return error == 0 && !vcpu->started ? load_debug_registers(vcpu) : error;
+}
+
+int state_store_all(struct assist_vcpu *vcpu)
+{
+    int error = state_store(vcpu);
+
+    if (error == 0) {
+        error = store_fpu(vcpu);
+    }
+    if (error == 0) {
+        store_msrs(vcpu);
+        error = store_debug_registers(vcpu);
+    }
+    return error;
+}

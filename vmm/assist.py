@@ -1,0 +1,179 @@
+"""The software CPU beside KVM: whether it is used, and its handle.
+
+On a host without hardware virtualization KVM interprets ring 0 slowly, and refuses instructions that every firmware
+uses. There, `Assist` executes the guest's instructions in Unicorn's x86 engine on the guest's own RAM, while KVM keeps
+being the machine around the CPU: interrupt controllers, timers, HLT, INIT and SIPI.
+
+``vmm._assist``, the module with the engine in it, is imported when a machine uses it and never else. It is the only
+part of vmm that is linked with Unicorn (GPL version 2).
+"""
+
+import mmap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vmm._native import ffi, lib
+from vmm.errors import HostError, KvmError
+from vmm.kvm import Kvm
+from vmm.machine_options import AssistMode
+
+CPUINFO = Path("/proc/cpuinfo")
+
+INTERPRETED_BELOW = 50_000_000
+"""Instructions a second. Hardware runs the probe's loop at 10^9 or so, the kernel's emulator at 2 * 10^6."""
+
+_PROBE_ITERATIONS = 8192
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Is the software CPU used, and why (one clause, for people)."""
+
+    use: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What ran where, summed over the vCPUs.
+
+    Attributes:
+        instructions: executed by the engine; counted by translated blocks, so an instruction that faults counts for
+            the rest of its block too. Typically exact to 1 in 1000.
+        kvm_steps: single instructions that KVM executed, because they reach its chips.
+        interrupts: interrupts delivered by KVM.
+        halts: HLT instructions, for which KVM waits.
+        swaps: how often the engine went from one vCPU to another.
+        invalidations: how often a device's write or a change of the memory map dropped translated code.
+        translations_flushed: how often all translated code was dropped because its buffer was full.
+    """
+
+    instructions: int
+    kvm_steps: int
+    interrupts: int
+    halts: int
+    swaps: int
+    invalidations: int
+    translations_flushed: int
+
+
+def has_hardware_virtualization() -> bool:
+    """Does the host's CPU have VMX or SVM, as ``/proc/cpuinfo`` says?"""
+    try:
+        text = CPUINFO.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return not {"vmx", "svm"}.isdisjoint(line.split())
+    return True
+
+
+def ring0_speed(kvm: Kvm) -> float:
+    """Instructions a second that KVM executes in ring 0, measured for a few milliseconds on a guest of its own.
+
+    Raises:
+        KvmError: KVM refuses to make or run that guest.
+    """
+    code = b"\xb9" + _PROBE_ITERATIONS.to_bytes(2, "little") + b"\xe2\xfe\xf4"  # mov cx, n; loop $; hlt
+    with mmap.mmap(-1, mmap.PAGESIZE) as memory, kvm.create_vm() as vm:
+        memory[: len(code)] = code
+        vm.set_user_memory_region(0, 0, len(memory), memory)
+        with vm.create_vcpu(0) as vcpu:
+            sregs = vcpu.get_sregs()
+            sregs.cs.base = sregs.cs.selector = 0
+            vcpu.set_sregs(sregs)
+            regs = vcpu.get_regs()
+            regs.rip, regs.rflags = 0, 2
+            vcpu.set_regs(regs)
+            began = time.perf_counter()
+            vcpu.run_once()
+            return _PROBE_ITERATIONS / max(time.perf_counter() - began, 1e-9)
+
+
+def decide(mode: AssistMode, kvm: Kvm) -> Decision:
+    """Will the software CPU run this machine's vCPUs on this host?"""
+    if mode is AssistMode.OFF:
+        return Decision(use=False, why="switched off")
+    if mode is AssistMode.ON:
+        return Decision(use=True, why="switched on")
+    if has_hardware_virtualization():
+        return Decision(use=False, why="the CPU has hardware virtualization")
+    speed = ring0_speed(kvm)
+    if speed >= INTERPRETED_BELOW:
+        return Decision(use=False, why=f"KVM runs {speed / 1e6:.0f} million instructions/s in ring 0")
+    return Decision(
+        use=True,
+        why=f"no hardware virtualization: KVM interprets {speed / 1e6:.1f} million instructions/s in ring 0",
+    )
+
+
+def load() -> ModuleType:
+    """Import ``vmm._assist`` and check that it works.
+
+    Raises:
+        HostError: the module was not built, cannot be loaded, or is not the engine that it was written for.
+    """
+    remedy = "run scripts/setup, which builds it, or use --assist off"
+    try:
+        from vmm import _assist  # noqa: PLC0415 - loaded by those machines alone that use it
+    except ImportError as error:
+        raise HostError(f"the software CPU (vmm._assist) cannot be loaded: {error}; {remedy}") from error
+    problem = _assist.lib.assist_self_test()
+    if problem != _assist.ffi.NULL:
+        raise HostError(f"{_assist.ffi.string(problem).decode('ascii')}; {remedy}")
+    module: ModuleType = _assist
+    return module
+
+
+class Assist:
+    """The software CPU of one machine; a handle of C's ``struct assist``.
+
+    Args:
+        core: the machine's ``struct vmm_vm``, which outlives this object.
+
+    Raises:
+        HostError: see `load`; or there is no memory for it.
+    """
+
+    def __init__(self, core: Any) -> None:
+        module = load()
+        self._ffi, self._lib = module.ffi, module.lib
+        native = self._pointer("struct vmm_core *", ffi.addressof(lib.vmm_core))
+        self._handle = self._lib.assist_new(self._pointer("struct vmm_vm *", core), native)
+        if self._handle == self._ffi.NULL:
+            raise HostError("no memory for the software CPU: it needs 256 MiB of address space")
+
+    def close(self) -> None:
+        """Give the engine back. No vCPU may be running; may be called twice."""
+        handle, self._handle = self._handle, self._ffi.NULL
+        if handle != self._ffi.NULL:
+            self._lib.assist_free(handle)
+
+    def add_vcpu(self, core_vcpu: Any) -> None:
+        """Let the engine run this vCPU (a ``struct vmm_vcpu``), whose CPUID is set already.
+
+        Raises:
+            KvmError: KVM does not give the vCPU's CPUID or TSC offset.
+        """
+        error = -self._lib.assist_add_vcpu(self._handle, self._pointer("struct vmm_vcpu *", core_vcpu))
+        if error:
+            raise KvmError(f"the software CPU cannot take over a vCPU: errno {error}", error)
+
+    def run(self, core_vcpu: Any) -> int:
+        """Run on this thread until the guest or a stop ends it, like ``vmm_vcpu_run``; returns ``end.outcome``."""
+        outcome: int = self._lib.assist_vcpu_run(self._pointer("struct vmm_vcpu *", core_vcpu))
+        return outcome
+
+    def counters(self) -> Counters:
+        """What ran where until now; may be called while vCPUs run."""
+        counters = self._ffi.new("struct assist_counters *")
+        self._lib.assist_read_counters(self._handle, counters)
+        return Counters(**{name: int(getattr(counters, name)) for name in Counters.__dataclass_fields__})
+
+    def _pointer(self, kind: str, native: Any) -> Any:
+        """Return a pointer of the other module's as this one's: the two share memory, not types."""
+        return self._ffi.cast(kind, int(ffi.cast("uintptr_t", native)))
