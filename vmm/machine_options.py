@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from uuid import UUID
 
 from vmm import options
 from vmm.errors import ConfigError
@@ -17,6 +16,7 @@ from vmm.firmware import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from uuid import UUID
 
     from vmm.firmware import FirmwareImages
 
@@ -273,6 +273,8 @@ def parse_uuid(value: UUID | str | None) -> UUID | None:
     """
     if not isinstance(value, str):
         return value
+    from uuid import UUID  # noqa: PLC0415  # loads `platform`, for one option
+
     try:
         return UUID(value)
     except ValueError:

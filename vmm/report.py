@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +129,8 @@ def _exits(machine: Machine) -> Report:
 
 def text(report: Report) -> str:
     """Return the report for a person: about ten lines."""
+    import textwrap  # noqa: PLC0415  # 2 ms that --quiet need not spend
+
     lines: list[str] = []
     for label, value in _rows(report):
         body = textwrap.wrap(value, WIDTH - 16, break_long_words=False, break_on_hyphens=False) or [""]

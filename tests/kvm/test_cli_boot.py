@@ -203,7 +203,7 @@ def test_bad_input_is_one_line(arguments: list[str], complaint: str) -> None:
 def test_names_outside_opt_are_warned_about_and_ours_are_taken() -> None:
     run = vmm("boot", "probe", "-fw_cfg", "org.example,string=1")
     assert run.returncode == 0
-    assert run.stderr.startswith("vmm: fw_cfg file org.example: names for users begin with opt/")
+    assert run.stderr.startswith("fw_cfg file org.example: names for users begin with opt/")
     run = vmm("boot", "probe", "-fw_cfg", "etc/e820,string=1")
     assert run.returncode == 2
     assert run.stderr.endswith("vmm: fw_cfg file etc/e820: the name is taken\n")

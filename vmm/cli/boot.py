@@ -78,12 +78,9 @@ def run(words: list[str]) -> int:
     _refuse_two_on_stdout(arguments, config)
     with _json_output(arguments.json) as json_output:
         # Slow to load: what is wrong so far is said without it.
-        import logging  # noqa: PLC0415
-
         from vmm import report as reports  # noqa: PLC0415
         from vmm.machine import Machine  # noqa: PLC0415
 
-        logging.basicConfig(format="vmm: %(message)s", level=logging.ERROR if arguments.quiet else logging.WARNING)
         if not arguments.quiet:
             for note in config.firmware.notes:
                 say(f"vmm: {note}")

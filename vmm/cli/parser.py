@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import NoReturn
 
 from vmm.errors import ConfigError
+
+MAX_HELP_WIDTH = 100
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for each option that is added, and without a width each asks shutil, which is slow to load.
+    try:
+        columns = os.get_terminal_size().columns
+    except (OSError, ValueError):
+        columns = MAX_HELP_WIDTH
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=min(columns - 2, MAX_HELP_WIDTH))
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             usage=f"vmm {command} {usage}",
             description=description,
             epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_formatter,
             allow_abbrev=False,
         )
 

@@ -12,7 +12,6 @@ Source: docs/specs/fw_cfg.rst in QEMU's tree; keys from
 include/standard-headers/linux/qemu_fw_cfg.h there.
 """
 
-import logging
 import mmap
 import struct
 from collections.abc import Callable
@@ -26,8 +25,6 @@ from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vmm.bus import Bus
-
-log = logging.getLogger(__name__)
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 """What an item's contents may come in; used in place unless the item is writable."""
@@ -235,6 +232,9 @@ class FwCfg:
             ConfigError: as `add_file`.
         """
         if not name.startswith("opt/"):
+            import logging  # noqa: PLC0415  # takes longer to load than a small guest to run
+
+            log = logging.getLogger(__name__)
             log.warning("fw_cfg file %s: names for users begin with opt/ (docs/specs/fw_cfg.rst)", name)
         self.add_file(name, data)
 

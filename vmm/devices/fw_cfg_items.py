@@ -10,9 +10,12 @@ hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from vmm.devices.fw_cfg import Buffer, FwCfg, Key
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 SYSTEM_STATES = bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80))
 """etc/system-states: byte x is Sx, bit 7 says that it is there, low bits are its SLP_TYP. Here S0 and S5."""
@@ -39,7 +42,7 @@ class PcItems:
     """One more than the highest APIC id that a CPU may have: what key 0x0f really is."""
     e820: bytes
     """Records of 20 bytes: u64 base, u64 length, u32 type."""
-    uuid: UUID | None = None
+    uuid: "UUID | None" = None
     numa_nodes: Sequence[int] = ()
     """RAM of each node; CPUs all belong to node 0."""
     graphics: bool = False
