@@ -121,8 +121,8 @@ bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
     vcpu->run->immediate_exit = 0;
     pthread_mutex_unlock(&vcpu->thread_lock);
     vcpu->end = (struct vcpu_end){.outcome = VCPU_STOPPED};
-    if (vcpu->index == 0 && __atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) == 0) {
-        __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
+    if (vcpu->index == 0) {
+        vmm_vcpu_note_start(vcpu);
     }
     return !stop_requested(vcpu);
 }
@@ -164,12 +164,19 @@ static void set_single_step(struct vmm_vcpu *vcpu, bool on)
     vcpu->start_watched = on;
 }
 
+void vmm_vcpu_note_start(struct vmm_vcpu *vcpu)
+{
+    if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) == 0) {
+        __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
+    }
+}
+
 static void note_start(struct vmm_vcpu *vcpu)
 {
     if (vcpu->start_watched) {
         set_single_step(vcpu, false);
     }
-    __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
+    vmm_vcpu_note_start(vcpu);
 }
 
 /*
@@ -304,4 +311,5 @@ const struct vmm_core vmm_core = {
     .port_access = vmm_port_access,
     .mmio_access = vmm_mmio_access,
     .serve_exit = vmm_vcpu_serve_exit,
+    .note_start = vmm_vcpu_note_start,
 };

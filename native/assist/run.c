@@ -125,6 +125,7 @@ static bool take_back(struct assist_vcpu *vcpu)
         vcpu->halted = false;
         return true;
     }
+    vcpu->assist->core->note_start(vcpu->core);
     error = state_load(vcpu);
     if (error != 0) {
         return end_with_errno(vcpu, error);

@@ -96,6 +96,9 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
 /* After KVM_RUN returned `result`: serve the exit. True: go on; false: vcpu->end says why not. */
 bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result);
 
+/* The vCPU is about to execute its first instruction, if it never did before. */
+void vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
+
 /* The above, for a module that is linked separately. */
 struct vmm_core {
     bool (*enter)(struct vmm_vcpu *vcpu);
@@ -103,6 +106,7 @@ struct vmm_core {
     void (*port_access)(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write);
     void (*mmio_access)(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write);
     bool (*serve_exit)(struct vmm_vcpu *vcpu, int result);
+    void (*note_start)(struct vmm_vcpu *vcpu);
 };
 
 extern const struct vmm_core vmm_core;
