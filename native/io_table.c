@@ -40,6 +40,7 @@ int io_table_add(struct io_table *table, uint64_t first, uint64_t last, io_handl
     memmove(&table->ranges[at + 1], &table->ranges[at], (table->count - at) * sizeof(table->ranges[0]));
     table->ranges[at] = (struct io_range){.first = first, .last = last, .handler = handler, .opaque = opaque};
     table->count++;
+    table->recent = 0;
     return 0;
 }
 
@@ -51,6 +52,7 @@ int io_table_remove(struct io_table *table, uint64_t first)
         return -ENOENT;
     }
     table->count--;
+    table->recent = 0;
     memmove(&table->ranges[at], &table->ranges[at + 1], (table->count - at) * sizeof(table->ranges[0]));
     return 0;
 }
@@ -112,12 +114,20 @@ static void access_by_bytes(struct io_table *table, const struct io_access *whol
 void io_table_access(struct io_table *table, struct io_access *access)
 {
     uint64_t last = access->address + (access->size - 1);
-    uint32_t at = first_ending_at(table, access->address);
-    struct io_range *range = at < table->count ? &table->ranges[at] : NULL;
+    uint32_t at = table->recent;
+    struct io_range *range = &table->ranges[at];
 
+    /* Guests ask one device many times in a row. */
+    if (at < table->count && range->first <= access->address && access->address <= last && last <= range->last) {
+        access_range(range, access);
+        return;
+    }
+    at = first_ending_at(table, access->address);
+    range = at < table->count ? &table->ranges[at] : NULL;
     if (range == NULL || range->first > last) {
         access_unassigned(table, access);
     } else if (range->first <= access->address && last <= range->last) {
+        table->recent = at;
         access_range(range, access);
     } else {
         access_by_bytes(table, access);

@@ -134,15 +134,27 @@ void vmm_vcpu_leave(struct vmm_vcpu *vcpu)
     pthread_mutex_unlock(&vcpu->thread_lock);
 }
 
+static void serve_access(struct vmm_vcpu *vcpu, struct io_table *table, struct io_access *access)
+{
+    pthread_mutex_lock(&vcpu->vm->io_lock);
+    io_table_access(table, access);
+    pthread_mutex_unlock(&vcpu->vm->io_lock);
+}
+
 void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write)
 {
     struct io_access access = {
         .address = port, .data = data, .size = size, .count = count, .vcpu = vcpu->index, .is_write = is_write,
     };
+    uint64_t began;
 
-    pthread_mutex_lock(&vcpu->vm->io_lock);
-    io_table_access(&vcpu->vm->ports, &access);
-    pthread_mutex_unlock(&vcpu->vm->io_lock);
+    if (__builtin_expect(vcpu->times == NULL, 1)) {
+        serve_access(vcpu, &vcpu->vm->ports, &access);
+        return;
+    }
+    began = now_ns();
+    serve_access(vcpu, &vcpu->vm->ports, &access);
+    exit_times_add(vcpu->times, EXIT_TIMES_PORT, port, is_write, now_ns() - began);
 }
 
 void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write)
@@ -150,10 +162,15 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
     struct io_access access = {
         .address = gpa, .data = data, .size = size, .count = 1, .vcpu = vcpu->index, .is_write = is_write,
     };
+    uint64_t began;
 
-    pthread_mutex_lock(&vcpu->vm->io_lock);
-    io_table_access(&vcpu->vm->mmio, &access);
-    pthread_mutex_unlock(&vcpu->vm->io_lock);
+    if (__builtin_expect(vcpu->times == NULL, 1)) {
+        serve_access(vcpu, &vcpu->vm->mmio, &access);
+        return;
+    }
+    began = now_ns();
+    serve_access(vcpu, &vcpu->vm->mmio, &access);
+    exit_times_add(vcpu->times, EXIT_TIMES_MMIO, gpa & ~(uint64_t)0xfff, is_write, now_ns() - began);
 }
 
 static void set_single_step(struct vmm_vcpu *vcpu, bool on)
@@ -228,7 +245,13 @@ static bool end_with_internal_error(struct vmm_vcpu *vcpu)
     return end_run(vcpu, VCPU_EMULATION_FAILURE, run->internal.suberror);
 }
 
-bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
+static void count(uint64_t *counter)
+{
+    /* One writer, the vCPU's thread: a locked addition would be a tenth of what serving a port costs. */
+    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
+}
+
+static bool serve_exit(struct vmm_vcpu *vcpu, int result)
 {
     struct kvm_run *run = vcpu->run;
     uint32_t reason;
@@ -242,12 +265,12 @@ bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
         if (error == EAGAIN) {
             watch_for_start(vcpu);
         } else {
-            __atomic_fetch_add(&vcpu->interrupted, 1, __ATOMIC_RELAXED);
+            count(&vcpu->interrupted);
         }
         return !stop_requested(vcpu);
     }
     reason = run->exit_reason < VCPU_EXIT_REASONS ? run->exit_reason : VCPU_EXIT_REASONS - 1;
-    __atomic_fetch_add(&vcpu->exits[reason], 1, __ATOMIC_RELAXED);
+    count(&vcpu->exits[reason]);
     if (vcpu->start_watched) {
         note_start(vcpu);
         if (run->exit_reason == KVM_EXIT_DEBUG) {
@@ -279,6 +302,20 @@ bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
         return end_run(vcpu, VCPU_UNSUPPORTED, run->exit_reason);
     }
     return !stop_requested(vcpu);
+}
+
+bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
+{
+    uint64_t began;
+    bool go_on;
+
+    if (__builtin_expect(vcpu->times == NULL || result != 0, 1)) {
+        return serve_exit(vcpu, result);
+    }
+    began = now_ns();
+    go_on = serve_exit(vcpu, result);
+    exit_times_add(vcpu->times, EXIT_TIMES_REASON, vcpu->run->exit_reason, false, now_ns() - began);
+    return go_on;
 }
 
 /*

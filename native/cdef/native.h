@@ -2,6 +2,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/exit_times.h"
 #include "vmm/fw_cfg.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"

@@ -38,6 +38,7 @@ struct io_range {
 
 struct io_table {
     uint32_t count;
+    uint32_t recent; /* index of the range that answered last; a hint */
     struct io_range ranges[IO_TABLE_MAX_RANGES]; /* sorted by first, disjoint */
     uint64_t unassigned_reads;
     uint64_t unassigned_writes;

@@ -12,6 +12,7 @@
 #include <linux/kvm.h>
 #include <pthread.h>
 
+#include "vmm/exit_times.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 
@@ -62,6 +63,7 @@ struct vmm_vcpu {
     uint64_t interrupted;              /* KVM_RUN ended by a signal */
     uint64_t started_ns;               /* CLOCK_MONOTONIC when it first left the wait-for-SIPI state; 0 before */
     bool start_watched; /* a single step is armed that shows an AP's first instruction */
+    struct exit_times *times; /* NULL: nobody asked; set while the vCPU does not run */
     pthread_mutex_t thread_lock;
     pthread_t thread;
     bool running;
