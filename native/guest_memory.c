@@ -184,21 +184,14 @@ bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint
     return true;
 }
 
-bool guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value)
+void guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value)
 {
     uint64_t span = sizeof(value);
     uint8_t *to = guest_memory_span(memory, gpa, &span, true);
 
-    if (to == NULL) {
-        return false;
-    }
-    if (span < sizeof(value)) {
-        uint64_t rest = sizeof(value) - span;
-
-        if (gpa + span < gpa || guest_memory_span(memory, gpa + span, &rest, true) == NULL) {
-            return false;
-        }
-        return guest_memory_write(memory, gpa, &value, sizeof(value)) == sizeof(value);
+    if (to == NULL || span < sizeof(value)) {
+        guest_memory_scatter(memory, gpa, &value, sizeof(value));
+        return;
     }
     if ((uintptr_t)to % sizeof(value) == 0) {
         __atomic_store_n((uint32_t *)(void *)to, value, __ATOMIC_RELEASE);
@@ -210,5 +203,4 @@ bool guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint3
     if (memory->written != NULL) {
         memory->written(memory->opaque, gpa, sizeof(value));
     }
-    return true;
 }

@@ -88,20 +88,36 @@ static void access_range(struct io_range *range, struct io_access *access)
     range->handler(range->opaque, access);
 }
 
-static void access_by_bytes(struct io_table *table, const struct io_access *whole)
+/* The largest naturally aligned part of [address, address + size) that all belongs to *owner: a range, or nobody. */
+static uint32_t piece_size(struct io_table *table, uint64_t address, uint32_t size, struct io_range **owner)
+{
+    uint32_t at = first_ending_at(table, address);
+    struct io_range *next = at < table->count ? &table->ranges[at] : NULL;
+    uint64_t last = next == NULL ? UINT64_MAX : next->first <= address ? next->last : next->first - 1;
+    uint32_t piece = 1;
+
+    *owner = range_at(table, address);
+    while (piece * 2 <= size && address % (piece * 2) == 0 && piece * 2 - 1 <= last - address) {
+        piece *= 2;
+    }
+    return piece;
+}
+
+static void access_by_pieces(struct io_table *table, const struct io_access *whole)
 {
     for (uint32_t element = 0; element < whole->count; element++) {
-        for (uint32_t byte = 0; byte < whole->size; byte++) {
+        for (uint32_t done = 0, size; done < whole->size; done += size) {
+            struct io_range *range;
             struct io_access part = {
-                .address = whole->address + byte,
-                .data = whole->data + (size_t)element * whole->size + byte,
-                .size = 1,
+                .address = whole->address + done,
+                .data = whole->data + (size_t)element * whole->size + done,
                 .count = 1,
                 .vcpu = whole->vcpu,
                 .is_write = whole->is_write,
             };
-            struct io_range *range = range_at(table, part.address);
 
+            size = piece_size(table, part.address, whole->size - done, &range);
+            part.size = size;
             if (range == NULL) {
                 access_unassigned(table, &part);
             } else {
@@ -130,6 +146,6 @@ void io_table_access(struct io_table *table, struct io_access *access)
         table->recent = at;
         access_range(range, access);
     } else {
-        access_by_bytes(table, access);
+        access_by_pieces(table, access);
     }
 }

@@ -129,5 +129,5 @@ def _numa(items: PcItems) -> bytes:
 
 def _hpet(address: int) -> bytes:
     """One event timer block: u32 block id, u64 address, u16 minimum tick, u8 page protection."""
-    block = struct.pack("<IQHB", 0x8086A201, address, 100, 0)
+    block = struct.pack("<IQHB", 0x8086A201, address, 0, 0)
     return (b"\1" + block).ljust(HPET_SIZE, b"\0")

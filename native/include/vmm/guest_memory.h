@@ -67,7 +67,7 @@ uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, c
 /* Whether every byte of a range can be read. */
 bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length);
 
-/* One 32-bit store (two byte-wise parts only across regions): all four bytes, or none and false. */
-bool guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value);
+/* One 32-bit store, or byte by byte what of it is writable memory, if that isn't all in one region. */
+void guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value);
 
 #endif

@@ -4,8 +4,9 @@
  * exits and for the software CPU.
  *
  * An access goes to the one range that contains all of it. One that touches
- * several ranges is split into bytes; bytes that nobody owns read as all-ones
- * and swallow writes, as on a PC's bus.
+ * several ranges is split into naturally aligned pieces, each of one range or
+ * of none; what nobody owns reads as all-ones and swallows writes, as on a
+ * PC's bus.
  */
 #ifndef VMM_IO_TABLE_H
 #define VMM_IO_TABLE_H
