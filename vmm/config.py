@@ -17,6 +17,7 @@ from vmm.interface_choice import InterfaceChoice, check_options, choose
 from vmm.machine_options import (
     MAX_CPUS,
     AssistMode,
+    Dispatch,
     FwCfgItem,
     FwCtlItem,
     Interface,
@@ -70,6 +71,9 @@ class MachineConfig:
     e820: tuple[str, ...] = ()
     """What stood behind each ``-e820``."""
     assist: AssistMode = AssistMode.AUTO
+    dispatch: Dispatch = Dispatch.C
+    exit_times: bool = False
+    """Time every exit and device access; `vmm.exit_times` is what comes of it."""
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
 
@@ -142,6 +146,8 @@ class MachineConfig:
         smbios: Iterable[str] = (),
         e820: Iterable[str] = (),
         assist: AssistMode | str = AssistMode.AUTO,
+        dispatch: Dispatch | str = Dispatch.C,
+        exit_times: bool = False,
         trace: str | Path | None = None,
     ) -> MachineConfig:
         """Return the machine that these words describe.
@@ -171,6 +177,8 @@ class MachineConfig:
             smbios: ``-smbios`` texts.
             e820: ``-e820`` texts.
             assist: ``auto``, ``off`` or ``on``.
+            dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
+            exit_times: time every exit and device access.
             trace: path of the access log, "-" for stderr.
 
         Raises:
@@ -206,6 +214,8 @@ class MachineConfig:
             smbios=tuple(smbios),
             e820=tuple(e820),
             assist=parse_choice(AssistMode, assist, "--assist"),
+            dispatch=parse_choice(Dispatch, dispatch, "--dispatch"),
+            exit_times=exit_times,
             trace=None if trace is None else str(trace),
         )
 
@@ -219,6 +229,7 @@ def _fw_cfg_item(name: str, value: bytes | str | Path) -> FwCfgItem:
 __all__ = [
     "AssistMode",
     "BootOptions",
+    "Dispatch",
     "FirmwareImages",
     "FirmwareKind",
     "FwCfgItem",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vmm import assist, cpu, failure, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.config import Interface, MachineConfig, Target
+from vmm.config import Dispatch, Interface, MachineConfig, Target
 from vmm.console import Stream, Watcher, compile_pattern
 from vmm.errors import ConfigError, DeviceError, KvmError
 from vmm.kvm import Kvm, Vcpu
@@ -32,6 +32,7 @@ from vmm.platform import Parts, builder
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
+    from vmm.exit_times import ExitTimes
 
 POLL_SECONDS = 0.004
 """How often the waiting thread looks at the consoles: much shorter than what a person notices."""
@@ -149,7 +150,7 @@ class Machine:
         self.fwctl: Fwctl | None = None
         if self.interface is Interface.QEMU:
             self.fw_cfg = interface.build_fw_cfg(self.config, self.memory, self._core, self._device_failed)
-            self.fw_cfg.attach(self.ports)
+            self.fw_cfg.attach(self.ports, in_python=self.config.dispatch is Dispatch.PYTHON)
         else:
             self.fwctl = interface.build_fwctl(self.config)
             self.fwctl.attach(self.ports)
@@ -163,6 +164,9 @@ class Machine:
             cpu.reset_vcpu(vcpu, index)
             core = lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index)
             self._closers.callback(lib.vmm_vcpu_free, core)
+            if self.config.exit_times:
+                core.times = lib.exit_times_new()
+                self._closers.callback(lib.exit_times_free, core.times)
             if self.assist is not None:
                 self.assist.add_vcpu(core)
             self.vcpus.append(vcpu)
@@ -243,6 +247,14 @@ class Machine:
         }
         counts["interrupted by a signal"] = sum(core.interrupted for core in self._core_vcpus)
         return {name: count for name, count in counts.items() if count}
+
+    def exit_times(self) -> "list[ExitTimes]":
+        """How long this program took for each exit reason, port and MMIO page; empty unless asked for in the config."""
+        if not self.config.exit_times:
+            return []
+        from vmm.exit_times import collect  # noqa: PLC0415  # few runs ask
+
+        return collect([core.times for core in self._core_vcpus])
 
     @property
     def timeline(self) -> list[TimelineEvent]:

@@ -62,6 +62,14 @@ class AssistMode(StrEnum):
     ON = "on"
 
 
+class Dispatch(StrEnum):
+    """Which half of this program answers fw_cfg's ports."""
+
+    C = "c"
+    PYTHON = "python"
+    """Only to show what that costs: the same items, no access log."""
+
+
 class TargetKind(StrEnum):
     """Where a character device's output goes."""
 

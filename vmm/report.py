@@ -124,6 +124,7 @@ def _exits(machine: Machine) -> Report:
             for area in sorted(ports, key=lambda area: -(area.reads + area.writes))
             if area.reads or area.writes
         ],
+        "times": [times.summary() for times in machine.exit_times()],
     }
 
 

@@ -98,6 +98,17 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="the software CPU for hosts whose KVM interprets ring 0: auto (default: only there), off, on",
     )
+    host.add_argument(
+        "--dispatch",
+        metavar="c|python",
+        default="c",
+        help="who answers fw_cfg's ports: c (default), or python to see what that costs (vmm bench does)",
+    )
+    host.add_argument(
+        "--exit-times",
+        action="store_true",
+        help="time every exit and device access; --json has the histograms",
+    )
 
 
 def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
@@ -139,6 +150,8 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         serial=arguments.serial or "stdio",
         debugcon=arguments.debugcon or ("none" if images.kind is FirmwareKind.SEABIOS else "stdio"),
         assist=arguments.assist,
+        dispatch=arguments.dispatch,
+        exit_times=arguments.exit_times,
         **more,
     )
 

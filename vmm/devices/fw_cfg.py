@@ -25,6 +25,7 @@ from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vmm.bus import Bus
+    from vmm.devices.fw_cfg_python import PythonFwCfg
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 """What an item's contents may come in; used in place unless the item is writable."""
@@ -174,6 +175,7 @@ class FwCfg:
         self._items: dict[int, _Item] = {}
         self._files: dict[str, _Item] = {}
         self._tables: tuple[Any, Any] | None = None
+        self._python: PythonFwCfg | None = None
         self.failure: Exception | None = None
         self.add_item(Key.SIGNATURE, b"QEMU")
         self.add_item(Key.ID, struct.pack("<I", 3 if dma else 1))
@@ -253,12 +255,22 @@ class FwCfg:
         self._tables = generic, arch
         lib.fw_cfg_publish(self._native, generic, len(generic), arch, len(arch))
 
-    def attach(self, ports: "Bus") -> None:
+    def attach(self, ports: "Bus", *, in_python: bool = False) -> None:
         """Answer ports 0x510-0x51b.
+
+        Args:
+            ports: the machine's port bus.
+            in_python: by `vmm.devices.fw_cfg_python` instead of C, to show what that costs; no access log then.
 
         Raises:
             ConfigError: another device has some of them, such as fwctl.
         """
+        if in_python:
+            from vmm.devices.fw_cfg_python import PythonFwCfg  # noqa: PLC0415  # only benchmarks want it
+
+            self._python = PythonFwCfg(self, self._core, dma=self._native.dma)
+            ports.add(lib.FW_CFG_PORT_FIRST, lib.FW_CFG_PORT_LAST, self._python, "fw_cfg")
+            return
         handler = ffi.addressof(lib, "fw_cfg_access")
         ports.add_native(lib.FW_CFG_PORT_FIRST, lib.FW_CFG_PORT_LAST, handler, self._native, "fw_cfg")
 
@@ -298,6 +310,8 @@ class FwCfg:
         lib.vmm_io_lock(self._core)
         try:
             lib.fw_cfg_reset(self._native)
+            if self._python is not None:
+                self._python.reset()
             for item in self._items.values():
                 if item.initial is not None and item.key != Key.FILE_DIR:
                     ffi.buffer(item.contents)[:] = item.initial
@@ -330,6 +344,18 @@ class FwCfg:
             KeyError: there is no such file.
         """
         return self._files[name].key
+
+    def row(self, key: int) -> Any:
+        """The published ``struct fw_cfg_item`` that a guest selects with ``key``; None for a key beyond the table."""
+        if self._tables is None:
+            raise RuntimeError("the items are not published yet")
+        table = self._tables[bool(key & ARCH_LOCAL)]
+        index = key & INDEX_MASK
+        return table[index] if index < len(table) else None
+
+    def notify(self, event: int, key: int, offset: int, length: int) -> None:
+        """Tell an item's owner what the guest did to it: FW_CFG_EVENT_SELECT or FW_CFG_EVENT_WRITE."""
+        self._event(event, key, offset, length)
 
     def name_of(self, key: int) -> str:
         """An item's name for people; a key that names nothing is shown in hexadecimal."""
