@@ -1,0 +1,91 @@
+"""The devices, seen by one guest on QEMU's machines and on ours."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmm import firmware, guests, layout
+from vmm.devices.hpet import Hpet
+from vmm.outcome import Reason
+
+GUEST = "conformance-devices"
+VARIABLES = b"\xff" * 0x84000
+SECTOR = 0x1000
+
+with_both_boards = pytest.mark.parametrize("board", ["pc", "q35"])
+
+
+def results(text: str) -> dict[str, str]:
+    """Result by name of each case of a whole TAP stream; skipped ones have the reason."""
+    lines = text.splitlines()
+    cases = [match.groups() for line in lines if (match := re.fullmatch(r"(ok|not ok) \d+ - (.*)", line))]
+    assert f"1..{len(cases)}" in lines, text
+    assert all(result == "ok" for result, _ in cases), text
+    parts = [name.partition(" # SKIP ") for _, name in cases]
+    return {name: why if skip else "ok" for name, skip, why in parts}
+
+
+@pytest.fixture
+def flash_options(tmp_path: Path) -> list[str]:
+    """Both chips as QEMU's pflash drives; the second is the writable one."""
+    variables = tmp_path / "variables.fd"
+    variables.write_bytes(VARIABLES)
+    return [
+        "-drive",
+        f"if=pflash,unit=0,format=raw,readonly=on,file={guests.path(GUEST)}",
+        "-drive",
+        f"if=pflash,unit=1,format=raw,file={variables}",
+    ]
+
+
+@with_both_boards
+def test_on_qemu(qemu: Callable[..., str], flash_options: list[str], board: str) -> None:
+    options = ["-serial", "null", "-global", "hpet.msi=on", *flash_options]
+    seen = results(qemu(guests.path(GUEST), *options, machine=board))
+    assert {name for name, result in seen.items() if result != "ok"} <= {"ECAM"}
+
+
+@pytest.mark.needs_kvm
+@pytest.mark.hw
+@with_both_boards
+def test_on_ours(vmm_machine: Callable[..., Any], tmp_path: Path, board: str) -> None:
+    variables = tmp_path / "variables.fd"
+    variables.write_bytes(VARIABLES)
+    store = firmware.VariableStore(variables, VARIABLES, persist=True)
+    images = replace(firmware.load(guests.path(GUEST)), variables=store)
+    machine = vmm_machine(images, machine=board, assist="off")
+    # These boards have none; this is the device with the in-kernel IOAPIC and LAPIC behind it.
+    hpet = Hpet(machine.vm.irq_line, machine.vm.signal_msi, machine.platform.timers)
+    machine.mmio.add(layout.HPET.start, layout.HPET.stop - 1, hpet, "HPET")
+    outcome = machine.run(deadline=120)
+    seen = results(machine.debugcon.text())
+    assert outcome.reason is Reason.POWER_OFF
+    assert {name for name, result in seen.items() if result != "ok"} <= {"ECAM"}
+    assert machine.platform.flash.programs == 256 + 4
+    assert machine.serial.text() == "."
+
+
+@pytest.mark.needs_kvm
+def test_what_the_guest_programs_is_in_the_file(vmm_machine: Callable[..., Any], tmp_path: Path) -> None:
+    variables = tmp_path / "variables.fd"
+    contents = bytes(SECTOR) * (len(VARIABLES) // SECTOR)
+    variables.write_bytes(contents)
+    store = firmware.VariableStore(variables, contents, persist=True)
+    images = replace(firmware.load(guests.path(GUEST)), variables=store)
+    machine = vmm_machine(images, assist="off")
+    assert machine.run(deadline=120).reached
+    # While the machine still stands: nothing waits for a clean end to be written.
+    assert variables.read_bytes() == contents[:-SECTOR] + b"\xff" * SECTOR
+
+
+@pytest.mark.needs_kvm
+@with_both_boards
+def test_ours_runs_the_cases_that_qemu_runs(qemu: Callable[..., str], ours: Callable[..., str], board: str) -> None:
+    absent_here = {"HPET"}
+    mine = results(ours(GUEST, machine=board))
+    theirs = results(qemu(guests.path(GUEST), "-serial", "null", machine=board))
+    assert [name for name in mine if name not in absent_here] == [name for name in theirs if "HPET" not in name]
