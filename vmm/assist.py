@@ -10,6 +10,7 @@ part of vmm that is linked with Unicorn (GPL version 2).
 
 import mmap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from typing import Any
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
-from vmm.kvm import Kvm
+from vmm.kvm import CpuidEntry, Kvm
 from vmm.machine_options import AssistMode
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -153,13 +154,18 @@ class Assist:
         if handle != self._ffi.NULL:
             self._lib.assist_free(handle)
 
-    def add_vcpu(self, core_vcpu: Any) -> None:
-        """Let the engine run this vCPU (a ``struct vmm_vcpu``), whose CPUID is set already.
+    def add_vcpu(self, core_vcpu: Any, cpuid: Sequence[CpuidEntry]) -> None:
+        """Let the engine run this vCPU (a ``struct vmm_vcpu``), whose guest finds ``cpuid``.
 
         Raises:
-            KvmError: KVM does not give the vCPU's CPUID or TSC offset.
+            KvmError: there is no room for another vCPU, or no TSC offset to be had from KVM.
         """
-        error = -self._lib.assist_add_vcpu(self._handle, self._pointer("struct vmm_vcpu *", core_vcpu))
+        leaves = self._ffi.new("struct assist_cpuid_leaf[]", len(cpuid))
+        for leaf, entry in zip(leaves, cpuid, strict=True):
+            leaf.function, leaf.subleaf, leaf.indexed = entry.function, entry.subleaf, entry.indexed
+            leaf.eax, leaf.ebx, leaf.ecx, leaf.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+        vcpu = self._pointer("struct vmm_vcpu *", core_vcpu)
+        error = -self._lib.assist_add_vcpu(self._handle, vcpu, leaves, len(cpuid))
         if error:
             raise KvmError(f"the software CPU cannot take over a vCPU: errno {error}", error)
 

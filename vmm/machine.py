@@ -160,7 +160,8 @@ class Machine:
         self._core_vcpus: list[Any] = []
         for index in range(self.config.cpus):
             vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
-            vcpu.set_cpuid2(cpu.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None))
+            cpuid = cpu.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None)
+            vcpu.set_cpuid2(cpuid)
             cpu.reset_vcpu(vcpu, index)
             core = lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index)
             self._closers.callback(lib.vmm_vcpu_free, core)
@@ -168,7 +169,7 @@ class Machine:
                 core.times = lib.exit_times_new()
                 self._closers.callback(lib.exit_times_free, core.times)
             if self.assist is not None:
-                self.assist.add_vcpu(core)
+                self.assist.add_vcpu(core, cpuid)
             self.vcpus.append(vcpu)
             self._core_vcpus.append(core)
 

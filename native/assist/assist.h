@@ -43,11 +43,23 @@ struct assist *assist_new(struct vmm_vm *vm, const struct vmm_core *core);
 /* Stops nothing: every vCPU's run has returned. */
 void assist_free(struct assist *assist);
 
+struct assist_cpuid_leaf {
+    uint32_t function;
+    uint32_t subleaf; /* counts if indexed */
+    uint32_t eax;
+    uint32_t ebx;
+    uint32_t ecx;
+    uint32_t edx;
+    bool indexed;
+};
+
 /*
- * Let the engine run this vCPU. Its CPUID table (KVM_SET_CPUID2) is read here:
- * set it first. 0 or a negative errno.
+ * Let the engine run this vCPU, whose guest finds these CPUID leaves: the ones
+ * given to KVM_SET_CPUID2, not what KVM_GET_CPUID2 returns, for a KVM without
+ * hardware virtualization adds what user programs would see natively.
+ * 0 or a negative errno.
  */
-int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *vcpu);
+int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *vcpu, const struct assist_cpuid_leaf *leaves, uint32_t count);
 
 /* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. */
 int assist_vcpu_run(struct vmm_vcpu *vcpu);

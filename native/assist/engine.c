@@ -159,49 +159,73 @@ void assist_free(struct assist *assist)
     free(assist);
 }
 
-static uint32_t cpuid_bits(const struct assist_vcpu *vcpu, uint32_t function, uint32_t kvm_cpuid_entry_offset)
+const struct assist_cpuid_leaf *engine_cpuid(const struct assist_vcpu *vcpu, uint32_t function, uint32_t subleaf)
 {
-    for (uint32_t i = 0; i < vcpu->cpuid->nent; i++) {
-        const struct kvm_cpuid_entry2 *entry = &vcpu->cpuid->entries[i];
+    for (uint32_t i = 0; i < vcpu->cpuid_count; i++) {
+        const struct assist_cpuid_leaf *leaf = &vcpu->cpuid[i];
 
-        if (entry->function == function && entry->index == 0) {
-            return *(const uint32_t *)((const char *)entry + kvm_cpuid_entry_offset);
+        if (leaf->function == function && (!leaf->indexed || leaf->subleaf == subleaf)) {
+            return leaf;
         }
     }
-    return 0;
+    return NULL;
 }
-
-#define CPUID_BITS(vcpu, function, reg) cpuid_bits(vcpu, function, offsetof(struct kvm_cpuid_entry2, reg))
 
 /* The engine refuses instructions of features that the guest's CPUID does not offer. */
 static void take_features(struct assist_vcpu *vcpu)
 {
+    static const struct assist_cpuid_leaf none;
+    const struct assist_cpuid_leaf *leaf;
     CPUX86State *env = &vcpu->cpu.env;
     /* What needs XSAVE's extended state has no place in the engine. */
     const uint32_t never = CPUID_EXT_XSAVE | CPUID_EXT_OSXSAVE | CPUID_EXT_AVX | CPUID_EXT_MONITOR | CPUID_EXT_VMX;
 
-    env->cpuid_vendor1 = CPUID_BITS(vcpu, 0, ebx);
-    env->cpuid_vendor2 = CPUID_BITS(vcpu, 0, edx);
-    env->cpuid_vendor3 = CPUID_BITS(vcpu, 0, ecx);
-    env->features[FEAT_1_EDX] = CPUID_BITS(vcpu, 1, edx);
-    env->features[FEAT_1_ECX] = CPUID_BITS(vcpu, 1, ecx) & ~never;
-    env->features[FEAT_7_0_EBX] &= CPUID_BITS(vcpu, 7, ebx);
-    env->features[FEAT_7_0_ECX] &= CPUID_BITS(vcpu, 7, ecx);
-    env->features[FEAT_8000_0001_EDX] = CPUID_BITS(vcpu, 0x80000001, edx);
-    env->features[FEAT_8000_0001_ECX] = CPUID_BITS(vcpu, 0x80000001, ecx) & ~CPUID_EXT3_SVM;
+    leaf = engine_cpuid(vcpu, 0, 0);
+    leaf = leaf == NULL ? &none : leaf;
+    env->cpuid_vendor1 = leaf->ebx;
+    env->cpuid_vendor2 = leaf->edx;
+    env->cpuid_vendor3 = leaf->ecx;
+    leaf = engine_cpuid(vcpu, 1, 0);
+    leaf = leaf == NULL ? &none : leaf;
+    env->features[FEAT_1_EDX] = leaf->edx;
+    env->features[FEAT_1_ECX] = leaf->ecx & ~never;
+    leaf = engine_cpuid(vcpu, 7, 0);
+    leaf = leaf == NULL ? &none : leaf;
+    env->features[FEAT_7_0_EBX] &= leaf->ebx;
+    env->features[FEAT_7_0_ECX] &= leaf->ecx;
+    leaf = engine_cpuid(vcpu, 0x80000001, 0);
+    leaf = leaf == NULL ? &none : leaf;
+    env->features[FEAT_8000_0001_EDX] = leaf->edx;
+    env->features[FEAT_8000_0001_ECX] = leaf->ecx & ~CPUID_EXT3_SVM;
     env->features[FEAT_XSAVE] = 0;
 }
 
-static int read_cpuid(struct assist_vcpu *vcpu)
+static int take_cpuid(struct assist_vcpu *vcpu, const struct assist_cpuid_leaf *leaves, uint32_t count)
 {
-    const uint32_t entries = 256;
-
-    vcpu->cpuid = calloc(1, sizeof(*vcpu->cpuid) + entries * sizeof(vcpu->cpuid->entries[0]));
+    vcpu->cpuid = calloc(count + 1, sizeof(*leaves));
     if (vcpu->cpuid == NULL) {
         return -ENOMEM;
     }
-    vcpu->cpuid->nent = entries;
-    return ioctl(vcpu->core->fd, KVM_GET_CPUID2, vcpu->cpuid) == 0 ? 0 : -errno;
+    memcpy(vcpu->cpuid, leaves, count * sizeof(*leaves));
+    vcpu->cpuid_count = count;
+    return 0;
+}
+
+/* All vCPUs count from one origin, and the engine counts as KVM does. */
+static int share_tsc(struct assist_vcpu *vcpu)
+{
+    const struct assist *assist = vcpu->assist;
+    struct kvm_device_attr attribute = {
+        .group = KVM_VCPU_TSC_CTRL,
+        .attr = KVM_VCPU_TSC_OFFSET,
+        .addr = (uintptr_t)&vcpu->tsc_offset,
+    };
+
+    if (assist->vcpu_count == 0) {
+        return ioctl(vcpu->core->fd, KVM_GET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
+    }
+    vcpu->tsc_offset = assist->vcpus[0]->tsc_offset;
+    return ioctl(vcpu->core->fd, KVM_SET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
 }
 
 /* A CPU structure like the engine's first one, but with its own TLB. */
@@ -227,7 +251,7 @@ static void clone_cpu(struct assist_vcpu *vcpu, const X86CPU *template)
     cpu_tb_jmp_cache_clear(cs);
 }
 
-int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core)
+int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct assist_cpuid_leaf *leaves, uint32_t count)
 {
     struct assist_vcpu *vcpu;
     int error;
@@ -246,7 +270,10 @@ int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core)
         assist->template_cpu = assist->uc->cpu;
     }
     clone_cpu(vcpu, (const X86CPU *)assist->template_cpu);
-    error = read_cpuid(vcpu);
+    error = share_tsc(vcpu);
+    if (error == 0) {
+        error = take_cpuid(vcpu, leaves, count);
+    }
     if (error != 0) {
         free(vcpu->cpuid);
         free_tlb(&vcpu->cpu);

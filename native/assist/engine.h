@@ -86,7 +86,8 @@ struct assist_vcpu {
     X86CPU cpu; /* first: the engine hands out pointers to it */
     struct assist *assist;
     struct vmm_vcpu *core;
-    struct kvm_cpuid2 *cpuid;
+    struct assist_cpuid_leaf *cpuid;
+    uint32_t cpuid_count;
 
     /* What KVM's registers were when they were last read or written. */
     struct kvm_regs kvm_regs;
@@ -203,6 +204,9 @@ static inline bool memory_has_work(const struct assist *assist)
 /* After a device access on the owner's thread: what it changed takes effect before the next instruction's access. */
 void memory_after_device(struct assist_vcpu *vcpu);
 struct engine_region *memory_find(struct assist *assist, uint64_t gpa);
+
+/* The guest's CPUID leaf, or NULL. */
+const struct assist_cpuid_leaf *engine_cpuid(const struct assist_vcpu *vcpu, uint32_t function, uint32_t subleaf);
 
 /* state.c */
 int state_load(struct assist_vcpu *vcpu);

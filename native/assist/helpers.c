@@ -182,28 +182,15 @@ void WRAP(helper_rdtscp)(CPUX86State *env)
     env->regs[R_ECX] = (uint32_t)env->tsc_aux;
 }
 
-static const struct kvm_cpuid_entry2 *cpuid_entry(const struct kvm_cpuid2 *table, uint32_t function, uint32_t index)
-{
-    for (uint32_t i = 0; i < table->nent; i++) {
-        const struct kvm_cpuid_entry2 *entry = &table->entries[i];
-
-        if (entry->function == function &&
-            (!(entry->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || entry->index == index)) {
-            return entry;
-        }
-    }
-    return NULL;
-}
-
 void WRAP(helper_cpuid)(CPUX86State *env)
 {
-    const struct kvm_cpuid_entry2 *entry =
-        cpuid_entry(owner_of(env)->cpuid, (uint32_t)env->regs[R_EAX], (uint32_t)env->regs[R_ECX]);
+    const struct assist_cpuid_leaf *leaf =
+        engine_cpuid(owner_of(env), (uint32_t)env->regs[R_EAX], (uint32_t)env->regs[R_ECX]);
 
-    env->regs[R_EAX] = entry == NULL ? 0 : entry->eax;
-    env->regs[R_EBX] = entry == NULL ? 0 : entry->ebx;
-    env->regs[R_ECX] = entry == NULL ? 0 : entry->ecx;
-    env->regs[R_EDX] = entry == NULL ? 0 : entry->edx;
+    env->regs[R_EAX] = leaf == NULL ? 0 : leaf->eax;
+    env->regs[R_EBX] = leaf == NULL ? 0 : leaf->ebx;
+    env->regs[R_ECX] = leaf == NULL ? 0 : leaf->ecx;
+    env->regs[R_EDX] = leaf == NULL ? 0 : leaf->edx;
 }
 
 void WRAP(helper_hlt)(CPUX86State *env, int length)
@@ -307,6 +294,21 @@ void WRAP(helper_sysenter)(CPUX86State *env, int length)
     flat_segment(env, R_SS, selector + 8, DESC_B_MASK | DESC_W_MASK);
     env->regs[R_ESP] = long_mode ? env->sysenter_esp : (uint32_t)env->sysenter_esp;
     env->eip = long_mode ? env->sysenter_eip : (uint32_t)env->sysenter_eip;
+}
+
+void REAL(raise_exception_err)(CPUX86State *env, int vector, int error_code);
+
+/*
+ * A fault on the way through a 64-bit IDT: Unicorn makes the error code from
+ * the gate's offset, 16 * vector, where the architecture has 8 * vector and the
+ * IDT bit (Intel SDM volume 3, 6.13). No other error code has its low bits 010.
+ */
+void WRAP(raise_exception_err)(CPUX86State *env, int vector, int error_code)
+{
+    if ((env->hflags & HF_LMA_MASK) && (error_code & 7) == 2 && (vector == EXCP0D_GPF || vector == EXCP0B_NOSEG)) {
+        error_code = (error_code >> 1 & ~7) | 2;
+    }
+    REAL(raise_exception_err)(env, vector, error_code);
 }
 
 /* A fault while a double fault is delivered. */

@@ -1,0 +1,466 @@
+"""The software CPU as one guest sees it: privilege, faults, MSRs, modes, FPU. Each test is a trap once fallen into."""
+
+import pytest
+from assist_rig import values_of
+
+pytestmark = pytest.mark.needs_kvm
+
+
+def test_wrmsr_reaches_what_code_depends_on_and_what_kvm_keeps() -> None:
+    source = """
+    main:
+        .macro write_msr index, high, low
+            mov $\\index, %ecx
+            mov $\\high, %edx
+            mov $\\low, %eax
+            wrmsr
+        .endm
+        .macro read_msr index
+            mov $\\index, %ecx
+            rdmsr
+            mov %edx, %r8d
+            report %eax
+            report %r8d
+        .endm
+        write_msr 0xc0000082, 0xffff8000, 0x12345678    # LSTAR
+        read_msr 0xc0000082
+        movl $0xfeed, 0x9004
+        write_msr 0xc0000100, 0, 0x9000                 # FS base
+        mov %fs:4, %ebx
+        report %ebx
+        write_msr 0xc0000101, 0, 0x1111                 # GS base
+        write_msr 0xc0000102, 0, 0x2222                 # its swap
+        swapgs
+        read_msr 0xc0000101
+        write_msr 0x2ff, 0, 0xc06                       # MTRR default type: KVM's
+        read_msr 0x2ff
+        write_msr 0x277, 0x00070406, 0x00070406         # PAT
+        read_msr 0x277
+        read_msr 0x1b                                   # APIC base
+        done
+    """
+    assert values_of(source) == [
+        0x12345678, 0xFFFF8000,
+        0xFEED,
+        0x2222, 0,
+        0xC06, 0,
+        0x00070406, 0x00070406,
+        0xFEE00900, 0,
+    ]  # fmt: skip
+
+
+def test_an_msr_that_kvm_refuses_is_a_general_protection_fault() -> None:
+    source = """
+    handler:
+        pop %rbx                            # error code
+        report %ebx
+        addq $2, (%rsp)                     # behind RDMSR, WRMSR
+        iretq
+    main:
+        gate 13, handler
+        mov $0x12345, %ecx
+        rdmsr
+        wrmsr
+        mov $0x4b564d01, %ecx               # kvmclock: KVM has it, CPUID does not offer it
+        wrmsr
+        mov $0xc0000082, %ecx               # LSTAR takes canonical addresses only
+        mov $0x00800000, %edx
+        wrmsr
+        report $77
+        done
+    """
+    assert values_of(source) == [0, 0, 0, 0, 77]
+
+
+def test_syscall_and_sysret() -> None:
+    source = """
+    kernel:
+        mov %rcx, %r8
+        mov %cs, %ebx
+        report %ebx
+        mov %ss, %ebx
+        report %ebx
+        pushfq
+        pop %rbx
+        report %ebx                         # masked: no IF, no CF
+        report %r11d                        # the caller's
+        mov %r8, %rcx
+        sysretq
+    main:
+        call load_tss
+        gate 3, finish, 0xee
+        mov $0xc0000081, %ecx               # STAR: kernel 18/20, user 28 (+16 is 38, +8 is 30)
+        xor %eax, %eax
+        mov $0x00280018, %edx
+        wrmsr
+        mov $0xc0000082, %ecx
+        lea kernel(%rip), %rax
+        xor %edx, %edx
+        wrmsr
+        mov $0xc0000084, %ecx               # FMASK
+        mov $0x201, %eax
+        wrmsr
+        mov $0x7e00, %rsp
+        to_ring3 user
+    user:
+        stc
+        syscall
+    back:
+        mov %cs, %r12d
+        mov %ss, %r13d
+        pushfq
+        pop %r14
+        lea back(%rip), %rbx
+        sub %rbx, %r8                       # RCX named the instruction behind SYSCALL
+        int3
+    finish:
+        report %r8d
+        report %r12d
+        report %r13d
+        and $0x201, %r14d
+        report %r14d
+        done
+    """
+    values = values_of(source)
+    assert values[:2] == [0x18, 0x20]
+    assert values[2] & 0x201 == 0
+    assert values[3] & 0x201 == 0x201
+    assert values[4:] == [0, 0x3B, 0x33, 0x201]
+
+
+def test_faults_are_delivered_with_the_right_address_and_code() -> None:
+    source = """
+    .macro fault_handler name, skip
+    \\name:
+        mov (%rsp), %ebx
+        report %ebx
+        mov %cr2, %rbx
+        report %ebx
+        mov 8(%rsp), %rbx
+        sub %r15, %rbx                      # RIP, from where the test put it
+        report %ebx
+        add $8, %rsp
+        addq $\\skip, (%rsp)
+        iretq
+    .endm
+    fault_handler page_fault, 2
+    undefined:
+        mov (%rsp), %rbx
+        sub %r15, %rbx
+        report %ebx
+        addq $2, (%rsp)
+        iretq
+    divide:
+        report $0xd1
+        addq $2, (%rsp)
+        iretq
+    main:
+        gate 14, page_fault
+        gate 6, undefined
+        gate 0, divide
+        mov $0x40001234, %rdi               # not mapped
+        lea 1f(%rip), %r15
+        nop
+    1:  mov (%rdi), %eax                    # 2 bytes
+    1:  lea 1f(%rip), %r15
+    1:  mov %eax, (%rdi)
+        lea 1f(%rip), %r15
+        nop
+    1:  ud2
+        xor %ecx, %ecx
+        div %ecx                            # 2 bytes
+        movq $0, 0x22000 + 8 * 7            # 14 MiB: unmap, flush, fault; map again, no fault
+        invlpg 0xe00000
+        mov $0xe00000, %rdi
+        lea 1f(%rip), %r15
+    1:  mov (%rdi), %eax
+        movq $0xe00087, 0x22000 + 8 * 7
+        mov (%rdi), %eax
+        andq $~2, 0x22000 + 8 * 7           # read-only: WP counts in ring 0
+        invlpg (%rdi)
+        lea 1f(%rip), %r15
+    1:  mov %eax, (%rdi)
+        report $77
+        done
+    """
+    assert values_of(source) == [
+        0, 0x40001234, 0,
+        2, 0x40001234, 0,
+        0,
+        0xD1,
+        0, 0xE00000, 0,
+        3, 0xE00000, 0,
+        77,
+    ]  # fmt: skip
+
+
+def test_int_through_a_kernel_gate_from_ring_3_faults_at_the_int() -> None:
+    source = """
+    fault:
+        mov (%rsp), %ebx                    # error code: vector * 8 + 2 (IDT)
+        report %ebx
+        mov 8(%rsp), %rbx
+        lea offender(%rip), %rcx
+        sub %rcx, %rbx
+        report %ebx
+        mov 16(%rsp), %ebx
+        report %ebx
+        done
+    main:
+        call load_tss
+        gate 13, fault
+        gate 0x40, fault                    # DPL 0
+        mov $0x7e00, %rsp
+        to_ring3 offender
+    offender:
+        int $0x40
+        ud2
+    """
+    assert values_of(source) == [0x40 * 8 + 2, 0, 0x3B]
+
+
+def test_ports_are_closed_to_ring_3() -> None:
+    source = """
+    fault:
+        add $8, %rsp
+        report $0xdead
+        done
+    main:
+        call load_tss
+        movw $104, tss + 102(%rip)          # no I/O bitmap
+        gate 13, fault
+        mov $0x7e00, %rsp
+        to_ring3 user
+    user:
+        mov $0xbad, %eax
+        out %eax, $0xf4
+        ud2
+    """
+    assert values_of(source) == [0xDEAD]
+
+
+def test_ring_3_with_iopl_reaches_chips_inside_kvm() -> None:
+    source = """
+    finish:
+        report %r12d
+        mov 8(%rsp), %ebx                   # still ring 3 where it came from
+        report %ebx
+        done
+    main:
+        call load_tss
+        gate 3, finish, 0xee
+        mov $0x7e00, %rsp
+        to_ring3 user, 0x3202
+    user:
+        mov $0xa5, %al
+        out %al, $0x21                      # the 8259's mask
+        in $0x21, %al
+        movzbl %al, %r12d
+        int3
+    """
+    assert values_of(source) == [0xA5, 0x3B]
+
+
+def test_modes_from_16_to_64_bits_and_back() -> None:
+    source = """
+    main:
+        mov $0x1111222233334444, %r8
+        mov $0xffffffffffffffff, %rax
+        mov $5, %eax                        # clears the upper half
+        mov %rax, %rbx
+        shr $32, %rbx
+        report %ebx
+        pushq $0x08
+        lea compatibility(%rip), %rax
+        push %rax
+        lretq
+    .code32
+    compatibility:
+        mov $0x10, %eax
+        mov %eax, %ds
+        mov %eax, %ss
+        dec %eax                            # 48: a REX prefix in 64-bit mode
+        out %eax, $0xf4
+        ljmp $0x18, $again64
+    .code64
+    again64:
+        mov %r8, %rax
+        shr $32, %rax
+        out %eax, $0xf4                     # R8 outlived compatibility mode
+        pushq $0x08
+        lea leave(%rip), %rax
+        push %rax
+        lretq
+    .code32
+    leave:
+        mov %cr0, %eax
+        and $0x7fffffff, %eax
+        mov %eax, %cr0                      # out of long mode
+        mov $0xc0000080, %ecx
+        rdmsr
+        out %eax, $0xf4                     # LMA is off, LME still on
+        and $~0x100, %eax
+        wrmsr
+        ljmp $0x50, $protected16
+    .code16
+    protected16:
+        mov $0x58, %ax
+        mov %ax, %ds
+        mov %ax, %ss
+        lidtl real_idt_pointer
+        mov %cr0, %eax
+        and $~1, %al
+        mov %eax, %cr0
+        ljmp $0, $real
+    real:
+        mov $0x100, %ax
+        mov %ax, %ds
+        mov %ax, %ss
+        mov $0x7000, %sp
+        movl $0xcafe, 0x8000                # linear 0x9000
+        xor %ax, %ax
+        mov %ax, %ds
+        mov 0x9000, %eax
+        out %eax, $0xf4
+        movw $real_handler, 4 * 0x41
+        movw $0, 4 * 0x41 + 2
+        int $0x41
+        mov $0x12345678, %eax
+        out %eax, $0xf4
+        out %eax, $0xf8
+    1:  jmp 1b
+    real_handler:
+        mov $0x41, %eax
+        out %eax, $0xf4
+        iret
+    """
+    assert values_of(source) == [0, 0xF, 0x11112222, 0x101, 0xCAFE, 0x41, 0x12345678]
+
+
+def test_fpu_and_sse_state() -> None:
+    source = """
+    main:
+        fninit
+        fldpi
+        fld1
+        faddp                               # pi + 1
+        fistpl 0x9000
+        mov 0x9000, %ebx
+        report %ebx
+        fld1
+        fld1
+        fxsave 0x9200                       # two on the stack: TOP is 6
+        movzwl 0x9202, %ebx
+        report %ebx
+        movzbl 0x9204, %ebx                 # the abridged tag word: registers 6 and 7
+        report %ebx
+        movl $0x7f80, 0x9000                # MXCSR: flush to zero off, round down (01)
+        movl $0x3f80, 0x9000
+        ldmxcsr 0x9000
+        mov $7, %eax
+        cvtsi2sd %eax, %xmm0
+        mov $2, %eax
+        cvtsi2sd %eax, %xmm1
+        divsd %xmm1, %xmm0
+        cvtsd2si %xmm0, %ebx                # 3.5 rounded down
+        report %ebx
+        movl $0x1f80, 0x9000
+        ldmxcsr 0x9000
+        cvtsd2si %xmm0, %ebx                # to nearest even: 4
+        report %ebx
+        movq $0x0102030405060708, %rax
+        movq %rax, %xmm8
+        pshufd $0x11, %xmm8, %xmm15
+        movd %xmm15, %ebx
+        report %ebx
+        fninit
+        fxrstor 0x9200
+        fnstsw %ax
+        movzwl %ax, %ebx
+        report %ebx
+        done
+    """
+    assert values_of(source) == [4, 6 << 11, 0xC0, 3, 4, 0x01020304, 6 << 11]
+
+
+def test_each_cr3_has_its_own_pages() -> None:
+    source = """
+    .macro map table, frame                 # virtual 1 GiB + 4 KiB -> frame, the rest as in the first tables
+        movl $\\table + 0x1007, \\table
+        movl $0x22007, \\table + 0x1000
+        movl $\\table + 0x2007, \\table + 0x1008
+        movl $\\table + 0x3007, \\table + 0x2000
+        movl $\\frame + 7, \\table + 0x3008
+    .endm
+    main:
+        map 0x40000, 0x50000
+        map 0x48000, 0x51000
+        movl $1000, 0x50000
+        movl $2000, 0x51000
+        mov $0x40001000, %rdi
+        mov $500, %ecx
+    1:  mov $0x40000, %eax
+        mov %rax, %cr3
+        incl (%rdi)
+        mov $0x48000, %eax
+        mov %rax, %cr3
+        addl $2, (%rdi)
+        loop 1b
+        report (%rdi)
+        mov $0x40000, %eax
+        mov %rax, %cr3
+        report (%rdi)
+        movl $0x51007, 0x43008              # the other frame, after INVLPG
+        invlpg (%rdi)
+        report (%rdi)
+        done
+    """
+    assert values_of(source) == [3000, 1500, 3000]
+
+
+def test_cpuid_says_what_the_engine_has() -> None:
+    source = """
+    main:
+        mov $1, %eax
+        cpuid
+        mov %edx, %r8d
+        report %ecx
+        report %r8d
+        mov $0x80000001, %eax
+        cpuid
+        report %edx
+        done
+    """
+    leaf1_ecx, leaf1_edx, extended_edx = values_of(source)
+    xsave_avx_x2apic = 1 << 26 | 1 << 27 | 1 << 28 | 1 << 21
+    assert leaf1_ecx & xsave_avx_x2apic == 0
+    assert leaf1_ecx & 1 << 24, "TSC_DEADLINE"
+    assert leaf1_edx & (1 << 26 | 1 << 25 | 1 << 9) == 1 << 26 | 1 << 25 | 1 << 9, "SSE2, SSE, APIC"
+    assert extended_edx & (1 << 29 | 1 << 11) == 1 << 29 | 1 << 11, "long mode, SYSCALL"
+
+
+def test_the_tsc_runs_and_is_kvms() -> None:
+    source = """
+    main:
+        rdtsc
+        shl $32, %rdx
+        or %rax, %rdx
+        mov %rdx, %r8
+        mov $0x10, %ecx
+        rdmsr                               # from KVM
+        shl $32, %rdx
+        or %rax, %rdx
+        mov %rdx, %r9
+        rdtsc
+        shl $32, %rdx
+        or %rax, %rdx
+        xor %ebx, %ebx
+        cmp %r8, %r9
+        setae %bl
+        report %ebx
+        cmp %r9, %rdx
+        setae %bl
+        report %ebx
+        done
+    """
+    assert values_of(source) == [1, 1]
