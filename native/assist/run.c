@@ -97,6 +97,10 @@ static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
             run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION) {
             return RAN_REFUSED;
         }
+        if (result != 0 && (errno == EINTR || errno == EAGAIN)) {
+            __atomic_fetch_add(&vcpu->core->interrupted, errno == EINTR, __ATOMIC_RELAXED);
+            return RAN_NOTHING;
+        }
         access = result == 0 && (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO);
         if (!vcpu->assist->core->serve_exit(vcpu->core, result)) {
             if (vcpu->core->end.outcome != VCPU_STOPPED) {
@@ -106,9 +110,6 @@ static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
                 finish_access(vcpu);
                 return RAN_INSTRUCTION;
             }
-            return RAN_NOTHING;
-        }
-        if (result != 0) {
             return RAN_NOTHING;
         }
     }

@@ -310,7 +310,9 @@ class AssistRig:
         self.stop()
 
 
-def values_of(source: str, *, cpus: int = 1, actions: dict[int, Callable[[AssistRig], None]] | None = None) -> list[int]:
+def values_of(
+    source: str, *, cpus: int = 1, actions: dict[int, Callable[[AssistRig], None]] | None = None
+) -> list[int]:
     """What a guest reports until it is done."""
     with AssistRig(source, cpus=cpus) as rig:
         for number, act in (actions or {}).items():

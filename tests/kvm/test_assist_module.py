@@ -1,0 +1,168 @@
+"""When the software CPU is used, that its module is loaded only then, and what else in the process notices of it."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import unicorn
+from assist_rig import AssistRig
+from unicorn import x86_const
+
+from vmm import Machine, assist, guests
+from vmm.errors import HostError
+from vmm.kvm import Kvm
+from vmm.machine_options import AssistMode
+from vmm.pytest_plugin import MachineFactory
+
+pytestmark = pytest.mark.needs_kvm
+
+
+def cpuinfo(path: Path, flags: str) -> Path:
+    path.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse2\n", encoding="ascii")
+    return path
+
+
+@pytest.mark.parametrize("flag", ["vmx", "svm"])
+def test_auto_is_off_where_the_cpu_has_virtualization(
+    kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    monkeypatch.setattr(assist, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", flag))
+    decision = assist.decide(AssistMode.AUTO, kvm)
+    assert not decision.use
+    assert "hardware virtualization" in decision.why
+
+
+def test_auto_measures_where_the_flags_are_silent(kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assist, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", "vmxnet"))
+    assert not assist.has_hardware_virtualization()
+    measured = assist.ring0_speed(kvm)
+    assert measured > 1000
+    monkeypatch.setattr(assist, "INTERPRETED_BELOW", 2 * 10**12)
+    decision = assist.decide(AssistMode.AUTO, kvm)
+    assert decision.use
+    assert "million instructions/s" in decision.why
+    monkeypatch.setattr(assist, "INTERPRETED_BELOW", 0)
+    assert not assist.decide(AssistMode.AUTO, kvm).use
+
+
+def test_on_and_off_are_what_they_say(kvm: Kvm) -> None:
+    assert assist.decide(AssistMode.ON, kvm).use
+    assert not assist.decide(AssistMode.OFF, kvm).use
+
+
+def test_the_module_is_loaded_only_by_machines_that_use_it() -> None:
+    script = f"""
+import sys
+from vmm import Machine
+for mode, loaded in (("off", False), ("on", True)):
+    with Machine({str(guests.path("exit"))!r}, assist=mode) as machine:
+        assert machine.run(deadline=60).reached
+    assert ("vmm._assist" in sys.modules) is loaded, mode
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_missing_module_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vmm._assist", None)
+    monkeypatch.delattr("vmm._assist", raising=False)
+    with pytest.raises(HostError, match=r"vmm\._assist.*scripts/setup.*--assist off"):
+        Machine(guests.path("exit"), assist="on")
+
+
+def test_another_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = assist.load()
+
+    class Lib:
+        def __getattr__(self, name: str) -> object:
+            return getattr(module.lib, name)
+
+        def assist_self_test(self) -> object:
+            return text
+
+    text = module.ffi.new("char[]", b"the software CPU needs Unicorn 2.1.4, another version is linked in")
+    fake = ModuleType("vmm._assist")
+    fake.lib, fake.ffi = Lib(), module.ffi  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vmm._assist", fake)
+    monkeypatch.setattr("vmm._assist", fake, raising=False)
+    with pytest.raises(HostError, match=r"Unicorn 2\.1\.4"):
+        assist.load()
+
+
+def test_the_engine_is_the_pinned_one() -> None:
+    assert assist.load().lib.assist_engine_version() >> 8 == 0x020104
+
+
+def test_the_module_shows_nothing_but_pythons_entry() -> None:
+    path = assist.load().__file__
+    assert path is not None
+    symbols = subprocess.run(["nm", "-D", "--defined-only", path], check=True, capture_output=True, text=True).stdout
+    assert [line.split()[2] for line in symbols.splitlines()] == ["PyInit__assist"]
+
+
+def count_with_unicorn() -> int:
+    """100,000 instructions in the unicorn package's own engine: 50,000 rounds of inc; loop."""
+    engine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    engine.mem_map(0x1000, 0x1000)
+    engine.mem_write(0x1000, bytes.fromhex("48ffc3 e2fb"))  # 1: inc rbx; loop 1b
+    engine.reg_write(x86_const.UC_X86_REG_RCX, 50_000)
+    engine.emu_start(0x1000, 0x1005)
+    return int(engine.reg_read(x86_const.UC_X86_REG_RBX))
+
+
+def test_the_unicorn_package_and_the_software_cpu_do_not_meet() -> None:
+    assert count_with_unicorn() == 50_000
+    with AssistRig("main:\n1: inc %rbx\ncmpl $0, 0x9000\nje 1b\nreport $77\ndone") as rig:
+        runner = threading.Thread(target=rig.run)
+        runner.start()
+        for _ in range(20):
+            assert count_with_unicorn() == 50_000
+        rig.memory.write(0x9000, b"\1")
+        runner.join(60)
+        assert rig.values == [77]
+    assert count_with_unicorn() == 50_000
+
+
+def test_two_machines_run_side_by_side() -> None:
+    source = "main:\nmov $3000000, %ecx\n1: lock incl 0x9000\nloop 1b\nreport 0x9000\ndone"
+    with AssistRig(source) as one, AssistRig(source) as other:
+        threads = [threading.Thread(target=rig.run) for rig in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert one.values == other.values == [3_000_000]
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_our_probe_finds_the_same_machine(vmm_machine: MachineFactory, cpus: int) -> None:
+    printed = []
+    for mode in ("off", "on"):
+        machine = vmm_machine("probe", cpus=cpus, assist=mode)
+        assert machine.run(deadline=120).reached
+        printed.append(machine.debugcon.text())
+    assert printed[0] == printed[1]
+    assert f"cpus started: {cpus}\n" in printed[1]
+
+
+def test_the_report_says_who_ran_the_guest(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("exit"), assist="on")
+    assert machine.run(deadline=60).reached
+    report = machine.assist_report()
+    assert (report["mode"], report["why"]) == ("on", "switched on")
+    assert report["instructions"] > 0
+
+
+def test_seabios_boots(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("seabios", assist="on", memory="128M")
+    assert machine.run(until="No bootable device", deadline=120).reached
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 8])
+def test_ovmf_reaches_its_shell(vmm_machine: MachineFactory, cpus: int) -> None:
+    machine = vmm_machine("ovmf", assist="on", cpus=cpus, memory="256M")
+    outcome = machine.run(until="Shell>", deadline=240, send=[("any other key to continue", "x")])
+    assert outcome.reached, outcome.message
+    assert all(seconds is not None for seconds in machine.started_s())
