@@ -358,7 +358,7 @@ def test_ioeventfd_of_what_is_no_eventfd(kvm: Kvm, vm: Vm) -> None:
 
 
 def test_create_pit2_needs_an_irqchip(vm: Vm) -> None:
-    refused(errno.ENOENT, vm.create_pit2)
+    refused(errno.ENXIO, vm.create_pit2, "create the in-kernel interrupt controller first")
     vm.create_irqchip()
     vm.create_pit2()
     refused(errno.EEXIST, vm.create_pit2)

@@ -245,8 +245,10 @@ class Vm(Descriptor):
             speaker: port 0x61 answers too, with channel 2's gate and output (KVM_PIT_SPEAKER_DUMMY).
 
         Raises:
-            KvmError: ENOENT without `create_irqchip`; EEXIST if it was called before.
+            KvmError: ENXIO without `create_irqchip`; EEXIST if it was called before.
         """
+        # Older kernels (Linux 6.1 is one) make a PIT without PICs, whose ticks have nowhere to go: ask first.
+        self.get_irqchip(lib.KVM_IRQCHIP_PIC_MASTER)
         config = ffi.new("struct kvm_pit_config *", (lib.KVM_PIT_SPEAKER_DUMMY if speaker else 0,))
         self._ioctl("KVM_CREATE_PIT2", config)
 
