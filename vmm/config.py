@@ -31,7 +31,8 @@ from vmm.machine_options import (
     parse_memory,
     parse_uuid,
 )
-from vmm.tables.boot_order import BootOptions
+from vmm.options import parse_keys
+from vmm.tables.boot_order import BootOptions, check_paths
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -70,6 +71,12 @@ class MachineConfig:
     """What stood behind each ``-smbios``."""
     e820: tuple[str, ...] = ()
     """What stood behind each ``-e820``."""
+    bootorder: tuple[str, ...] = ()
+    """OpenFirmware paths, the first to boot first."""
+    vmgenid: UUID | None = None
+    """The VM generation id; None: the machine has no such device."""
+    vmcoreinfo: bool = False
+    """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
     assist: AssistMode = AssistMode.AUTO
     dispatch: Dispatch = Dispatch.C
     exit_times: bool = False
@@ -87,6 +94,7 @@ class MachineConfig:
             least = self.firmware.minimum_memory >> 20
             raise ConfigError(f"-m {self.memory >> 20}M: {self.firmware.path.name} needs {least}M or more")
         self._check_interface()
+        check_tables(self)
         if self.kernel is None and (self.initrd is not None or self.append is not None):
             raise ConfigError("-initrd and -append belong to a kernel; give -kernel PATH too")
         files = ((self.kernel, "-kernel"), (self.initrd, "-initrd"), (self.boot.splash, "-boot splash"))
@@ -145,6 +153,8 @@ class MachineConfig:
         acpi_tables: Iterable[str] = (),
         smbios: Iterable[str] = (),
         e820: Iterable[str] = (),
+        bootorder: Iterable[str] = (),
+        devices: Iterable[str] = (),
         assist: AssistMode | str = AssistMode.AUTO,
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
@@ -176,6 +186,8 @@ class MachineConfig:
             acpi_tables: ``-acpitable`` texts.
             smbios: ``-smbios`` texts.
             e820: ``-e820`` texts.
+            bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
+            devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``.
             assist: ``auto``, ``off`` or ``on``.
             dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
             exit_times: time every exit and device access.
@@ -213,11 +225,62 @@ class MachineConfig:
             acpi_tables=tuple(acpi_tables),
             smbios=tuple(smbios),
             e820=tuple(e820),
+            bootorder=tuple(bootorder),
+            **_devices(devices),
             assist=parse_choice(AssistMode, assist, "--assist"),
             dispatch=parse_choice(Dispatch, dispatch, "--dispatch"),
             exit_times=exit_times,
             trace=None if trace is None else str(trace),
         )
+
+
+def check_tables(config: MachineConfig) -> None:
+    """Read the texts that become tables.
+
+    Raises:
+        ConfigError: one of them makes no sense, or names a file that is unusable.
+    """
+    if config.e820:
+        from vmm.tables.e820 import parse_entry  # noqa: PLC0415  # few machines have these, and all start faster so
+
+        for text in config.e820:
+            parse_entry(text)
+    if config.acpi_tables:
+        from vmm.tables.acpi_user import check_signatures, parse_acpitable  # noqa: PLC0415
+
+        check_signatures(parse_acpitable(text).data for text in config.acpi_tables)
+    if config.smbios:
+        from vmm.tables.smbios_options import parse_smbios  # noqa: PLC0415
+
+        for text in config.smbios:
+            parse_smbios(text)
+    check_paths(config.bootorder)
+
+
+def _devices(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the fields that ``-device`` texts set.
+
+    Raises:
+        ConfigError: no such device, or a bad property.
+    """
+    fields: dict[str, Any] = {}
+    for text in texts:
+        keys = parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
+        driver = keys.get("driver")
+        if driver not in {"vmgenid", "vmcoreinfo"}:
+            raise ConfigError(f"-device {text}: no such device here; known are vmgenid and vmcoreinfo")
+        if driver in fields:
+            raise ConfigError(f"-device {driver}: a machine has one at the most")
+        if driver == "vmgenid":
+            from uuid import uuid4  # noqa: PLC0415  # see check_tables
+
+            guid = keys.get("guid", "auto")
+            fields[driver] = uuid4() if guid == "auto" else parse_uuid(guid, "-device vmgenid,guid=")
+        elif "guid" in keys:
+            raise ConfigError(f"-device {text}: vmcoreinfo has no guid")
+        else:
+            fields[driver] = True
+    return fields
 
 
 def _fw_cfg_item(name: str, value: bytes | str | Path) -> FwCfgItem:

@@ -24,6 +24,16 @@ def path(name: str) -> Path:
     return _existing(name, ".fd")
 
 
+def report(image: str) -> Path:
+    """Return a report guest: ``report.efi``, a UEFI driver, or ``report.bin``, an option ROM.
+
+    Raises:
+        ConfigError: It was not built.
+    """
+    stem, _, suffix = image.partition(".")
+    return _existing(stem, f".{suffix}")
+
+
 def symbols(name: str) -> Path:
     """Return the ELF file that a guest's image was made from, with symbols and line numbers.
 

@@ -4,17 +4,24 @@ fw_cfg and fwctl claim the same ports, so a machine has one of them.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmm import guest_tables
 from vmm.config import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg, map_file
-from vmm.devices.fw_cfg_items import PcItems, add_pc_items
+from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 from vmm.devices.fwctl import Fwctl
+from vmm.errors import ConfigError
 from vmm.tables import e820
+from vmm.tables.boot_order import encode_boot_order
 
 if TYPE_CHECKING:
     from vmm.memory import GuestMemory
 
+
+VMGENID_ADDRESS_FILE = "etc/vmgenid_addr"
+"""QEMU, docs/specs/vmgenid.rst: firmware writes the GPA of the generation id here, u64 little-endian."""
 
 CPU_COUNT_OID = "hw.ncpu"
 """FreeBSD, usr.sbin/bhyve/amd64/fwctl.c: the only OID that bhyve has; a 4-byte integer."""
@@ -24,10 +31,30 @@ CPU_COUNT_FILE = "opt/bhyve/hw.ncpu"
 bytes, little-endian; where it is missing it assumes one CPU and does not turn to fwctl."""
 
 
+Customize = Callable[[FwCfg, dict[str, bytes]], dict[str, bytes]]
+"""Called before the items are published: may add items, gets the files of tables and gives those to publish instead."""
+
+
 def build_fw_cfg(
-    config: MachineConfig, memory: "GuestMemory", core: Any, on_failure: Callable[[Exception], None]
+    config: MachineConfig,
+    memory: "GuestMemory",
+    core: Any,
+    on_failure: Callable[[Exception], None],
+    *,
+    processor_id: Callable[[], int],
+    on_vmcoreinfo: Callable[[VmCoreInfo | None], None],
+    customize: Customize | None = None,
 ) -> FwCfg:
     """QEMU's fw_cfg with a PC's items and the user's.
+
+    Args:
+        config: the machine.
+        memory: of the machine.
+        core: the C core's ``struct vmm_vm``.
+        on_failure: told when an item's callback raised.
+        processor_id: asked for CPUID leaf 1, EAX in the low half and EDX in the high one.
+        on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
+        customize: for whoever looks at the items, or changes them.
 
     Raises:
         ConfigError: a name is taken, overlong or unreadable.
@@ -39,8 +66,14 @@ def build_fw_cfg(
             memory=config.memory,
             cpus=config.cpus,
             apic_id_limit=config.max_cpus,
-            e820=e820.encode(e820.build_map(memory.low_size, memory.high_size)),
+            e820=e820.encode(guest_tables.e820_map(config, memory.low_size, memory.high_size)),
             uuid=config.uuid,
+            bootorder=encode_boot_order(config.bootorder, strict=config.boot.strict),
+            boot_menu=config.boot.menu,
+            splash_time=config.boot.splash_time_ms,
+            reboot_timeout=BOOT_FAIL_WAIT_FOREVER
+            if config.boot.reboot_timeout_ms is None
+            else config.boot.reboot_timeout_ms,
         ),
     )
     own = {item.name for item in config.fw_cfg}
@@ -48,8 +81,40 @@ def build_fw_cfg(
         fw_cfg.add_file(CPU_COUNT_FILE, config.cpus.to_bytes(4, "little"))
     for item in config.fw_cfg:
         fw_cfg.add_user_file(item.name, map_file(item.path) if item.path is not None else item.data or b"")
+    if config.boot.splash is not None:
+        fw_cfg.add_file(_splash_name(config.boot.splash), map_file(config.boot.splash))
+    if config.vmcoreinfo:
+        add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
+    _add_tables(
+        fw_cfg,
+        lambda: guest_tables.build(config, memory.low_size, memory.high_size, processor_id()),
+        customize,
+        late=not guest_tables.has_own_tables(config),
+    )
     fw_cfg.publish()
     return fw_cfg
+
+
+def _add_tables(fw_cfg: FwCfg, build: Callable[[], dict[str, bytes]], customize: Customize | None, late: bool) -> None:
+    if late and customize is None:
+        fw_cfg.add_late_files(guest_tables.TABLE_FILES, build)
+        return
+    files = build()
+    if customize is not None:
+        files = customize(fw_cfg, files)
+    for name, data in files.items():
+        fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
+
+
+def _splash_name(path: Path) -> str:
+    """SeaBIOS (src/bootsplash.c) knows the two formats by their file's name."""
+    with path.open("rb") as file:
+        magic = file.read(2)
+    if magic == b"\xff\xd8":
+        return "bootsplash.jpg"
+    if magic == b"BM":
+        return "bootsplash.bmp"
+    raise ConfigError(f"-boot splash={path}: neither a JPEG nor a BMP picture")
 
 
 def build_fwctl(config: MachineConfig) -> Fwctl:

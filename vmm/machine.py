@@ -31,6 +31,7 @@ from vmm.platform import Parts, builder
 
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
+    from vmm.devices.fw_cfg_items import VmCoreInfo
     from vmm.devices.fwctl import Fwctl
     from vmm.exit_times import ExitTimes
 
@@ -55,13 +56,21 @@ class Machine:
     Args:
         config: what the machine is. Or a firmware name or path, with the fields
             of `MachineConfig` as keyword arguments.
+        customize: sees and may change what fw_cfg offers, before the guest does.
 
     Raises:
         ConfigError: the description makes no sense, or a file is unusable.
         HostError: ``/dev/kvm`` or a capability is missing.
     """
 
-    def __init__(self, config: MachineConfig | str = "ovmf", /, **options: Any) -> None:
+    def __init__(
+        self,
+        config: MachineConfig | str = "ovmf",
+        /,
+        *,
+        customize: interface.Customize | None = None,
+        **options: Any,
+    ) -> None:
         self.config = config if isinstance(config, MachineConfig) else MachineConfig.create(config, **options)
         self._events: list[TimelineEvent] = []
         self.elapsed_s = 0.0
@@ -74,6 +83,9 @@ class Machine:
         self._run_began = 0.0
         self._first_run_began = 0.0
         self._device_failure: Exception | None = None
+        self._customize = customize
+        self.vmcoreinfo: VmCoreInfo | None = None
+        """Where a guest's kernel says that its crash notes are; only with ``-device vmcoreinfo``."""
         try:
             self._build()
         except BaseException:
@@ -130,6 +142,7 @@ class Machine:
                 power=_Power(self._finish),
                 serial=self.serial.write,
                 debugcon=self.debugcon.write,
+                boot_order=config.boot.once or config.boot.order,
             )
         )
         self._closers.callback(self.platform.close)
@@ -149,11 +162,33 @@ class Machine:
         self.fw_cfg: FwCfg | None = None
         self.fwctl: Fwctl | None = None
         if self.interface is Interface.QEMU:
-            self.fw_cfg = interface.build_fw_cfg(self.config, self.memory, self._core, self._device_failed)
+            self.fw_cfg = interface.build_fw_cfg(
+                self.config,
+                self.memory,
+                self._core,
+                self._device_failed,
+                processor_id=self._processor_id,
+                on_vmcoreinfo=self._vmcoreinfo_written,
+                customize=self._customize,
+            )
             self.fw_cfg.attach(self.ports, in_python=self.config.dispatch is Dispatch.PYTHON)
         else:
             self.fwctl = interface.build_fwctl(self.config)
             self.fwctl.attach(self.ports)
+
+    def _processor_id(self) -> int:
+        entries = cpu.cpuid_entries(self.kvm, 0, self.config.cpus, software_cpu=self.assist is not None)
+        return next((entry.edx << 32 | entry.eax for entry in entries if entry.function == 1), 0)
+
+    def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
+        self.vmcoreinfo = info
+
+    @property
+    def vmgenid_address(self) -> int | None:
+        """GPA of the VM generation id, once firmware has placed it and told us; None before, or without the device."""
+        if self.config.vmgenid is None or self.fw_cfg is None:
+            return None
+        return int.from_bytes(self.fw_cfg.contents(interface.VMGENID_ADDRESS_FILE), "little") or None
 
     def _create_vcpus(self) -> None:
         self.vcpus: list[Vcpu] = []

@@ -273,7 +273,7 @@ def parse_cpu_count(text: str | int, option: str) -> int:
         raise ConfigError(f"{options.shown(option, text)}: a machine has from 1 to {MAX_CPUS} CPUs") from None
 
 
-def parse_uuid(value: UUID | str | None) -> UUID | None:
+def parse_uuid(value: UUID | str | None, option: str = "-uuid") -> UUID | None:
     """Return a UUID.
 
     Raises:
@@ -286,7 +286,9 @@ def parse_uuid(value: UUID | str | None) -> UUID | None:
     try:
         return UUID(value)
     except ValueError:
-        raise ConfigError(f"-uuid {value}: not a UUID, like 4600cb32-38ec-4b2f-8acb-81c6ea54f2d8") from None
+        raise ConfigError(
+            f"{options.shown(option, value)}: not a UUID, like 4600cb32-38ec-4b2f-8acb-81c6ea54f2d8"
+        ) from None
 
 
 Choice = TypeVar("Choice", bound=StrEnum)

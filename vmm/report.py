@@ -62,6 +62,10 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
         },
         "consoles": {stream.name: stream.total for stream in (machine.serial, machine.debugcon)},
     }
+    if config.vmgenid is not None:
+        report["vmgenid"] = {"guid": str(config.vmgenid), "address": machine.vmgenid_address}
+    if config.vmcoreinfo:
+        report["vmcoreinfo"] = machine.vmcoreinfo and asdict(machine.vmcoreinfo)
     report |= _interface(machine)
     report["exits"] = _exits(machine)
     report["assist"] = machine.assist_report()
@@ -155,6 +159,16 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield from _fw_cfg_rows(report["fw_cfg"])
     if "fwctl" in report:
         yield from _fwctl_rows(report["fwctl"])
+    if "vmgenid" in report:
+        address = report["vmgenid"]["address"]
+        place = "no firmware has placed it" if address is None else f"at GPA {address:#x}"
+        yield "vmgenid", f"{report['vmgenid']['guid']}, {place}"
+    if "vmcoreinfo" in report:
+        note = report["vmcoreinfo"]
+        words = "the guest has written none"
+        if note is not None:
+            words = f"ELF note of {size(note['size'])} at GPA {note['address']:#x}, format {note['guest_format']}"
+        yield "vmcoreinfo", words
     yield "exits", _exit_words(report["exits"])
     yield "host", _host_words(report["assist"])
     if not any(report["consoles"].values()):

@@ -51,7 +51,7 @@ uint32_t fw_cfg_dma(uint32_t control, uint32_t length, uint32_t address)
     descriptor.address_high = 0;
     descriptor.address_low = __builtin_bswap32(address);
     /* The descriptor is below 4 GiB and the device zeroes the high half after each operation. */
-    out32(FW_CFG_DMA_LOW, __builtin_bswap32((uint32_t)&descriptor));
+    out32(FW_CFG_DMA_LOW, __builtin_bswap32((uint32_t)(uintptr_t)&descriptor));
     return __builtin_bswap32(descriptor.control);
 }
 

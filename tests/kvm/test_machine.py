@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_run_and_is_reported(vmm_machine: MachineFactory) -> Non
 def test_a_stopped_guest_goes_on_where_it_was(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine("seabios", assist="off")
     assert machine.run(until="PCI: init bdf", deadline=GENEROUS).reached
-    assert machine.run(until="All threads complete", deadline=GENEROUS).reached
+    assert machine.run(until="Space available for UMB", deadline=GENEROUS).reached
     assert machine.debugcon.text().count("Found QEMU fw_cfg") == 1
 
 

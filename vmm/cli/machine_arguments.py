@@ -78,6 +78,49 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "a 4-byte integer, other text gets a NUL, and everything is padded to a multiple of 4 bytes, without which the "
         "firmware's client never stops reading",
     )
+    tables = parser.add_argument_group("tables")
+    add = tables.add_argument
+    add(
+        "-acpitable",
+        metavar="file=PATH",
+        action="append",
+        default=[],
+        help="an ACPI table of your own, compiled AML for one; or sig=...,data=PATH for a body without its header. "
+        "Length and checksum are made right, and what was wrong is said",
+    )
+    add(
+        "-smbios",
+        metavar="type=N,FIELD=...",
+        action="append",
+        default=[],
+        help="SMBIOS fields as in QEMU, like type=1,product=Name,serial=42; or file=PATH: whole structures",
+    )
+    add(
+        "-e820",
+        metavar="base=...",
+        action="append",
+        default=[],
+        help="base=ADDRESS,size=SIZE,type=ram|reserved|acpi|nvs|N: one more entry of the memory map",
+    )
+    add(
+        "-boot",
+        metavar="KEY=...",
+        help="[order=]LETTERS,menu=on|off,splash=PATH,splash-time=MS,reboot-timeout=MS,strict=on|off",
+    )
+    add(
+        "-bootorder",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="OpenFirmware path of what boots first; repeat it for what comes next, like /rom@genroms/own.bin",
+    )
+    add(
+        "-device",
+        metavar="DEVICE",
+        action="append",
+        default=[],
+        help="vmgenid[,guid=UUID|auto]: a VM generation id; vmcoreinfo: take the address of a kernel's crash notes",
+    )
     consoles = parser.add_argument_group("consoles")
     add = consoles.add_argument
     add(
@@ -149,6 +192,12 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         uuid=arguments.uuid,
         serial=arguments.serial or "stdio",
         debugcon=arguments.debugcon or ("none" if images.kind is FirmwareKind.SEABIOS else "stdio"),
+        acpi_tables=arguments.acpitable,
+        smbios=arguments.smbios,
+        e820=arguments.e820,
+        boot=arguments.boot,
+        bootorder=arguments.bootorder,
+        devices=arguments.device,
         assist=arguments.assist,
         dispatch=arguments.dispatch,
         exit_times=arguments.exit_times,

@@ -14,7 +14,7 @@ include/standard-headers/linux/qemu_fw_cfg.h there.
 
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -87,6 +87,9 @@ class Key(IntEnum):
 
 OnSelect = Callable[[], None]
 """Called before the guest can read the item's first byte."""
+
+BuildFiles = Callable[[], Mapping[str, Buffer]]
+"""Gives the contents of files by name."""
 
 OnWrite = Callable[[int, bytes], None]
 """Called with (offset, the stored bytes) after a guest's DMA write."""
@@ -176,6 +179,7 @@ class FwCfg:
         self._files: dict[str, _Item] = {}
         self._tables: tuple[Any, Any] | None = None
         self._python: PythonFwCfg | None = None
+        self._unbuilt: list[BuildFiles] = []
         self.failure: Exception | None = None
         self.add_item(Key.SIGNATURE, b"QEMU")
         self.add_item(Key.ID, struct.pack("<I", 3 if dma else 1))
@@ -227,6 +231,22 @@ class FwCfg:
         self._refuse_if_published()
         self._files[name] = _new_item(name, -1, data, writable, on_select, on_write)
 
+    def add_late_files(self, names: Iterable[str], build: BuildFiles) -> None:
+        """Publish files whose contents are made when the guest first looks into the directory, or selects one of them.
+
+        A small guest that asks for none of this is over before the contents would be there. Until then their size is 0.
+
+        Args:
+            names: of the files.
+            build: gives the contents of all of them; called at most once, with io_lock held. It must not fail.
+
+        Raises:
+            ConfigError: as `add_file`.
+        """
+        for name in names:
+            self.add_file(name, b"", on_select=self._build_late_files)
+        self._unbuilt.append(build)
+
     def add_user_file(self, name: str, data: Buffer) -> None:
         """Publish a file that the user asked for; warns about a name outside ``opt/``, as QEMU does.
 
@@ -249,7 +269,9 @@ class FwCfg:
         for key, name in enumerate(sorted(self._files, key=str.encode), FILE_FIRST):
             self._files[name].key = key
             self._items[key] = self._files[name]
-        self._items[Key.FILE_DIR] = _new_item("file_dir", Key.FILE_DIR, self._directory(), True, None, None)
+        self._items[Key.FILE_DIR] = _new_item(
+            "file_dir", Key.FILE_DIR, self._directory(), True, self._build_late_files if self._unbuilt else None, None
+        )
         generic = self._table([key for key in self._items if not key & ARCH_LOCAL])
         arch = self._table([key for key in self._items if key & ARCH_LOCAL])
         self._tables = generic, arch
@@ -302,8 +324,17 @@ class FwCfg:
         Raises:
             KeyError: there is no such file.
         """
+        self._build_late_files()
         item = self._files[name]
         return bytes(ffi.buffer(item.contents, item.size))
+
+    def is_writable(self, name: str) -> bool:
+        """Whether the guest may write a file.
+
+        Raises:
+            KeyError: there is no such file.
+        """
+        return self._files[name].writable
 
     def reset(self) -> None:
         """Reset of the machine: key 0 is selected, writable items contain what they did at first."""
@@ -377,6 +408,15 @@ class FwCfg:
     def _refuse_if_published(self) -> None:
         if self._tables is not None:
             raise RuntimeError("the items are published already")
+
+    def _build_late_files(self) -> None:
+        lib.vmm_io_lock(self._core)
+        try:
+            while self._unbuilt:
+                for name, data in self._unbuilt.pop()().items():
+                    self.replace_file(name, data)
+        finally:
+            lib.vmm_io_unlock(self._core)
 
     def _directory(self) -> bytes:
         """The directory's bytes: a big-endian count, and one entry per file."""

@@ -17,12 +17,10 @@ from vmm.devices.shadow import LegacyArea, ShadowArea
 from vmm.devices.signals import Irq, MemoryMapper, Msi, PowerControl, Sink
 from vmm.devices.timer import TimerService
 from vmm.firmware import FirmwareImages
+from vmm.tables.boot_order import cmos_boot_bytes
 
 _BIOS_ALIAS = 128 * layout.KIB
 """How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
-
-_BOOT_DEVICES = {"a": 1, "c": 2, "d": 3, "n": 4}
-"""SeaBIOS, src/boot.c: boot device codes in CMOS 0x3d and 0x38."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class Parts:
         power: reset and power-off.
         serial: gets what is printed on COM1.
         debugcon: gets what is printed on the debug port.
-        boot_order: BIOS boot devices, first to last, of a, c, d, n.
+        boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
     """
 
     ports: Bus
@@ -57,7 +55,7 @@ class Parts:
     power: PowerControl
     serial: Sink
     debugcon: Sink
-    boot_order: str = "cad"
+    boot_order: str | None = None
 
     def line(self, gsi: int) -> Irq:
         """One interrupt line."""
@@ -223,7 +221,4 @@ def cmos(parts: Parts) -> dict[int, int]:
     put(0x34, 2, max(0, parts.ram_low - 16 * layout.MIB) // (64 * layout.KIB))
     put(0x5B, 3, parts.ram_high // (64 * layout.KIB))
     put(0x5F, 1, parts.cpus - 1)
-    first, second, third = [*(_BOOT_DEVICES.get(letter, 0) for letter in parts.boot_order[:3]), 0, 0, 0][:3]
-    put(0x3D, 1, second << 4 | first)
-    put(0x38, 1, third << 4)
-    return registers
+    return registers | cmos_boot_bytes(parts.boot_order)

@@ -1,0 +1,132 @@
+"""What the tables of a machine say: from its description to the fw_cfg files that carry E820, ACPI and SMBIOS.
+
+`vmm.tables` knows the formats, this module the machine: which chipset is where, and what the user added.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm import layout
+from vmm.config import MachineType
+from vmm.firmware import FirmwareKind
+from vmm.tables import e820
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.config import MachineConfig
+    from vmm.tables.acpi import AcpiDescription
+
+TABLE_FILES = (
+    "etc/acpi/rsdp",
+    "etc/acpi/tables",
+    "etc/table-loader",
+    "etc/smbios/smbios-anchor",
+    "etc/smbios/smbios-tables",
+)
+"""The files that every machine has; vmgenid adds two."""
+
+
+def e820_map(config: MachineConfig, low: int, high: int) -> tuple[e820.E820Entry, ...]:
+    """The memory map: RAM below the PCI hole and from 4 GiB on, in bytes, and the user's entries.
+
+    Raises:
+        ConfigError: an entry makes no sense, or overlaps another.
+    """
+    return e820.build_map(low, high, [e820.parse_entry(text) for text in config.e820])
+
+
+def has_own_tables(config: MachineConfig) -> bool:
+    """Whether the user asked for something in ACPI or SMBIOS that could be wrong."""
+    return bool(config.acpi_tables or config.smbios or config.vmgenid)
+
+
+def build(config: MachineConfig, low: int, high: int, processor_id: int) -> dict[str, bytes]:
+    """The ACPI and SMBIOS files by name.
+
+    Args:
+        config: the machine.
+        low: bytes of RAM from 0.
+        high: bytes of RAM from 4 GiB.
+        processor_id: CPUID leaf 1, EAX in the low half and EDX in the high one.
+
+    Raises:
+        ConfigError: an option of the user's makes no sense, or names an unreadable file.
+    """
+    from vmm.tables.acpi import build_acpi  # noqa: PLC0415  # a guest that reads no table need not wait for them
+    from vmm.tables.smbios import SmbiosDescription, build_smbios  # noqa: PLC0415
+    from vmm.tables.smbios_options import parse_smbios  # noqa: PLC0415
+
+    smbios = SmbiosDescription(
+        low_memory=low,
+        high_memory=high,
+        cpus=config.cpus,
+        cores=config.cpus,
+        processor_id=processor_id,
+        uuid=config.uuid.bytes if config.uuid is not None else None,
+        uefi=config.firmware.kind in {FirmwareKind.OVMF, FirmwareKind.BHYVE},
+        options=tuple(parse_smbios(text) for text in config.smbios),
+    )
+    return build_acpi(acpi_description(config)) | build_smbios(smbios)
+
+
+def acpi_description(config: MachineConfig) -> AcpiDescription:
+    """The machine as its ACPI tables describe it.
+
+    Raises:
+        ConfigError: a table of the user's is unusable.
+    """
+    from vmm.tables.acpi_tables import AcpiDescription  # noqa: PLC0415  # see build
+
+    tables = []
+    if config.acpi_tables:
+        from vmm.tables.acpi_user import parse_acpitable  # noqa: PLC0415
+
+        tables = [parse_acpitable(text).data for text in config.acpi_tables]
+    return AcpiDescription(
+        cpus=config.cpus,
+        max_cpus=config.max_cpus,
+        vmgenid=config.vmgenid.bytes_le if config.vmgenid is not None else None,
+        user_tables=tuple(tables),
+        smi_command=layout.PORT_APM.start,
+        sci_irq=layout.SCI_IRQ,
+        **_board(config),
+    )
+
+
+def warnings(config: MachineConfig) -> list[str]:
+    """What had to be repaired in the user's ACPI tables, one line each.
+
+    Raises:
+        ConfigError: a table is unusable.
+    """
+    if not config.acpi_tables:
+        return []
+    from vmm.tables.acpi_user import parse_acpitable  # noqa: PLC0415  # see build
+
+    return [warning for text in config.acpi_tables for warning in parse_acpitable(text).warnings]
+
+
+def _board(config: MachineConfig) -> Mapping[str, Any]:
+    from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # noqa: PLC0415  # loaded with the boards anyway
+
+    model = {MachineType.Q35: ICH9, MachineType.PC: PIIX4, MachineType.BHYVE: BHYVE}[config.machine_type]
+    facts: dict[str, Any] = {
+        "pm_size": model.size,
+        "acpi_enable": model.acpi_enable,
+        "acpi_disable": model.acpi_disable,
+        "s5_type": model.s5_sleep_type,
+    }
+    if config.machine_type is MachineType.Q35:
+        base = layout.PMBASE_DEFAULT
+        gpe0 = (base + layout.ICH9_GPE0.start, len(layout.ICH9_GPE0))
+        return facts | {"pm_base": base, "gpe0": gpe0, "ecam_base": layout.LOW_RAM_LIMIT, "isa_bridge": (31, 0)}
+    facts["ecam_base"] = None
+    if config.machine_type is MachineType.BHYVE:
+        hpet = layout.HPET.start
+        return facts | {"pm_base": layout.PORT_PM_BHYVE.start, "hpet_base": hpet, "isa_bridge": (31, 0)}
+    # edk2, OvmfPkg/Include/IndustryStandard/I440FxPiix4.h (PIIX4_PMBA_VALUE) against SeaBIOS's PORT_ACPI_PM_BASE.
+    base = 0xB000 if config.firmware.kind is FirmwareKind.OVMF else layout.PMBASE_DEFAULT
+    gpe0 = (layout.PORT_GPE0_PIIX4.start, len(layout.PORT_GPE0_PIIX4))
+    return facts | {"pm_base": base, "gpe0": gpe0, "isa_bridge": (1, 0)}

@@ -1,0 +1,150 @@
+"""Boots a machine with a report guest in it, and brings back what was offered and what the guest found."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm import guests
+from vmm.devices.fw_cfg import Key
+from vmm.errors import ConfigError
+from vmm.firmware import FirmwareKind
+from vmm.machine import Machine
+from vmm.verify import guest_report
+from vmm.verify.guest_report import GuestReport, ReportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.config import MachineConfig
+    from vmm.devices.fw_cfg import FwCfg, ItemStatistics
+    from vmm.outcome import Outcome
+
+    Alter = Callable[[dict[str, bytes]], dict[str, bytes]]
+
+DEADLINE = 120.0
+"""Seconds; a boot takes a few, but the host may be busy."""
+
+ROM_FILE = "genroms/vmm-report.bin"
+"""SeaBIOS runs every file under genroms/ as an option ROM."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Both sides of the comparison.
+
+    Attributes:
+        config: the machine.
+        low: bytes of RAM below the PCI hole.
+        high: bytes of RAM from 4 GiB.
+        tables: the ACPI and SMBIOS files as they were built.
+        published: all named files as the guest could read them; other than `tables` if somebody changed them.
+        firmware_reads: what firmware had read when the report guest began.
+        writable: names of the items that the guest may write.
+        written: what those contain at the end.
+        report: what the guest told; None if it never did, and then `failure` says why.
+        failure: why there is no report.
+        log: what firmware printed on the debug port.
+        outcome: how the run ended.
+    """
+
+    config: MachineConfig
+    low: int
+    high: int
+    tables: dict[str, bytes]
+    published: dict[str, bytes]
+    firmware_reads: dict[str, ItemStatistics]
+    writable: frozenset[str]
+    written: dict[str, bytes]
+    report: GuestReport | None
+    failure: str
+    log: str
+    outcome: Outcome
+
+
+class _Host:
+    """The host's half of the report guest: adds it to the machine, and takes its stream."""
+
+    def __init__(self, kind: FirmwareKind, alter: Alter | None) -> None:
+        self._kind = kind
+        self._alter = alter
+        self._fw_cfg: FwCfg | None = None
+        self.tables: dict[str, bytes] = {}
+        self.stream = bytearray()
+        self.firmware_reads: list[ItemStatistics] = []
+
+    def customize(self, fw_cfg: FwCfg, tables: dict[str, bytes]) -> dict[str, bytes]:
+        """Add the guest; keep what the tables are, and give what they shall be."""
+        self._fw_cfg = fw_cfg
+        self.tables = dict(tables)
+        fw_cfg.add_file(
+            guest_report.STREAM_FILE, bytes(guest_report.STREAM_FILE_SIZE), writable=True, on_write=self._written
+        )
+        if self._kind is FirmwareKind.SEABIOS:
+            fw_cfg.add_file(ROM_FILE, guests.report("report.bin").read_bytes())
+        else:
+            image = guests.report("report.efi").read_bytes()
+            fw_cfg.add_item(Key.KERNEL_SIZE, struct.pack("<I", len(image)))
+            fw_cfg.add_item(Key.KERNEL_DATA, image)
+        return tables if self._alter is None else self._alter(dict(tables))
+
+    def _written(self, _offset: int, data: bytes) -> None:
+        if not self.stream and self._fw_cfg is not None:
+            self.firmware_reads = self._fw_cfg.items()
+        if len(self.stream) + len(data) <= guest_report.STREAM_LIMIT:
+            self.stream += data
+
+
+def collect(config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE) -> Collected:
+    """Boot, and wait for the report.
+
+    Args:
+        config: the machine; its firmware is OVMF or SeaBIOS.
+        alter: gets the ACPI and SMBIOS files by name and gives those to publish instead: for experiments, and tests.
+        deadline: seconds.
+
+    Raises:
+        ConfigError: other firmware, or a machine that leaves no room for the report guest.
+        HostError: no KVM.
+    """
+    kind = config.firmware.kind
+    if kind not in {FirmwareKind.OVMF, FirmwareKind.SEABIOS}:
+        raise ConfigError(f"verify: the report guest runs under OVMF and SeaBIOS, and {config.firmware.path} is {kind}")
+    if config.kernel is not None:
+        raise ConfigError("verify: -kernel is taken, the report guest starts that way; leave it out")
+    host = _Host(kind, alter)
+    with Machine(config, customize=host.customize) as machine:
+        fw_cfg = machine.fw_cfg
+        if fw_cfg is None:
+            raise ConfigError("verify: the machine has fwctl instead of fw_cfg, which carries no tables")
+        published = {item.name: fw_cfg.contents(item.name) for item in fw_cfg.items() if _is_file(item)}
+        outcome = machine.run(deadline=deadline)
+        writable = frozenset(name for name in published if fw_cfg.is_writable(name))
+        written = {name: fw_cfg.contents(name) for name in writable - {guest_report.STREAM_FILE}}
+        log = machine.debugcon.text()
+        low, high = machine.memory.low_size, machine.memory.high_size
+    report, failure = None, ""
+    try:
+        report = guest_report.decode(bytes(host.stream))
+    except ReportError as error:
+        failure = f"{error}; {outcome.message}"
+    ours = {guest_report.STREAM_FILE, ROM_FILE}
+    return Collected(
+        config=config,
+        low=low,
+        high=high,
+        tables=host.tables,
+        published={name: data for name, data in published.items() if name not in ours},
+        firmware_reads={item.name: item for item in host.firmware_reads},
+        writable=writable - ours,
+        written=written,
+        report=report,
+        failure=failure,
+        log=log,
+        outcome=outcome,
+    )
+
+
+def _is_file(item: ItemStatistics) -> bool:
+    return 0x20 <= item.key < 0x4000
