@@ -23,7 +23,7 @@ from vmm.bus import Bus, IoLock
 from vmm.config import Dispatch, Interface, MachineConfig, Target
 from vmm.console import Stream, Watcher, compile_pattern
 from vmm.errors import ConfigError, DeviceError, KvmError
-from vmm.kvm import Kvm, Vcpu
+from vmm.kvm import Kvm, Vcpu, pc_routes
 from vmm.kvm.exit_reasons import reason_name
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome, Reason
@@ -117,6 +117,7 @@ class Machine:
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
         self.vm.create_irqchip()
         self.vm.create_pit2()
+        self.vm.set_gsi_routing(pc_routes())
         self._core = lib.vmm_vm_new(self.vm.fd)
         self._closers.callback(lib.vmm_vm_free, self._core)
         self.memory = GuestMemory(self.vm, self._core, config.memory, layout.LOW_RAM_LIMIT)
