@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm import guests
 from vmm.errors import ConfigError
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
 
@@ -206,20 +207,27 @@ def load(
 
 
 def find(firmware: str | Path, variables: Path | None = None, *, persist: bool = False) -> FirmwareImages:
-    """Load what a name (``ovmf``, ``seabios``, ``bhyve``, ``probe``) or a path stands for.
+    """Load what a name (``ovmf``, ``seabios``, ``bhyve``, ``probe`` or another guest of ours) or a path stands for.
 
-    A name is a name even where a file is called so: write ``./ovmf`` for the file.
+    The names of firmware are names even where files are called so: write ``./ovmf`` for the file.
 
     Raises:
         ConfigError: as :func:`load`, or nothing of that name is on this host.
     """
-    name = str(firmware)
-    if isinstance(firmware, Path) or name not in set(FirmwareKind) - {FirmwareKind.UNKNOWN}:
-        return load(Path(firmware), variables, persist=persist)
+    path = Path(firmware)
+    if isinstance(firmware, Path) or "/" in firmware:
+        return load(path, variables, persist=persist)
     from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which a path does not need
 
-    located = firmware_search.locate(name)
-    kind = FirmwareKind(name)
+    if firmware not in firmware_search.NAMES:
+        if path.exists():
+            return load(path, variables, persist=persist)
+        if firmware not in guests.names():
+            known = ", ".join(firmware_search.NAMES)
+            raise ConfigError(f"{firmware}: neither a file nor a name of firmware ({known}, or a guest of ours)")
+        return load(guests.path(firmware))
+    located = firmware_search.locate(firmware)
+    kind = FirmwareKind(firmware)
     images = load(
         located.code,
         variables or located.variables,
@@ -265,6 +273,8 @@ def _bios(path: Path, data: bytes) -> FirmwareImages:
             f"{path}: {len(data)} bytes is not a multiple of 64 KiB; the file is truncated or no x86 firmware"
         )
     _check_reset_vector(path, data)
+    if guests.is_ours(path):
+        return FirmwareImages(FirmwareKind.PROBE, Layout.BIOS, path, data)
     kind = FirmwareKind.SEABIOS if b"SeaBIOS" in data else FirmwareKind.UNKNOWN
     return FirmwareImages(kind, Layout.BIOS, path, data)
 

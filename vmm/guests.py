@@ -43,6 +43,11 @@ def symbols(name: str) -> Path:
     return _existing(name, ".elf")
 
 
+def is_ours(image: Path) -> bool:
+    """Whether a file is one of our guests as the package was built with them."""
+    return image.parent in _directories()
+
+
 def _directories() -> list[Path]:
     # importlib.resources would do, but costs 20 ms of every start. An editable installation has two places.
     return [Path(place, "_guests") for place in vmm.__path__]

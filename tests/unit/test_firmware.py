@@ -179,6 +179,10 @@ def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find("probe").kind is FirmwareKind.PROBE
     with pytest.raises(ConfigError, match="is empty"):
         find("./ovmf")
+    assert find("exit").path == guests.path("exit")
+    assert find("exit").kind is FirmwareKind.PROBE
+    with pytest.raises(ConfigError, match="omvf: neither a file nor a name of firmware"):
+        find("omvf")
 
 
 def test_no_such_firmware_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

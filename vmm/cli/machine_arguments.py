@@ -243,6 +243,6 @@ def _bootrom(text: str) -> tuple[FirmwareImages, str | None]:
 
 
 FIRMWARE_HELP = """\
-FIRMWARE is a path, or one of these names: ovmf (the default), seabios, bhyve, probe (a small guest of our own). Names
+FIRMWARE is a path, or one of these names: ovmf (the default), seabios, bhyve, probe (or another guest of ours). Names
 are looked up in QEMU's firmware descriptors and in the places where distributions put images.
 """
