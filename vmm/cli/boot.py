@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from vmm.cli.interrupts import Interrupts
     from vmm.cli.terminal import Terminal
     from vmm.config import MachineConfig
     from vmm.machine import Machine
@@ -79,13 +80,14 @@ def run(words: list[str]) -> int:
     with _json_output(arguments.json) as json_output:
         # Slow to load: what is wrong so far is said without it.
         from vmm import report as reports  # noqa: PLC0415
+        from vmm.cli.interrupts import Interrupts  # noqa: PLC0415
         from vmm.machine import Machine  # noqa: PLC0415
 
         if not arguments.quiet:
             for note in config.firmware.notes:
                 say(f"vmm: {note}")
-        with Machine(config) as machine:
-            outcome, report = _run(machine, arguments, send, deadline)
+        with Interrupts() as interrupts, Machine(config) as machine:
+            outcome, report = _run(machine, interrupts, arguments, send, deadline)
         if json_output is not None:
             import json  # noqa: PLC0415
 
@@ -99,13 +101,16 @@ def run(words: list[str]) -> int:
 
 
 def _run(
-    machine: Machine, arguments: argparse.Namespace, send: list[tuple[str, str]], deadline: float | None
+    machine: Machine,
+    interrupts: Interrupts,
+    arguments: argparse.Namespace,
+    send: list[tuple[str, str]],
+    deadline: float | None,
 ) -> tuple[Outcome, Report]:
     from vmm import report as reports  # noqa: PLC0415
-    from vmm.cli.interrupts import Interrupts  # noqa: PLC0415
     from vmm.cli.progress import Progress  # noqa: PLC0415
 
-    with Interrupts() as interrupts, _terminal(machine, arguments) as terminal:
+    with _terminal(machine, arguments) as terminal:
         progress = Progress(enabled=not arguments.quiet and sys.stderr.isatty() and not terminal.shows_on_terminal)
 
         def on_poll(machine: Machine) -> None:
