@@ -224,7 +224,11 @@ class Vcpu(Descriptor):
                     raise
                 room *= 2
             else:
-                return cpuid_from_c(table)
+                entries = cpuid_from_c(table)
+                # Older kernels (Linux 6.1 is one) don't say how many they filled in: the rest is zeros.
+                while entries and not any(entries[-1]):
+                    entries.pop()
+                return entries
 
     def set_cpuid2(self, entries: Iterable[CpuidEntry]) -> None:
         """KVM_SET_CPUID2; before the first KVM_RUN.
