@@ -64,8 +64,9 @@ MACHINES = {
 }
 """The machine that each kind of firmware is known to run on."""
 
-MINIMUM_MEMORY = {FirmwareKind.OVMF: 64 << 20, FirmwareKind.BHYVE: 64 << 20}
-"""Bytes of RAM below which a kind of firmware cannot work; others need :data:`LEAST_MEMORY`."""
+MINIMUM_MEMORY = {FirmwareKind.OVMF: 48 << 20, FirmwareKind.BHYVE: 64 << 20}
+"""Bytes of RAM below which a kind of firmware cannot work; others need :data:`LEAST_MEMORY`. OVMF 2022.11 reaches its
+shell with 48 MiB and hangs with 40; bhyve's platform code expects 64 MiB or more."""
 
 LEAST_MEMORY = 16 << 20
 

@@ -27,7 +27,7 @@ def collect() -> Info:
         "kernel": os.uname().release,
         "cpu": cpu_facts(),
         "kvm": kvm_facts(),
-        "assist": {"built": find_spec("vmm._assist") is not None},
+        "assist": assist_facts(),
         "firmware": dict(firmware_facts()),
     }
 
@@ -74,6 +74,21 @@ def kvm_facts() -> Info:
         return {"device": "/dev/kvm", "error": str(error)}
 
 
+def assist_facts() -> Info:
+    """Return whether the software CPU was built, and what ``--assist auto`` decides here and why."""
+    from vmm import assist  # noqa: PLC0415  # as above
+    from vmm.kvm import Kvm  # noqa: PLC0415
+    from vmm.machine_options import AssistMode  # noqa: PLC0415
+
+    built = find_spec("vmm._assist") is not None
+    try:
+        with Kvm() as kvm:
+            decision = assist.decide(AssistMode.AUTO, kvm)
+    except (HostError, KvmError):
+        return {"built": built, "auto": None, "why": "KVM cannot be asked"}
+    return {"built": built, "auto": "on" if decision.use else "off", "why": decision.why}
+
+
 def firmware_facts() -> Iterator[tuple[str, Info]]:
     """Yield for each name that stands for firmware what it is here."""
     for name in firmware_search.NAMES:
@@ -92,9 +107,9 @@ def text(info: Info) -> str:
     extension = cpu["virtualization"].upper() if cpu["virtualization"] else "no VMX or SVM"
     rows.append(("processor", f"{cpu['online']} x {cpu['name']}, {extension}"))
     rows += _kvm_rows(info["kvm"])
-    built = "built in (vmm._assist)" if info["assist"]["built"] else "not built; scripts/setup builds it"
-    need = "not needed here" if cpu["virtualization"] else "used here unless --assist off"
-    rows.append(("software CPU", f"{built}; {need}"))
+    assist = info["assist"]
+    built = "built" if assist["built"] else "not built (scripts/setup builds it)"
+    rows.append(("software CPU", f"{built}; --assist auto: {assist['auto'] or 'unknown'} ({assist['why']})"))
     for name, found in info["firmware"].items():
         if found["path"] is None:
             rows.append((name, found["error"]))

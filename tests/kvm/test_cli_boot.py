@@ -175,6 +175,7 @@ def test_a_reader_that_leaves_ends_the_run() -> None:
         (["-smp", "0"], "-smp 0: a machine has from 1 to 255 CPUs"),
         (["-smp", "2", "-c", "2"], "-smp and -c say the same"),
         (["-m", "8M", "probe"], "needs 16M or more"),
+        (["-m", "40M", "ovmf"], "OVMF_CODE_4M.fd needs 48M or more"),
         (["-bios", "x", "probe"], "FIRMWARE and -bios each name the firmware"),
         (["probe", "again"], "one FIRMWARE at the most"),
         (["--no-such-option"], "unknown option --no-such-option"),
@@ -235,6 +236,7 @@ def test_info() -> None:
     assert str(guests.path("probe")) in run.stdout
     found = json.loads(vmm("info", "--json").stdout)
     assert found["kvm"]["missing"] == []
+    assert found["assist"]["auto"] == ("off" if found["cpu"]["virtualization"] else "on")
     assert found["kvm"]["capabilities"]["KVM_CAP_USER_MEMORY"] == 1
     assert found["kvm"]["cpuid"][0]["function"] == "0x00000000"
 
