@@ -198,6 +198,8 @@ static void take_features(struct assist_vcpu *vcpu)
     env->features[FEAT_8000_0001_EDX] = leaf->edx;
     env->features[FEAT_8000_0001_ECX] = leaf->ecx & ~CPUID_EXT3_SVM;
     env->features[FEAT_XSAVE] = 0;
+    leaf = engine_cpuid(vcpu, 0x80000008, 0);
+    vcpu->physical_bits = leaf == NULL ? 36 : leaf->eax & 0xff;
 }
 
 static int take_cpuid(struct assist_vcpu *vcpu, const struct assist_cpuid_leaf *leaves, uint32_t count)

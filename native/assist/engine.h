@@ -54,6 +54,8 @@ enum leave_reason {
 #define IOAPIC_SIZE 0x1000u
 
 #define TICK_NS 1000000
+/* Host TSC ticks between two looks at KVM from a loop of PAUSE, which need not wait for the ticker. */
+#define PAUSE_LOOK_TSC 500000
 
 #define HOST_RANGES 64
 #define PENDING_WRITES 256
@@ -88,6 +90,7 @@ struct assist_vcpu {
     struct vmm_vcpu *core;
     struct assist_cpuid_leaf *cpuid;
     uint32_t cpuid_count;
+    uint32_t physical_bits; /* of a guest physical address, as CPUID says */
 
     /* What KVM's registers were when they were last read or written. */
     struct kvm_regs kvm_regs;
@@ -98,6 +101,8 @@ struct assist_vcpu {
     uint64_t timer_due_ns;  /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
     uint64_t timer_period_ns;
     uint64_t lapic_base;
+    uint64_t looked_tsc;     /* host TSC at the last look at KVM */
+    bool nmi_masked;         /* KVM delivered an NMI whose IRET the engine will execute */
     bool timer_armed;       /* the last step wrote the LAPIC's initial count */
     bool step_wrote_lapic;
     bool waiting;           /* for INIT or SIPI */
@@ -203,6 +208,8 @@ static inline bool memory_has_work(const struct assist *assist)
 }
 /* After a device access on the owner's thread: what it changed takes effect before the next instruction's access. */
 void memory_after_device(struct assist_vcpu *vcpu);
+/* All translations go before the next block; from the owner's thread. */
+void memory_drop_all_code(struct assist *assist);
 struct engine_region *memory_find(struct assist *assist, uint64_t gpa);
 
 /* The guest's CPUID leaf, or NULL. */
@@ -223,7 +230,7 @@ bool kvm_msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value);
 
 /* interrupts.c */
 /* What a look at KVM found. */
-enum found { FOUND_NOTHING, FOUND_INTERRUPT, FOUND_RESET, FOUND_ERROR };
+enum found { FOUND_NOTHING, FOUND_INTERRUPT, FOUND_NMI, FOUND_RESET, FOUND_ERROR };
 enum found interrupts_look(struct assist_vcpu *vcpu);
 /* Read the LAPIC timer's state after KVM executed something that may have changed it. */
 void interrupts_note_timer(struct assist_vcpu *vcpu);

@@ -213,7 +213,7 @@ target_ulong WRAP(helper_read_crN)(CPUX86State *env, int reg)
 
 void REAL(helper_write_crN)(CPUX86State *env, int reg, target_ulong value);
 
-/* Control register 4's bits that go with a CPUID feature; a guest that sets another gets #GP, as KVM would refuse it. */
+/* Control register 4's bits that go with a CPUID feature. */
 static target_ulong cr4_allowed(const CPUX86State *env)
 {
     target_ulong allowed = CR4_VME_MASK | CR4_PVI_MASK | CR4_TSD_MASK | CR4_DE_MASK | CR4_PSE_MASK | CR4_PAE_MASK |
@@ -225,24 +225,63 @@ static target_ulong cr4_allowed(const CPUX86State *env)
     return allowed;
 }
 
+/* Intel SDM volume 3, 2.5; QEMU's headers do not name them. */
+#define CR0_NW_MASK (1u << 29)
+#define CR0_CD_MASK (1u << 30)
+
+static bool cr_value_is_valid(const CPUX86State *env, int reg, target_ulong value)
+{
+    bool long_mode = (env->hflags & HF_LMA_MASK) != 0;
+
+    switch (reg) {
+    case 0:
+        if ((value & CR0_PG_MASK) && !(value & CR0_PE_MASK)) {
+            return false;
+        }
+        if ((value & CR0_NW_MASK) && !(value & CR0_CD_MASK)) {
+            return false;
+        }
+        if ((value & CR0_PG_MASK) && !(env->cr[0] & CR0_PG_MASK)) {
+            return !(env->efer & MSR_EFER_LME) || (env->cr[4] & CR4_PAE_MASK);
+        }
+        return (value & CR0_PG_MASK) || !(env->hflags & HF_CS64_MASK);
+    case 3:
+        return !long_mode || (value >> owner_of((CPUX86State *)env)->physical_bits) == 0;
+    case 4:
+        return (value & ~cr4_allowed(env)) == 0 && (!long_mode || (value & CR4_PAE_MASK));
+    case 8:
+        return value <= 15;
+    default:
+        return true;
+    }
+}
+
+/* Values that the architecture answers with #GP and KVM with EINVAL when it is given the vCPU's state. */
 void WRAP(helper_write_crN)(CPUX86State *env, int reg, target_ulong value)
 {
+    if (!cr_value_is_valid(env, reg, value)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
     if (reg == 8) {
-        if ((value & ~(target_ulong)15) != 0) {
-            raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
-        }
         env->v_tpr = (uint8_t)value;
         /* A lower priority may let a waiting interrupt through: look once this block ends. */
         engine_ask_to_leave(owner_of(env));
         return;
     }
-    if (reg == 4 && (value & ~cr4_allowed(env)) != 0) {
-        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
-    }
-    if (reg == 0 && ((value & CR0_PG_MASK) && !(value & CR0_PE_MASK))) {
-        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
-    }
     REAL(helper_write_crN)(env, reg, value);
+}
+
+void REAL(helper_set_dr)(CPUX86State *env, int reg, target_ulong value);
+
+/* A breakpoint is found when its instruction is translated: code translated before knows nothing of it. */
+void WRAP(helper_set_dr)(CPUX86State *env, int reg, target_ulong value)
+{
+    bool armed = (env->dr[7] & 0xff) != 0;
+
+    REAL(helper_set_dr)(env, reg, value);
+    if (armed || (env->dr[7] & 0xff) != 0) {
+        memory_drop_all_code(owner_of(env)->assist);
+    }
 }
 
 static void flat_segment(CPUX86State *env, int segment, uint32_t selector, uint32_t flags)

@@ -110,12 +110,34 @@ static bool timer_is_due(struct assist_vcpu *vcpu)
     return vcpu->timer_due_ns != 0 && monotonic_ns() >= vcpu->timer_due_ns;
 }
 
+/*
+ * KVM masks further NMIs until it sees an IRET. The engine executes it, and
+ * clears HF2_NMI_MASK there: pass that on.
+ */
+static bool has_nmi(struct assist_vcpu *vcpu)
+{
+    struct kvm_vcpu_events events;
+    bool unmasked = !(vcpu->cpu.env.hflags2 & HF2_NMI_MASK);
+
+    if (ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) != 0) {
+        return false;
+    }
+    if (vcpu->nmi_masked && unmasked) {
+        vcpu->nmi_masked = false;
+        events.flags = 0;
+        events.nmi.masked = 0;
+        ioctl(vcpu->core->fd, KVM_SET_VCPU_EVENTS, &events);
+    }
+    return events.nmi.pending && unmasked;
+}
+
 enum found interrupts_look(struct assist_vcpu *vcpu)
 {
     struct kvm_mp_state state;
     struct kvm_lapic_state lapic;
 
     __atomic_store_n(&vcpu->look_at_kvm, false, __ATOMIC_RELAXED);
+    vcpu->looked_tsc = __builtin_ia32_rdtsc();
     if (ioctl(vcpu->core->fd, KVM_GET_MP_STATE, &state) != 0) {
         return FOUND_ERROR;
     }
@@ -124,6 +146,9 @@ enum found interrupts_look(struct assist_vcpu *vcpu)
     }
     if (vcpu->cpu.env.v_tpr != vcpu->kvm_sregs.cr8 && state_store(vcpu) != 0) {
         return FOUND_ERROR;
+    }
+    if (has_nmi(vcpu)) {
+        return FOUND_NMI;
     }
     if (timer_is_due(vcpu)) {
         return FOUND_INTERRUPT;
@@ -168,8 +193,13 @@ void interrupts_note_timer(struct assist_vcpu *vcpu)
 
 void interrupts_after_delivery(struct assist_vcpu *vcpu)
 {
+    struct kvm_vcpu_events events;
     uint64_t now;
 
+    if (ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) == 0 && events.nmi.masked) {
+        vcpu->nmi_masked = true;
+        vcpu->cpu.env.hflags2 |= HF2_NMI_MASK;
+    }
     if (vcpu->tsc_deadline != 0 && guest_tsc(vcpu) >= vcpu->tsc_deadline) {
         vcpu->tsc_deadline = 0;
     }

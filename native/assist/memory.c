@@ -25,6 +25,28 @@ static struct host_range *host_range_of(struct assist *assist, uintptr_t hva)
     return NULL;
 }
 
+/* A range that no region uses any more makes room; its code was dropped with the region. */
+static struct host_range *free_range(struct assist *assist)
+{
+    if (assist->host_count < HOST_RANGES) {
+        return &assist->hosts[assist->host_count++];
+    }
+    for (uint32_t i = 0; i < HOST_RANGES; i++) {
+        struct host_range *range = &assist->hosts[i];
+        bool used = false;
+
+        for (uint32_t r = 0; r < assist->region_count; r++) {
+            used |= assist->regions[r].host == range;
+        }
+        if (!used) {
+            free(range->code_pages);
+            *range = (struct host_range){0};
+            return range;
+        }
+    }
+    return NULL;
+}
+
 static struct host_range *host_range_add(struct assist *assist, uintptr_t hva, uintptr_t size)
 {
     struct host_range *range = host_range_of(assist, hva);
@@ -33,17 +55,16 @@ static struct host_range *host_range_add(struct assist *assist, uintptr_t hva, u
     if (range != NULL && hva - range->start + size <= range->size) {
         return range;
     }
-    if (assist->host_count == HOST_RANGES) {
+    range = free_range(assist);
+    if (range == NULL) {
         return NULL;
     }
-    range = &assist->hosts[assist->host_count];
     range->code_pages = calloc(words, sizeof(unsigned long));
     if (range->code_pages == NULL) {
         return NULL;
     }
     range->start = hva & ~(HOST_PAGE_BYTES - 1);
     range->size = size + (hva - range->start);
-    assist->host_count++;
     return range;
 }
 
@@ -105,6 +126,14 @@ static void on_changed(void *opaque, uint64_t gpa, uint64_t size)
     memcpy(assist->table, memory->regions, memory->count * sizeof(assist->table[0]));
     assist->table_count = memory->count;
     assist->table_stale = true;
+    pthread_mutex_unlock(&assist->map_mutex);
+    leave_work(assist);
+}
+
+void memory_drop_all_code(struct assist *assist)
+{
+    pthread_mutex_lock(&assist->map_mutex);
+    assist->pending_count = PENDING_WRITES + 1;
     pthread_mutex_unlock(&assist->map_mutex);
     leave_work(assist);
 }

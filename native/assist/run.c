@@ -127,6 +127,7 @@ static bool take_back(struct assist_vcpu *vcpu)
         return true;
     }
     vcpu->assist->core->note_start(vcpu->core);
+    CPU(&vcpu->cpu)->interrupt_request &= ~CPU_INTERRUPT_HARD;
     error = state_load(vcpu);
     if (error != 0) {
         return end_with_errno(vcpu, error);
@@ -273,6 +274,9 @@ static bool look_before_running(struct assist_vcpu *vcpu, int *next)
         }
         CPU(&vcpu->cpu)->interrupt_request |= CPU_INTERRUPT_HARD;
         return true;
+    case FOUND_NMI:
+        *next = LEAVE_WINDOW;
+        return false;
     case FOUND_RESET:
         *next = LEAVE_AGAIN;
         return false;
@@ -294,6 +298,9 @@ static int run_translated(struct assist_vcpu *vcpu)
     while (look_before_running(vcpu, &next)) {
         next = engine_execute(vcpu);
         if (next == LEAVE_PAUSE) {
+            if (__builtin_ia32_rdtsc() - vcpu->looked_tsc > PAUSE_LOOK_TSC) {
+                __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+            }
             lock_yield(vcpu);
         } else if (next < LEAVE_STEP) {
             /* The ticker, or another thread that wants to be noticed. */

@@ -464,3 +464,86 @@ def test_the_tsc_runs_and_is_kvms() -> None:
         done
     """
     assert values_of(source) == [1, 1]
+
+
+def test_control_registers_refuse_what_the_architecture_refuses() -> None:
+    source = """
+    fault:
+        add $8, %rsp
+        inc %r12d
+        addq $3, (%rsp)
+        iretq
+    main:
+        gate 13, fault
+        xor %r12d, %r12d
+        mov %cr0, %rbx
+        mov %rbx, %rax
+        btr $31, %rax
+        mov %rax, %cr0                      # paging off in 64-bit mode
+        mov %rbx, %rax
+        bts $29, %rax
+        mov %rax, %cr0                      # NW without CD
+        mov %cr4, %rax
+        btr $5, %rax
+        mov %rax, %cr4                      # PAE off in long mode
+        mov %cr4, %rax
+        bts $18, %rax
+        mov %rax, %cr4                      # OSXSAVE, which CPUID does not offer
+        mov %cr3, %rax
+        bts $50, %rax
+        mov %rax, %cr3                      # beyond the physical address width
+        report %r12d
+        mov $5, %eax
+        mov %rax, %cr8                      # 4 bytes: none faults
+        mov %cr8, %rbx
+        report %ebx
+        mov $0xfee00000, %rdi
+        mov 0x80(%rdi), %ebx                # the LAPIC's TPR is the same register
+        report %ebx
+        movl $0x70, 0x80(%rdi)
+        mov %cr8, %rbx
+        report %ebx
+        done
+    """
+    assert values_of(source) == [5, 5, 0x50, 7]
+
+
+def test_debug_exceptions() -> None:
+    source = """
+    debug:
+        mov (%rsp), %rbx
+        lea base(%rip), %rcx
+        sub %rcx, %rbx
+        report %ebx
+        mov %dr6, %rbx
+        and $0x4001, %ebx
+        report %ebx
+        xor %eax, %eax
+        mov %rax, %dr6
+        mov %rax, %dr7
+        andq $~0x100, 16(%rsp)              # TF off
+        btsq $16, 16(%rsp)                  # RF: the breakpoint's instruction runs now
+        iretq
+    main:
+        gate 1, debug
+        call watched                        # translated before the breakpoint exists
+        lea watched(%rip), %rax
+        mov %rax, %dr0
+        mov $1, %eax
+        mov %rax, %dr7
+        call watched
+        report $77
+        pushfq
+        orq $0x100, (%rsp)
+    base:
+        popfq
+        nop                                 # trapped behind this
+        done
+    watched:
+        nop
+        ret
+    """
+    place, status, behind, single_step, step_status = values_of(source)
+    assert (status, behind, step_status) == (1, 77, 0x4000)
+    assert place > 0
+    assert single_step == 2

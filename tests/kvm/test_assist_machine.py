@@ -415,6 +415,78 @@ def test_a_timer_interrupts_code_that_never_waits() -> None:
     assert values_of(source) == [0x900D]
 
 
+def test_a_lower_cr8_lets_a_waiting_interrupt_through() -> None:
+    source = (
+        LAPIC_TIMER
+        + """
+    timer:
+        push %rax
+        incl ticks
+        eoi
+        pop %rax
+        iretq
+    main:
+        gate 0x40, timer
+        mov $8, %ebx
+        mov %rbx, %cr8                      # masks vectors below 0x90
+        start_timer 0x40, 0, 1000
+        sti
+        mov $3000000, %ecx
+    1:  loop 1b
+        report ticks
+        xor %ebx, %ebx
+        mov %rbx, %cr8
+    2:  pause
+        cmpl $1, ticks
+        jne 2b
+        report ticks
+        done
+    .align 64
+    ticks: .long 0
+    """
+    )
+    assert values_of(source) == [0, 1]
+
+
+def test_nmis_arrive_with_interrupts_off_and_one_at_a_time() -> None:
+    source = """
+    nmi:
+        push %rax
+        incl received
+        pop %rax
+        iretq
+    main:
+        mov %ebx, %r15d
+        gate 2, nmi
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        cmp $0, %r15d
+        jne other
+        start_others
+        wait_for_cpus 2
+    1:  pause
+        cmpl $1, ready
+        jne 1b
+        mov $20, %ebp
+    2:  mov received, %r13d
+        movl $0xc4400, 0x300(%rdi)          # NMI to the other
+    3:  pause
+        cmp received, %r13d
+        je 3b
+        dec %ebp
+        jnz 2b
+        report received
+        done
+    other:
+        incl ready
+    4:  jmp 4b
+    .align 64
+    received: .long 0
+    ready: .long 0
+    """
+    assert values_of(source, cpus=2) == [20]
+
+
 def test_the_pic_delivers_too() -> None:
     source = """
     timer:
