@@ -1,7 +1,7 @@
 """fw_cfg's ports answered by Python instead of C: what ``--dispatch python`` runs, to show what that costs.
 
-The same items, from the same published table, with the same counters; only who looks at the registers differs. It is
-also the shortest description of what `native/fw_cfg.c` does. Not here: the access log, which is C's.
+The same items, from the same published table, with the same counters; only who looks at the registers differs. Not
+here: the access log, which is C's, and the rules stated one by one, which is `vmm.devices.fw_cfg_model`.
 
 Source: docs/specs/fw_cfg.rst in QEMU's tree. Odd widths and alignments follow hw/nvram/fw_cfg.c there.
 """

@@ -1,0 +1,215 @@
+"""How long whole processes take: firmware until it shows that it is done, a guest that exits at once, a warm Machine.
+
+Every contender is started from its command line with COM1 on a pipe; the clock runs from before the fork until the text
+has come through the pipe, or until the process is gone where there is nothing to show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from vmm import firmware_search, guests
+from vmm.bench.contenders import QEMU_KVM, QEMU_TCG, VMM_C, Contender, ContenderFailedError, last_words
+from vmm.console import strip_escapes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONTENDERS = (VMM_C, QEMU_KVM, QEMU_TCG)
+
+DEADLINE_S = 30.0
+"""How long a boot may take; one that takes longer has failed."""
+
+GRACE_S = 5.0
+"""How long a process may take to go when it is asked to."""
+
+WARM = Contender("vmm-warm", "Machine() in a warm Python")
+"""Not a process: the library, its modules loaded."""
+
+
+@dataclass(frozen=True)
+class BootCase:
+    """One thing to boot.
+
+    Attributes:
+        firmware: one of `vmm.firmware_search.NAMES`, or None for the guest that exits at once.
+        until: what its console shows when it is done; None: it ends by itself.
+        answers: (pattern, text typed into COM1 once it shows), in order.
+        milestones: (pattern, what it means), for the timeline.
+        contenders: who takes part.
+    """
+
+    key: str
+    title: str
+    firmware: str | None
+    until: str | None
+    answers: tuple[tuple[str, str], ...] = ()
+    milestones: tuple[tuple[str, str], ...] = ()
+    memory_mib: int = 256
+    contenders: tuple[Contender, ...] = CONTENDERS
+
+
+EXIT = BootCase("exit", "a guest that exits at once, whole process", None, None)
+WARM_EXIT = BootCase(
+    "machine", "Machine(), run() and the same guest's end, warm Python", None, None, contenders=(WARM,)
+)
+SEABIOS = BootCase(
+    "seabios",
+    "SeaBIOS to 'No bootable device.'",
+    "seabios",
+    "No bootable device",
+    milestones=((r"SeaBIOS \(version", "SeaBIOS prints its version"), ("Booting from|No bootable", "tries to boot")),
+)
+OVMF = BootCase(
+    "ovmf",
+    "OVMF to 'Shell>', a key pressed at the countdown",
+    "ovmf",
+    "Shell> ",
+    answers=(("any other key to continue", "\r"),),
+    milestones=(
+        ("BdsDxe: loading", "BDS loads the first boot option"),
+        ("UEFI Interactive Shell", "the shell starts"),
+        ("any other key to continue", "countdown; a key is pressed"),
+    ),
+)
+CASES = (EXIT, WARM_EXIT, SEABIOS, OVMF)
+
+
+@dataclass(frozen=True)
+class BootRun:
+    """Seconds until the end, and (seconds, what) on the way."""
+
+    elapsed_s: float
+    timeline: list[tuple[float, str]] = field(default_factory=list)
+
+
+def measure(contender: Contender, case: BootCase) -> BootRun:
+    """Boot once.
+
+    Raises:
+        ContenderFailedError: the firmware is missing, the process failed, or it never showed the text.
+    """
+    if contender is WARM:
+        return measure_warm()
+    if case.firmware is None:
+        return _run_to_its_end(contender, contender.guest_command(guests.path("exit")))
+    located = firmware_search.locate(case.firmware)
+    with tempfile.TemporaryDirectory(prefix="vmm-bench-") as scratch:
+        variables = None
+        if located.variables is not None:
+            variables = Path(scratch, "variables.fd")
+            shutil.copyfile(located.variables, variables)
+        return _run_until(contender, contender.boot_command(located, case.memory_mib, variables), case)
+
+
+def measure_warm() -> BootRun:
+    """Make a machine in this process and let the guest that exits at once run to its end."""
+    from vmm.machine import Machine  # noqa: PLC0415  # loads the native module
+
+    image = str(guests.path("exit"))
+    began = time.monotonic()
+    with Machine(image, assist="off") as machine:
+        outcome = machine.run(deadline=DEADLINE_S)
+        elapsed = time.monotonic() - began
+    if not outcome.reached:
+        raise ContenderFailedError(f"{WARM.name}: {outcome.message}")
+    return BootRun(elapsed)
+
+
+def _run_to_its_end(contender: Contender, command: list[str]) -> BootRun:
+    began = time.monotonic()
+    try:
+        ended = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=DEADLINE_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise ContenderFailedError(f"{contender.name}: no end after {DEADLINE_S:.0f} s") from None
+    elapsed = time.monotonic() - began
+    if ended.returncode != 0:
+        raise ContenderFailedError(f"{contender.name}: exit status {ended.returncode}: {last_words(ended.stderr)}")
+    return BootRun(elapsed)
+
+
+def _run_until(contender: Contender, command: list[str], case: BootCase) -> BootRun:
+    with tempfile.TemporaryFile() as errors:
+        began = time.monotonic()
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
+        ) as process:
+            try:
+                timeline = _Dialogue(process, case).follow(began)
+            finally:
+                _end(process)
+        if timeline is None:
+            errors.seek(0)
+            said = last_words(errors.read())
+            raise ContenderFailedError(f"{contender.name}: no {case.until!r} on the console; {said}")
+    return BootRun(timeline[-1][0], timeline)
+
+
+class _Dialogue:
+    """What is said on a console: read, answered, and noted with its time."""
+
+    def __init__(self, process: subprocess.Popen[bytes], case: BootCase) -> None:
+        assert process.stdout is not None  # noqa: S101  # Popen was given pipes
+        assert process.stdin is not None  # noqa: S101
+        self._output: IO[bytes] = process.stdout
+        self._input: IO[bytes] = process.stdin
+        self._until = re.compile((case.until or "").encode())
+        self._answers = [(re.compile(pattern.encode()), text.encode()) for pattern, text in case.answers]
+        self._milestones = [(re.compile(pattern.encode()), name) for pattern, name in case.milestones]
+        self._text = b""
+        self._raw = b""
+
+    def follow(self, began: float) -> list[tuple[float, str]] | None:
+        """Read until the text shows; return the timeline, or None if it never did."""
+        timeline: list[tuple[float, str]] = []
+        answered = 0
+        while (left := began + DEADLINE_S - time.monotonic()) > 0:
+            if not select.select([self._output], [], [], left)[0]:
+                break
+            data = os.read(self._output.fileno(), 65536)
+            now = time.monotonic() - began
+            if not data:
+                break
+            if not self._raw:
+                timeline.append((now, "first byte on the console"))
+            self._raw += data
+            self._text = strip_escapes(self._raw)
+            timeline += [(now, name) for pattern, name in self._milestones if pattern.search(self._text)]
+            self._milestones = [pair for pair in self._milestones if not pair[0].search(self._text)]
+            if self._answers and (shown := self._answers[0][0].search(self._text, answered)):
+                answered = shown.end()
+                self._input.write(self._answers.pop(0)[1])
+            if self._until.search(self._text, answered):
+                return [*timeline, (now, "done")]
+        return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        process.terminate()
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def select_cases(names: Sequence[str]) -> tuple[BootCase, ...]:
+    """Return the cases with these keys; all of them if none is named."""
+    return tuple(case for case in CASES if not names or case.key in names)

@@ -1,0 +1,199 @@
+"""Who takes part: this program, the least that a VMM can be, and Debian's QEMU.
+
+A contender knows how to run a ROM image to its end, and how to start firmware with a console on its stdin and stdout.
+Each is a process of its own, so that all pay for what they need.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vmm
+from vmm import guests
+from vmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from vmm.firmware_search import Located
+
+DEADLINE_S = 120.0
+"""How long one run may take: far more than any does."""
+
+QEMU = "qemu-system-x86_64"
+
+OPTIONS_ITEM = "opt/vmm/latency"
+BULK_ITEM = "opt/vmm/bulk"
+
+
+class ContenderFailedError(HostError):
+    """A contender can't run this here; the message has its last words."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of them.
+
+    Attributes:
+        key: what ``--contender`` takes.
+        name: for people.
+    """
+
+    key: str
+    name: str
+
+    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+        """Return the command that runs the latency guest and prints its debug port on stdout."""
+        raise NotImplementedError
+
+    def boot_command(self, firmware: Located, memory_mib: int, variables: Path | None) -> list[str]:
+        """Return the command that boots firmware with COM1 on stdin and stdout; ``variables`` may be written."""
+        raise NotImplementedError
+
+    def guest_command(self, guest: Path) -> list[str]:
+        """Return the command that runs one of our guests and ends when it powers the machine off."""
+        raise NotImplementedError
+
+    def missing(self) -> str | None:
+        """Say why it can't take part; None if it can."""
+        return None
+
+    def run_latency(self, options: str, memory_mib: int, bulk: Path | None) -> str:
+        """Run the latency guest; return what it printed.
+
+        Raises:
+            ContenderFailedError: it did not come to its end.
+        """
+        return run(self, self.latency_command(options, memory_mib, bulk))
+
+
+@dataclass(frozen=True)
+class Vmm(Contender):
+    """This program, from the command line, with plain KVM wherever an exit is measured."""
+
+    dispatch: str = "c"
+
+    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+        """See `Contender.latency_command`."""
+        command = [*self._boot(), str(guests.path("latency")), "--assist", "off", "--dispatch", self.dispatch]
+        command += ["-m", f"{memory_mib}M", "-serial", "none", "-debugcon", "stdio", "-q"]
+        return [*command, *_items(options, bulk)]
+
+    def boot_command(self, firmware: Located, memory_mib: int, variables: Path | None) -> list[str]:
+        """See `Contender.boot_command`."""
+        command = [*self._boot(), "-m", f"{memory_mib}M", "-serial", "stdio", "-debugcon", "none", "-q"]
+        return [*command, *_images(firmware, variables)]
+
+    def guest_command(self, guest: Path) -> list[str]:
+        """See `Contender.guest_command`."""
+        return [*self._boot(), str(guest), "--assist", "off", "-q", "-serial", "none", "-debugcon", "none"]
+
+    @staticmethod
+    def _boot() -> list[str]:
+        return [sys.executable, "-m", "vmm", "boot"]
+
+
+@dataclass(frozen=True)
+class BareLoop(Contender):
+    """`native/bench/bare_loop.c`: KVM_RUN and one switch. Runs the latency guest only."""
+
+    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+        """See `Contender.latency_command`."""
+        command = [str(self._path()), str(guests.path("latency")), str(memory_mib), options]
+        return [*command, *([] if bulk is None else [str(bulk)])]
+
+    def missing(self) -> str | None:
+        """See `Contender.missing`."""
+        try:
+            self._path()
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    @staticmethod
+    def _path() -> Path:
+        for place in vmm.__path__:
+            path = Path(place, "_bench", "bare_loop")
+            if path.is_file():
+                return path
+        raise ConfigError("bare_loop is not built; install the package again")
+
+
+@dataclass(frozen=True)
+class Qemu(Contender):
+    """QEMU with no device that the command line does not name.
+
+    The CPU model is qemu64: "host" aborts where KVM's CPUID suggests an MSR that KVM then refuses.
+    """
+
+    accelerator: str = "kvm"
+
+    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+        """See `Contender.latency_command`."""
+        command = [*self._machine("q35"), "-m", str(memory_mib), "-bios", str(guests.path("latency"))]
+        command += ["-chardev", "stdio,id=out", "-device", "isa-debugcon,iobase=0x402,chardev=out"]
+        return [*command, *_items(options, bulk)]
+
+    def boot_command(self, firmware: Located, memory_mib: int, variables: Path | None) -> list[str]:
+        """See `Contender.boot_command`."""
+        command = [*self._machine("q35" if firmware.variables else "pc"), "-m", str(memory_mib), "-serial", "stdio"]
+        return [*command, *_images(firmware, variables)]
+
+    def guest_command(self, guest: Path) -> list[str]:
+        """See `Contender.guest_command`."""
+        return [*self._machine("pc"), "-bios", str(guest)]
+
+    def missing(self) -> str | None:
+        """See `Contender.missing`."""
+        return None if shutil.which(QEMU) else f"{QEMU} is not installed: apt-get install qemu-system-x86"
+
+    def _machine(self, board: str) -> list[str]:
+        command = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", board]
+        return [*command, "-accel", self.accelerator, "-cpu", "qemu64"]
+
+
+def _items(options: str, bulk: Path | None) -> list[str]:
+    # QEMU's option grammar, which vmm shares.
+    items = ["-fw_cfg", f"name={OPTIONS_ITEM},string={options}"]
+    return items if bulk is None else [*items, "-fw_cfg", f"name={BULK_ITEM},file={str(bulk).replace(',', ',,')}"]
+
+
+def _images(firmware: Located, variables: Path | None) -> list[str]:
+    if variables is None:
+        return ["-bios", str(firmware.code)]
+    flash = "if=pflash,format=raw"
+    code, own = (str(path).replace(",", ",,") for path in (firmware.code, variables))
+    return ["-drive", f"{flash},unit=0,readonly=on,file={code}", "-drive", f"{flash},unit=1,file={own}"]
+
+
+VMM_C = Vmm("vmm", "vmm")
+VMM_PYTHON = Vmm("vmm-python", "vmm, Python dispatch", "python")
+BARE_LOOP = BareLoop("bare-loop", "bare KVM_RUN loop")
+QEMU_KVM = Qemu("qemu-kvm", "QEMU, KVM")
+QEMU_TCG = Qemu("qemu-tcg", "QEMU, TCG", "tcg")
+
+
+def run(contender: Contender, command: list[str]) -> str:
+    """Run a command to its end; return its stdout.
+
+    Raises:
+        ContenderFailedError: it failed or took longer than `DEADLINE_S`.
+    """
+    try:
+        ended = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        raise ContenderFailedError(f"{contender.name}: no end after {DEADLINE_S:.0f} s") from None
+    except OSError as error:
+        raise ContenderFailedError(f"{contender.name}: {command[0]}: {error.strerror}") from None
+    if ended.returncode != 0:
+        raise ContenderFailedError(f"{contender.name}: exit status {ended.returncode}: {last_words(ended.stderr)}")
+    return ended.stdout.decode("ascii", errors="replace")
+
+
+def last_words(output: bytes) -> str:
+    """Return the last line that says something, for an error message."""
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,194 @@
+"""``pio``, ``dma`` and ``boot``: rounds of all contenders, made into a `vmm.bench.result.Result`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vmm.bench import boot, host, latency, scale
+from vmm.bench.contenders import ContenderFailedError
+from vmm.bench.result import CaseResult, Measured, Result, Target, names
+from vmm.bench.rounds import Goal, Rounds, run_rounds
+from vmm.bench.statistics import median, summarize
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vmm.bench.contenders import Contender
+
+    Progress = Callable[[str, float, int], None]
+
+PAIRS = (("vmm", "bare-loop"), ("vmm", "qemu-kvm"), ("vmm-python", "vmm"), ("vmm", "qemu-tcg"))
+"""What is compared with what, where both took part."""
+
+TARGETS = {
+    "pio": (
+        Target("in8-fwcfg", "vmm", "bare-loop", 1.02, "IN AL, 0x511 next to the bare loop"),
+        Target("in8-fwcfg", "vmm", "qemu-kvm", 1.0, "IN AL, 0x511 below QEMU"),
+        Target("insb-up/4096", "vmm", "bare-loop", 1.15, "REP INSB per byte next to the bare loop"),
+        Target("insb-up/4096", "vmm", "qemu-kvm", 0.2, "REP INSB five times as fast as QEMU"),
+    ),
+    "dma": (Target("dma-read/67108864", "vmm", "bare-loop", 1 / 0.9, "DMA of 64 MiB at 0.9 of memcpy"),),
+    "boot": (
+        Target("exit", "vmm", "qemu-kvm", 1.0, "process start to the end of a guest that exits at once, below QEMU pc"),
+        Target("machine", "vmm-warm", "", 5.0, "Machine() to the guest's end in a warm Python, ms"),
+        Target("seabios", "vmm", "qemu-tcg", 1.5, "SeaBIOS next to QEMU's TCG"),
+        Target("ovmf", "vmm", "qemu-tcg", 0.8, "OVMF next to QEMU's TCG"),
+    ),
+}
+"""What this program is held to. The bare loop's DMA is one memcpy."""
+
+
+def run_latency(
+    plan: latency.Plan,
+    mode: str,
+    contenders: Sequence[Contender],
+    goal: Goal,
+    seed: int,
+    progress: Progress,
+) -> Result:
+    """Run ``pio`` or ``dma``."""
+    load, clock = host.load_per_cpu(), host.Clock.read()
+    with latency.Bulk(plan.bulk_bytes) as bulk:
+        rounds = run_rounds(contenders, latency.measurer(plan, mode, bulk), goal, seed, progress)
+        result = _new_result(plan.kind, contenders, rounds, seed)
+        result.settings = {"mode": mode, "samples_per_round": plan.samples, "guest_memory_mib": plan.memory_mib}
+        khz = _tsc_khz(rounds)
+        result.settings["tsc_khz"] = khz
+        for case in plan.cases:
+            found = CaseResult(case.key, case.title, "ns", bytes_moved=case.size)
+            for key, runs in rounds.values.items():
+                found.measured[key] = Measured.of([[t * 1e6 / khz for t in run.cost(case)] for run in runs], seed)
+            found.compare(PAIRS, seed)
+            result.cases.append(found)
+        result.vmm_times = _vmm_times(plan, mode)
+    result.noise = _noise(result, load, clock, "bare-loop")
+    return result
+
+
+def run_boot(
+    cases: Sequence[boot.BootCase], contenders: Sequence[Contender], goal: Goal, seed: int, progress: Progress
+) -> Result:
+    """Run ``boot``; the time is divided among the cases."""
+    load, clock = host.load_per_cpu(), host.Clock.read()
+    result = _new_result("boot", contenders, Rounds[Any](), seed)
+    for number, case in enumerate(cases):
+        taking_part = [c for c in case.contenders if c in contenders or c is boot.WARM]
+        share = Goal(goal.seconds / len(cases), goal.least, goal.most)
+
+        def told(name: str, part: float, count: int, number: int = number, title: str = case.title) -> None:
+            progress(f"{title}: {name}", (number + part) / len(cases), count)
+
+        rounds = run_rounds(taking_part, partial(boot.measure, case=case), share, seed + number, told)
+        found = CaseResult(case.key, case.title, "ms")
+        for key, runs in rounds.values.items():
+            found.measured[key] = Measured.of([[run.elapsed_s * 1000] for run in runs], seed)
+            if case.until is not None:
+                result.timelines[f"{case.key} {key}"] = _typical_timeline(runs)
+        found.compare(PAIRS, seed)
+        result.cases.append(found)
+        result.contenders |= names(taking_part)
+        result.failed |= {f"{case.key} {key}": why for key, why in rounds.failed.items()}
+        result.rounds = max(result.rounds, rounds.count)
+        result.elapsed_s += rounds.elapsed_s
+    result.noise = _noise(result, load, clock, "qemu-tcg")
+    return result
+
+
+def run_scales(
+    axes: Mapping[scale.Axis, Sequence[int]],
+    contenders: Sequence[Contender],
+    goal: Goal,
+    seed: int,
+    progress: Progress,
+) -> Result:
+    """Run ``boot`` with ``--cpus``, ``--items``, ``--memory`` or ``--initrd``; the time is divided among them."""
+    load, clock = host.load_per_cpu(), host.Clock.read()
+    result = _new_result("boot", contenders, Rounds[Any](), seed)
+    result.targets = []
+    share = Goal(goal.seconds / len(axes), min(goal.least, 3), goal.most)
+    began = time.monotonic()
+    for number, (axis, values) in enumerate(axes.items()):
+
+        def told(name: str, part: float, count: int, number: int = number) -> None:
+            progress(name, (number + part) / len(axes), count)
+
+        result.scales.append(scale.run_scale(axis, values, contenders, share, seed + number, told))
+        result.failed |= {f"{axis.key}: {where}": why for where, why in result.scales[-1].failed.items()}
+    result.elapsed_s = time.monotonic() - began
+    result.noise = host.Noise(load, host.Clock.read().steal_since(clock), _scale_spread(result))
+    return result
+
+
+def _scale_spread(result: Result) -> float:
+    spreads = [
+        (high - low) / point[1]
+        for found in result.scales
+        for key, points in found.points.items()
+        for point, (low, high) in zip(points, found.spreads[key], strict=True)
+    ]
+    return median(spreads) if spreads else 0.0
+
+
+def _new_result(kind: str, contenders: Sequence[Contender], rounds: Rounds[Any], seed: int) -> Result:
+    return Result(
+        kind=kind,
+        seed=seed,
+        host=host.facts(),
+        contenders=names(contenders),
+        targets=list(TARGETS[kind]),
+        failed=dict(rounds.failed),
+        rounds=rounds.count,
+        elapsed_s=rounds.elapsed_s,
+    )
+
+
+def _tsc_khz(rounds: Rounds[latency.Run]) -> int:
+    """Return the frequency that most guests measured against the PM timer, to the nearest MHz.
+
+    The bare loop's PM timer is no clock, so its guest's idea does not count.
+    """
+    said = Counter(
+        round(run.tsc_khz, -3)
+        for key, runs in rounds.values.items()
+        if key != "bare-loop"
+        for run in runs
+        if run.tsc_khz
+    )
+    if not said:
+        raise ConfigError("no contender with a clock took part; without one, ticks have no length: add vmm or qemu-kvm")
+    return said.most_common(1)[0][0]
+
+
+def _vmm_times(plan: latency.Plan, mode: str) -> list[dict[str, Any]]:
+    """Run the guest once more with the core's histograms on: the part of an exit that is ours. Not part of a round."""
+    from vmm import guests  # noqa: PLC0415
+    from vmm.machine import Machine  # noqa: PLC0415  # loads the native module
+
+    with latency.Bulk(plan.bulk_bytes) as bulk:
+        items = {"opt/vmm/latency": plan.options(mode), "opt/vmm/bulk": bulk}
+        image = str(guests.path("latency"))
+        with Machine(image, assist="off", memory=plan.memory_mib << 20, fw_cfg=items, exit_times=True) as machine:
+            outcome = machine.run(deadline=boot.DEADLINE_S * 4)
+            if not outcome.reached:
+                raise ContenderFailedError(f"vmm with histograms: {outcome.message}")
+            return [times.summary() for times in machine.exit_times()]
+
+
+def _typical_timeline(runs: Sequence[boot.BootRun]) -> list[tuple[float, str]]:
+    """Return the timeline of the run in the middle."""
+    ordered = sorted(runs, key=lambda run: run.elapsed_s)
+    return ordered[(len(ordered) - 1) // 2].timeline
+
+
+def _noise(result: Result, load: float, clock: host.Clock, reference: str) -> host.Noise:
+    """Judge the machine by the reference contender's rounds, in the middle one of all cases."""
+    spreads = [
+        summarize(case.measured[reference].rounds).spread
+        for case in result.cases
+        if reference in case.measured and case.measured[reference].summary.median
+    ]
+    return host.Noise(load, host.Clock.read().steal_since(clock), median(spreads) if spreads else 0.0)

@@ -1,0 +1,207 @@
+"""What single exits, string instructions and DMA cost, by the latency guest's own clock (`firmware/latency`).
+
+The guest times each repetition alone with RDTSC and prints the ticks; the empty loop of the same run is subtracted. All
+contenders run the very same image on the same processor, so ticks compare as they are; nanoseconds are for people.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.bench.contenders import BARE_LOOP, QEMU_KVM, VMM_C, VMM_PYTHON, Contender, ContenderFailedError
+from vmm.bench.statistics import median
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+TITLE = "vmm latency 1"
+OVERFLOW = 0xFFFFFFFF
+"""What the guest prints for that many ticks or more."""
+
+EMPTY = "empty"
+
+CONTENDERS = (VMM_C, VMM_PYTHON, BARE_LOOP, QEMU_KVM)
+
+MODES = ("real16", "protected32", "long64", "user64")
+
+BULK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is measured.
+
+    Attributes:
+        test: the guest's name for it.
+        size: bytes of a transfer; 0 for a single access.
+        title: for people.
+    """
+
+    test: str
+    size: int
+    title: str
+
+    @property
+    def key(self) -> str:
+        """Name in results: ``in8-fwcfg``, ``insb-up/4096``."""
+        return f"{self.test}/{self.size}" if self.size else self.test
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``vmm bench pio`` or ``vmm bench dma`` runs."""
+
+    kind: str
+    cases: tuple[Case, ...]
+    samples: int
+    memory_mib: int
+    bulk_bytes: int
+
+    def options(self, mode: str) -> str:
+        """Return the guest's options; one repetition a batch, so that the slowest single ones are seen."""
+        tests = dict.fromkeys([EMPTY, *(case.test for case in self.cases)])
+        largest = max(case.size for case in self.cases)
+        words = ["batch=1", f"samples={self.samples}", f"mode={mode}", *(f"test={test}" for test in tests)]
+        return " ".join([*words, f"max-size={max(largest, 16)}"])
+
+
+_SINGLE = {
+    "in8-fwcfg": "IN AL, 0x511: fw_cfg, C device",
+    "out16-select": "OUT 0x510, AX: selector",
+    "in8-nobody": "IN AL from an unclaimed port",
+    "in32-nobody": "IN EAX from an unclaimed port",
+    "out8-nobody": "OUT AL to an unclaimed port",
+    "out32-nobody": "OUT EAX to an unclaimed port",
+    "in8-rtc": "IN AL, 0x71: RTC, Python device",
+    "in8-pic": "IN AL, 0x21: PIC, in the kernel",
+}
+
+_UNITS = ((1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+
+
+def size_words(size: int) -> str:
+    """Return 16 B, 4 KiB, 64 MiB."""
+    unit, name = next(pair for pair in _UNITS if size >= pair[0])
+    return f"{size // unit} {name}"
+
+
+def _sizes(last: int) -> Iterator[int]:
+    size = 16
+    while size < last:
+        yield size
+        size *= 4
+    yield last
+
+
+PIO = Plan(
+    "pio",
+    (
+        *(Case(test, 0, title) for test, title in _SINGLE.items()),
+        *(Case("insb-up", size, f"REP INSB, {size_words(size)}") for size in _sizes(4096)),
+        *(Case("insb-down", size, f"REP INSB backwards, {size_words(size)}") for size in _sizes(4096)),
+    ),
+    samples=48,
+    memory_mib=64,
+    bulk_bytes=1 << 16,
+)
+
+DMA = Plan(
+    "dma",
+    tuple(Case("dma-read", size, f"DMA read, {size_words(size)}") for size in _sizes(BULK_BYTES)),
+    samples=12,
+    memory_mib=128,
+    bulk_bytes=BULK_BYTES,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the guest: ticks of each repetition by (test, size), and the guest's idea of the TSC's frequency."""
+
+    ticks: dict[tuple[str, int], list[int]]
+    tsc_khz: int
+
+    def cost(self, case: Case) -> list[float]:
+        """Return ticks of each repetition without the loop around it."""
+        loop = median(self.ticks[EMPTY, 0])
+        return [max(0.0, ticks - loop) for ticks in self.ticks[case.test, case.size]]
+
+
+def parse(text: str, mode: str) -> Run:
+    """Read what the guest printed.
+
+    Raises:
+        ValueError: it is not that, or the guest said that something went wrong.
+    """
+    lines = text.splitlines()
+    if not lines or lines[0] != TITLE or lines[-1] != "end 0":
+        errors = [line for line in lines if line.startswith("error ")]
+        raise ValueError(errors[0] if errors else f"not a whole output of the latency guest: {lines[-1:]}")
+    ticks: dict[tuple[str, int], list[int]] = {}
+    tsc_khz = 0
+    for line in lines[1:-1]:
+        kind, *words = line.split()
+        if kind == "tsc-khz":
+            tsc_khz = int(words[0])
+        elif kind == "result" and words[0] == mode:
+            batch = int(words[3])
+            ticks[words[1], int(words[2])] = [int(word) // batch for word in words[4:] if int(word) != OVERFLOW]
+    return Run(ticks, tsc_khz)
+
+
+def measure(contender: Contender, plan: Plan, mode: str, bulk: Path) -> Run:
+    """Run the guest once.
+
+    Raises:
+        ContenderFailedError: it did not come to its end, or left a case out.
+    """
+    try:
+        result = parse(contender.run_latency(plan.options(mode), plan.memory_mib, bulk), mode)
+    except ValueError as error:
+        raise ContenderFailedError(f"{contender.name}: {error}") from None
+    missing = [case.key for case in plan.cases if (case.test, case.size) not in result.ticks]
+    if missing:
+        raise ContenderFailedError(f"{contender.name}: the guest did not measure {', '.join(missing)}")
+    return result
+
+
+class Bulk:
+    """A file of random bytes to transfer, as a context manager; made once, so that no contender reads zero pages."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._directory = tempfile.TemporaryDirectory(prefix="vmm-bench-")
+
+    def __enter__(self) -> Path:
+        path = Path(self._directory.name, "bulk")
+        block = os.urandom(min(self._size, 1 << 20))
+        with path.open("wb") as file:
+            for _ in range(self._size // len(block)):
+                file.write(block)
+        return path
+
+    def __exit__(self, *_: object) -> None:
+        self._directory.cleanup()
+
+
+def select_cases(plan: Plan, tests: Sequence[str]) -> Plan:
+    """Return the plan with only some tests; all of them if none is named."""
+    if not tests:
+        return plan
+    return Plan(
+        plan.kind,
+        tuple(case for case in plan.cases if case.test in tests),
+        plan.samples,
+        plan.memory_mib,
+        plan.bulk_bytes,
+    )
+
+
+def measurer(plan: Plan, mode: str, bulk: Path) -> functools.partial[Run]:
+    """Return `measure` with all but the contender given."""
+    return functools.partial(measure, plan=plan, mode=mode, bulk=bulk)

@@ -1,0 +1,147 @@
+"""How the cost of a machine grows with its CPUs, its fw_cfg items, its RAM, its initial RAM disk.
+
+Each point is the whole process, from before the fork until our guest has powered the machine off; points are visited in
+random order, round after round. Files and RAM are sparse: what is measured is what we do with them, not the disk.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm import guests
+from vmm.bench.contenders import QEMU_KVM, VMM_C, Contender, ContenderFailedError, run
+from vmm.bench.result import Scale
+from vmm.bench.statistics import fit_growth, median, percentile
+from vmm.errors import ConfigError
+from vmm.options import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.bench.rounds import Goal
+
+CONTENDERS = (VMM_C, QEMU_KVM)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Something that can be more.
+
+    Attributes:
+        key: the option's name.
+        guest: which of our guests runs: ``probe`` looks at what there is more of.
+        unit: of the values.
+        usual: what the option stands for without a list.
+    """
+
+    key: str
+    title: str
+    guest: str
+    unit: str
+    usual: str
+
+
+AXES = {
+    "cpus": Axis("cpus", "CPUs started", "probe", "CPUs", "1,2,4,8,16,32,64"),
+    "items": Axis("items", "fw_cfg items listed by the guest", "probe", "items", "1,10,100,1000"),
+    "memory": Axis("memory", "guest RAM", "exit", "bytes", "64M,256M,1G,4G,16G,64G"),
+    "initrd": Axis("initrd", "initial RAM disk offered in fw_cfg", "exit", "bytes", "1M,4M,16M,64M,256M,1G"),
+}
+
+MAX_VALUES = {"cpus": 255, "items": 16000, "memory": 1 << 45, "initrd": 0xFFFFFFFF}
+
+
+def parse_values(axis: Axis, text: str) -> list[int]:
+    """Read ``1,2,4`` or ``64M,1G``.
+
+    Raises:
+        ConfigError: a value that is none, or too large, or fewer than three different ones.
+    """
+    option = f"--{axis.key}"
+    values = []
+    for word in text.split(","):
+        value = parse_size(word, option, unit="b") if axis.unit == "bytes" else _parse_count(word, option)
+        if not 0 < value <= MAX_VALUES[axis.key]:
+            raise ConfigError(f"{option} {word}: from 1 to {MAX_VALUES[axis.key]}")
+        if axis.key == "memory" and value % (1 << 20):
+            raise ConfigError(f"{option} {word}: guest RAM is whole MiB")
+        values.append(value)
+    if len(set(values)) < 3:
+        raise ConfigError(f"{option} {text}: a curve needs three different values")
+    return sorted(set(values))
+
+
+def _parse_count(word: str, option: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ConfigError(f"{option} {word}: not a number") from None
+
+
+def run_scale(
+    axis: Axis,
+    values: Sequence[int],
+    contenders: Sequence[Contender],
+    goal: Goal,
+    seed: int,
+    progress: Callable[[str, float, int], None],
+) -> Scale:
+    """Measure one axis; a contender that fails at a value has no point there, and says why."""
+    result = Scale(axis.key, axis.title, axis.unit)
+    chance = random.Random(seed)  # noqa: S311  # no secret
+    taken: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="vmm-bench-") as scratch:
+        jobs = [(contender, value) for contender in contenders for value in values if contender.missing() is None]
+        began, rounds = time.monotonic(), 0
+        while jobs and not goal.done(time.monotonic() - began, rounds):
+            order = list(jobs)
+            chance.shuffle(order)
+            for number, (contender, value) in enumerate(order):
+                done = min(1.0, (time.monotonic() - began) / max(goal.seconds, 0.001))
+                part = max(done, (rounds + number / len(order)) / goal.least) if rounds < goal.least else done
+                progress(f"{axis.title}: {contender.name}", min(part, 1.0), rounds)
+                try:
+                    elapsed = _time_once(contender, axis, value, Path(scratch))
+                except ContenderFailedError as error:
+                    result.failed[f"{contender.key} at {value}"] = str(error)
+                    jobs.remove((contender, value))
+                else:
+                    taken.setdefault((contender.key, value), []).append(elapsed * 1000)
+            rounds += 1
+    for (key, value), times in sorted(taken.items()):
+        if f"{key} at {value}" not in result.failed:
+            ordered = sorted(times)
+            result.points.setdefault(key, []).append((float(value), median(times)))
+            result.spreads.setdefault(key, []).append((percentile(ordered, 25), percentile(ordered, 75)))
+    for key, points in result.points.items():
+        if len(points) >= 3:
+            result.growth[key] = fit_growth([x for x, _ in points], [y for _, y in points])
+    return result
+
+
+def _time_once(contender: Contender, axis: Axis, value: int, scratch: Path) -> float:
+    command = [*contender.guest_command(guests.path(axis.guest)), *_options(axis, value, scratch)]
+    began = time.monotonic()
+    run(contender, command)
+    return time.monotonic() - began
+
+
+def _options(axis: Axis, value: int, scratch: Path) -> list[str]:
+    if axis.key == "cpus":
+        return ["-smp", str(value)]
+    if axis.key == "memory":
+        return ["-m", f"{value >> 20}M"]
+    if axis.key == "items":
+        return [
+            word for number in range(value) for word in ("-fw_cfg", f"name=opt/org.example/item{number},string=hello")
+        ]
+    image = scratch / f"initrd-{value}"
+    if not image.exists():
+        with image.open("wb") as file:
+            file.truncate(value)
+    return ["-m", "2048M", "-fw_cfg", f"name=opt/org.example/initrd,file={image}"]

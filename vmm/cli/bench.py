@@ -1,0 +1,189 @@
+"""``vmm bench``: what port I/O, DMA and a boot cost here, with rivals in the same run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from vmm.cli.parser import Parser
+from vmm.errors import ConfigError, ExitStatus
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from vmm.bench.contenders import Contender
+    from vmm.bench.result import Result
+    from vmm.bench.rounds import Goal
+
+KINDS = ("pio", "dma", "boot")
+
+DESCRIPTION = """\
+Measure, with rivals in the same run: vmm with fw_cfg in C and in Python, a bare KVM_RUN loop in C that does nothing
+else (the floor), and QEMU. All take turns in random order, round after round, until the time is up.
+
+  pio    single IN and OUT, and REP INSB, timed by a guest with RDTSC
+  dma    fw_cfg's DMA, 16 bytes to 64 MiB, likewise
+  boot   whole processes: a guest that exits at once, SeaBIOS, OVMF; a Machine() in a warm Python
+"""
+
+EPILOG = """\
+The table shows medians of single values; a ratio is the median of the rounds' ratios, with a 95 % bootstrap interval,
+and is called a tie if that contains 1. A warning says when the machine was too noisy: others had the processors before
+(load average above 0.5 a processor), the hypervisor below took time (steal above 2 %), or the reference's own rounds
+lie more than 5 % apart. QEMU is taken from the PATH, and left out where it is missing.
+
+examples:
+  vmm bench pio                                    a minute; the table
+  vmm bench pio --mode user64 --seconds 300 --html pio.html
+  vmm bench boot --case ovmf --contender vmm --contender qemu-tcg
+  vmm bench boot --cpus 1,2,4,8,16,32,64 --memory 64M,1G,16G,64G --html growth.html
+"""
+
+DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0}
+LEAST_ROUNDS = 6
+
+
+def _parser() -> Parser:
+    parser = Parser("bench", "pio|dma|boot [OPTION ...]", DESCRIPTION, EPILOG)
+    add = parser.add_argument_group("what").add_argument
+    add("--mode", metavar="MODE", default="long64", help="the guest's: real16, protected32, long64 (default), user64")
+    add("--test", metavar="NAME", action="append", default=[], help="only this test of pio; may be repeated")
+    add("--case", metavar="NAME", action="append", default=[], help="only this case of boot; may be repeated")
+    add("--contender", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
+    for axis in ("cpus", "items", "memory", "initrd"):
+        add(
+            f"--{axis}",
+            metavar="N,N,...",
+            nargs="?",
+            const="",
+            help=f"boot: instead, how the cost grows with {axis}; without a list, the usual values",
+        )
+    add = parser.add_argument_group("how long").add_argument
+    add("--seconds", metavar="N", help="time goal (default: 60; boot 120)")
+    add("--rounds", metavar="N", help="end after so many rounds, whatever the time")
+    add("--seed", metavar="N", default="1", help="of the random order and the bootstrap (default 1)")
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "--json", metavar="PATH", help="write all of it, with samples, as a JSON object; - is stdout, without the table"
+    )
+    add("--html", metavar="PATH", help="write one self-contained page with plots")
+    add("-q", "--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def run(words: list[str]) -> int:
+    """Measure what a command line asks for; return the exit status: 0 even if a target was missed."""
+    arguments = _parser().parse(words, "kind")
+    kind = arguments.kind
+    if kind not in KINDS:
+        raise ConfigError(f"vmm bench {kind or '…'}: what shall be measured? known are {', '.join(KINDS)}")
+    outputs = [Path(path) for path in (arguments.json, arguments.html) if path not in {None, "-"}]
+    for path in outputs:
+        _check_writable(path)
+    work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
+    from vmm.bench import progress, table  # noqa: PLC0415  # rich is slow to load
+
+    with progress.Bar(enabled=not arguments.quiet and sys.stderr.isatty()) as bar:
+        result = work(bar.update)
+    if arguments.json == "-":
+        print(json.dumps(result.as_json(), indent=1))
+    else:
+        table.show(result)
+    if arguments.json not in {None, "-"}:
+        Path(arguments.json).write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
+    if arguments.html is not None:
+        from vmm.bench import page  # noqa: PLC0415  # matplotlib is slow to load
+
+        Path(arguments.html).write_text(page.render(result.as_json()), encoding="utf-8")
+    nothing_measured = not any(case.measured for case in result.cases) and not any(s.points for s in result.scales)
+    return ExitStatus.HOST_LACKS if nothing_measured else ExitStatus.OK
+
+
+def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Result]:
+    from vmm.bench import experiments, latency  # noqa: PLC0415
+
+    for option in ("case", "cpus", "items", "memory", "initrd"):
+        _refuse(option, getattr(arguments, option), kind)
+    plan = latency.PIO if kind == "pio" else latency.DMA
+    known = sorted({case.test for case in plan.cases})
+    _check_words(arguments.test, known, "--test")
+    _check_words([arguments.mode], latency.MODES, "--mode")
+    chosen = latency.select_cases(plan, arguments.test)
+    contenders = _contenders(arguments, latency.CONTENDERS)
+    goal, seed = _goal(arguments, kind), _seed(arguments)
+    return lambda told: experiments.run_latency(chosen, arguments.mode, contenders, goal, seed, told)
+
+
+def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
+    from vmm.bench import boot, experiments, scale  # noqa: PLC0415
+
+    _refuse("test", arguments.test, "boot")
+    goal, seed = _goal(arguments, "boot"), _seed(arguments)
+    axes = {
+        axis: scale.parse_values(axis, getattr(arguments, key) or axis.usual)
+        for key, axis in scale.AXES.items()
+        if getattr(arguments, key) is not None
+    }
+    if axes:
+        rivals = _contenders(arguments, scale.CONTENDERS)
+        return lambda told: experiments.run_scales(axes, rivals, goal, seed, told)
+    _check_words(arguments.case, [case.key for case in boot.CASES], "--case")
+    contenders = _contenders(arguments, boot.CONTENDERS)
+    return lambda told: experiments.run_boot(boot.select_cases(arguments.case), contenders, goal, seed, told)
+
+
+def _contenders(arguments: argparse.Namespace, known: Sequence[Contender]) -> list[Contender]:
+    _check_words(arguments.contender, [contender.key for contender in known], "--contender")
+    return [contender for contender in known if not arguments.contender or contender.key in arguments.contender]
+
+
+def _goal(arguments: argparse.Namespace, kind: str) -> Goal:
+    from vmm.bench.rounds import Goal  # noqa: PLC0415
+
+    seconds = DEFAULT_SECONDS[kind]
+    if arguments.seconds is not None:
+        seconds = _number(arguments.seconds, "--seconds", float)
+    most = None if arguments.rounds is None else _number(arguments.rounds, "--rounds", int)
+    return Goal(0.0 if most is not None else seconds, min(LEAST_ROUNDS, most or LEAST_ROUNDS), most)
+
+
+def _seed(arguments: argparse.Namespace) -> int:
+    try:
+        return int(arguments.seed)
+    except ValueError:
+        raise ConfigError(f"--seed {arguments.seed}: a whole number") from None
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _number(text: str, option: str, kind: type[Number]) -> Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = kind(0)
+    if not 0 < value < 1e9:
+        raise ConfigError(f"{option} {text}: a number above 0")
+    return value
+
+
+def _check_words(words: Sequence[str], known: Sequence[str], option: str) -> None:
+    for word in words:
+        if word not in known:
+            raise ConfigError(f"{option} {word}: not known; known are {', '.join(known)}")
+
+
+def _refuse(option: str, value: object, kind: str) -> None:
+    if value not in (None, []):
+        raise ConfigError(f"--{option} does not belong to vmm bench {kind}")
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before a minute of measuring that a result can't be written."""
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from None
