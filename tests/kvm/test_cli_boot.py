@@ -1,6 +1,8 @@
 """`vmm boot` as its users run it: a process of its own, on the real /dev/kvm."""
 
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -166,6 +168,28 @@ def test_a_reader_that_leaves_ends_the_run() -> None:
         assert process.wait(timeout=60) == 0
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
+    items = [word for number in range(200) for word in ("-fw_cfg", f"opt/org.example/{number:030},string=x")]
+    reader, writer = os.pipe()
+    try:
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        run = subprocess.run(
+            [*VMM, "boot", "probe", *items],
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert run.returncode == 0
+    assert "bytes of console output were not shown" in run.stderr
+    assert "the guest powered the machine off" in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ CONTROL_A = 0x01
 
 HELP = "Ctrl-A X ends the machine, Ctrl-A Ctrl-A types Ctrl-A, Ctrl-A H prints this"
 
+DRAIN_SECONDS = 2.0
+"""How long a reader of stdout may pause after the guest has ended before the rest is dropped."""
+
 PIECE = 4096
 """Bytes written at once: what a pipe takes without blocking once it is writable at all (PIPE_BUF of Linux)."""
 
@@ -118,11 +121,13 @@ class Terminal:
 
     def _drain(self) -> None:
         self._collect(final=True)
-        while self._pending and not self._closed:
+        while self._pending and not self._closed and _ready(1, write=True, seconds=DRAIN_SECONDS):
             self._write(self._pending[:PIECE])
+        if not self._closed:
+            self._lost += len(self._pending)
         if self._lost:
             self._say(f"vmm: {self._lost} bytes of console output were not shown: stdout was not read fast enough")
-        if not self._closed and os.isatty(1) and any(self._shown):
+        if not self._closed and not self._pending and os.isatty(1) and any(self._shown):
             # Firmware leaves colours behind, and seldom ends its last line.
             os.write(1, b"\x1b[0m" + (b"" if self._last == b"\n" else b"\n"))
 
@@ -166,10 +171,10 @@ def is_foreground_terminal() -> bool:
     return False
 
 
-def _ready(fd: int, *, write: bool = False) -> bool:
+def _ready(fd: int, *, write: bool = False, seconds: float = 0) -> bool:
     readers, writers = ([], [fd]) if write else ([fd], [])
     try:
-        return any(select.select(readers, writers, [], 0))
+        return any(select.select(readers, writers, [], seconds))
     except (OSError, ValueError):
         return True  # the read or the write will tell
 
