@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.tables.acpi import AcpiDescription
 
+E820_FILE = "etc/e820"
+
 TABLE_FILES = (
     "etc/acpi/rsdp",
     "etc/acpi/tables",

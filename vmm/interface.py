@@ -32,7 +32,8 @@ bytes, little-endian; where it is missing it assumes one CPU and does not turn t
 
 
 Customize = Callable[[FwCfg, dict[str, bytes]], dict[str, bytes]]
-"""Called before the items are published: may add items, gets the files of tables and gives those to publish instead."""
+"""Called before the items are published: may add items; gets the files of tables, etc/e820 among them, and gives those
+to publish instead."""
 
 
 def build_fw_cfg(
@@ -60,13 +61,25 @@ def build_fw_cfg(
         ConfigError: a name is taken, overlong or unreadable.
     """
     fw_cfg = FwCfg(core, on_failure=on_failure)
+    low, high = memory.low_size, memory.high_size
+    memory_map = e820.encode(guest_tables.e820_map(config, low, high))
+
+    def build_tables() -> dict[str, bytes]:
+        return guest_tables.build(config, low, high, processor_id())
+
+    tables: dict[str, bytes] | None = None
+    if customize is not None:
+        tables = customize(fw_cfg, {guest_tables.E820_FILE: memory_map, **build_tables()})
+        memory_map = tables.pop(guest_tables.E820_FILE)
+    elif guest_tables.has_own_tables(config):
+        tables = build_tables()
     add_pc_items(
         fw_cfg,
         PcItems(
             memory=config.memory,
             cpus=config.cpus,
             apic_id_limit=config.max_cpus,
-            e820=e820.encode(guest_tables.e820_map(config, memory.low_size, memory.high_size)),
+            e820=memory_map,
             uuid=config.uuid,
             bootorder=encode_boot_order(config.bootorder, strict=config.boot.strict),
             boot_menu=config.boot.menu,
@@ -85,25 +98,13 @@ def build_fw_cfg(
         fw_cfg.add_file(_splash_name(config.boot.splash), map_file(config.boot.splash))
     if config.vmcoreinfo:
         add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
-    _add_tables(
-        fw_cfg,
-        lambda: guest_tables.build(config, memory.low_size, memory.high_size, processor_id()),
-        customize,
-        late=not guest_tables.has_own_tables(config),
-    )
+    if tables is None:
+        fw_cfg.add_late_files(guest_tables.TABLE_FILES, build_tables)
+    else:
+        for name, data in tables.items():
+            fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
     fw_cfg.publish()
     return fw_cfg
-
-
-def _add_tables(fw_cfg: FwCfg, build: Callable[[], dict[str, bytes]], customize: Customize | None, late: bool) -> None:
-    if late and customize is None:
-        fw_cfg.add_late_files(guest_tables.TABLE_FILES, build)
-        return
-    files = build()
-    if customize is not None:
-        files = customize(fw_cfg, files)
-    for name, data in files.items():
-        fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
 
 
 def _splash_name(path: Path) -> str:

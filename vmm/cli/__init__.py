@@ -28,6 +28,7 @@ COMMANDS = {
     "boot": Command("vmm.cli.boot", "boot firmware on /dev/kvm, and report what it did"),
     "firmware": Command("vmm.cli.firmware", "what an image is: volumes, and which of fw_cfg and fwctl it speaks"),
     "bench": Command("vmm.cli.bench", "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop"),
+    "verify": Command("vmm.cli.verify", "did the guest get the tables that fw_cfg offered?"),
     "info": Command("vmm.cli.info", "what this host can do, and which firmware it has"),
 }
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEADLINE = 120.0
 """Seconds; a boot takes a few, but the host may be busy."""
 
+GUID_SIZE = 16
+
 ROM_FILE = "genroms/vmm-report.bin"
 """SeaBIOS runs every file under genroms/ as an option ROM."""
 
@@ -43,6 +45,8 @@ class Collected:
         firmware_reads: what firmware had read when the report guest began.
         writable: names of the items that the guest may write.
         written: what those contain at the end.
+        vmgenid_address: where firmware says that the VM generation id is.
+        vmgenid_found: the 16 bytes that are there.
         report: what the guest told; None if it never did, and then `failure` says why.
         failure: why there is no report.
         log: what firmware printed on the debug port.
@@ -57,6 +61,8 @@ class Collected:
     firmware_reads: dict[str, ItemStatistics]
     writable: frozenset[str]
     written: dict[str, bytes]
+    vmgenid_address: int | None
+    vmgenid_found: bytes | None
     report: GuestReport | None
     failure: str
     log: str
@@ -124,6 +130,9 @@ def collect(config: MachineConfig, *, alter: Alter | None = None, deadline: floa
         written = {name: fw_cfg.contents(name) for name in writable - {guest_report.STREAM_FILE}}
         log = machine.debugcon.text()
         low, high = machine.memory.low_size, machine.memory.high_size
+        vmgenid_address, vmgenid_found = machine.vmgenid_address, None
+        if vmgenid_address is not None:
+            vmgenid_found = _read(machine, vmgenid_address, GUID_SIZE)
     report, failure = None, ""
     try:
         report = guest_report.decode(bytes(host.stream))
@@ -139,11 +148,20 @@ def collect(config: MachineConfig, *, alter: Alter | None = None, deadline: floa
         firmware_reads={item.name: item for item in host.firmware_reads},
         writable=writable - ours,
         written=written,
+        vmgenid_address=vmgenid_address,
+        vmgenid_found=vmgenid_found,
         report=report,
         failure=failure,
         log=log,
         outcome=outcome,
     )
+
+
+def _read(machine: Machine, address: int, size: int) -> bytes | None:
+    try:
+        return bytes(machine.memory.read(address, size))
+    except ValueError:
+        return None
 
 
 def _is_file(item: ItemStatistics) -> bool:

@@ -1,0 +1,84 @@
+"""``vmm verify``: did the guest get my tables?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from vmm.cli import say
+from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
+from vmm.cli.parser import Parser
+from vmm.errors import ConfigError
+
+DESCRIPTION = """\
+Boot OVMF or SeaBIOS with a report guest of ours, and compare what fw_cfg offered with what the guest found: the memory
+map, every ACPI table byte by byte, SMBIOS, processors, boot order, and the items. What is missing or altered gets its
+reason, from evidence.
+"""
+
+EPILOG = """
+examples:
+  vmm verify                                                       OVMF, one CPU
+  vmm verify seabios -smp 3 -m 6G -e820 base=0xfd000000,size=1M,type=reserved
+  vmm verify ovmf -acpitable file=my-ssdt.aml -smbios type=1,serial=42 --html report.html
+
+exit status:
+  0  everything arrived
+  1  something did not, or the guest never reported
+  2  wrong usage or bad input
+  4  the host lacks something
+"""
+
+
+def run(words: list[str]) -> int:
+    """Verify what a command line describes; return 0 only if everything arrived."""
+    parser = Parser("verify", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EPILOG)
+    add_machine_arguments(parser)
+    add = parser.add_argument_group("run").add_argument
+    add("--timeout", metavar="SECONDS", help="give up after this long (default 120)")
+    add("--json", metavar="PATH", help="write the result as a JSON object; - is stdout, instead of the tables")
+    add("--html", metavar="PATH", help="write the result as one HTML file")
+    add("-q", "--quiet", action="store_true", help="print nothing")
+    arguments = parser.parse(words, "firmware")
+    deadline = _seconds(arguments.timeout)
+    arguments.serial = arguments.serial or "none"
+    arguments.debugcon = arguments.debugcon or "none"
+    config = config_from(arguments)
+
+    from vmm.guest_tables import warnings  # noqa: PLC0415  # what is wrong so far should be said without KVM
+    from vmm.verify import show  # noqa: PLC0415
+    from vmm.verify.run import verify  # noqa: PLC0415
+
+    for warning in warnings(config):
+        say(f"vmm: {warning}")
+    result = verify(config, deadline=deadline)
+    if arguments.html is not None:
+        _write(arguments.html, show.as_html(result), "--html")
+    if arguments.json is not None:
+        _write(arguments.json, json.dumps(show.as_object(result), indent=2) + "\n", "--json")
+    if not arguments.quiet and arguments.json != "-":
+        print(show.as_text(result))
+    return 0 if result.ok else 1
+
+
+def _seconds(text: str | None) -> float:
+    from vmm.verify.collect import DEADLINE  # noqa: PLC0415  # see run
+
+    try:
+        value = DEADLINE if text is None else float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"--timeout {text}: a number of seconds above 0")
+    return value
+
+
+def _write(path: str, text: str, option: str) -> None:
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot write: {(error.strerror or str(error)).lower()}") from None

@@ -1,0 +1,81 @@
+"""What a comparison says: subjects of rows, each with a verdict and, where something is wrong, the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What became of something that was offered."""
+
+    ARRIVED = "arrived"
+    """The guest found what was offered, apart from what firmware has to fill in."""
+    EXTRA = "not ours"
+    """The guest found more than was offered: firmware's own."""
+    ALTERED = "altered"
+    """The guest found something else."""
+    MISSING = "missing"
+    """The guest found nothing."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the user got what they asked for."""
+        return self in {Verdict.ARRIVED, Verdict.EXTRA}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing: what was offered, what was found, in words; why they differ, from evidence."""
+
+    name: str
+    offered: str
+    found: str
+    verdict: Verdict
+    difference: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Subject:
+    """What belongs together in one table."""
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything in it arrived."""
+        return all(row.verdict.ok for row in self.rows)
+
+    def add(
+        self, name: str, offered: str, found: str, verdict: Verdict, *, difference: str = "", reason: str = ""
+    ) -> None:
+        """Append a row."""
+        self.rows.append(Row(name, offered, found, verdict, difference, reason))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All subjects, and what they are about."""
+
+    firmware: str
+    machine: str
+    elapsed_s: float
+    subjects: tuple[Subject, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything arrived."""
+        return all(subject.ok for subject in self.subjects)
+
+    def subject(self, name: str) -> Subject:
+        """One of the subjects.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        for subject in self.subjects:
+            if subject.name == name:
+                return subject
+        raise KeyError(name)

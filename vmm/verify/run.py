@@ -1,0 +1,58 @@
+"""The whole of it: boot, collect, compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.verify import acpi, memory, others, smbios
+from vmm.verify.collect import DEADLINE, Collected, collect
+from vmm.verify.evidence import Evidence
+from vmm.verify.result import Subject, Verdict, Verification
+
+if TYPE_CHECKING:
+    from vmm.config import MachineConfig
+    from vmm.verify.collect import Alter
+
+
+def verify(config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE) -> Verification:
+    """Boot a machine with our report guest in it, and tell what of all that was offered arrived.
+
+    Args:
+        config: the machine; its firmware is OVMF or SeaBIOS.
+        alter: gets the files of tables by name, etc/e820 among them, and gives those to publish instead.
+        deadline: seconds for the boot.
+
+    Raises:
+        ConfigError: see `collect`.
+        HostError: no KVM.
+    """
+    return compare(collect(config, alter=alter, deadline=deadline))
+
+
+def compare(collected: Collected) -> Verification:
+    """Compare both sides, subject by subject."""
+    config, report = collected.config, collected.report
+    evidence = Evidence(collected)
+    if report is None:
+        failed = Subject("report guest")
+        failed.add(
+            "report", "one", "none", Verdict.MISSING, difference=collected.failure, reason=_why_no_report(collected)
+        )
+        subjects = [failed]
+    else:
+        subjects = [
+            memory.compare(collected, report, evidence),
+            acpi.compare(collected, report, evidence),
+            smbios.compare(collected, report, evidence),
+            others.compare_processors(collected, report, evidence),
+            others.compare_boot(collected, report, evidence),
+            others.compare_items(collected, report),
+        ]
+    words = f"{config.machine_type}, {config.cpus} CPUs, {config.memory >> 20} MiB"
+    return Verification(str(config.firmware.path), words, collected.outcome.elapsed_s, tuple(subjects))
+
+
+def _why_no_report(collected: Collected) -> str:
+    lines = [line for line in collected.log.splitlines() if line.strip()]
+    last = f"; firmware's last line was {lines[-1].strip()!r}" if lines else ""
+    return f"the firmware never started it, or it did not finish{last}"

@@ -1,0 +1,80 @@
+"""A verification as text for people, as an object for JSON, and as one HTML file."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm.verify.result import Row, Subject, Verification
+
+WIDTH = 118
+_WIDEST = 38
+_INDENT = "      "
+
+
+def as_object(verification: Verification) -> dict[str, Any]:
+    """Return what ``--json`` prints."""
+    return {
+        "ok": verification.ok,
+        "firmware": verification.firmware,
+        "machine": verification.machine,
+        "elapsed_s": round(verification.elapsed_s, 6),
+        "subjects": [
+            {
+                "name": subject.name,
+                "ok": subject.ok,
+                "rows": [asdict(row) | {"verdict": row.verdict.value} for row in subject.rows],
+            }
+            for subject in verification.subjects
+        ],
+    }
+
+
+def as_text(verification: Verification) -> str:
+    """Return one table for each subject."""
+    lines = [f"{verification.firmware} on {verification.machine}: {verification.elapsed_s:.2f} s"]
+    for subject in verification.subjects:
+        lines += ["", *_table(subject)]
+    wrong = [row for subject in verification.subjects for row in subject.rows if not row.verdict.ok]
+    total = sum(len(subject.rows) for subject in verification.subjects)
+    lines += ["", f"{len(wrong)} of {total} did not arrive as offered" if wrong else f"all {total} arrived"]
+    return "\n".join(lines)
+
+
+def _table(subject: Subject) -> Iterator[str]:
+    cells = [("", subject.name, "offered", "found")]
+    cells += [(row.verdict.value, row.name, row.offered, row.found) for row in subject.rows]
+    widths = [min(_WIDEST, max(len(cell[column]) for cell in cells)) for column in range(4)]
+    for number, cell in enumerate(cells):
+        line = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True))
+        yield line.rstrip()
+        if number:
+            yield from _details(subject.rows[number - 1])
+
+
+def _details(row: Row) -> Iterator[str]:
+    for label, text in (("", row.difference), ("because: ", row.reason)):
+        if text:
+            yield from textwrap.wrap(label + text, WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
+
+
+def as_html(verification: Verification) -> str:
+    """Return a page that needs nothing beside itself.
+
+    Raises:
+        HostError: jinja2 is not installed.
+    """
+    try:
+        import jinja2  # noqa: PLC0415  # only for --html, and only in the extra "report"
+    except ImportError:
+        raise HostError("--html needs jinja2: pip install 'vmm[report]'") from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vmm.verify", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(verification=verification)

@@ -1,0 +1,137 @@
+"""SMBIOS: every structure that was offered against those behind the entry point that the guest found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE
+from vmm.tables.smbios_options import END_OF_TABLE, split_structures
+from vmm.verify.result import Subject, Verdict
+
+if TYPE_CHECKING:
+    from vmm.verify.collect import Collected
+    from vmm.verify.evidence import Evidence
+    from vmm.verify.guest_report import GuestReport
+
+NAMES = {
+    0: "BIOS", 1: "system", 2: "board", 3: "chassis", 4: "processor", 7: "cache", 8: "port connector", 9: "slot",
+    11: "OEM strings", 16: "memory array", 17: "memory device", 19: "mapped addresses", 32: "boot information",
+    38: "IPMI device", 41: "onboard device", 127: "end of table",
+}  # fmt: skip
+"""DSP0134, chapter 7."""
+
+_Key = tuple[int, int]
+
+
+def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
+    """Compare structure by structure: type and handle name one."""
+    subject = Subject("SMBIOS")
+    offered = {_key(data): data for data in split_structures(collected.tables[TABLES_FILE])}
+    found: dict[_Key, bytes] = {}
+    for table in report.smbios_tables:
+        found |= _structures(table.data)
+    _entry_point(subject, collected, report, evidence)
+    for key, data in offered.items():
+        if key[0] == END_OF_TABLE:
+            continue
+        name = f"type {key[0]} {NAMES.get(key[0], '')}".rstrip()
+        if key not in found:
+            reason = _why(collected, evidence)
+            subject.add(name, _words(data), "-", Verdict.MISSING, reason=reason)
+        elif found[key] == data:
+            subject.add(name, _words(data), _words(found[key]), Verdict.ARRIVED)
+        else:
+            differs = "; ".join(_differences(data, found[key]))
+            reason = _why(collected, evidence, altered=True)
+            subject.add(name, _words(data), _words(found[key]), Verdict.ALTERED, difference=differs, reason=reason)
+    for key, data in found.items():
+        if key not in offered and key[0] != END_OF_TABLE:
+            subject.add(f"type {key[0]} {NAMES.get(key[0], '')}".rstrip(), "-", _words(data), Verdict.EXTRA)
+    return subject
+
+
+def published_fault(published: dict[str, bytes]) -> str:
+    """Say what makes both firmwares ignore the two files; nothing if there is nothing.
+
+    Rules: OvmfPkg/SmbiosPlatformDxe (IsEntryPointStructureValid and GetSmbiosFromFwCfg), SeaBIOS
+    src/fw/biostables.c (smbios_romfile_setup).
+    """
+    anchor, tables = published.get(ANCHOR_FILE, b""), published.get(TABLES_FILE, b"")
+    if anchor[:4] == b"_SM_" and len(anchor) == 31:
+        length = int.from_bytes(anchor[22:24], "little")
+    elif anchor[:5] == b"_SM3_" and len(anchor) == 24:
+        length = int.from_bytes(anchor[12:16], "little")
+    else:
+        return f"{ANCHOR_FILE} is no entry point: {len(anchor)} bytes, {anchor[:5]!r}"
+    if length != len(tables):
+        return f"{ANCHOR_FILE} says {length} bytes of structures, {TABLES_FILE} has {len(tables)}"
+    try:
+        for _ in split_structures(tables):
+            pass
+    except ValueError as error:
+        return f"{TABLES_FILE}: {error}"
+    return ""
+
+
+def _why(collected: Collected, evidence: Evidence, *, altered: bool = False) -> str:
+    reason = evidence.never_read(ANCHOR_FILE) or published_fault(collected.published)
+    reason = reason or evidence.never_read(TABLES_FILE)
+    if not reason and collected.published.get(TABLES_FILE) != collected.tables[TABLES_FILE]:
+        reason = "it was published like that"
+    return reason or ("overridden by firmware" if altered else f"dropped by {evidence.firmware}")
+
+
+def _entry_point(subject: Subject, collected: Collected, report: GuestReport, evidence: Evidence) -> None:
+    for found in report.smbios_entry_points:
+        old = found.data[:4] == b"_SM_"
+        version = f"{found.data[6]}.{found.data[7]}" if old else f"{found.data[7]}.{found.data[8]}"
+        wrong = sum(found.data) & 0xFF
+        subject.add(
+            "entry point",
+            collected.tables[ANCHOR_FILE][:5].rstrip(b"\0").decode("latin-1")[: 4 if old else 5],
+            f"{'_SM_' if old else '_SM3_'} {version} at {found.address:#x}",
+            Verdict.ALTERED if wrong else Verdict.ARRIVED,
+            difference="its checksum is wrong" if wrong else "",
+        )
+    if not report.smbios_entry_points:
+        subject.add("entry point", ANCHOR_FILE, "-", Verdict.MISSING, reason=_why(collected, evidence))
+
+
+def _structures(data: bytes) -> dict[_Key, bytes]:
+    """Take structures until the end of the table, or until there is no whole one."""
+    result: dict[_Key, bytes] = {}
+    try:
+        for structure in split_structures(data):
+            result[_key(structure)] = structure
+            if structure[0] == END_OF_TABLE:
+                break
+    except ValueError:
+        pass
+    return result
+
+
+def _key(structure: bytes) -> _Key:
+    return structure[0], int.from_bytes(structure[2:4], "little")
+
+
+def _strings(structure: bytes) -> list[str]:
+    return [text.decode("latin-1") for text in structure[structure[1] :].rstrip(b"\0").split(b"\0") if text]
+
+
+def _words(structure: bytes) -> str:
+    texts = ", ".join(_strings(structure))
+    return f"{len(structure)} bytes" + (f": {texts[:60]}" if texts else "")
+
+
+def _differences(was: bytes, now: bytes) -> list[str]:
+    result = []
+    if was[1] != now[1]:
+        result.append(f"formatted area of {now[1]} bytes instead of {was[1]}")
+    result += [
+        f"byte {at:#x} was {was[at]:#04x}, is {now[at]:#04x}"
+        for at in range(min(was[1], now[1]))
+        if was[at] != now[at] and at != 1
+    ]
+    if _strings(was) != _strings(now):
+        result.append(f"strings were {_strings(was)}, are {_strings(now)}")
+    return result
