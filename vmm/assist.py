@@ -99,13 +99,22 @@ def ring0_speed(kvm: Kvm) -> float:
 
 
 def decide(mode: AssistMode, kvm: Kvm) -> Decision:
-    """Will the software CPU run this machine's vCPUs on this host?"""
+    """Will the software CPU run this machine's vCPUs on this host?
+
+    Raises:
+        HostError: it is asked for where KVM would not stay out of its way.
+    """
     if mode is AssistMode.OFF:
         return Decision(use=False, why="switched off")
+    if has_hardware_virtualization():
+        if mode is AssistMode.ON:
+            # It single-steps KVM where an interpreter runs ring 0; a real CPU would run on instead.
+            raise HostError(
+                "--assist on: this host's CPU has hardware virtualization, KVM runs guests by itself; use auto"
+            )
+        return Decision(use=False, why="the CPU has hardware virtualization")
     if mode is AssistMode.ON:
         return Decision(use=True, why="switched on")
-    if has_hardware_virtualization():
-        return Decision(use=False, why="the CPU has hardware virtualization")
     speed = ring0_speed(kvm)
     if speed >= INTERPRETED_BELOW:
         return Decision(use=False, why=f"KVM runs {speed / 1e6:.0f} million instructions/s in ring 0")

@@ -17,6 +17,12 @@ MAX_INSTRUCTION_SIZE = 15
 
 _USE_THE_ASSIST = "run with --assist auto or on: the software CPU executes what this host's KVM refuses"
 
+_SOFTWARE_CPU_ENDS = {
+    0x10001: "the guest set up what the software CPU cannot run, such as a fault in ring 3 without a TSS",
+    0x10002: "KVM refuses the registers that the guest gave its CPU",
+}
+"""native/assist/assist.h, enum assist_end; its module is loaded only where it is used."""
+
 
 def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: bool) -> tuple[Reason, str, str]:
     """Reason, one line, and further lines for a vCPU whose run ended by itself.
@@ -40,7 +46,7 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
             registers.text,
         )
     what = {
-        lib.VCPU_INTERNAL_ERROR: f"KVM internal error, suberror {end.detail}",
+        lib.VCPU_INTERNAL_ERROR: _SOFTWARE_CPU_ENDS.get(end.detail, f"KVM internal error, suberror {end.detail}"),
         lib.VCPU_FAIL_ENTRY: f"KVM could not enter the guest, hardware reason {end.detail:#x}",
         lib.VCPU_SYSTEM_EVENT: f"KVM system event {end.detail}",
         lib.VCPU_UNSUPPORTED: f"KVM exit reason {end.kvm_exit_reason}, which vmm does not know",

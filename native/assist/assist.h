@@ -61,6 +61,12 @@ struct assist_cpuid_leaf {
  */
 int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *vcpu, const struct assist_cpuid_leaf *leaves, uint32_t count);
 
+/* vcpu_end.detail where the outcome is VCPU_INTERNAL_ERROR: none of KVM's suberrors, which are small. */
+enum assist_end {
+    ASSIST_END_UNREPRESENTABLE = 0x10001, /* the guest set up what the engine cannot run, such as ring 3 without a TSS */
+    ASSIST_END_REFUSED_STATE = 0x10002,   /* KVM refuses the vCPU's registers: end.error is errno */
+};
+
 /* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. */
 int assist_vcpu_run(struct vmm_vcpu *vcpu);
 

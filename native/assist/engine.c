@@ -144,14 +144,10 @@ void assist_free(struct assist *assist)
     lock_destroy(assist);
     memory_detach(assist);
     for (uint32_t i = 0; i < assist->vcpu_count; i++) {
-        struct assist_vcpu *vcpu = assist->vcpus[i];
-
-        pthread_cond_destroy(&vcpu->turn);
-        free_tlb(&vcpu->cpu);
-        free(vcpu->cpuid);
-        free(vcpu);
+        engine_free_vcpu(assist->vcpus[i]);
     }
-    if (assist->vcpu_count > 0) {
+    /* Unicorn frees its own first CPU. */
+    if (assist->template_cpu != NULL) {
         assist->uc->cpu = assist->template_cpu;
     }
     uc_close(assist->uc);
@@ -253,17 +249,12 @@ static void clone_cpu(struct assist_vcpu *vcpu, const X86CPU *template)
     cpu_tb_jmp_cache_clear(cs);
 }
 
-int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct assist_cpuid_leaf *leaves, uint32_t count)
+struct assist_vcpu *engine_new_vcpu(struct assist *assist, struct vmm_vcpu *core)
 {
-    struct assist_vcpu *vcpu;
-    int error;
+    struct assist_vcpu *vcpu = aligned_alloc(64, ROUND_UP(sizeof(*vcpu), 64));
 
-    if (assist->vcpu_count == ASSIST_MAX_VCPUS) {
-        return -ENOSPC;
-    }
-    vcpu = aligned_alloc(64, ROUND_UP(sizeof(*vcpu), 64));
     if (vcpu == NULL) {
-        return -ENOMEM;
+        return NULL;
     }
     memset((void *)vcpu, 0, sizeof(*vcpu));
     vcpu->assist = assist;
@@ -272,21 +263,41 @@ int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct a
         assist->template_cpu = assist->uc->cpu;
     }
     clone_cpu(vcpu, (const X86CPU *)assist->template_cpu);
+    pthread_cond_init(&vcpu->turn, NULL);
+    return vcpu;
+}
+
+void engine_free_vcpu(struct assist_vcpu *vcpu)
+{
+    pthread_cond_destroy(&vcpu->turn);
+    free_tlb(&vcpu->cpu);
+    free(vcpu->cpuid);
+    free(vcpu);
+}
+
+int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct assist_cpuid_leaf *leaves, uint32_t count)
+{
+    struct assist_vcpu *vcpu;
+    int error;
+
+    if (assist->vcpu_count == ASSIST_MAX_VCPUS) {
+        return -ENOSPC;
+    }
+    vcpu = engine_new_vcpu(assist, core);
+    if (vcpu == NULL) {
+        return -ENOMEM;
+    }
     error = share_tsc(vcpu);
     if (error == 0) {
         error = take_cpuid(vcpu, leaves, count);
     }
     if (error != 0) {
-        free(vcpu->cpuid);
-        free_tlb(&vcpu->cpu);
-        free(vcpu);
+        engine_free_vcpu(vcpu);
         return error;
     }
     take_features(vcpu);
-    pthread_cond_init(&vcpu->turn, NULL);
     core->engine = vcpu;
     assist->vcpus[assist->vcpu_count++] = vcpu;
-    assist->uc->cpu = CPU(&vcpu->cpu);
     return 0;
 }
 

@@ -106,6 +106,7 @@ struct assist_vcpu {
     bool timer_armed;       /* the last step wrote the LAPIC's initial count */
     bool step_wrote_lapic;
     bool waiting;           /* for INIT or SIPI */
+    bool unfinished;        /* stopped in the middle of KVM's delivery of an interrupt */
     bool halted;            /* executed HLT: KVM waits for what ends it */
     bool shutdown;          /* set below a triple fault, on the way out */
     bool abort;
@@ -182,6 +183,8 @@ static inline struct assist_vcpu *owner_of(CPUX86State *env)
 }
 
 /* engine.c */
+struct assist_vcpu *engine_new_vcpu(struct assist *assist, struct vmm_vcpu *core);
+void engine_free_vcpu(struct assist_vcpu *vcpu);
 /* Make a vCPU leave translated code at the start of the next block; from any thread. */
 void engine_ask_to_leave(struct assist_vcpu *vcpu);
 /* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */

@@ -20,9 +20,6 @@
 #define DELIVERY_TICKS 2
 #define STEP_TICKS 50
 
-/* vcpu_end.detail of VCPU_INTERNAL_ERROR: not one of KVM's suberrors, which are small. */
-#define DETAIL_ENGINE_ABORT 0x61737369u
-#define DETAIL_ENGINE_STATE 0x61737370u
 
 enum ran {
     RAN_INSTRUCTION, /* or an interrupt was delivered and its handler's first instruction ran */
@@ -81,6 +78,15 @@ static void finish_access(struct assist_vcpu *vcpu)
     ioctl(vcpu->core->fd, KVM_RUN, 0);
 }
 
+/* A signal came after KVM took the interrupt from its controller and before the vCPU saw it: only KVM can go on. */
+static bool delivery_unfinished(const struct assist_vcpu *vcpu)
+{
+    struct kvm_vcpu_events events;
+
+    return ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) == 0 &&
+           (events.interrupt.injected || events.nmi.injected || events.exception.injected);
+}
+
 /* The caller has switched stepping on. */
 static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
 {
@@ -99,6 +105,9 @@ static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
         }
         if (result != 0 && (errno == EINTR || errno == EAGAIN)) {
             __atomic_fetch_add(&vcpu->core->interrupted, errno == EINTR, __ATOMIC_RELAXED);
+            if (delivery_unfinished(vcpu) && !stop_requested(vcpu)) {
+                continue;
+            }
             return RAN_NOTHING;
         }
         access = result == 0 && (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO);
@@ -166,7 +175,7 @@ static bool give_to_kvm(struct assist_vcpu *vcpu)
 
     if (error != 0) {
         vcpu->core->end.error = -error;
-        return end_run(vcpu, VCPU_INTERNAL_ERROR, DETAIL_ENGINE_STATE);
+        return end_run(vcpu, VCPU_INTERNAL_ERROR, ASSIST_END_REFUSED_STATE);
     }
     return true;
 }
@@ -193,6 +202,10 @@ static bool deliver(struct assist_vcpu *vcpu)
     if (!give_to_kvm(vcpu)) {
         return false;
     }
+    if (vcpu->unfinished && !set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE)) {
+        return end_with_errno(vcpu, errno);
+    }
+    vcpu->unfinished = false;
     switch (enter_kvm(vcpu, DELIVERY_TICKS)) {
     case RAN_END:
         return false;
@@ -322,6 +335,9 @@ static bool run_round(struct assist_vcpu *vcpu)
     if (vcpu->waiting) {
         return wait_for_start(vcpu);
     }
+    if (vcpu->unfinished) {
+        return deliver(vcpu);
+    }
     if (vcpu->halted) {
         return halt(vcpu);
     }
@@ -341,7 +357,7 @@ static bool run_round(struct assist_vcpu *vcpu)
     case LEAVE_SHUTDOWN:
         return end_run(vcpu, VCPU_SHUTDOWN, 0);
     default:
-        return end_run(vcpu, VCPU_INTERNAL_ERROR, DETAIL_ENGINE_ABORT);
+        return end_run(vcpu, VCPU_INTERNAL_ERROR, ASSIST_END_UNREPRESENTABLE);
     }
 }
 
@@ -356,6 +372,7 @@ static bool begin(struct assist_vcpu *vcpu)
     vcpu->started = true;
     vcpu->shutdown = false;
     vcpu->abort = false;
+    vcpu->unfinished = delivery_unfinished(vcpu);
     vcpu->halted = state == KVM_MP_STATE_HALTED;
     vcpu->waiting = state == KVM_MP_STATE_UNINITIALIZED || state == KVM_MP_STATE_INIT_RECEIVED;
     if (!vcpu->waiting && !set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {

@@ -1,9 +1,14 @@
 """The software CPU as one guest sees it: privilege, faults, MSRs, modes, FPU. Each test is a trap once fallen into."""
 
 import pytest
-from assist_rig import values_of
+from assist_rig import NOT_HERE, values_of
 
-pytestmark = pytest.mark.needs_kvm
+from vmm.assist import has_hardware_virtualization
+
+pytestmark = [
+    pytest.mark.needs_kvm,
+    pytest.mark.skipif(has_hardware_virtualization(), reason=NOT_HERE),
+]
 
 
 def test_wrmsr_reaches_what_code_depends_on_and_what_kvm_keeps() -> None:

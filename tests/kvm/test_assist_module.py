@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import unicorn
-from assist_rig import AssistRig
+from assist_rig import NOT_HERE, AssistRig
 from unicorn import x86_const
 
 from vmm import Machine, assist, guests
@@ -17,7 +17,10 @@ from vmm.kvm import Kvm
 from vmm.machine_options import AssistMode
 from vmm.pytest_plugin import MachineFactory
 
-pytestmark = pytest.mark.needs_kvm
+pytestmark = [
+    pytest.mark.needs_kvm,
+    pytest.mark.skipif(assist.has_hardware_virtualization(), reason=NOT_HERE),
+]
 
 
 def cpuinfo(path: Path, flags: str) -> Path:
@@ -33,6 +36,14 @@ def test_auto_is_off_where_the_cpu_has_virtualization(
     decision = assist.decide(AssistMode.AUTO, kvm)
     assert not decision.use
     assert "hardware virtualization" in decision.why
+
+
+def test_on_is_refused_where_the_cpu_has_virtualization(
+    kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assist, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", "svm"))
+    with pytest.raises(HostError, match=r"--assist on.*use auto"):
+        assist.decide(AssistMode.ON, kvm)
 
 
 def test_auto_measures_where_the_flags_are_silent(kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

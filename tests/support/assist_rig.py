@@ -24,6 +24,8 @@ from vmm.memory import GuestMemory
 MIB = 1 << 20
 CODE = 0x1000
 
+NOT_HERE = "the software CPU is for hosts without hardware virtualization"
+
 REPORT = 0xF4
 """A 32-bit OUT appends a value to `Rig.values`."""
 DONE = 0xF8
