@@ -111,10 +111,23 @@ class MachineConfig:
                 if names.count(name) > 1:
                     raise ConfigError(f"{option} name={name}: the name is given twice")
         fw_cfg = [f"-fw_cfg name={item.name}" for item in self.fw_cfg]
+        fw_cfg += [option for option, given in self._carried_by_fw_cfg().items() if given]
         fwctl = [f"-fwctl name={item.name}" for item in self.fwctl]
         fwctl += ["fwctl-ext=on"] if self.fwctl_extensions else []
         if fw_cfg or fwctl:
             check_options(self.interface_choice, fw_cfg, fwctl)
+
+    def _carried_by_fw_cfg(self) -> dict[str, bool]:
+        """Options that reach the guest through fw_cfg alone, and whether they were given."""
+        return {
+            "-kernel": self.kernel is not None and not self.direct,
+            "-acpitable": bool(self.acpi_tables),
+            "-smbios": bool(self.smbios) and self.machine_type is not MachineType.BHYVE,
+            "-e820": bool(self.e820),
+            "-bootorder": bool(self.bootorder),
+            "-device vmgenid": self.vmgenid is not None,
+            "-device vmcoreinfo": self.vmcoreinfo,
+        }
 
     @property
     def interface_choice(self) -> InterfaceChoice:

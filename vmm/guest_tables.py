@@ -57,6 +57,16 @@ def build(config: MachineConfig, low: int, high: int, processor_id: int) -> dict
         ConfigError: an option of the user's makes no sense, or names an unreadable file.
     """
     from vmm.tables.acpi import build_acpi  # noqa: PLC0415  # a guest that reads no table need not wait for them
+
+    return build_acpi(acpi_description(config)) | smbios_files(config, low, high, processor_id)
+
+
+def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) -> dict[str, bytes]:
+    """SMBIOS as two fw_cfg files, its address and checksums left to the firmware; arguments as `build`.
+
+    Raises:
+        ConfigError: a ``-smbios`` option makes no sense.
+    """
     from vmm.tables.smbios import SmbiosDescription, build_smbios  # noqa: PLC0415
     from vmm.tables.smbios_options import parse_smbios  # noqa: PLC0415
 
@@ -70,7 +80,7 @@ def build(config: MachineConfig, low: int, high: int, processor_id: int) -> dict
         uefi=config.firmware.kind in {FirmwareKind.OVMF, FirmwareKind.BHYVE},
         options=tuple(parse_smbios(text) for text in config.smbios),
     )
-    return build_acpi(acpi_description(config)) | build_smbios(smbios)
+    return build_smbios(smbios)
 
 
 def acpi_description(config: MachineConfig) -> AcpiDescription:

@@ -28,6 +28,10 @@ LEGACY_VIDEO = range(0xA0000, 0xC0000)
 LEGACY_ROM = range(0xC0000, 0x100000)
 """IBM PC: option ROMs and the system BIOS; PAM registers decide between ROM and RAM, segment by segment."""
 
+SMBIOS_BHYVE = range(0xF1000, 0xF2400)
+"""bhyve: usr.sbin/bhyve/smbiostbl.c, SMBIOS_BASE; ends where basl.h puts the ACPI tables. edk2's SmbiosPlatformDxe for
+bhyve searches 0xf0000-0xfffff."""
+
 LEGACY_END = 0x100000
 """IBM PC: first address above the area that 20 address bits reach."""
 

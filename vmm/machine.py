@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vmm import assist, cpu, failure, interface, layout
+from vmm import assist, cpu, failure, guest_tables, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.config import Dispatch, Interface, MachineConfig, Target
+from vmm.config import Dispatch, Interface, MachineConfig, MachineType, Target
 from vmm.console import Stream, Watcher, compile_pattern
 from vmm.errors import ConfigError, DeviceError, KvmError
 from vmm.kvm import Kvm, Vcpu, pc_routes
@@ -147,7 +147,17 @@ class Machine:
             )
         )
         self._closers.callback(self.platform.close)
+        if config.machine_type is MachineType.BHYVE:
+            self._place_smbios()
         self._add_interface()
+
+    def _place_smbios(self) -> None:
+        from vmm.tables import smbios_placement  # noqa: PLC0415  # only bhyve's board has it in RAM
+
+        sizes = self.memory.low_size, self.memory.high_size
+        files = guest_tables.smbios_files(self.config, *sizes, self._processor_id())
+        room = layout.SMBIOS_BHYVE
+        self.memory.write(room.start, smbios_placement.place(files, room.start, len(room)))
 
     def _sink(self, target: Target, option: str) -> Callable[[bytes], object] | None:
         """Where a console goes by itself: a file; a terminal is served by whoever waits for the machine."""
@@ -293,6 +303,10 @@ class Machine:
 
         return collect([core.times for core in self._core_vcpus])
 
+    def seconds_at(self, time_ns: int) -> float:
+        """Seconds from the first run to ``time_ns`` of CLOCK_MONOTONIC."""
+        return time_ns / 1e9 - self._first_run_began
+
     @property
     def timeline(self) -> list[TimelineEvent]:
         """What happened when, in order."""
@@ -308,8 +322,7 @@ class Machine:
         ]
         if self.fwctl is not None:
             events += [
-                TimelineEvent(request.time_ns / 1e9 - self._first_run_began, f"fwctl {request}")
-                for request in self.fwctl.requests
+                TimelineEvent(self.seconds_at(request.time_ns), f"fwctl {request}") for request in self.fwctl.requests
             ]
         return sorted([*events, *self._events], key=lambda event: event.t_s)
 

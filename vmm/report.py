@@ -85,7 +85,7 @@ def _cpus(machine: Machine) -> Report:
 
 def _interface(machine: Machine) -> Report:
     if machine.fwctl is not None:
-        return {"fwctl": _fwctl(machine.fwctl)}
+        return {"fwctl": _fwctl(machine, machine.fwctl)}
     if machine.fw_cfg is None:
         return {}
     items = machine.fw_cfg.items()
@@ -98,11 +98,12 @@ def _interface(machine: Machine) -> Report:
     }
 
 
-def _fwctl(fwctl: Fwctl) -> Report:
+def _fwctl(machine: Machine, fwctl: Fwctl) -> Report:
     asked = {request.matched for request in fwctl.requests}
     return {
         "requests": [
             {
+                "t_s": round(machine.seconds_at(request.time_ns), 6),
                 "operation": request.operation_name,
                 "txid": request.txid,
                 "oid": request.oid,

@@ -1,7 +1,5 @@
 """Real images, each told for what it is, and read as virt-firmware reads it."""
 
-import subprocess
-import sys
 from collections import UserList
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,6 @@ from virt.firmware import dump
 
 from vmm.firmware_clients import FW_CFG, FWCTL, analyze
 from vmm.firmware_volumes import read
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "build-bhyve-firmware"
 
 OVMF = Path("/usr/share/OVMF")
 
@@ -29,13 +25,6 @@ DEBIAN = {
     "SeaBIOS for microvm": (Path("/usr/share/seabios/bios-microvm.bin"), "seabios", "rom", (), ()),
     "qboot": (Path("/usr/share/qemu/qboot.rom"), "qboot", "rom", (), ()),
 }
-
-
-@pytest.fixture(scope="session")
-def bhyve_firmware() -> dict[str, Path]:
-    """Each variant's directory; scripts/test has built them, so that this costs nothing."""
-    done = subprocess.run([sys.executable, SCRIPT], check=True, stdout=subprocess.PIPE, text=True)
-    return {Path(line).parent.name: Path(line).parent for line in done.stdout.splitlines()}
 
 
 @pytest.mark.parametrize(("path", "kind", "content", "architectures", "features"), DEBIAN.values(), ids=DEBIAN.keys())
