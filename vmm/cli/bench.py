@@ -146,8 +146,10 @@ def _goal(arguments: argparse.Namespace, kind: str) -> Goal:
     seconds = DEFAULT_SECONDS[kind]
     if arguments.seconds is not None:
         seconds = _number(arguments.seconds, "--seconds", float)
-    most = None if arguments.rounds is None else _number(arguments.rounds, "--rounds", int)
-    return Goal(0.0 if most is not None else seconds, min(LEAST_ROUNDS, most or LEAST_ROUNDS), most)
+    if arguments.rounds is not None:
+        rounds = _number(arguments.rounds, "--rounds", int)
+        return Goal(0.0, least=rounds, most=rounds)
+    return Goal(seconds, LEAST_ROUNDS)
 
 
 def _seed(arguments: argparse.Namespace) -> int:

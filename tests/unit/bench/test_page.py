@@ -1,0 +1,93 @@
+"""The page and the tables: everything is in them, and nothing has to be fetched."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from vmm.bench import page, table
+from vmm.bench.result import Result
+
+
+class Checker(HTMLParser):
+    """Tags that are open, what is referred to, and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href"}]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    return checker
+
+
+@pytest.mark.parametrize("kind", ["pio", "dma", "boot"])
+def test_the_page_is_self_contained(made_up: Callable[..., Result], kind: str) -> None:
+    # Through JSON, as from a file.
+    html = page.render(json.loads(json.dumps(made_up(kind).as_json())))
+    found = read(html)
+    assert not {"script", "link", "img", "iframe"} & set(found.tags)
+    assert all(reference.startswith("#") for reference in found.references)
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert found.tags.count("svg") >= 2
+
+
+def test_the_page_says_what_was_found(made_up: Callable[..., Result]) -> None:
+    result = made_up()
+    result.failed["qemu-tcg"] = "QEMU said <no> & left"
+    found = read(page.render(result.as_json()))
+    for word in ("in8-fwcfg", "bare KVM_RUN loop", "reached", "QEMU said <no> & left", result.host["kernel"]):
+        assert word in found.text
+    assert "Too noisy" not in found.text
+    assert "Too noisy" in read(page.render(made_up(rounds=3).as_json())).text
+
+
+def test_ids_of_pictures_do_not_collide(made_up: Callable[..., Result]) -> None:
+    html = page.render(made_up("boot").as_json())
+    clips = re.findall(r'<clipPath id="([^"]+)"', html)
+    assert clips
+    assert len(clips) == len(set(clips))
+
+
+def test_the_same_result_gives_the_same_page(made_up: Callable[..., Result]) -> None:
+    result = made_up().as_json()
+    assert page.render(result) == page.render(result)
+
+
+@pytest.mark.parametrize("kind", ["pio", "dma", "boot"])
+def test_the_tables_fit_and_say_what_was_found(
+    made_up: Callable[..., Result], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.show(made_up(kind))
+    printed = capsys.readouterr().out
+    assert "vmm, Python dispatch" in printed
+    assert "tie" not in printed.splitlines()[0]
+    assert max(map(len, printed.splitlines())) <= 200
+    assert ("reached" in printed) or ("not measured" in printed)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [
+        (812.4, "ns", "812 ns"),
+        (8520, "ns", "8.52 µs"),
+        (1320, "ms", "1.32 s"),
+        (0, "ns", "0.00 ns"),
+        (76.2, "ms", "76.2 ms"),
+    ],
+)
+def test_durations_for_people(value: float, unit: str, words: str) -> None:
+    assert table.number(value, unit) == words
