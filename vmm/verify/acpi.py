@@ -181,12 +181,31 @@ def _why_altered(table: _Offered, collected: Collected, evidence: Evidence) -> s
     for candidate in evidence.loader.tables:
         if (candidate.file, candidate.offset) == (table.file, table.offset) and not candidate.accepted:
             return candidate.reason
-    failures = _failures(evidence)
-    if failures:
-        return failures
+    reason = _stray_pointers(table, collected) or _failures(evidence)
+    if reason:
+        return reason
     if published != table.data:
         return "it was published like that"
     return "overridden by firmware"
+
+
+def _stray_pointers(table: _Offered, collected: Collected) -> str:
+    """Name the pointers in a table that point outside their file; SeaBIOS does not look."""
+    files = collected.published
+    try:
+        commands = table_loader.decode(files.get(LOADER_FILE, b""))
+    except ValueError as error:
+        return f"{LOADER_FILE}: {error}"
+    reasons = []
+    for index, command in enumerate(commands):
+        if not isinstance(command, AddPointer) or command.dest != table.file:
+            continue
+        if table.offset <= command.offset < table.offset + len(table.data):
+            field = files.get(command.dest, b"")[command.offset : command.offset + command.size]
+            value, size = int.from_bytes(field, "little"), len(files.get(command.source, b""))
+            if value >= size:
+                reasons.append(f"record {index} ({command}): value {value:#x} points outside the file ({size:#x} B)")
+    return "; ".join(reasons)
 
 
 def _why_missing(table: _Offered, collected: Collected, evidence: Evidence) -> str:

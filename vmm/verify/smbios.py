@@ -74,7 +74,10 @@ def published_fault(published: dict[str, bytes]) -> str:
 
 
 def _why(collected: Collected, evidence: Evidence, *, altered: bool = False) -> str:
-    reason = evidence.never_read(ANCHOR_FILE) or published_fault(collected.published)
+    fault = published_fault(collected.published)
+    if fault and altered and not evidence.is_ovmf:
+        fault += "; SeaBIOS builds its own"
+    reason = evidence.never_read(ANCHOR_FILE) or fault
     reason = reason or evidence.never_read(TABLES_FILE)
     if not reason and collected.published.get(TABLES_FILE) != collected.tables[TABLES_FILE]:
         reason = "it was published like that"
