@@ -77,6 +77,21 @@ void vmm_vcpu_free(struct vmm_vcpu *vcpu)
     free(vcpu);
 }
 
+uint64_t vmm_vcpu_rip(struct vmm_vcpu *vcpu)
+{
+    struct kvm_regs regs;
+
+    if (vcpu->engine_rip != NULL) {
+        return vcpu->engine_rip(vcpu);
+    }
+    return ioctl(vcpu->fd, KVM_GET_REGS, &regs) == 0 ? regs.rip : 0;
+}
+
+uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index)
+{
+    return vmm_vcpu_rip(((struct vmm_vcpu **)vcpus)[index]);
+}
+
 void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count)
 {
     __atomic_store_n(&vm->stop, 1, __ATOMIC_SEQ_CST);

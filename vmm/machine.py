@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmm.devices.fw_cfg_items import VmCoreInfo
     from vmm.devices.fwctl import Fwctl
     from vmm.exit_times import ExitTimes
+    from vmm.trace import AccessLog, Trace
 
 POLL_SECONDS = 0.004
 """How often the waiting thread looks at the consoles: much shorter than what a person notices."""
@@ -150,6 +151,31 @@ class Machine:
         if config.machine_type is MachineType.BHYVE:
             self._place_smbios()
         self._add_interface()
+        self._access_log = self._start_access_log(config.trace) if config.trace is not None else None
+
+    def _start_access_log(self, path: str) -> "AccessLog | None":
+        """Write every access to fw_cfg to ``path``; a machine without one has none."""
+        from vmm.trace import AccessLog, LogWriter  # noqa: PLC0415  # few runs ask
+
+        writer = LogWriter(path)
+        if self.fw_cfg is None:
+            self._closers.callback(writer.end, self.trace, 0)
+            return None
+        log = AccessLog(self.fw_cfg, self._core, self._core_vcpus, writer.access)
+
+        def end() -> None:
+            log.close()
+            writer.end(self.trace, log.dropped)
+
+        self._closers.callback(end)
+        return log
+
+    @property
+    def trace(self) -> "Trace":
+        """What the guest read from fw_cfg so far."""
+        from vmm.trace import Trace  # noqa: PLC0415  # few runs ask
+
+        return Trace(self.fw_cfg)
 
     def _place_smbios(self) -> None:
         from vmm.tables import smbios_placement  # noqa: PLC0415  # only bhyve's board has it in RAM
@@ -251,6 +277,8 @@ class Machine:
         self._end = None
         self._run_began = time.monotonic()
         self._first_run_began = self._first_run_began or self._run_began
+        if self._access_log is not None:
+            self._access_log.start_ns = int(self._first_run_began * 1e9)
         threads = self._start_vcpus()
         try:
             while not self._ended.wait(POLL_SECONDS):
@@ -260,6 +288,8 @@ class Machine:
                     self._finish(Reason.UNTIL, f"the console showed {until!r}")
                 elif deadline is not None and time.monotonic() - self._run_began > deadline:
                     self._finish(Reason.TIMEOUT, self._timeout_message(goal, prompts, deadline))
+                if self._access_log is not None:
+                    self._access_log.drain()
                 if on_poll is not None:
                     on_poll(self)
         except KeyboardInterrupt:

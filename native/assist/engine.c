@@ -297,6 +297,7 @@ int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct a
     }
     take_features(vcpu);
     core->engine = vcpu;
+    core->engine_rip = engine_io_rip;
     assist->vcpus[assist->vcpu_count++] = vcpu;
     return 0;
 }

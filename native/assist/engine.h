@@ -125,6 +125,8 @@ struct assist_vcpu {
     pthread_t thread;
     uint32_t kick_after_ticks; /* atomic; 0: as long as it takes */
 
+    uintptr_t io_return; /* where in translated code a port access was made that is being served; else 0 */
+
     uint64_t kvm_steps;
     uint64_t interrupts;
     uint64_t halts;
@@ -186,6 +188,9 @@ static inline struct assist_vcpu *owner_of(CPUX86State *env)
 struct assist_vcpu *engine_new_vcpu(struct assist *assist, struct vmm_vcpu *core);
 void engine_free_vcpu(struct assist_vcpu *vcpu);
 /* Make a vCPU leave translated code at the start of the next block; from any thread. */
+/* RIP of the port access that is being served, for the core's access log. */
+uint64_t engine_io_rip(struct vmm_vcpu *core);
+
 void engine_ask_to_leave(struct assist_vcpu *vcpu);
 /* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */
 int engine_execute(struct assist_vcpu *vcpu);

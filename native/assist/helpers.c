@@ -68,6 +68,16 @@ static uint32_t out_length(CPUX86State *env)
     return 0;
 }
 
+uint64_t engine_io_rip(struct vmm_vcpu *core)
+{
+    struct assist_vcpu *vcpu = core->engine;
+
+    if (vcpu->io_return != 0) {
+        cpu_restore_state(CPU(&vcpu->cpu), vcpu->io_return, true);
+    }
+    return vcpu->cpu.env.eip;
+}
+
 static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
 {
     struct assist_vcpu *vcpu = owner_of(env);
@@ -78,7 +88,9 @@ static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t 
     if (port_belongs_to_kvm(port)) {
         leave_before(vcpu, LEAVE_STEP, return_address);
     }
+    vcpu->io_return = return_address;
     vcpu->assist->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, true);
+    vcpu->io_return = 0;
     if (!memory_has_work(vcpu->assist)) {
         return;
     }
@@ -105,7 +117,9 @@ static uint32_t port_read(CPUX86State *env, uint32_t port, uint32_t size, uintpt
     if (port_belongs_to_kvm(port)) {
         leave_before(vcpu, LEAVE_STEP, return_address);
     }
+    vcpu->io_return = return_address;
     vcpu->assist->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, false);
+    vcpu->io_return = 0;
     memory_after_device(vcpu);
     return value;
 }

@@ -148,6 +148,11 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         help="who answers fw_cfg's ports: c (default), or python to see what that costs (vmm bench does)",
     )
     host.add_argument(
+        "--trace",
+        metavar="PATH",
+        help="log every access to fw_cfg, as JSON lines, and in the end what was never read; - is text on stderr",
+    )
+    host.add_argument(
         "--exit-times",
         action="store_true",
         help="time every exit and device access; --json has the histograms",
@@ -200,6 +205,7 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         devices=arguments.device,
         assist=arguments.assist,
         dispatch=arguments.dispatch,
+        trace=arguments.trace,
         exit_times=arguments.exit_times,
         **more,
     )

@@ -68,6 +68,7 @@ struct vmm_vcpu {
     pthread_t thread;
     bool running;
     void *engine; /* of the software CPU, if one runs this vCPU */
+    uint64_t (*engine_rip)(struct vmm_vcpu *vcpu); /* what vmm_vcpu_rip asks then */
 };
 
 struct vmm_vm *vmm_vm_new(int fd);
@@ -78,6 +79,12 @@ void vmm_vcpu_free(struct vmm_vcpu *vcpu);
 
 /* Run on this thread until the guest or a stop ends it; returns end.outcome. */
 int vmm_vcpu_run(struct vmm_vcpu *vcpu);
+
+/* RIP of the instruction that a device now serves, or right behind it; on the vCPU's thread. 0: not to be had. */
+uint64_t vmm_vcpu_rip(struct vmm_vcpu *vcpu);
+
+/* The same as a trace_rip: vcpus is an array of struct vmm_vcpu *. */
+uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index);
 
 /* Make every running vcpu of this machine return VCPU_STOPPED, now and when it is next run, until vmm_vm_resume. */
 void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count);
