@@ -13,6 +13,7 @@ from vmm.devices.fw_cfg import FwCfg, map_file
 from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 from vmm.devices.fwctl import Fwctl
 from vmm.errors import ConfigError
+from vmm.firmware import FirmwareKind
 from vmm.tables import e820
 from vmm.tables.boot_order import encode_boot_order
 
@@ -96,6 +97,14 @@ def build_fw_cfg(
         fw_cfg.add_user_file(item.name, map_file(item.path) if item.path is not None else item.data or b"")
     if config.boot.splash is not None:
         fw_cfg.add_file(_splash_name(config.boot.splash), map_file(config.boot.splash))
+    if config.kernel is not None:
+        from vmm.kernel_loader import load_kernel  # noqa: PLC0415  # few runs have one
+
+        kernel = load_kernel(config.kernel, config.initrd, config.append or "", memory.low_size)
+        kernel.add_to(fw_cfg)
+        kernel.store(memory.write)
+        if config.firmware.kind is FirmwareKind.SEABIOS:
+            kernel.add_option_rom(fw_cfg)
     if config.vmcoreinfo:
         add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
     if tables is None:

@@ -1,0 +1,71 @@
+"""-kernel with real firmware: OVMF starts a UEFI program that comes through fw_cfg."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmm import Machine, guests
+from vmm.devices.fw_cfg import FwCfg
+from vmm.outcome import Reason
+from vmm.verify import guest_report
+
+pytestmark = pytest.mark.needs_kvm
+
+
+def test_ovmf_starts_a_uefi_program() -> None:
+    reported = bytearray()
+
+    def add_mailbox(fw_cfg: FwCfg, tables: dict[str, bytes]) -> dict[str, bytes]:
+        fw_cfg.add_file(
+            guest_report.STREAM_FILE,
+            bytes(guest_report.STREAM_FILE_SIZE),
+            writable=True,
+            on_write=lambda _offset, data: reported.extend(data),
+        )
+        return tables
+
+    image = guests.report("report.efi")
+    with Machine("ovmf", kernel=image, append="some words", customize=add_mailbox) as machine:
+        outcome = machine.run(deadline=120)
+        assert outcome.reason is Reason.POWER_OFF, outcome.message
+        assert machine.trace.was_read_to_end("kernel_data")
+        assert machine.trace.was_read_to_end("setup_data")
+        assert machine.trace.was_read_to_end("cmdline_data")
+    assert reported
+
+
+PVH_KERNEL = """
+    .section .note.Xen, "a", @note
+    .long 4, 4, 18
+    .asciz "Xen"
+    .long entry
+    .text
+    .code32
+    .globl entry
+entry:
+    cmpl $0x336ec578, (%ebx)        # hvm_start_info's magic
+    jne wrong
+    movl 24(%ebx), %esi             # its cmdline_paddr
+1:  lodsb
+    testb %al, %al
+    jz 2f
+    movw $0x402, %dx
+    outb %al, %dx
+    jmp 1b
+2:  movb $'!', %al
+    outb %al, %dx
+wrong:
+    hlt
+    jmp wrong
+"""
+
+
+def test_seabios_starts_a_pvh_kernel(tmp_path: Path) -> None:
+    source, kernel = tmp_path / "kernel.S", tmp_path / "kernel"
+    source.write_text(PVH_KERNEL, encoding="ascii")
+    words = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext-segment=0x200000,-e,entry,--build-id=none,-z,noexecstack"]
+    subprocess.run(["gcc", "-m32", *words, "-o", kernel, source], check=True)
+    with Machine("seabios", kernel=kernel, append="the words") as machine:
+        outcome = machine.run(until="the words!", deadline=60)
+        assert outcome.reached, machine.debugcon.text()
