@@ -167,3 +167,32 @@ def test_large_file_is_mapped_and_small_one_read(tmp_path: Path) -> None:
 def test_unreadable_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="missing: No such file"):
         map_file(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("first", ["directory", "file", "host"])
+def test_late_files_are_built_once_when_somebody_looks(first: str) -> None:
+    built = []
+
+    def build() -> dict[str, bytes]:
+        built.append(1)
+        return {"etc/a": b"first", "etc/b": b"second"}
+
+    rig = Rig()
+    rig.device.add_late_files(["etc/a", "etc/b"], build)
+    rig.start()
+    rig.select(Key.SIGNATURE)
+    assert not built
+    if first == "directory":
+        rig.select(Key.FILE_DIR)
+        entries = rig.inp(0x511, 1, 4 + 2 * 64)
+        assert [struct.unpack_from(">I", entries, 4 + 64 * i)[0] for i in range(2)] == [5, 6]
+    elif first == "file":
+        rig.select(0x21)
+        assert rig.inp(0x511, 1, 6) == b"second"
+    else:
+        assert rig.device.contents("etc/a") == b"first"
+    rig.select(Key.FILE_DIR)
+    rig.select(0x20)
+    assert rig.inp(0x511, 1, 7) == b"first\0\0"
+    assert built == [1]
+    assert rig.device.is_writable("etc/a") is False

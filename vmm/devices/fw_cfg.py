@@ -290,6 +290,7 @@ class FwCfg:
         if in_python:
             from vmm.devices.fw_cfg_python import PythonFwCfg  # noqa: PLC0415  # only benchmarks want it
 
+            self._build_late_files()
             self._python = PythonFwCfg(self, self._core, dma=self._native.dma)
             ports.add(lib.FW_CFG_PORT_FIRST, lib.FW_CFG_PORT_LAST, self._python, "fw_cfg")
             return
