@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -77,4 +78,5 @@ def _remember(file: Path, identity: Identity) -> None:
         aside.write_text(json.dumps(asdict(identity)), encoding="utf-8")
         aside.replace(file)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()

@@ -12,6 +12,7 @@ from vmm.errors import ConfigError
 from vmm.tables import smbios
 from vmm.tables.smbios import SmbiosDescription, build_smbios
 from vmm.tables.smbios_options import SmbiosOption, parse_smbios, split_structures
+from vmm.tables.smbios_placement import place
 
 GIB = 1 << 30
 SMALL = SmbiosDescription(low_memory=128 << 20)
@@ -250,3 +251,24 @@ def test_more_than_four_tib_needs_the_extended_fields(tmp_path: Path) -> None:
     found = dmidecode(SmbiosDescription(low_memory=0xB000_0000, high_memory=5 << 40), tmp_path)
     assert found[19][1]["Range Size"] == "5 TB"
     assert sum(device["Size"] == "16 GB" for device in found[17]) == 320
+
+
+@pytest.mark.parametrize("version", [(2, 8), (3, 0)])
+def test_placed_by_us_it_can_be_followed(version: tuple[int, int]) -> None:
+    files = build_smbios(replace(SMALL, version=version))
+    address = 0xF1000
+    ram = bytes(address) + place(files, address, 0x1400)
+    anchor = ram[address : address + (31 if version[0] == 2 else 24)]
+    assert sum(anchor) % 256 == 0
+    if version[0] == 2:
+        assert sum(anchor[16:]) % 256 == 0
+    (at,) = struct.unpack_from("<I", anchor, 24) if version[0] == 2 else struct.unpack_from("<Q", anchor, 16)
+    assert ram[at:] == files[smbios.TABLES_FILE]
+
+
+def test_more_structures_than_there_is_room_for_are_refused() -> None:
+    files = build_smbios(SMALL)
+    size = len(files[smbios.TABLES_FILE]) + 32
+    assert len(place(files, 0xF1000, size)) == size
+    with pytest.raises(ConfigError, match=f"{size - 33} fit where this machine's firmware looks"):
+        place(files, 0xF1000, size - 1)
