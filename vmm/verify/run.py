@@ -48,7 +48,8 @@ def compare(collected: Collected) -> Verification:
             others.compare_boot(collected, report, evidence),
             others.compare_items(collected, report),
         ]
-    words = f"{config.machine_type}, {config.cpus} CPUs, {config.memory >> 20} MiB"
+    cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
+    words = f"{config.machine_type}, {cpus}, {config.memory >> 20} MiB"
     return Verification(str(config.firmware.path), words, collected.outcome.elapsed_s, tuple(subjects))
 
 
