@@ -148,6 +148,9 @@ class Machine:
             )
         )
         self._closers.callback(self.platform.close)
+        if self.assist is not None:
+            self.memory.park_roms(True)
+            self._closers.callback(self.memory.park_roms, False)
         if config.machine_type is MachineType.BHYVE:
             self._place_smbios()
         self._add_interface()

@@ -39,6 +39,18 @@ class Region:
     slot: int
 
 
+@dataclass(frozen=True)
+class _Parked:
+    """A KVM slot whose ROM is not in the table for now; the pin keeps its memory where it is."""
+
+    region: Region
+    pin: Any
+
+    @property
+    def address(self) -> int:
+        return int(ffi.cast("uintptr_t", self.pin))
+
+
 class GuestMemory:
     """The memory of one machine.
 
@@ -68,6 +80,9 @@ class GuestMemory:
         self._regions: dict[int, Region] = {}
         self._rom_pins: dict[int, Any] = {}
         self._free_slots: list[int] = []
+        self._next_slot = 0
+        self._parked: dict[int, _Parked] = {}
+        self._parks_roms = False
         self.map_ram(0, layout.LEGACY_VIDEO.start)
         self.map_ram(layout.LEGACY_END, self.low_size - layout.LEGACY_END)
         if self.high_size:
@@ -102,10 +117,45 @@ class GuestMemory:
             KeyError: no region starts there.
         """
         region = self._regions.pop(gpa)
+        if self._parks_roms and region.kind == "rom":
+            self._parked[gpa] = _Parked(region, self._rom_pins.pop(gpa))
+            lib.guest_memory_remove(self._table, gpa)
+            return
         self._vm.set_user_memory_region(region.slot, region.gpa, 0, 0)
         lib.guest_memory_remove(self._table, gpa)
         self._free_slots.append(region.slot)
         self._rom_pins.pop(gpa, None)
+
+    def park_roms(self, park: bool) -> None:
+        """Leave a ROM's KVM slot in place when the ROM is unmapped, until something else wants its addresses.
+
+        For a software CPU, which goes by the C table alone: a flash chip is unmapped and mapped again for every byte
+        that firmware programs, and KVM takes about a millisecond to change its slots.
+        """
+        self._parks_roms = park
+        if not park:
+            self._drop_parked(0, 1 << 64)
+
+    def _drop_parked(self, gpa: int, size: int) -> None:
+        for at, parked in list(self._parked.items()):
+            if at < gpa + size and gpa < at + parked.region.size:
+                self._vm.set_user_memory_region(parked.region.slot, at, 0, 0)
+                self._free_slots.append(parked.region.slot)
+                del self._parked[at]
+
+    def _slot_for(self, gpa: int, size: int, hva: int, *, read_only: bool) -> int:
+        """The KVM slot that shows ``size`` bytes from ``hva`` at ``gpa``: the one that was left there, or a new one."""
+        parked = self._parked.get(gpa)
+        if parked is not None and read_only and (parked.region.size, parked.address) == (size, hva):
+            del self._parked[gpa]
+            return parked.region.slot
+        self._drop_parked(gpa, size)
+        if self._free_slots:
+            slot = self._free_slots.pop()
+        else:
+            slot, self._next_slot = self._next_slot, self._next_slot + 1
+        self._vm.set_user_memory_region(slot, gpa, size, hva, read_only=read_only)
+        return slot
 
     def read(self, gpa: int, size: int) -> bytes:
         """``size`` bytes from ``gpa``.
@@ -146,20 +196,20 @@ class GuestMemory:
     @property
     def slots_used(self) -> int:
         """KVM memory slots in use."""
-        return len(self._regions)
+        return len(self._regions) + len(self._parked)
 
     def close(self) -> None:
         """Give the RAM back; the KVM virtual machine must be closed already."""
         self._rom_pins.clear()
+        self._parked.clear()
         ffi.release(self._ram_pin)
         self._ram.close()
 
     def _map(self, gpa: int, size: int, hva: int, kind: str, *, read_only: bool) -> None:
         if any(region.gpa < gpa + size and gpa < region.gpa + region.size for region in self._regions.values()):
             raise ValueError(f"{gpa:#x}+{size:#x} overlaps memory that is mapped already")
-        slot = self._free_slots.pop() if self._free_slots else len(self._regions)
         # KVM first: whoever hears of the change through C may run the guest at once.
-        self._vm.set_user_memory_region(slot, gpa, size, hva, read_only=read_only)
+        slot = self._slot_for(gpa, size, hva, read_only=read_only)
         flags = lib.GUEST_REGION_READ_ONLY if read_only else 0
         error = lib.guest_memory_add(self._table, gpa, size, ffi.cast("uint8_t *", hva), flags)
         if error:

@@ -110,7 +110,6 @@ struct assist_vcpu {
     bool halted;            /* executed HLT: KVM waits for what ends it */
     bool shutdown;          /* set below a triple fault, on the way out */
     bool abort;
-    bool started;
 
     bool look_at_kvm;       /* atomic: another vCPU may have sent something */
     bool flush_tlb;         /* owner or holder of map_mutex */

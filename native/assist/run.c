@@ -369,7 +369,6 @@ static bool begin(struct assist_vcpu *vcpu)
     if (error != 0) {
         return end_with_errno(vcpu, error);
     }
-    vcpu->started = true;
     vcpu->shutdown = false;
     vcpu->abort = false;
     vcpu->unfinished = delivery_unfinished(vcpu);

@@ -274,11 +274,16 @@ static int load_debug_registers(struct assist_vcpu *vcpu)
     if (ioctl(vcpu->core->fd, KVM_GET_DEBUGREGS, &registers) != 0) {
         return -errno;
     }
+    /* Disarmed first: breakpoints are listed by their addresses. */
+    cpu_x86_update_dr7(env, 0);
     for (int i = 0; i < 4; i++) {
         env->dr[i] = registers.db[i];
     }
     env->dr[6] = registers.dr6;
     cpu_x86_update_dr7(env, (uint32_t)registers.dr7);
+    if ((registers.dr7 & 0xff) != 0) {
+        memory_drop_all_code(vcpu->assist);
+    }
     return 0;
 }
 
@@ -302,9 +307,9 @@ int state_load_all(struct assist_vcpu *vcpu)
     }
     if (error == 0) {
         load_msrs(vcpu);
+        error = load_debug_registers(vcpu);
     }
-    /* The engine's lists of breakpoints belong to whoever owns it: debug registers are the guest's to reload. */
-    return error == 0 && !vcpu->started ? load_debug_registers(vcpu) : error;
+    return error;
 }
 
 int state_store_all(struct assist_vcpu *vcpu)

@@ -8,6 +8,7 @@ from vmm._native import lib
 
 from vmm import failure
 from vmm.assist import has_hardware_virtualization
+from vmm.bus import Device
 
 pytestmark = [
     pytest.mark.needs_kvm,
@@ -754,6 +755,70 @@ def test_read_only_memory_ignores_stores() -> None:
         rig.run()
         assert rig.values == [0x11223344, 0x11223344, 7, 0x11223344]
         assert rom[:4] == b"\x44\x33\x22\x11"
+
+
+class Chip(Device):
+    """A flash chip in little: 70h shows a status, ffh the array."""
+
+    def __init__(self, rig: AssistRig, array: mmap.mmap) -> None:
+        self.rig, self.array = rig, array
+        self.reads = 0
+        rig.memory.map_rom(0xD0000, array)
+
+    def read(self, offset: int, size: int) -> int:
+        self.reads += 1
+        return 0x80
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        shown = any(region.gpa == 0xD0000 for region in self.rig.memory.regions())
+        if value == 0x70 and shown:
+            self.rig.memory.unmap(0xD0000)
+        elif value == 0xFF and not shown:
+            self.rig.memory.map_rom(0xD0000, self.array)
+
+
+def test_a_flash_chip_changes_modes_between_two_instructions() -> None:
+    source = """
+    main:
+        mov $0xd0000, %edi
+        mov $0xd0100, %esi
+        mov $500, %ebp
+    1:  cmpl $0x11223344, (%rdi)
+        jne bad
+        call *%rsi                          # code in the array
+        cmp $55, %ebx
+        jne bad
+        movb $0x70, (%rdi)
+        cmpb $0x80, (%rdi)
+        jne bad
+        movb $0x70, (%rdi)
+        movb $0xff, (%rdi)
+        cmpl $0x11223344, (%rdi)
+        jne bad
+        dec %ebp
+        jnz 1b
+        report $0x900d
+        done
+    bad:
+        report $0xbad
+        done
+    """
+    array = mmap.mmap(-1, 0x1000)
+    array[:4] = b"\x44\x33\x22\x11"
+    array[0x100:0x106] = bytes.fromhex("bb37000000 c3")  # mov $55, %ebx; ret
+    with AssistRig(source) as rig:
+        rig.memory.park_roms(True)
+        chip = Chip(rig, array)
+        rig.mmio.add(0xD0000, 0xD0FFF, chip, "chip")
+        slots = rig.memory.slots_used
+        rig.run()
+        assert rig.values == [0x900D]
+        assert chip.reads == 500
+        assert rig.memory.slots_used == slots
+        rig.memory.unmap(0xD0000)
+        rig.memory.map_ram(0xD0000, 0x1000)  # something else wants the addresses
+        assert rig.memory.slots_used == slots
+        rig.memory.park_roms(False)
 
 
 def test_counters_say_what_ran_where() -> None:
