@@ -69,6 +69,8 @@ class MachineConfig:
     """What stood behind each ``-acpitable``."""
     smbios: tuple[str, ...] = ()
     """What stood behind each ``-smbios``."""
+    smbios_entry_point: int = 32
+    """32: SMBIOS 2.8 with an entry point of 32 bits; 64: SMBIOS 3.0."""
     e820: tuple[str, ...] = ()
     """What stood behind each ``-e820``."""
     bootorder: tuple[str, ...] = ()
@@ -165,6 +167,7 @@ class MachineConfig:
         direct: bool = False,
         acpi_tables: Iterable[str] = (),
         smbios: Iterable[str] = (),
+        smbios_entry_point: int = 32,
         e820: Iterable[str] = (),
         bootorder: Iterable[str] = (),
         devices: Iterable[str] = (),
@@ -198,6 +201,7 @@ class MachineConfig:
             direct: start the kernel without firmware.
             acpi_tables: ``-acpitable`` texts.
             smbios: ``-smbios`` texts.
+            smbios_entry_point: 32 for SMBIOS 2.8, 64 for SMBIOS 3.0.
             e820: ``-e820`` texts.
             bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
             devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``.
@@ -237,6 +241,7 @@ class MachineConfig:
             direct=direct,
             acpi_tables=tuple(acpi_tables),
             smbios=tuple(smbios),
+            smbios_entry_point=smbios_entry_point,
             e820=tuple(e820),
             bootorder=tuple(bootorder),
             **_devices(devices),
@@ -262,6 +267,8 @@ def check_tables(config: MachineConfig) -> None:
         from vmm.tables.acpi_user import check_signatures, parse_acpitable  # noqa: PLC0415
 
         check_signatures(parse_acpitable(text).data for text in config.acpi_tables)
+    if config.smbios_entry_point not in {32, 64}:
+        raise ConfigError(f"-machine smbios-entry-point-type={config.smbios_entry_point}: must be 32 or 64")
     if config.smbios:
         from vmm.tables.smbios_options import parse_smbios  # noqa: PLC0415
 

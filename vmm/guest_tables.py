@@ -78,6 +78,7 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
         processor_id=processor_id,
         uuid=config.uuid.bytes if config.uuid is not None else None,
         uefi=config.firmware.kind in {FirmwareKind.OVMF, FirmwareKind.BHYVE},
+        version=(3, 0) if config.smbios_entry_point == 64 else (2, 8),
         options=tuple(parse_smbios(text) for text in config.smbios),
     )
     return build_smbios(smbios)

@@ -81,6 +81,7 @@ def test_the_users_own_arrives(firmware: str, ssdt: Path) -> None:
         fw_cfg={"opt/org.example/greeting": b"hello", "opt/org.example/large": bytes(range(256)) * 1000},
         devices=[f"vmgenid,guid={GUID}", "vmcoreinfo"],
         boot="order=dc,menu=on,splash-time=0",
+        smbios_entry_point=64,
     )
     collected = collect(config)
     result = compare(collected)
@@ -101,6 +102,7 @@ def test_the_users_own_arrives(firmware: str, ssdt: Path) -> None:
     items = {item.name: item.data for item in report.items}
     assert items["opt/org.example/greeting"] == b"hello"
     assert items["opt/org.example/large"] == bytes(range(256)) * 1000
+    assert any(found.data[:5] == b"_SM3_" for found in report.smbios_entry_points)
     assert report.processors == (3, 3)
     assert rows(result, "processors")["MADT, enabled of possible"].found == "3 of 5"
     assert rows(result, "fw_cfg items")["VM generation id"].verdict is Verdict.ARRIVED

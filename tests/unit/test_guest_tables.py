@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -80,11 +81,12 @@ def test_e820_entries_of_the_users(tmp_path: Path) -> None:
         ({"e820": ["base=0"]}, "size= is missing"),
         ({"smbios": ["type=99"]}, "only types"),
         ({"acpi_tables": ["sig=TEST"]}, "give one of file= and data="),
+        ({"smbios_entry_point": 31}, "must be 32 or 64"),
         ({"bootorder": ["disk"]}, "boot order entry 'disk'"),
     ],
 )
 def test_what_makes_no_sense_is_said_when_the_machine_is_described(
-    tmp_path: Path, options: dict[str, list[str]], message: str
+    tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, **options)

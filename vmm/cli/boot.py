@@ -86,6 +86,11 @@ def run(words: list[str]) -> int:
         if not arguments.quiet:
             for note in config.firmware.notes:
                 say(f"vmm: {note}")
+            if config.acpi_tables:
+                from vmm.guest_tables import warnings  # noqa: PLC0415
+
+                for warning in warnings(config):
+                    say(f"vmm: {warning}")
         with Interrupts() as interrupts, Machine(config) as machine:
             outcome, report = _run(machine, interrupts, arguments, send, deadline)
         if json_output is not None:

@@ -9,7 +9,7 @@ from vmm.config import FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareKind, find
 from vmm.machine_options import parse_cpu_count, parse_smp, pflash_images
-from vmm.options import parse_bool, parse_keys, split_commas
+from vmm.options import parse_bool, parse_int, parse_keys, split_commas
 
 if TYPE_CHECKING:
     import argparse
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmm.firmware import FirmwareImages
 
 DEFAULT_FIRMWARE = "ovmf"
+MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type")
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,8 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE[,KEY=...]",
         help="auto (default: what the firmware wants), q35, pc or bhyve; fwcfg=qemu|bhyve|auto chooses what answers at "
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
-        "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does",
+        "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
+        "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8",
     )
     add("-uuid", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
@@ -193,6 +195,9 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         ],
         fwctl=[FwCtlItem.parse(text) for text in arguments.fwctl],
         fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
+        smbios_entry_point=parse_int(
+            machine.get("smbios-entry-point-type", "32"), "-machine smbios-entry-point-type=", minimum=32, maximum=64
+        ),
         cpu_count=parse_bool(machine.get("hw.ncpu", "on"), "-machine hw.ncpu"),
         uuid=arguments.uuid,
         serial=arguments.serial or "stdio",
@@ -214,7 +219,7 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
 def _machine_keys(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
-    return parse_keys(text, "-machine", known=("type", "fwcfg", "fwctl-ext", "hw.ncpu"), implied="type")
+    return parse_keys(text, "-machine", known=MACHINE_KEYS, implied="type")
 
 
 def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None]:
