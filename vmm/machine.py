@@ -157,12 +157,14 @@ class Machine:
         self._access_log = self._start_access_log(config.trace) if config.trace is not None else None
 
     def _start_access_log(self, path: str) -> "AccessLog | None":
-        """Write every access to fw_cfg to ``path``; a machine without one has none."""
+        """Write every access to fw_cfg, or every request to fwctl, to ``path``."""
         from vmm.trace import AccessLog, LogWriter  # noqa: PLC0415  # few runs ask
 
         writer = LogWriter(path)
+        if self.fwctl is not None:
+            self.fwctl.on_request = lambda request: writer.request(request, self.started_ns)
+            self._closers.callback(writer.end_of_requests, self.fwctl)
         if self.fw_cfg is None:
-            self._closers.callback(writer.end, self.trace, 0)
             return None
         log = AccessLog(self.fw_cfg, self._core, self._core_vcpus, writer.access)
 
@@ -336,9 +338,10 @@ class Machine:
 
         return collect([core.times for core in self._core_vcpus])
 
-    def seconds_at(self, time_ns: int) -> float:
-        """Seconds from the first run to ``time_ns`` of CLOCK_MONOTONIC."""
-        return time_ns / 1e9 - self._first_run_began
+    @property
+    def started_ns(self) -> int:
+        """When the first run began, CLOCK_MONOTONIC; 0 before."""
+        return int(self._first_run_began * 1e9)
 
     @property
     def timeline(self) -> list[TimelineEvent]:
@@ -354,9 +357,8 @@ class Machine:
             if stream.first_at is not None
         ]
         if self.fwctl is not None:
-            events += [
-                TimelineEvent(self.seconds_at(request.time_ns), f"fwctl {request}") for request in self.fwctl.requests
-            ]
+            start = self.started_ns
+            events += [TimelineEvent((r.time_ns - start) / 1e9, f"fwctl {r}") for r in self.fwctl.requests]
         return sorted([*events, *self._events], key=lambda event: event.t_s)
 
     def assist_report(self) -> dict[str, Any]:

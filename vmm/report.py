@@ -99,24 +99,12 @@ def _interface(machine: Machine) -> Report:
 
 
 def _fwctl(machine: Machine, fwctl: Fwctl) -> Report:
-    asked = {request.matched for request in fwctl.requests}
     return {
-        "requests": [
-            {
-                "t_s": round(machine.seconds_at(request.time_ns), 6),
-                "operation": request.operation_name,
-                "txid": request.txid,
-                "oid": request.oid,
-                "error": request.error.name,
-                "matched": request.matched,
-                "value": request.value.hex(),
-            }
-            for request in fwctl.requests
-        ],
+        "requests": [request.as_dict(machine.started_ns) for request in fwctl.requests],
         "count": fwctl.request_count,
         "probes": fwctl.probes,
         "oids": list(fwctl.oids),
-        "never_asked": [oid for oid in fwctl.oids if oid not in asked],
+        "never_asked": fwctl.never_asked,
     }
 
 

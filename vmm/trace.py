@@ -1,4 +1,4 @@
-"""What the guest did with fw_cfg: counts at any time, and, where asked for, a log of every access.
+"""What the guest did with fw_cfg or fwctl: counts at any time, and, where asked for, a log of every access.
 
 C keeps the counts (`struct fw_cfg_item`) and, while a log is wanted, fills a
 ring of records per vCPU (`native/trace.c`). Here records become events with
@@ -9,8 +9,10 @@ Log lines are JSON objects of three kinds, told apart by ``event``:
 ``access`` (fields as `Access`), ``item`` (fields as
 `vmm.devices.fw_cfg.ItemStatistics`, one per item at the end) and ``end``
 (``never_read``: names; ``dropped``: records lost because the guest was faster
-than the log). Addresses are hexadecimal strings, times seconds since the
-first run began, sizes bytes.
+than the log). A machine with fwctl has ``request`` instead (fields as
+`vmm.devices.fwctl.FwctlRequest`), and ``end`` has ``never_asked``: OIDs.
+Addresses are hexadecimal strings, times seconds since the first run began,
+sizes bytes.
 """
 
 import json
@@ -25,6 +27,7 @@ from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
+    from vmm.devices.fwctl import Fwctl, FwctlRequest
 
 RING_RECORDS = 1 << 14
 """Records per vCPU: more than a guest makes between two looks at the ring, at a million accesses a second."""
@@ -223,6 +226,21 @@ class LogWriter:
     def access(self, access: Access) -> None:
         """One access."""
         self._line(access.as_text() if self._as_text else access.as_json())
+
+    def request(self, request: "FwctlRequest", start_ns: int) -> None:
+        """One request to fwctl; times count from ``start_ns`` of CLOCK_MONOTONIC."""
+        if self._as_text:
+            self._line(f"{(request.time_ns - start_ns) / 1e9:10.6f} fwctl {request}")
+        else:
+            self._line(json.dumps({"event": "request"} | request.as_dict(start_ns)))
+
+    def end_of_requests(self, fwctl: "Fwctl") -> None:
+        """The summary of a machine with fwctl, and the end of the file."""
+        if self._as_text:
+            self._line(f"never asked: {', '.join(fwctl.never_asked) or 'nothing'}")
+        else:
+            self._line(json.dumps({"event": "end", "never_asked": fwctl.never_asked}))
+        self._closers.close()
 
     def end(self, trace: Trace, dropped: int) -> None:
         """The summary, and the end of the file."""

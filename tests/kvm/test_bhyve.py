@@ -156,18 +156,21 @@ def test_bhyves_command_line_keeps_variables_and_reports_requests(
     bhyve_firmware: dict[str, Path], tmp_path: Path
 ) -> None:
     images = bhyve_firmware["fwctl-only"]
-    variables, report = tmp_path / "my vars.fd", tmp_path / "report.json"
+    variables, report, log = tmp_path / "my vars.fd", tmp_path / "report.json", tmp_path / "log"
     blank = (images / "BHYVE_VARS.fd").read_bytes()
     variables.write_bytes(blank)
     command = [sys.executable, "-m", "vmm", "boot", "-c", "2", "-m", "64M", "-serial", "none", "-debugcon", "none"]
     command += ["-l", f"bootrom,{images / 'BHYVE_CODE.fd'},{variables}", "-fwctl", "name=org.example.note,value=hello"]
     command += ["--until", "Shell>", "--send", rf"{COUNTDOWN}=\r", "--timeout", str(DEADLINE), "--json", str(report)]
+    command += ["--trace", str(log)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
     assert found["firmware"]["interface"] == "bhyve"
     assert "fw_cfg" not in found
     (request,) = found["fwctl"]["requests"]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert lines == [{"event": "request"} | request, {"event": "end", "never_asked": ["org.example.note"]}]
     txid = request.pop("txid")
     assert isinstance(txid, int)
     assert request.pop("t_s") > 0

@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import Any
 
 from vmm.bus import Bus, Device
 from vmm.errors import ConfigError
@@ -124,6 +125,18 @@ class FwctlRequest:
         except ValueError:
             return f"{self.operation:#x}"
 
+    def as_dict(self, start_ns: int) -> dict[str, Any]:
+        """Types that JSON knows: the value in hexadecimal, seconds from ``start_ns`` of CLOCK_MONOTONIC on."""
+        return {
+            "t_s": round((self.time_ns - start_ns) / 1e9, 6),
+            "operation": self.operation_name,
+            "txid": self.txid,
+            "oid": self.oid,
+            "error": self.error.name,
+            "matched": self.matched,
+            "value": self.value.hex(),
+        }
+
     def __str__(self) -> str:
         words = [self.operation_name, self.oid, self.error.name, self.value.hex(" ")]
         return " ".join(word for word in words if word)
@@ -210,6 +223,12 @@ class Fwctl(Device):
     def oids(self) -> tuple[str, ...]:
         """What is registered, in the order of registration."""
         return tuple(self._nodes)
+
+    @property
+    def never_asked(self) -> list[str]:
+        """What is registered and appears in none of the requests remembered."""
+        asked = {request.matched for request in self.requests}
+        return [oid for oid in self._nodes if oid not in asked]
 
     @property
     def state(self) -> State:
