@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm.verify.boot import boot_option, uefi_path
 from vmm.verify.guest_report import GuestReport, Kind, ReportError, decode
 from vmm.verify.memory import found_map
-from vmm.verify.others import boot_option, uefi_path
 
 
 def record(tag: bytes, payload: bytes = b"") -> bytes:

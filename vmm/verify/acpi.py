@@ -89,7 +89,7 @@ def _pointer(command: AddPointer, data: bytes, table: FoundTable, targets: dict[
 def _compare_rsdp(subject: Subject, report: GuestReport, evidence: Evidence) -> None:
     rsdp = report.rsdp
     if rsdp is None:
-        reason = evidence.never_read(LOADER_FILE) or evidence.loader.reason
+        reason = evidence.never_read(LOADER_FILE) or evidence.loader.reason or "firmware installed no table"
         subject.add("RSDP", RSDP_FILE, "-", Verdict.MISSING, reason=reason)
         return
     wrong = sum(rsdp.data[:20]) & 0xFF or sum(rsdp.data) & 0xFF

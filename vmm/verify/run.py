@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm.verify import acpi, memory, others, smbios
+from vmm.verify import acpi, boot, items, memory, processors, smbios
 from vmm.verify.collect import DEADLINE, Collected, collect
 from vmm.verify.evidence import Evidence
 from vmm.verify.result import Subject, Verdict, Verification
@@ -44,9 +44,9 @@ def compare(collected: Collected) -> Verification:
             memory.compare(collected, report, evidence),
             acpi.compare(collected, report, evidence),
             smbios.compare(collected, report, evidence),
-            others.compare_processors(collected, report, evidence),
-            others.compare_boot(collected, report, evidence),
-            others.compare_items(collected, report),
+            processors.compare(collected, report, evidence),
+            boot.compare(collected, report, evidence),
+            items.compare(collected, report),
         ]
     cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
     words = f"{config.machine_type}, {cpus}, {config.memory >> 20} MiB"

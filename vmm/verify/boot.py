@@ -1,4 +1,4 @@
-"""Processors, boot order, and the fw_cfg items themselves."""
+"""Boot order: fw_cfg's ``bootorder`` and CMOS against UEFI's BootOrder, or against SeaBIOS's log."""
 
 from __future__ import annotations
 
@@ -6,62 +6,20 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
-from vmm.interface import VMGENID_ADDRESS_FILE
 from vmm.tables.boot_order import BOOT_ORDER_FILE, HALT, cmos_boot_bytes
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.result import Subject, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vmm.verify.collect import Collected
     from vmm.verify.evidence import Evidence
 
-_MADT_ENTRIES = 44
-_LOCAL_APIC, _LOCAL_X2APIC = 0, 9
-_ENABLED = 1
 _HARDWARE_PATH, _ACPI_PATH = 1, 2
 _FLOPPY_HID = 0x0604_41D0
 """PNP0604 as an EISA id."""
 
 
-def compare_processors(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
-    """Compare the counts that the guest has from firmware and from the MADT."""
-    subject = Subject("processors")
-    cpus, most = collected.config.cpus, collected.config.max_cpus
-    if report.processors is None:
-        subject.add("MP Services", str(cpus), "-", Verdict.MISSING, reason=f"{evidence.firmware} has no such protocol")
-    else:
-        total, enabled = report.processors
-        name = "MP Services, enabled" if report.kind is Kind.UEFI else "answered INIT and SIPI"
-        reason = evidence.never_read("nb_cpus") or "not all of them answered in time"
-        verdict = Verdict.ARRIVED if enabled == cpus and total == cpus else Verdict.ALTERED
-        found = str(enabled) if total == enabled else f"{enabled} of {total}"
-        subject.add(name, str(cpus), found, verdict, reason="" if verdict.ok else reason)
-    madt = report.table("APIC")
-    if madt is None:
-        subject.add("MADT", f"{cpus} of {most}", "-", Verdict.MISSING, reason="the guest has no MADT; see ACPI tables")
-        return subject
-    flags = list(_madt_processors(madt))
-    enabled = sum(flag & _ENABLED for flag in flags)
-    verdict = Verdict.ARRIVED if (enabled, len(flags)) == (cpus, most) else Verdict.ALTERED
-    subject.add("MADT, enabled of possible", f"{cpus} of {most}", f"{enabled} of {len(flags)}", verdict,
-                reason="" if verdict.ok else "see ACPI tables")  # fmt: skip
-    return subject
-
-
-def _madt_processors(madt: bytes) -> Iterator[int]:
-    """The flags of each processor entry (ACPI 6.5, 5.2.12)."""
-    at = _MADT_ENTRIES
-    while at + 2 <= len(madt) and madt[at + 1] >= 2:
-        if madt[at] == _LOCAL_APIC:
-            yield int.from_bytes(madt[at + 4 : at + 8], "little")
-        elif madt[at] == _LOCAL_X2APIC:
-            yield int.from_bytes(madt[at + 8 : at + 12], "little")
-        at += madt[at + 1]
-
-
-def compare_boot(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
+def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
     """Compare the order of boot devices: UEFI's BootOrder, or what SeaBIOS logs and CMOS holds."""
     subject = Subject("boot order")
     text = collected.published.get(BOOT_ORDER_FILE, b"").rstrip(b"\0").decode("ascii", "replace")
@@ -165,45 +123,3 @@ def uefi_path(path: str) -> tuple[str, ...]:
     if floppy is not None:
         nodes.append(f"Floppy(0x{floppy[1]})")
     return tuple(nodes)
-
-
-def compare_items(collected: Collected, report: GuestReport) -> Subject:
-    """Compare what the guest's own client read, and say whether firmware read it, too."""
-    subject = Subject("fw_cfg items")
-    found = {item.name: item.data for item in report.items if item.name}
-    for name, data in sorted(collected.published.items()):
-        firmware = collected.firmware_reads.get(name)
-        read = "read by firmware" if firmware is not None and firmware.selects else "not read by firmware"
-        if name not in found:
-            subject.add(name, f"{len(data)} bytes", "-", Verdict.MISSING, reason="not in the directory that it read")
-            continue
-        now = found[name]
-        same = now == data or name in collected.writable
-        at = next((i for i, (a, b) in enumerate(zip(data, now, strict=False)) if a != b), min(len(data), len(now)))
-        subject.add(
-            name,
-            f"{len(data)} bytes",
-            f"{len(now)} bytes, {read}",
-            Verdict.ARRIVED if same else Verdict.ALTERED,
-            difference="" if same else f"differs from byte {at:#x} on",
-            reason="" if same else "the device gave something else than what was published",
-        )
-    _add_written(subject, collected)
-    return subject
-
-
-def _add_written(subject: Subject, collected: Collected) -> None:
-    """What firmware had to write back: the address of the VM generation id."""
-    guid = collected.config.vmgenid
-    if guid is None:
-        return
-    address, there = collected.vmgenid_address, collected.vmgenid_found
-    arrived = there == guid.bytes_le
-    subject.add(
-        "VM generation id",
-        str(guid),
-        "-" if address is None else f"at {address:#x}",
-        Verdict.ARRIVED if arrived else Verdict.MISSING if address is None else Verdict.ALTERED,
-        difference="" if arrived or there is None else f"the guest has {there.hex()} there",
-        reason="" if arrived else f"firmware did not write {VMGENID_ADDRESS_FILE} (WRITE_POINTER)",
-    )

@@ -1,0 +1,54 @@
+"""The fw_cfg items themselves, read again by the report guest's own client, and what firmware wrote back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.interface import VMGENID_ADDRESS_FILE
+from vmm.verify.result import Subject, Verdict
+
+if TYPE_CHECKING:
+    from vmm.verify.collect import Collected
+    from vmm.verify.guest_report import GuestReport
+
+
+def compare(collected: Collected, report: GuestReport) -> Subject:
+    """Compare what the guest's own client read, and say whether firmware read it, too."""
+    subject = Subject("fw_cfg items")
+    found = {item.name: item.data for item in report.items if item.name}
+    for name, data in sorted(collected.published.items()):
+        firmware = collected.firmware_reads.get(name)
+        read = "read by firmware" if firmware is not None and firmware.selects else "not read by firmware"
+        if name not in found:
+            subject.add(name, f"{len(data)} bytes", "-", Verdict.MISSING, reason="not in the directory that it read")
+            continue
+        now = found[name]
+        same = now == data or name in collected.writable
+        at = next((i for i, (a, b) in enumerate(zip(data, now, strict=False)) if a != b), min(len(data), len(now)))
+        subject.add(
+            name,
+            f"{len(data)} bytes",
+            f"{len(now)} bytes, {read}",
+            Verdict.ARRIVED if same else Verdict.ALTERED,
+            difference="" if same else f"differs from byte {at:#x} on",
+            reason="" if same else "the device gave something else than what was published",
+        )
+    _add_written(subject, collected)
+    return subject
+
+
+def _add_written(subject: Subject, collected: Collected) -> None:
+    """What firmware had to write back: the address of the VM generation id."""
+    guid = collected.config.vmgenid
+    if guid is None:
+        return
+    address, there = collected.vmgenid_address, collected.vmgenid_found
+    arrived = there == guid.bytes_le
+    subject.add(
+        "VM generation id",
+        str(guid),
+        "-" if address is None else f"at {address:#x}",
+        Verdict.ARRIVED if arrived else Verdict.MISSING if address is None else Verdict.ALTERED,
+        difference="" if arrived or there is None else f"the guest has {there.hex()} there",
+        reason="" if arrived else f"firmware did not write {VMGENID_ADDRESS_FILE} (WRITE_POINTER)",
+    )
