@@ -20,7 +20,7 @@ from vmm.devices.fwctl import Error
 
 pytestmark = pytest.mark.needs_kvm
 
-DEADLINE = 60.0
+DEADLINE = 120.0
 """Seconds; a boot takes two or three."""
 
 COUNTDOWN = "any other key to continue"
@@ -84,6 +84,14 @@ def test_cpus_in_the_madt(create: Create, variant: str, fwcfg: Interface, offere
         assert (request.operation_name, request.oid) == ("GET", "hw.ncpu")
         assert request.error is (Error.OK if offered else Error.ENOENT)
         assert request.value == (cpus.to_bytes(4, "little") if offered else b"")
+
+
+@pytest.mark.parametrize(("fwcfg", "count"), [(QEMU, "cpus at boot"), (BHYVE, "hw.ncpu")])
+def test_our_guest_starts_the_cpus(vmm_machine: Callable[..., Machine], fwcfg: Interface, count: str) -> None:
+    machine = vmm_machine("probe", machine="bhyve", fwcfg=fwcfg, cpus=3, assist="off")
+    assert machine.run(deadline=DEADLINE).reason is Reason.POWER_OFF
+    lines = machine.debugcon.text().splitlines()
+    assert {"machine: bhyve", f"{count}: 3", "cpus started: 3", "status: 0"} <= set(lines)
 
 
 def test_a_value_registered_at_run_time_is_asked_for_at_each_get(create: Create) -> None:

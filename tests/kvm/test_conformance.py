@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from vmm import guests
-from vmm.devices.fwctl import Fwctl
 from vmm.outcome import Reason
 
-FW_CFG_PORT = 0x510
 RESULT = re.compile(r"(?P<not>not )?ok (?P<number>\d+) - (?P<name>[^#\n]+?)(?: # SKIP (?P<why>.*))?")
 
 
@@ -77,12 +75,10 @@ def test_ours_runs_the_cases_that_qemu_runs(qemu: Callable[..., str], ours: Call
 
 @pytest.mark.needs_kvm
 @pytest.mark.parametrize("extensions", [False, True])
-def test_fwctl_on_ours(vmm_machine: Callable[..., Any], extensions: bool) -> None:
-    machine = vmm_machine(str(guests.path("conformance-fwctl")), assist="off")
-    fwctl = Fwctl(extensions=extensions)
-    fwctl.register("hw.ncpu", 3)
-    machine.ports.remove(FW_CFG_PORT)
-    machine.ports.add(FW_CFG_PORT, FW_CFG_PORT + 4, fwctl, "fwctl")
+@pytest.mark.parametrize("machine_type", ["q35", "bhyve"])
+def test_fwctl_on_ours(vmm_machine: Callable[..., Any], machine_type: str, extensions: bool) -> None:
+    options = {"machine": machine_type, "fwcfg": "bhyve", "fwctl_extensions": extensions}
+    machine = vmm_machine(str(guests.path("conformance-fwctl")), assist="off", cpus=3, **options)
     outcome = machine.run(deadline=60)
     text = machine.debugcon.text()
     assert not failures(text)
