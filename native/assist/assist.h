@@ -28,7 +28,7 @@ struct assist_counters {
     uint64_t translations_flushed; /* times the buffer of translated code was full */
 };
 
-/* NULL: the engine linked in is the one that this module was written for, and works. Else a sentence that says what is wrong. */
+/* NULL: the engine linked in is the one that this module was written for, and works. Else what is wrong. */
 const char *assist_self_test(void);
 
 /* Unicorn's version that is linked in: major << 24 | minor << 16 | patch << 8. */
@@ -59,7 +59,8 @@ struct assist_cpuid_leaf {
  * hardware virtualization adds what user programs would see natively.
  * 0 or a negative errno.
  */
-int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *vcpu, const struct assist_cpuid_leaf *leaves, uint32_t count);
+int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *vcpu, const struct assist_cpuid_leaf *leaves,
+                    uint32_t count);
 
 /* vcpu_end.detail where the outcome is VCPU_INTERNAL_ERROR: none of KVM's suberrors, which are small. */
 enum assist_end {

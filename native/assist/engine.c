@@ -275,7 +275,8 @@ void engine_free_vcpu(struct assist_vcpu *vcpu)
     free(vcpu);
 }
 
-int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct assist_cpuid_leaf *leaves, uint32_t count)
+int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct assist_cpuid_leaf *leaves,
+                    uint32_t count)
 {
     struct assist_vcpu *vcpu;
     int error;

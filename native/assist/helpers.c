@@ -326,7 +326,8 @@ void WRAP(helper_syscall)(CPUX86State *env, int length)
     env->regs[11] = flags & ~(target_ulong)RF_MASK;
     flags &= ~(env->fmask | RF_MASK);
     cpu_load_eflags(env, (int)flags,
-                    TF_MASK | IF_MASK | IOPL_MASK | NT_MASK | RF_MASK | VM_MASK | AC_MASK | VIF_MASK | VIP_MASK | ID_MASK);
+                    TF_MASK | IF_MASK | IOPL_MASK | NT_MASK | RF_MASK | VM_MASK | AC_MASK | VIF_MASK | VIP_MASK |
+                        ID_MASK);
     flat_segment(env, R_CS, selector, DESC_CS_MASK | DESC_R_MASK | DESC_L_MASK);
     flat_segment(env, R_SS, selector + 8, DESC_B_MASK | DESC_W_MASK);
     env->eip = from_64_bit ? env->lstar : env->cstar;

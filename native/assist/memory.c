@@ -219,9 +219,10 @@ static bool overlaps_table(const struct assist *assist, const struct engine_regi
 
 static void forget_region(struct assist *assist, uint32_t at)
 {
-    struct engine_region *region = &assist->regions[at];
+    const struct engine_region *region = &assist->regions[at];
+    uintptr_t hva = (uintptr_t)region->hva;
 
-    tb_invalidate_phys_range(assist->uc, (uintptr_t)region->hva, (uintptr_t)region->hva + (region->last - region->gpa) + 1);
+    tb_invalidate_phys_range(assist->uc, hva, hva + (region->last - region->gpa) + 1);
     assist->region_count--;
     assist->regions[at] = assist->regions[assist->region_count];
 }
