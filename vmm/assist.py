@@ -25,7 +25,7 @@ from vmm.machine_options import AssistMode
 CPUINFO = Path("/proc/cpuinfo")
 
 INTERPRETED_BELOW = 10_000_000
-"""Instructions a second. Hardware runs the probe, entry and exit included, at some 10^7; the kernel's emulator at 10^6."""
+"""Instructions a second: well above the kernel's emulator (10^6), well below any CPU, entry and exit included."""
 
 _PROBE_ITERATIONS = 2048
 
