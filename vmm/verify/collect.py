@@ -49,6 +49,7 @@ class Collected:
         vmgenid_found: the 16 bytes that are there.
         report: what the guest told; None if it never did, and then `failure` says why.
         failure: why there is no report.
+        guest_was_read: whether firmware read the report guest.
         log: what firmware printed on the debug port.
         outcome: how the run ended.
     """
@@ -65,6 +66,7 @@ class Collected:
     vmgenid_found: bytes | None
     report: GuestReport | None
     failure: str
+    guest_was_read: bool
     log: str
     outcome: Outcome
 
@@ -94,6 +96,10 @@ class _Host:
             fw_cfg.add_item(Key.KERNEL_SIZE, struct.pack("<I", len(image)))
             fw_cfg.add_item(Key.KERNEL_DATA, image)
         return tables if self._alter is None else self._alter(dict(tables))
+
+    def guest_key(self, fw_cfg: FwCfg) -> int:
+        """The key of the item that holds the report guest."""
+        return fw_cfg.key_of(ROM_FILE) if self._kind is FirmwareKind.SEABIOS else Key.KERNEL_DATA
 
     def _written(self, _offset: int, data: bytes) -> None:
         if not self.stream and self._fw_cfg is not None:
@@ -128,7 +134,7 @@ def collect(config: MachineConfig, *, alter: Alter | None = None, deadline: floa
         outcome = machine.run(deadline=deadline)
         writable = frozenset(name for name in published if fw_cfg.is_writable(name))
         written = {name: fw_cfg.contents(name) for name in writable - {guest_report.STREAM_FILE}}
-        log = machine.debugcon.text()
+        log, ended = machine.debugcon.text(), fw_cfg.items()
         low, high = machine.memory.low_size, machine.memory.high_size
         vmgenid_address, vmgenid_found = machine.vmgenid_address, None
         if vmgenid_address is not None:
@@ -152,6 +158,7 @@ def collect(config: MachineConfig, *, alter: Alter | None = None, deadline: floa
         vmgenid_found=vmgenid_found,
         report=report,
         failure=failure,
+        guest_was_read=any(item.key == host.guest_key(fw_cfg) and item.bytes_read for item in ended),
         log=log,
         outcome=outcome,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm.verify import acpi, boot, items, memory, processors, smbios
 from vmm.verify.collect import DEADLINE, Collected, collect
-from vmm.verify.evidence import Evidence
+from vmm.verify.evidence import NAMES, Evidence
 from vmm.verify.result import Subject, Verdict, Verification
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ def compare(collected: Collected) -> Verification:
 
 
 def _why_no_report(collected: Collected) -> str:
+    firmware = NAMES[collected.config.firmware.kind]
+    if not collected.guest_was_read:
+        what = f"{firmware} never read the report guest"
+    else:
+        what = f"{firmware} read the report guest, but did not start it, or it did not finish"
     lines = [line for line in collected.log.splitlines() if line.strip()]
     last = f"; firmware's last line was {lines[-1].strip()!r}" if lines else ""
-    return f"the firmware never started it, or it did not finish{last}"
+    return what + last
