@@ -195,10 +195,8 @@ static bool store_to_guest(const struct fw_cfg *fw_cfg, uint64_t gpa, const uint
     uint64_t stop_seen_ns = 0;
 
     for (uint64_t done = 0; done < length;) {
-        uint64_t chunk = length - done < DMA_CHUNK ? length - done : DMA_CHUNK;
-
-        stored += guest_memory_scatter(fw_cfg->memory, gpa + done, from != NULL ? from + done : NULL, chunk);
-        done += chunk;
+        done += guest_memory_scatter(fw_cfg->memory, gpa + done, from != NULL ? from + done : NULL, length - done,
+                                     DMA_CHUNK, &stored);
         if (done < length && stop_requested(fw_cfg)) {
             uint64_t now = now_ns();
 

@@ -127,7 +127,7 @@ uint64_t guest_memory_write(const struct guest_memory *memory, uint64_t gpa, con
     return done;
 }
 
-/* Bytes from gpa to the next writable region, or to 2^64 (0 if that is gpa's distance to itself). */
+/* Bytes from gpa, where nothing can be stored, to the next writable region, or to 2^64; 0 for all of 2^64. */
 static uint64_t hole_length(const struct guest_memory *memory, uint64_t gpa)
 {
     for (uint32_t at = first_ending_above(memory, gpa); at < memory->count; at++) {
@@ -140,12 +140,13 @@ static uint64_t hole_length(const struct guest_memory *memory, uint64_t gpa)
     return 0 - gpa;
 }
 
-uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length)
+uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length,
+                              uint64_t limit, uint64_t *stored)
 {
     uint64_t done = 0;
-    uint64_t stored = 0;
+    uint64_t left = limit;
 
-    while (done < length) {
+    while (done < length && left > 0) {
         uint64_t span = length - done;
         uint8_t *to = guest_memory_span(memory, gpa + done, &span, true);
 
@@ -155,6 +156,7 @@ uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, c
             done += hole != 0 && hole < span ? hole : span;
             continue;
         }
+        span = span < left ? span : left;
         if (from != NULL) {
             memcpy(to, (const uint8_t *)from + done, span);
         } else {
@@ -164,9 +166,10 @@ uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, c
             memory->written(memory->opaque, gpa + done, span);
         }
         done += span;
-        stored += span;
+        left -= span;
     }
-    return stored;
+    *stored += limit - left;
+    return done;
 }
 
 bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length)
@@ -188,9 +191,10 @@ void guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint3
 {
     uint64_t span = sizeof(value);
     uint8_t *to = guest_memory_span(memory, gpa, &span, true);
+    uint64_t stored = 0;
 
     if (to == NULL || span < sizeof(value)) {
-        guest_memory_scatter(memory, gpa, &value, sizeof(value));
+        guest_memory_scatter(memory, gpa, &value, sizeof(value), sizeof(value), &stored);
         return;
     }
     if ((uintptr_t)to % sizeof(value) == 0) {

@@ -76,6 +76,28 @@ static void remove_at(uint32_t cell)
     free(old.hva);
 }
 
+/* In steps of at most `limit` stored bytes; from may be NULL for zeros. */
+static void scatter(uint64_t gpa, const uint8_t *from, uint64_t length, uint64_t reachable, uint8_t limit)
+{
+    uint64_t stored = 0;
+    uint64_t step = limit != 0 ? limit : UINT64_MAX;
+
+    for (uint64_t done = 0; done < length;) {
+        uint64_t before = stored;
+        const uint8_t *rest = from != NULL ? from + done : NULL;
+        uint64_t came = guest_memory_scatter(&memory, gpa + done, rest, length - done, step, &stored);
+
+        PROMISE(came > 0 && came <= length - done && stored - before <= step);
+        done += came;
+    }
+    PROMISE(stored == reachable);
+    for (uint64_t i = 0; i < length; i++) {
+        const struct cell *cell = cell_at(gpa + i);
+
+        PROMISE(cell->host == NULL || !cell->writable || *cell->host == (from != NULL ? from[i] : 0));
+    }
+}
+
 static void copy(uint32_t operation, uint32_t cell, uint64_t length, const uint8_t *pattern)
 {
     uint8_t buffer[SPACE];
@@ -111,13 +133,8 @@ static void copy(uint32_t operation, uint32_t cell, uint64_t length, const uint8
         }
         break;
     case 2:
-        PROMISE(guest_memory_scatter(&memory, gpa, buffer, length) == reachable);
-        for (uint64_t i = 0; i < length; i++) {
-            PROMISE(cell_at(gpa + i)->host == NULL || !cell_at(gpa + i)->writable || *cell_at(gpa + i)->host == buffer[i]);
-        }
-        break;
     case 3:
-        PROMISE(guest_memory_scatter(&memory, gpa, NULL, length) == reachable);
+        scatter(gpa, operation == 2 ? buffer : NULL, length, reachable, pattern[0]);
         break;
     case 4:
         PROMISE(guest_memory_readable(&memory, gpa, length) == (readable == length));

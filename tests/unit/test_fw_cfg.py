@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fw_cfg_rig import BUFFER, READ, SELECT, SKIP, WRITE, Rig
+from fw_cfg_rig import BUFFER, ERROR, RAM_SIZE, READ, SELECT, SKIP, WRITE, Rig
+from vmm._native import ffi, lib
 
 from vmm.devices.fw_cfg import Buffer, Key, map_file
 from vmm.errors import ConfigError
@@ -196,3 +197,28 @@ def test_late_files_are_built_once_when_somebody_looks(first: str) -> None:
     assert rig.inp(0x511, 1, 7) == b"first\0\0"
     assert built == [1]
     assert rig.device.is_writable("etc/a") is False
+
+
+def test_stop_cuts_a_transfer_of_gigabytes_and_no_other() -> None:
+    rig = file("opt/a", b"hello")
+    block = rig.add_memory(RAM_SIZE, 64 << 20)
+    # The same host memory over and over: 4 GiB for the guest, of which a transfer takes most of a second.
+    for number in range(1, 62):
+        pointer = rig.backing[-1]
+        assert lib.guest_memory_add(rig.memory, RAM_SIZE + number * len(block), len(block), pointer, 0) == 0
+    last = RAM_SIZE + 62 * len(block)
+    end = rig.add_memory(last, 16)
+    end[:] = b"x" * 16
+    lib.vmm_vm_stop(rig.core, ffi.NULL, 0)
+    assert rig.dma(0x0020 << 16 | SELECT | READ, 8 << 20, RAM_SIZE) == 0
+    assert rig.dma(0x0020 << 16 | SELECT | READ, last + 16 - RAM_SIZE, RAM_SIZE) == ERROR
+    assert bytes(end) == b"x" * 16
+    lib.vmm_vm_resume(rig.core)
+    assert rig.dma(0x0020 << 16 | SELECT | READ, last + 16 - RAM_SIZE, RAM_SIZE) == 0
+    assert bytes(end) == bytes(16)
+
+
+def test_transfer_through_4_gib_of_nothing_takes_no_time() -> None:
+    rig = file("opt/a", b"")
+    for _ in range(1000):
+        assert rig.dma(0x0020 << 16 | SELECT | READ, 0xFFFFFFFF, RAM_SIZE) == ERROR

@@ -150,13 +150,16 @@ class PythonFwCfg(Device):
 
     def _dma_read(self, gpa: int, length: int) -> bool:
         moved = min(length, self._left)
-        stored = 0
+        stored = ffi.new("uint64_t *")
         if moved:
             data = self._item.data + self._offset
             self._advance(moved)
-            stored = lib.guest_memory_scatter(self._memory, gpa, data, moved)
-        stored += lib.guest_memory_scatter(self._memory, (gpa + moved) & _ADDRESS_MASK, ffi.NULL, length - moved)
-        return bool(stored == length)
+            lib.guest_memory_scatter(self._memory, gpa, data, moved, moved, stored)
+            if stored[0] != moved:
+                return False
+        zeros = length - moved
+        lib.guest_memory_scatter(self._memory, (gpa + moved) & _ADDRESS_MASK, ffi.NULL, zeros, zeros, stored)
+        return bool(stored[0] == length)
 
     def _dma_write(self, gpa: int, length: int) -> bool:
         item, offset, left = self._item, self._offset, self._left

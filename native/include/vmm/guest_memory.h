@@ -60,9 +60,11 @@ uint64_t guest_memory_write(const struct guest_memory *memory, uint64_t gpa, con
 /*
  * As a bus master stores: what isn't writable memory swallows its part and the
  * rest still arrives, addresses continue at 0 behind 2^64. from == NULL stores
- * zeros. Returns how many bytes arrived.
+ * zeros. Ends early once `limit` bytes arrived. Returns how far it came; adds
+ * to *stored how many bytes arrived.
  */
-uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length);
+uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, const void *from, uint64_t length,
+                              uint64_t limit, uint64_t *stored);
 
 /* Whether every byte of a range can be read. */
 bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length);
