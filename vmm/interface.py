@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmm import guest_tables
 from vmm.config import MachineConfig, MachineType
-from vmm.devices.fw_cfg import FwCfg, map_file
+from vmm.devices.fw_cfg import FwCfg
+from vmm.devices.fw_cfg_format import map_file
 from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 from vmm.devices.fwctl import Fwctl
 from vmm.errors import ConfigError

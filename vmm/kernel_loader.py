@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
-from vmm.devices.fw_cfg import Buffer, FwCfg, Key, map_file
+from vmm.devices.fw_cfg import FwCfg
+from vmm.devices.fw_cfg_format import Buffer, Key, map_file
 from vmm.errors import ConfigError
 
 SECTOR = 512

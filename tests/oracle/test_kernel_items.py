@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from qemu_qtest import Qemu
 
-from vmm.devices.fw_cfg import Key
+from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
 from vmm.kernel_loader import WHOLE_KERNEL, Kernel, load_kernel
 

@@ -10,7 +10,7 @@ import pytest
 from fw_cfg_rig import BUFFER, SELECT, WRITE, Rig
 from qemu_qtest import Qemu, QemuSide
 
-from vmm.devices.fw_cfg import Key
+from vmm.devices.fw_cfg_format import Key
 from vmm.devices.fw_cfg_items import PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 
 MEMORY = 128 << 20

@@ -10,7 +10,7 @@ import pytest
 from fw_cfg_rig import BUFFER, ERROR, RAM_SIZE, READ, SELECT, SKIP, WRITE, Rig
 from vmm._native import ffi, lib
 
-from vmm.devices.fw_cfg import Buffer, Key, map_file
+from vmm.devices.fw_cfg_format import Buffer, Key, map_file
 from vmm.errors import ConfigError
 
 

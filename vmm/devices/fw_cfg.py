@@ -8,82 +8,30 @@ for it, with the machine's io_lock held.
 Not here: what a PC's items contain (`vmm.devices.fw_cfg_items`), and the
 reference model that C is tested against (`vmm.devices.fw_cfg_model`).
 
-Source: docs/specs/fw_cfg.rst in QEMU's tree; keys from
-include/standard-headers/linux/qemu_fw_cfg.h there.
+Source: docs/specs/fw_cfg.rst in QEMU's tree.
 """
 
-import mmap
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
+from vmm.devices.fw_cfg_format import (
+    ARCH_LOCAL,
+    DIRECTORY_ENTRY,
+    FILE_FIRST,
+    INDEX_MASK,
+    MAX_FILES,
+    Buffer,
+    Key,
+    check_name,
+)
 from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vmm.bus import Bus
     from vmm.devices.fw_cfg_python import PythonFwCfg
-
-Buffer = bytes | bytearray | memoryview | mmap.mmap
-"""What an item's contents may come in; used in place unless the item is writable."""
-
-FILE_FIRST = 0x20
-"""Key of the first file in the directory."""
-
-ARCH_LOCAL = 0x8000
-"""Bit 15 of a key: the architecture's own table."""
-
-INDEX_MASK = 0x3FFF
-"""Bits of a key that count: bit 14, once a write mode, means nothing."""
-
-MAX_FILES = 0x4000 - FILE_FIRST
-"""Keys left for files."""
-
-NAME_BYTES = 56
-"""A name's field in a directory entry; the last byte is NUL."""
-
-DIRECTORY_ENTRY = struct.Struct(">IHH56s")
-"""Size, key, reserved, name; big-endian (struct FWCfgFile in the specification)."""
-
-MAP_THRESHOLD = 1 << 20
-"""Files from this size on are mapped, smaller ones read."""
-
-
-class Key(IntEnum):
-    """The fixed keys that a PC publishes."""
-
-    SIGNATURE = 0x00
-    ID = 0x01
-    UUID = 0x02
-    RAM_SIZE = 0x03
-    NOGRAPHIC = 0x04
-    NB_CPUS = 0x05
-    KERNEL_ADDR = 0x07
-    KERNEL_SIZE = 0x08
-    INITRD_ADDR = 0x0A
-    INITRD_SIZE = 0x0B
-    NUMA = 0x0D
-    BOOT_MENU = 0x0E
-    MAX_CPUS = 0x0F
-    KERNEL_ENTRY = 0x10
-    KERNEL_DATA = 0x11
-    INITRD_DATA = 0x12
-    CMDLINE_ADDR = 0x13
-    CMDLINE_SIZE = 0x14
-    CMDLINE_DATA = 0x15
-    SETUP_ADDR = 0x16
-    SETUP_SIZE = 0x17
-    SETUP_DATA = 0x18
-    FILE_DIR = 0x19
-    ACPI_TABLES = 0x8000
-    SMBIOS_ENTRIES = 0x8001
-    IRQ0_OVERRIDE = 0x8002
-    E820_TABLE = 0x8003
-    HPET = 0x8004
-
 
 OnSelect = Callable[[], None]
 """Called before the guest can read the item's first byte."""
@@ -121,39 +69,6 @@ class _Item:
     initial: bytes | None
     on_select: OnSelect | None
     on_write: OnWrite | None
-
-
-def map_file(path: Path) -> Buffer:
-    """The contents of a file: mapped, not copied, where it is large. It must not shrink while it is used.
-
-    Raises:
-        ConfigError: the file cannot be read, or is larger than an item can be (4 GiB - 1).
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size > 0xFFFFFFFF:
-                raise ConfigError(f"{path}: {size} bytes; an fw_cfg item holds 4294967295 at the most")
-            if size < MAP_THRESHOLD:
-                file.seek(0)
-                return file.read()
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-
-
-def check_name(name: str) -> None:
-    """Refuse a file name that the directory cannot hold.
-
-    Raises:
-        ConfigError: empty, longer than 55 characters, or not printable ASCII.
-    """
-    if not name:
-        raise ConfigError("an fw_cfg file needs a name, like opt/org.example/greeting")
-    if len(name) >= NAME_BYTES:
-        raise ConfigError(f"fw_cfg file {name}: {len(name)} characters; a name has {NAME_BYTES - 1} at the most")
-    if not name.isascii() or not name.isprintable():
-        raise ConfigError(f"fw_cfg file {name!r}: a name is printable ASCII")
 
 
 class FwCfg:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm.devices.fw_cfg import Buffer, FwCfg, Key
+from vmm.devices.fw_cfg import FwCfg
+from vmm.devices.fw_cfg_format import Buffer, Key
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vmm.devices.fw_cfg import ARCH_LOCAL, INDEX_MASK
+from vmm.devices.fw_cfg_format import ARCH_LOCAL, INDEX_MASK
 
 KEY_INVALID = 0xFFFF
 """What is selected after a key that does not exist."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm import guests
-from vmm.devices.fw_cfg import Key
+from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareKind
 from vmm.machine import Machine
