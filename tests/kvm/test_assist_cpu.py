@@ -552,3 +552,102 @@ def test_debug_exceptions() -> None:
     assert (status, behind, step_status) == (1, 77, 0x4000)
     assert place > 0
     assert single_step == 2
+
+
+def test_sysenter_and_sysexit_in_32_bits() -> None:
+    source = """
+    main:
+        pushq $0x08
+        lea leave(%rip), %rax
+        push %rax
+        lretq
+    .code32
+    leave:
+        mov %cr0, %eax
+        and $0x7fffffff, %eax
+        mov %eax, %cr0                      # out of long mode, where AMD has no SYSENTER
+        mov $0xc0000080, %ecx
+        rdmsr
+        and $~0x100, %eax
+        wrmsr
+        mov $0x10, %eax
+        mov %eax, %ds
+        mov %eax, %ss
+        xor %edx, %edx
+        mov $0x174, %ecx
+        mov $0x08, %eax                     # kernel 08/10; SYSEXIT goes to 18/20 with RPL 3
+        wrmsr
+        inc %ecx
+        mov $0x7d00, %eax
+        wrmsr
+        inc %ecx
+        mov $kernel, %eax
+        wrmsr
+        mov $user, %edx
+        mov $0x6e00, %ecx
+        xor %edi, %edi
+        sysexit
+    user:
+        mov %cs, %ebx
+        mov %ss, %ebp
+        mov %esp, %esi
+        sysenter
+    kernel:
+        mov %cs, %eax
+        out %eax, $0xf4
+        mov %ss, %eax
+        out %eax, $0xf4
+        mov %esp, %eax
+        out %eax, $0xf4
+        mov %ebx, %eax
+        out %eax, $0xf4
+        mov %ebp, %eax
+        out %eax, $0xf4
+        mov %esi, %eax
+        out %eax, $0xf4
+        out %eax, $0xf8
+    1:  jmp 1b
+    """
+    assert values_of(source) == [0x08, 0x10, 0x7D00, 0x1B, 0x23, 0x6E00]
+
+
+def test_syscall_from_compatibility_mode() -> None:
+    source = """
+    long_entry:
+        report $0x64
+        done
+    compatible_entry:
+        mov %cs, %ebx
+        report %ebx
+        lea behind(%rip), %rbx
+        sub %rcx, %rbx
+        report %ebx
+        done
+    main:
+        mov $0xc0000081, %ecx
+        xor %eax, %eax
+        mov $0x00280018, %edx
+        wrmsr
+        mov $0xc0000082, %ecx               # LSTAR
+        lea long_entry(%rip), %rax
+        xor %edx, %edx
+        wrmsr
+        inc %ecx                            # CSTAR
+        lea compatible_entry(%rip), %rax
+        wrmsr
+        pushq $0x33
+        pushq $0x6f00
+        pushq $0x202
+        pushq $0x2b
+        lea user(%rip), %rax
+        push %rax
+        mov $0x7e00, %ebx
+        iretq
+    .code32
+    user:
+        syscall
+    behind:
+        ud2
+    .code64
+    """
+    assert values_of(source) == [0x18, 0]
