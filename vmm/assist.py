@@ -43,8 +43,8 @@ class Counters:
     """What ran where, summed over the vCPUs.
 
     Attributes:
-        instructions: executed by the engine; counted by translated blocks, so an instruction that faults counts for
-            the rest of its block too. Typically exact to 1 in 1000.
+        instructions: executed by the engine; counted by translated blocks, so one that faults or is handed to KVM
+            counts for the rest of its block too.
         kvm_steps: single instructions that KVM executed, because they reach its chips.
         interrupts: interrupts delivered by KVM.
         halts: HLT instructions, for which KVM waits.
