@@ -31,8 +31,8 @@ WIDTH = 10.0
 """Inches; the page scales it."""
 
 INCH_PER_ROW = 0.32
-TAIL = 99.0
-"""Percentile at which a distribution's axis ends; the table has the rest."""
+TAIL = 0.95
+"""Part of the slowest contender's values at which a distribution's axis ends; the table has the rest."""
 
 UNIT_STEPS = {"ns": ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns")), "ms": ((1e3, "s"), (1, "ms"))}
 
@@ -110,7 +110,8 @@ def distributions(result: Json) -> str | None:
 def _draw_distribution(axis: Axes, case: Json, names: dict[str, str]) -> None:
     contenders = _contenders(case)
     low = min(case["measured"][key]["summary"]["minimum"] for key in contenders)
-    high = max(case["measured"][key]["summary"]["p99"] for key in contenders)
+    samples = [case["measured"][key]["samples"] for key in contenders]
+    high = max(values[int(TAIL * (len(values) - 1))] for values in samples)
     divisor, unit = _scaled(low, case["unit"])
     few = max(len(case["measured"][key]["samples"]) for key in contenders) <= 200
     for key in contenders:
@@ -186,6 +187,8 @@ def _draw_sizes(axis: Axes, cases: Sequence[Json], names: dict[str, str]) -> Non
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_words(int(value))))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.tick_params(axis="y", which="minor", labelsize=7)
     axis.set_ylabel("MiB/s")
     axis.set_title(cases[0]["title"].rsplit(",", 1)[0], fontsize=10, loc="left")
     _tidy(axis)
