@@ -12,10 +12,9 @@ import errno
 import mmap
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
@@ -30,16 +29,14 @@ INTERPRETED_BELOW = 10_000_000
 _PROBE_ITERATIONS = 2048
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Is the software CPU used, and why (one clause, for people)."""
 
     use: bool
     why: str
 
 
-@dataclass(frozen=True)
-class Counters:
+class Counters(NamedTuple):
     """What ran where, summed over the vCPUs.
 
     Attributes:
@@ -190,7 +187,7 @@ class Assist:
         """What ran where until now; may be called while vCPUs run."""
         counters = self._ffi.new("struct assist_counters *")
         self._lib.assist_read_counters(self._handle, counters)
-        return Counters(**{name: int(getattr(counters, name)) for name in Counters.__dataclass_fields__})
+        return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
 
     def _pointer(self, kind: str, native: Any) -> Any:
         """Return a pointer of the other module's as this one's: the two share memory, not types."""

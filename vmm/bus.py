@@ -10,9 +10,8 @@ thread may hold the GIL when it takes io_lock, for the call gives the GIL up.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from vmm._native import ffi, lib
 from vmm.errors import ConfigError
@@ -69,8 +68,7 @@ class IoLock:
         lib.vmm_io_unlock(self._core)
 
 
-@dataclass(frozen=True)
-class BusRange:
+class BusRange(NamedTuple):
     """One range of a bus: addresses first to last (inclusive), and accesses so far."""
 
     name: str
@@ -80,8 +78,7 @@ class BusRange:
     writes: int
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A row of the table as Python knows it; ``keep`` holds what C's pointers lead to."""
 
     name: str

@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""
@@ -70,12 +69,14 @@ class Stream:
         return next((line for line in reversed(lines) if line), "")
 
 
-@dataclass
 class _Searched:
-    stream: Stream
-    position: int = 0
-    carry: bytes = b""
-    tail: bytes = b""
+    """How far a stream was searched."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.position = stream.total
+        self.carry = b""
+        self.tail = b""
 
 
 class Watcher:
@@ -87,7 +88,7 @@ class Watcher:
     """
 
     def __init__(self, streams: Sequence[Stream], patterns: Sequence[re.Pattern[bytes]]) -> None:
-        self._searched = [_Searched(stream, stream.total) for stream in streams]
+        self._searched = [_Searched(stream) for stream in streams]
         self._patterns = list(patterns)
 
     @property

@@ -10,10 +10,9 @@ Where files are found by name is :mod:`vmm.firmware_search`; what is in compress
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm import guests
 from vmm.errors import ConfigError
@@ -71,8 +70,7 @@ shell with 48 MiB and hangs with 40; bhyve's platform code expects 64 MiB or mor
 LEAST_MEMORY = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class VariableStore:
+class VariableStore(NamedTuple):
     """The flash that the guest may write: a file's bytes, and whether they go back into it."""
 
     path: Path
@@ -82,8 +80,7 @@ class VariableStore:
     """Write what the guest stored back into ``path``, from its first byte; else the guest writes a private copy."""
 
 
-@dataclass(frozen=True, slots=True)
-class FirmwareImages:
+class FirmwareImages(NamedTuple):
     """The image or images that a machine starts from, checked."""
 
     kind: FirmwareKind
@@ -120,8 +117,7 @@ class FirmwareImages:
         return MINIMUM_MEMORY.get(self.kind, LEAST_MEMORY)
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(NamedTuple):
     """A firmware volume in an image."""
 
     offset: int
@@ -187,7 +183,7 @@ def load(
     """
     data = read_image(path)
     if data.startswith(ELF_MAGIC):
-        return replace(_bios(path, _rom_of_elf(path)), kind=FirmwareKind.PROBE)
+        return _bios(path, _rom_of_elf(path))._replace(kind=FirmwareKind.PROBE)
     found = list(volumes(data))
     if not found:
         if variables is not None:
@@ -235,7 +231,7 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
         persist=persist and variables is not None,
         kind=kind if kind is FirmwareKind.OVMF else None,
     )
-    return replace(images, kind=kind)
+    return images._replace(kind=kind)
 
 
 def variables_size(code: bytes) -> int:
@@ -321,7 +317,7 @@ def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool)
         raise ConfigError(f"{path}: not a variable store; copy the VARS template of {images.path.name} and use that")
     if persist:
         _check_writable(path)
-    return replace(images, variables=VariableStore(path, data, persist=persist), notes=tuple(notes))
+    return images._replace(variables=VariableStore(path, data, persist=persist), notes=tuple(notes))
 
 
 def _check_writable(path: Path) -> None:

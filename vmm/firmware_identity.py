@@ -11,10 +11,9 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmm.machine_options import Interface
 
@@ -22,8 +21,7 @@ _LOOKS = ("firmware_clients.py", "firmware_volumes.py")
 """The modules whose change makes remembered answers worthless."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What a machine is chosen by.
 
     Attributes:
@@ -75,7 +73,7 @@ def _remember(file: Path, identity: Identity) -> None:
     aside = file.with_suffix(f".{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(asdict(identity)), encoding="utf-8")
+        aside.write_text(json.dumps(identity._asdict()), encoding="utf-8")
         aside.replace(file)
     except OSError:
         with suppress(OSError):

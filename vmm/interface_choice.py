@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareKind
@@ -28,8 +27,7 @@ _SPEAK_FW_CFG = {
 """What needs no look into the image."""
 
 
-@dataclass(frozen=True, slots=True)
-class InterfaceChoice:
+class InterfaceChoice(NamedTuple):
     """What answers at ports 0x510 and 0x511, and why (one clause, for people)."""
 
     interface: Interface

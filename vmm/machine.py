@@ -13,9 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from vmm import assist, cpu, failure, guest_tables, interface, layout
 from vmm._native import ffi, lib
@@ -43,8 +42,7 @@ JOIN_SECONDS = 10.0
 """How long a vCPU thread may take to stop before the run is declared stuck."""
 
 
-@dataclass(frozen=True)
-class TimelineEvent:
+class TimelineEvent(NamedTuple):
     """Something that happened, in seconds since the first run began."""
 
     t_s: float
@@ -309,7 +307,7 @@ class Machine:
         # What was printed before the guest ended counts, even if it powered off before the next look.
         if goal.waiting_for is not None and goal.poll():
             return self._outcome(Reason.UNTIL, f"the console showed {until!r}")
-        return replace(end, missed_until=goal.waiting_for)
+        return end._replace(missed_until=goal.waiting_for)
 
     @property
     def interface(self) -> Interface:
@@ -367,7 +365,7 @@ class Machine:
         report: dict[str, Any] = {"mode": "on" if decision.use else "off", "why": decision.why}
         if self.assist is None:
             return report | {"instructions": 0, "kvm_steps": 0, "interrupts": 0}
-        return report | asdict(self.assist.counters())
+        return report | self.assist.counters()._asdict()
 
     def type(self, data: bytes) -> None:
         """Type into the serial port."""
@@ -445,8 +443,7 @@ class Machine:
         return Outcome(reason, time.monotonic() - self._run_began, message, details)
 
 
-@dataclass(frozen=True)
-class _Power:
+class _Power(NamedTuple):
     """What the guest can do to its own machine."""
 
     finish: Callable[[Reason, str], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vmm import options
 from vmm.errors import ConfigError
@@ -78,8 +78,7 @@ class TargetKind(StrEnum):
     FILE = "file"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A character device's other end; whatever it is, ``until`` and ``send`` see the stream too."""
 
     kind: TargetKind = TargetKind.NONE
@@ -150,8 +149,7 @@ class FwCfgItem:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FwCtlItem:
+class FwCtlItem(NamedTuple):
     """An OID that the user adds to fwctl; a callable is asked at each GET."""
 
     name: str
@@ -175,8 +173,7 @@ class FwCtlItem:
         return cls(keys["name"], int(value) if value.isdecimal() and int(value) < 1 << 32 else value)
 
 
-@dataclass(frozen=True, slots=True)
-class PflashDrive:
+class PflashDrive(NamedTuple):
     """One ``-drive if=pflash``: unit 0 is CODE or a single image, unit 1 is VARS."""
 
     path: Path

@@ -10,8 +10,7 @@ checks its copies against, so that devices and the guest see the same map.
 """
 
 import mmap
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import layout
 from vmm._native import ffi, lib
@@ -28,8 +27,7 @@ _MAP_NORESERVE = 0x4000
 """<asm-generic/mman-common.h>; Python names it from 3.13 on."""
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """One range of guest physical addresses with memory behind it; sizes in bytes."""
 
     gpa: int
@@ -39,8 +37,7 @@ class Region:
     slot: int
 
 
-@dataclass(frozen=True)
-class _Parked:
+class _Parked(NamedTuple):
     """A KVM slot whose ROM is not in the table for now; the pin keeps its memory where it is."""
 
     region: Region

@@ -1,7 +1,7 @@
 """How a run ended."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from vmm.errors import ExitStatus
 
@@ -30,8 +30,7 @@ _EXIT_STATUS = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The end of one `Machine.run`.
 
     Attributes:

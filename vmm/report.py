@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
     if config.vmgenid is not None:
         report["vmgenid"] = {"guid": str(config.vmgenid), "address": machine.vmgenid_address}
     if config.vmcoreinfo:
-        report["vmcoreinfo"] = machine.vmcoreinfo and asdict(machine.vmcoreinfo)
+        report["vmcoreinfo"] = machine.vmcoreinfo and machine.vmcoreinfo._asdict()
     report |= _interface(machine)
     report["exits"] = _exits(machine)
     report["assist"] = machine.assist_report()
@@ -91,7 +90,7 @@ def _interface(machine: Machine) -> Report:
     items = machine.fw_cfg.items()
     return {
         "fw_cfg": {
-            "items": [asdict(item) for item in items],
+            "items": [item._asdict() for item in items],
             "never_read": [item.name for item in items if not item.selects],
             "probes": machine.fw_cfg.probes,
         }

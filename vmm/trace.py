@@ -265,7 +265,7 @@ def _summary_text(trace: Trace, dropped: int) -> Iterator[str]:
 
 def _summary_json(trace: Trace, dropped: int) -> Iterator[str]:
     for item in trace.items():
-        yield json.dumps({"event": "item"} | asdict(item))
+        yield json.dumps({"event": "item"} | item._asdict())
     yield json.dumps({"event": "end", "never_read": trace.never_read(), "dropped": dropped})
 
 

@@ -6,7 +6,7 @@ waits for one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vmm import layout
 from vmm._native import ffi, lib
@@ -25,8 +25,7 @@ _SLEEP_TYPE_SHIFT = 2
 _SMI_ENABLE_APMC = 1 << 5
 
 
-@dataclass(frozen=True)
-class PmModel:
+class PmModel(NamedTuple):
     """How one chipset's ACPI hardware differs from another's."""
 
     size: int

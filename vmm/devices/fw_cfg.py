@@ -13,8 +13,7 @@ Source: docs/specs/fw_cfg.rst in QEMU's tree.
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.devices.fw_cfg_format import (
@@ -43,8 +42,7 @@ OnWrite = Callable[[int, bytes], None]
 """Called with (offset, the stored bytes) after a guest's DMA write."""
 
 
-@dataclass(frozen=True)
-class ItemStatistics:
+class ItemStatistics(NamedTuple):
     """One item and what the guest did with it so far; sizes in bytes."""
 
     name: str
@@ -58,8 +56,7 @@ class ItemStatistics:
     read_to_end: bool
 
 
-@dataclass
-class _Item:
+class _Item(NamedTuple):
     name: str
     key: int
     contents: Any
@@ -182,8 +179,7 @@ class FwCfg:
         """
         self._refuse_if_published()
         for key, name in enumerate(sorted(self._files, key=str.encode), FILE_FIRST):
-            self._files[name].key = key
-            self._items[key] = self._files[name]
+            self._items[key] = self._files[name] = self._files[name]._replace(key=key)
         self._items[Key.FILE_DIR] = _new_item(
             "file_dir", Key.FILE_DIR, self._directory(), True, self._build_late_files if self._unbuilt else None, None
         )

@@ -9,8 +9,7 @@ hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import Buffer, Key
@@ -32,8 +31,7 @@ _VMCOREINFO = struct.Struct("<HHIQ")
 VMCOREINFO_FORMAT_ELF = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class PcItems:
+class PcItems(NamedTuple):
     """Facts about the machine that its items state; sizes in bytes, times in milliseconds."""
 
     memory: int
@@ -89,8 +87,7 @@ def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
         fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", items.splash_time))
 
 
-@dataclass(frozen=True)
-class VmCoreInfo:
+class VmCoreInfo(NamedTuple):
     """What a guest kernel said about its vmcoreinfo note (docs/specs/vmcoreinfo.rst in QEMU)."""
 
     guest_format: int

@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmm.bus import Bus, Device
 from vmm.errors import ConfigError
@@ -174,8 +174,7 @@ def pad(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-@dataclass
-class _Node:
+class _Node(NamedTuple):
     source: ValueSource
     setter: Setter | None
 
@@ -419,7 +418,7 @@ class Fwctl(Device):
         except ValueError:
             return FwctlRequest(Operation.SET, txid, oid, Error.EINVAL, oid, value)
         if not callable(node.source):
-            node.source = value
+            self._nodes[oid] = node._replace(source=value)
         return FwctlRequest(Operation.SET, txid, oid, Error.OK, oid, value)
 
 

@@ -3,7 +3,7 @@
 Intel 440FX (290549) 3.2.17 and 3 Series (316966) 5.1.24-5.1.30 define the same seven registers.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vmm import layout
 from vmm.bus import Device
@@ -16,8 +16,7 @@ _WRITE_RAM = 2
 _SEGMENT = 0x4000
 
 
-@dataclass(frozen=True)
-class _Backing:
+class _Backing(NamedTuple):
     gpa: int
     size: int
     kind: str

@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vmm import layout
 from vmm.bus import Bus, Device
@@ -23,8 +23,7 @@ _BIOS_ALIAS = 128 * layout.KIB
 """How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
+class Parts(NamedTuple):
     """What a board drives and is driven by.
 
     Attributes:
@@ -63,8 +62,7 @@ class Parts:
         return lambda level: irq(gsi, level)
 
 
-@dataclass
-class Platform:
+class Platform(NamedTuple):
     """A board that was built.
 
     Attributes:
@@ -75,6 +73,8 @@ class Platform:
         rtc: the clock and CMOS.
         flash: the variable store's chip, if the firmware has one.
         timers: the thread that devices get called back on.
+        devices: all that a reset reaches.
+        backing: images that are mapped.
     """
 
     name: str
@@ -84,12 +84,12 @@ class Platform:
     rtc: Rtc
     flash: Flash | None
     timers: TimerService
-    _devices: list[Device] = field(default_factory=list)
-    _backing: list[mmap.mmap] = field(default_factory=list)
+    devices: list[Device]
+    backing: list[mmap.mmap]
 
     def reset(self) -> None:
         """Every device as after a reset of the machine; vCPUs are stopped. RAM, CMOS and flash keep their contents."""
-        for device in self._devices:
+        for device in self.devices:
             device.reset()
         self.pci.reset()
 
@@ -98,7 +98,7 @@ class Platform:
         self.timers.close()
         if self.flash is not None:
             self.flash.close()
-        for backing in self._backing:
+        for backing in self.backing:
             if not backing.closed:
                 backing.flush()
 
@@ -195,9 +195,7 @@ class Board:
 
     def finish(self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None) -> Platform:
         """The result."""
-        return Platform(
-            self.name, self.pci, pm, serial, rtc, flash, self.timers, _devices=self._devices, _backing=self._backing
-        )
+        return Platform(self.name, self.pci, pm, serial, rtc, flash, self.timers, self._devices, self._backing)
 
 
 def cmos(parts: Parts) -> dict[int, int]:

@@ -9,9 +9,8 @@ prefixes and stops at ``HALT``; OVMF (QemuBootOrderLib) rewrites BootOrder after
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm import options
 from vmm.errors import ConfigError
@@ -34,8 +33,7 @@ _CMOS_CODES = {"a": 1, "c": 2, "d": 3, "n": 4}
 _MAX_MILLISECONDS = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class BootOptions:
+class BootOptions(NamedTuple):
     """``-boot`` as given."""
 
     order: str | None = None

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import itertools
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm import options
 from vmm.errors import ConfigError
@@ -48,8 +47,7 @@ def type_name(number: int) -> str:
     return next((name for name, value in _TYPE_NAMES.items() if value == number), str(number))
 
 
-@dataclass(frozen=True, order=True)
-class E820Entry:
+class E820Entry(NamedTuple):
     """One range of guest-physical addresses: base and length in bytes, type 0 to 2^32-1."""
 
     base: int
@@ -156,8 +154,7 @@ def decode(data: bytes) -> tuple[E820Entry, ...]:
     return tuple(E820Entry(*fields) for fields in RECORD.iter_unpack(data))
 
 
-@dataclass(frozen=True)
-class FirmwareView:
+class FirmwareView(NamedTuple):
     """What a firmware makes of a map: sizes in bytes, and records it doesn't pass on."""
 
     low_memory: int

@@ -1,0 +1,113 @@
+"""Short real benchmarks: that all is measured and told; never how long it took."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.needs_kvm
+
+needs_qemu = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU, a rival, is not installed")
+
+
+def bench(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vmm", "bench", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert ended.returncode == status, ended.stderr
+    return ended
+
+
+def found(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@needs_qemu
+def test_all_contenders_of_pio_measure_the_same_cases(tmp_path: Path) -> None:
+    report, html = tmp_path / "pio.json", tmp_path / "pio.html"
+    words = ["--rounds", "2", "--test", "in8-fwcfg", "--test", "insb-up", "--test", "in8-pic"]
+    printed = bench("pio", *words, "--json", str(report), "--html", str(html)).stdout
+    result = found(report)
+    assert result["failed"] == {}
+    assert result["rounds"] == 2
+    assert [case["key"] for case in result["cases"]][:2] == ["in8-fwcfg", "in8-pic"]
+    for case in result["cases"]:
+        assert list(case["measured"]) == ["vmm", "vmm-python", "bare-loop", "qemu-kvm"]
+        assert all(measured["summary"]["median"] > 0 for measured in case["measured"].values())
+    # A port that KVM serves itself costs no exit, whoever the VMM is.
+    exits, none = (
+        next(case for case in result["cases"] if case["key"] == key)["measured"]["vmm"]
+        for key in ("in8-fwcfg", "in8-pic")
+    )
+    assert exits["summary"]["median"] > none["summary"]["median"]
+    assert {row["name"] for row in result["vmm_times"]} >= {"exit io", "in 0x511"}
+    assert "too few rounds" in printed
+    assert "bare KVM_RUN loop" in printed
+    assert html.read_text(encoding="utf-8").count("<svg") >= 3
+
+
+def test_dma_moves_every_size(tmp_path: Path) -> None:
+    report = tmp_path / "dma.json"
+    bench("dma", "--rounds", "1", "--contender", "vmm", "--contender", "bare-loop", "--json", str(report))
+    result = found(report)
+    assert [case["bytes"] for case in result["cases"]][::11] == [16, 64 << 20]
+    assert all(set(case["measured"]) == {"vmm", "bare-loop"} for case in result["cases"])
+
+
+def test_a_guest_that_exits_and_a_warm_machine(tmp_path: Path) -> None:
+    report = tmp_path / "boot.json"
+    bench("boot", "--rounds", "1", "--case", "exit", "--case", "machine", "--contender", "vmm", "--json", str(report))
+    result = found(report)
+    assert {case["key"]: list(case["measured"]) for case in result["cases"]} == {
+        "exit": ["vmm"],
+        "machine": ["vmm-warm"],
+    }
+
+
+def test_growth_is_fitted(tmp_path: Path) -> None:
+    report, html = tmp_path / "growth.json", tmp_path / "growth.html"
+    words = ["--memory", "64M,256M,1G", "--items", "1,10,100", "--contender", "vmm", "--rounds", "1"]
+    bench("boot", *words, "--json", str(report), "--html", str(html))
+    scales = found(report)["scales"]
+    assert [scale["key"] for scale in scales] == ["items", "memory"]
+    assert [x for x, _ in scales[1]["points"]["vmm"]] == [64 << 20, 256 << 20, 1 << 30]
+    assert all(scale["growth"]["vmm"]["exponent"] >= 0 for scale in scales)
+    assert "<svg" in html.read_text(encoding="utf-8")
+
+
+def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    report = tmp_path / "boot.json"
+    words = ["--rounds", "1", "--case", "exit", "--contender", "qemu-kvm", "--json", str(report)]
+    printed = bench("boot", *words, status=4).stdout
+    assert "qemu-system-x86_64 is not installed: apt-get install qemu-system-x86" in printed
+    assert "qemu-system-x86_64 is not installed" in found(report)["failed"]["exit qemu-kvm"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "what shall be measured? known are pio, dma, boot"),
+        (["disk"], "vmm bench disk: what shall be measured?"),
+        (["pio", "--test", "in8"], "--test in8: not known; known are "),
+        (["pio", "--mode", "long32"], "--mode long32: not known; known are real16, "),
+        (["pio", "--contender", "xen"], "--contender xen: not known; known are vmm, "),
+        (["pio", "--cpus", "1,2,4"], "--cpus does not belong to vmm bench pio"),
+        (["boot", "--test", "in8-pic"], "--test does not belong to vmm bench boot"),
+        (["boot", "--cpus", "1,2"], "--cpus 1,2: a curve needs three different values"),
+        (["boot", "--memory", "1M,2M,fun"], "--memory fun"),
+        (["boot", "--cpus", "1,2,256"], "--cpus 256: from 1 to 255"),
+        (["dma", "--seconds", "-1"], "--seconds -1: a number above 0"),
+        (["dma", "--rounds", "many"], "--rounds many: a number above 0"),
+        (["dma", "--seed", "x"], "--seed x: a whole number"),
+        (["dma", "--json", "/nonexistent/x"], "/nonexistent/x: cannot write: no such file or directory"),
+    ],
+)
+def test_bad_usage_is_one_line(words: list[str], message: str) -> None:
+    ended = bench(*words, status=2)
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stdout == ""
