@@ -229,7 +229,8 @@ def _draw_ratios(axis: Axes, cases: Sequence[Json], of: str, to: str) -> None:
         axis.plot(ratio["median"], row, "o", color=colour, markersize=4.5)
     axis.axvline(1, color="#b00020", linewidth=0.9)
     axis.set_xscale("log")
-    ends = [end for _, ratio, _ in found for end in (ratio["low"], ratio["high"])]
+    # A round in which the empty loop was disturbed may make something free: that has no place on a logarithmic axis.
+    ends = [end for _, ratio, _ in found for end in (ratio["low"], ratio["high"]) if end > 0]
     low, high = min([*ends, 0.95]) * 0.97, max([*ends, 1.05]) * 1.03
     axis.set_xlim(low, high)
     if high / low < 2:
