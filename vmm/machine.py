@@ -292,7 +292,7 @@ class Machine:
                 elif deadline is not None and time.monotonic() - self._run_began > deadline:
                     self._finish(Reason.TIMEOUT, self._timeout_message(goal, prompts, deadline))
                 if self._access_log is not None:
-                    self._access_log.drain()
+                    self._access_log.poll()
                 if on_poll is not None:
                     on_poll(self)
         except KeyboardInterrupt:

@@ -17,9 +17,10 @@ sizes bytes.
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 RING_RECORDS = 1 << 14
 """Records per vCPU: more than a guest makes between two looks at the ring, at a million accesses a second."""
+
+DRAIN_SECONDS = 0.02
+"""How often the rings are looked at: before they can fill, and no more."""
 
 _BATCH = 1024
 
@@ -70,7 +74,7 @@ class Access:
 
     def as_json(self) -> str:
         """One line of the log's JSON form."""
-        fields = asdict(self) | {"t_s": round(self.t_s, 6)}
+        fields = vars(self) | {"t_s": round(self.t_s, 6)}
         for name in ("rip", "gpa"):
             fields[name] = None if fields[name] is None else f"{fields[name]:#x}"
         return json.dumps({"event": "access"} | fields)
@@ -118,7 +122,7 @@ class Trace:
 
 
 class AccessLog:
-    """Records every access until closed; `drain` it often.
+    """Records every access until closed; `poll` it often.
 
     Args:
         fw_cfg: the device, published.
@@ -140,7 +144,15 @@ class AccessLog:
             raise MemoryError
         self._batch = ffi.new("struct trace_record[]", _BATCH)
         self._held: Access | None = None
+        self._drained_at = 0.0
         fw_cfg.native.trace = self._trace
+
+    def poll(self) -> None:
+        """`drain`, if the last time is long enough ago; cheap to call often."""
+        now = time.monotonic()
+        if now - self._drained_at >= DRAIN_SECONDS:
+            self._drained_at = now
+            self.drain()
 
     def drain(self) -> None:
         """Give what happened since the last call to the sink, but for a port read that may still go on."""
