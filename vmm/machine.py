@@ -9,8 +9,6 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 ```
 """
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -21,12 +19,13 @@ from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config import Dispatch, Interface, MachineConfig, MachineType, Target
 from vmm.console import Stream, Watcher, compile_pattern
-from vmm.errors import ConfigError, DeviceError, KvmError
+from vmm.errors import ConfigError
 from vmm.kvm import Kvm, Vcpu, pc_routes
 from vmm.kvm.exit_reasons import reason_name
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome, Reason
 from vmm.platform import Parts, builder
+from vmm.run import Run
 
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.004
 """How often the waiting thread looks at the consoles: much shorter than what a person notices."""
-
-JOIN_SECONDS = 10.0
-"""How long a vCPU thread may take to stop before the run is declared stuck."""
 
 
 class TimelineEvent(NamedTuple):
@@ -76,12 +72,8 @@ class Machine:
         self._closers = ExitStack()
         self.serial = Stream("serial", self._sink(self.config.serial, "-serial"))
         self.debugcon = Stream("debugcon", self._sink(self.config.debugcon, "-debugcon"))
-        self._ended = threading.Event()
-        self._end: Outcome | None = None
-        self._end_lock = threading.Lock()
-        self._run_began = 0.0
+        self._run: Run | None = None
         self._first_run_began = 0.0
-        self._device_failure: Exception | None = None
         self._customize = customize
         self.vmcoreinfo: VmCoreInfo | None = None
         """Where a guest's kernel says that its crash notes are; only with ``-device vmcoreinfo``."""
@@ -276,37 +268,38 @@ class Machine:
         goal = Watcher(streams, [compile_pattern(until)] if until else [])
         prompts = Watcher(streams, [compile_pattern(pattern) for pattern, _ in send])
         answers = [text for _, text in send]
-        self._ended.clear()
-        self._end = None
-        self._run_began = time.monotonic()
-        self._first_run_began = self._first_run_began or self._run_began
+        run = self._run = Run(self._core, self._core_vcpus, self._execute)
+        self._first_run_began = self._first_run_began or run.began
         if self._access_log is not None:
-            self._access_log.start_ns = int(self._first_run_began * 1e9)
-        threads = self._start_vcpus()
+            self._access_log.start_ns = self.started_ns
+        run.start()
         try:
-            while not self._ended.wait(POLL_SECONDS):
+            while not run.wait(POLL_SECONDS):
                 for _ in range(prompts.poll()):
                     self.type(answers.pop(0).encode())
                 if goal.poll():
-                    self._finish(Reason.UNTIL, f"the console showed {until!r}")
-                elif deadline is not None and time.monotonic() - self._run_began > deadline:
-                    self._finish(Reason.TIMEOUT, self._timeout_message(goal, prompts, deadline))
+                    run.finish(Reason.UNTIL, f"the console showed {until!r}")
+                elif deadline is not None and run.elapsed_s > deadline:
+                    run.finish(Reason.TIMEOUT, self._timeout_message(goal, prompts, deadline))
                 if self._access_log is not None:
                     self._access_log.poll()
                 if on_poll is not None:
                     on_poll(self)
         except KeyboardInterrupt:
-            self._finish(Reason.INTERRUPTED, "interrupted")
+            run.finish(Reason.INTERRUPTED, "interrupted")
         finally:
-            self._stop_vcpus(threads)
-        self._raise_device_failure()
-        return self._conclude(until, goal)
+            run.stop()
+            self.elapsed_s += run.elapsed_s
+        outcome = self._outcome(run, until, goal)
+        self._events.append(TimelineEvent(run.began - self._first_run_began + outcome.elapsed_s, outcome.reason.value))
+        return outcome
 
-    def _conclude(self, until: str | None, goal: Watcher) -> Outcome:
-        end = self._end or self._outcome(Reason.STOPPED, "stopped")
+    @staticmethod
+    def _outcome(run: Run, until: str | None, goal: Watcher) -> Outcome:
+        end = run.end or Outcome(Reason.STOPPED, run.elapsed_s, "stopped")
         # What was printed before the guest ended counts, even if it powered off before the next look.
         if goal.waiting_for is not None and goal.poll():
-            return self._outcome(Reason.UNTIL, f"the console showed {until!r}")
+            return Outcome(Reason.UNTIL, run.elapsed_s, f"the console showed {until!r}")
         return end._replace(missed_until=goal.waiting_for)
 
     @property
@@ -376,60 +369,22 @@ class Machine:
         """End the current `run` from another thread, with `Reason.STOPPED`."""
         self._finish(Reason.STOPPED, "stopped")
 
-    def _start_vcpus(self) -> list[threading.Thread]:
-        lib.vmm_vm_resume(self._core)
-        threads = [
-            threading.Thread(target=self._run_vcpu, args=(index,), name=f"vcpu{index}", daemon=True)
-            for index in range(len(self.vcpus))
-        ]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    def _run_vcpu(self, index: int) -> None:
-        try:
-            run = lib.vmm_vcpu_run if self.assist is None else self.assist.run
-            if run(self._core_vcpus[index]) != lib.VCPU_STOPPED:
-                vcpu, end = self.vcpus[index], self._core_vcpus[index].end
-                reason, message, details = failure.describe(
-                    vcpu, end, self.memory, software_cpu=self.assist is not None
-                )
-                self._finish(reason, message, details)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run must end and its caller must see it
-            self._device_failed(error)
-
-    def _stop_vcpus(self, threads: Sequence[threading.Thread]) -> None:
-        self._kick()
-        began = time.monotonic()
-        for thread in threads:
-            thread.join(max(0.0, began + JOIN_SECONDS - time.monotonic()))
-        self.elapsed_s += time.monotonic() - self._run_began
-        stuck = [thread.name for thread in threads if thread.is_alive()]
-        if stuck:
-            raise KvmError(f"{', '.join(stuck)} did not leave KVM_RUN within {JOIN_SECONDS:.0f} s of a stop", 0)
-
-    def _kick(self) -> None:
-        lib.vmm_vm_stop(self._core, self._core_vcpus, len(self._core_vcpus))
+    def _execute(self, index: int) -> None:
+        run = lib.vmm_vcpu_run if self.assist is None else self.assist.run
+        if run(self._core_vcpus[index]) != lib.VCPU_STOPPED:
+            vcpu, end = self.vcpus[index], self._core_vcpus[index].end
+            self._finish(*failure.describe(vcpu, end, self.memory, software_cpu=self.assist is not None))
 
     def _finish(self, reason: Reason, message: str, details: str = "") -> None:
-        """End the run; the first reason stands."""
-        with self._end_lock:
-            if self._end is None:
-                self._end = self._outcome(reason, message, details)
-        self._kick()
-        self._ended.set()
+        """End the current run, if there is one."""
+        if self._run is not None:
+            self._run.finish(reason, message, details)
 
     def _device_failed(self, error: Exception) -> None:
-        """A device or a vCPU thread of ours raised: end the run, and let `run` raise it."""
-        with self._end_lock:
-            if self._device_failure is None:
-                self._device_failure = error
-        self._finish(Reason.DEVICE_FAILURE, f"a device of vmm failed: {error!r}")
-
-    def _raise_device_failure(self) -> None:
-        if self._device_failure is not None:
-            error, self._device_failure = self._device_failure, None
-            raise DeviceError(f"a device of vmm failed: {error!r}") from error
+        """A device of ours raised: whoever called `run` shall see it."""
+        if self._run is None:
+            raise error
+        self._run.fail(error)
 
     def _timeout_message(self, goal: Watcher, prompts: Watcher, deadline: float) -> str:
         missing = prompts.waiting_for or goal.waiting_for
@@ -437,10 +392,6 @@ class Machine:
         last = f"; its last line was {spoke[0].last_line()!r}" if spoke else "; it printed nothing at all"
         what = f" and the guest never showed {missing!r}" if missing else ""
         return f"{deadline:g} s passed{what}{last}"
-
-    def _outcome(self, reason: Reason, message: str, details: str = "") -> Outcome:
-        self._events.append(TimelineEvent(time.monotonic() - self._first_run_began, reason.value))
-        return Outcome(reason, time.monotonic() - self._run_began, message, details)
 
 
 class _Power(NamedTuple):
