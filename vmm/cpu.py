@@ -25,6 +25,9 @@ _INTEL = b"GenuineIntel"
 
 # CPUID leaf 1 (SDM volume 2, CPUID)
 _ECX_TSC_DEADLINE = 1 << 24
+_FEATURE_CONTROL_LOCKED = 1 << 0
+_FEATURE_CONTROL_VMX = 1 << 2
+_ECX_VMX = 1 << 5
 _ECX_OSXSAVE = 1 << 27
 _ECX_HYPERVISOR = 1 << 31
 _EDX_HTT = 1 << 28
@@ -74,6 +77,15 @@ def cpuid_entries(kvm: Kvm, index: int, count: int, *, software_cpu: bool = Fals
         if function <= basic_max:
             result += _extended_topology(function, index, count)
     return result
+
+
+def feature_control(entries: list[CpuidEntry]) -> int | None:
+    """What firmware shall write into IA32_FEATURE_CONTROL: VMX allowed outside SMX, and the lock; None without VMX.
+
+    Source: SDM volume 3, 24.7; the same as QEMU's etc/msr_feature_control.
+    """
+    has_vmx = any(entry.function == 1 and entry.ecx & _ECX_VMX for entry in entries)
+    return _FEATURE_CONTROL_LOCKED | _FEATURE_CONTROL_VMX if has_vmx else None
 
 
 def _vendor(entries: list[CpuidEntry]) -> bytes:

@@ -45,6 +45,7 @@ def build_fw_cfg(
     on_failure: Callable[[Exception], None],
     *,
     processor_id: Callable[[], int],
+    feature_control: int | None,
     on_vmcoreinfo: Callable[[VmCoreInfo | None], None],
     customize: Customize | None = None,
 ) -> FwCfg:
@@ -56,6 +57,7 @@ def build_fw_cfg(
         core: the C core's ``struct vmm_vm``.
         on_failure: told when an item's callback raised.
         processor_id: asked for CPUID leaf 1, EAX in the low half and EDX in the high one.
+        feature_control: what firmware shall write into MSR 0x3a, if the CPUs have it.
         on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
         customize: for whoever looks at the items, or changes them.
 
@@ -89,6 +91,7 @@ def build_fw_cfg(
             reboot_timeout=BOOT_FAIL_WAIT_FOREVER
             if config.boot.reboot_timeout_ms is None
             else config.boot.reboot_timeout_ms,
+            feature_control=feature_control,
         ),
     )
     own = {item.name for item in config.fw_cfg}

@@ -200,6 +200,7 @@ class Machine:
                 self._core,
                 self._device_failed,
                 processor_id=self._processor_id,
+                feature_control=self._feature_control,
                 on_vmcoreinfo=self._vmcoreinfo_written,
                 customize=self._customize,
             )
@@ -229,6 +230,7 @@ class Machine:
             vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
             cpuid = cpu.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None)
             vcpu.set_cpuid2(cpuid)
+            self._feature_control = cpu.feature_control(cpuid)
             cpu.reset_vcpu(vcpu, index)
             core = lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index)
             self._closers.callback(lib.vmm_vcpu_free, core)

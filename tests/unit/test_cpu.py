@@ -343,3 +343,8 @@ def test_reset_msrs_that_kvm_lacks_are_passed_over(kvm: Kvm, vm: Vm, monkeypatch
         monkeypatch.setattr(cpu, "_RESET_MSRS", {0xDEAD0000: 0, 0x2FF: 0, 0xDEAD0001: 0, 0x174: 0})
         reset_vcpu(vcpu, 0)
         assert vcpu.get_msrs([0x174]) == {0x174: 0}
+
+
+def test_feature_control_is_for_cpus_with_vmx() -> None:
+    assert cpu.feature_control([CpuidEntry(1, 0, 0, 0, 1 << 5, 0)]) == 0x5
+    assert cpu.feature_control([CpuidEntry(1, 0, 0, 0, ~(1 << 5) & 0xFFFFFFFF, 0)]) is None

@@ -11,6 +11,7 @@ from fw_cfg_rig import BUFFER, ERROR, RAM_SIZE, READ, SELECT, SKIP, WRITE, Rig
 from vmm._native import ffi, lib
 
 from vmm.devices.fw_cfg_format import Buffer, Key, map_file
+from vmm.devices.fw_cfg_items import PcItems, add_pc_items
 from vmm.errors import ConfigError
 
 
@@ -222,3 +223,14 @@ def test_transfer_through_4_gib_of_nothing_takes_no_time() -> None:
     rig = file("opt/a", b"")
     for _ in range(1000):
         assert rig.dma(0x0020 << 16 | SELECT | READ, 0xFFFFFFFF, RAM_SIZE) == ERROR
+
+
+def test_msr_feature_control_is_there_for_cpus_that_have_it() -> None:
+    for value, expected in ((5, bytes.fromhex("0500000000000000")), (None, None)):
+        rig = Rig()
+        add_pc_items(rig.device, PcItems(memory=RAM_SIZE, cpus=1, apic_id_limit=1, e820=b"", feature_control=value))
+        rig.start()
+        found = {item.name for item in rig.device.items()}
+        assert ("etc/msr_feature_control" in found) == (expected is not None)
+        if expected is not None:
+            assert rig.device.contents("etc/msr_feature_control") == expected

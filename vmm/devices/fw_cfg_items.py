@@ -55,6 +55,8 @@ class PcItems(NamedTuple):
     """Key 0x8000, the user's tables: u16 count, then u16 length and bytes of each."""
     system_states: bytes = SYSTEM_STATES
     hpet_address: int | None = None
+    feature_control: int | None = None
+    """What firmware shall write into MSR 0x3a of every CPU; None where the CPUs don't have it."""
 
 
 def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
@@ -83,6 +85,8 @@ def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
     fw_cfg.add_file("etc/e820", items.e820)
     fw_cfg.add_file("etc/system-states", items.system_states)
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", items.reboot_timeout))
+    if items.feature_control is not None:
+        fw_cfg.add_file("etc/msr_feature_control", struct.pack("<Q", items.feature_control))
     if items.splash_time is not None:
         fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", items.splash_time))
 
