@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from vmm import firmware_search, guests
-from vmm.bench.contenders import QEMU_KVM, QEMU_TCG, VMM_C, Contender, ContenderFailedError, last_words
+from vmm.bench.contenders import QEMU_KVM, QEMU_TCG, VMM_C, Contender, ContenderFailedError, environment, last_words
 from vmm.console import strip_escapes
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def _run_to_its_end(contender: Contender, command: list[str]) -> BootRun:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            env=environment(),
             check=False,
             timeout=DEADLINE_S,
         )
@@ -149,7 +150,7 @@ def _run_until(contender: Contender, command: list[str], case: BootCase) -> Boot
     with tempfile.TemporaryFile() as errors:
         began = time.monotonic()
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment()
         ) as process:
             try:
                 timeline = _Dialogue(process, case).follow(began)

@@ -6,6 +6,7 @@ Each is a process of its own, so that all pay for what they need.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -151,7 +152,8 @@ class Qemu(Contender):
         return None if shutil.which(QEMU) else f"{QEMU} is not installed: apt-get install qemu-system-x86"
 
     def _machine(self, board: str) -> list[str]:
-        command = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", board]
+        # graphics=off makes SeaBIOS use the serial port.
+        command = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", f"{board},graphics=off"]
         return [*command, "-accel", self.accelerator, "-cpu", "qemu64"]
 
 
@@ -176,6 +178,11 @@ QEMU_KVM = Qemu("qemu-kvm", "QEMU, KVM")
 QEMU_TCG = Qemu("qemu-tcg", "QEMU, TCG", "tcg")
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of contenders: this one, with Python's bytecode kept, as an installed program's is."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(contender: Contender, command: list[str]) -> str:
     """Run a command to its end; return its stdout.
 
@@ -183,7 +190,14 @@ def run(contender: Contender, command: list[str]) -> str:
         ContenderFailedError: it failed or took longer than `DEADLINE_S`.
     """
     try:
-        ended = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=DEADLINE_S)
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=DEADLINE_S,
+            env=environment(),
+        )
     except subprocess.TimeoutExpired:
         raise ContenderFailedError(f"{contender.name}: no end after {DEADLINE_S:.0f} s") from None
     except OSError as error:
@@ -194,6 +208,9 @@ def run(contender: Contender, command: list[str]) -> str:
 
 
 def last_words(output: bytes) -> str:
-    """Return the last line that says something, for an error message."""
+    """Return what a process said of its end in a line: the first that speaks of an error, else the last."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    # That it was told to go, once nothing came of it, explains nothing.
+    lines = [line for line in lines if "terminating on signal" not in line]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors[:1] or lines[-1:] or ["it said nothing"])[0]
