@@ -1,0 +1,282 @@
+"""What the emulated host boots: Debian's kernel, and a root file system with this clone's environment in it.
+
+The root file system is two archives. The large one has what hardly changes: Python, its libraries, the packages of the
+virtual environment. The small one, made for each run, has vmm, its tests, and firmware. All keep the paths that they
+have here, so that the environment, the tracebacks and the compiled bytecode are good on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from svm_host.archive import Archive
+
+KERNEL = "linux-image-cloud-amd64"
+BUSYBOX = "busybox-static"
+
+MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "irqbypass",
+    "kvm",
+    "kvm-amd",
+)
+"""In the order of their dependencies."""
+
+NOT_IN_THE_LIBRARY = re.compile(
+    r"__pycache__|config-.*|dist-packages|ensurepip|idlelib|lib2to3|site-packages|test|tests|tkinter|turtledemo"
+)
+"""Parts of Python's standard library that no program needs; site-packages are added by themselves."""
+
+NOT_IN_THE_PACKAGES = re.compile(
+    r"__pycache__|_distutils_hack|distutils-precedence\.pth|.*__mypyc\..*|ast_serialize|contourpy|fontTools|kiwisolver"
+    r"|librt|matplotlib|mpl_toolkits|mypyc?|numpy|numpy\.libs|PIL|pillow\.libs|pip|pkg_resources|ruff|setuptools"
+    r"|scikit_build_core|unicorn|.*vmm.*"
+)
+"""Packages that build, lint or plot: large, and not used by the tests inside. vmm goes into the small archive."""
+
+LIBRARIES_OPENED_BY_NAME = ("libgcc_s.so.1",)
+"""glibc's, for pthread_exit."""
+
+BYTECODE_INSIDE = "/bytecode"
+"""What init gives as PYTHONPYCACHEPREFIX."""
+
+
+class HostError(Exception):
+    """This machine lacks something; carries the one line for the user."""
+
+
+def cache() -> Path:
+    """Where everything that is downloaded or built stays."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmm" / "svm-host"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Debian packages
+
+
+def unpacked(package: str, *, depends: str | None = None) -> Path:
+    """Return the directory with a Debian package's files, downloaded and unpacked if it is not there yet.
+
+    Args:
+        package: its name.
+        depends: for a package that only depends on the one that is meant: how the latter's name begins.
+
+    Raises:
+        HostError: apt cannot download it.
+    """
+    directory = cache() / package
+    if directory.is_dir():
+        return directory
+    print(f"test-svm-host: downloading Debian's {package}", file=sys.stderr)
+    partial = directory.with_name(f"{package}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if not _download(_meant(package, depends), partial):
+        # The lists may name a version that the mirror no longer has; only root may renew them.
+        if os.geteuid() == 0:
+            subprocess.run(["apt-get", "-q", "update"], stdout=subprocess.DEVNULL, check=False)
+        if not _download(_meant(package, depends), partial):
+            raise HostError(f"apt-get cannot download {package}: is this Debian, are its lists fresh (apt-get update)?")
+    for file in partial.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "--extract", file, partial], check=True)
+        file.unlink()
+    partial.rename(directory)
+    return directory
+
+
+def _meant(package: str, depends: str | None) -> str:
+    if depends is None:
+        return package
+    shown = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=False).stdout
+    names = re.findall(rf"^\s*Depends: ({re.escape(depends)}\S*)", shown, re.MULTILINE)
+    return names[0] if names else package
+
+
+def _download(package: str, directory: Path) -> bool:
+    done = subprocess.run(["apt-get", "-q", "download", package], cwd=directory, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def kernel() -> Path:
+    """Return the kernel image of Debian's small kernel for virtual machines."""
+    return next((unpacked(KERNEL, depends="linux-image-") / "boot").glob("vmlinuz-*"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Root file system
+
+
+def build(clone: Path, output: Path, job: str) -> None:
+    """Write both archives, one after the other, to ``output``.
+
+    Args:
+        clone: the clone whose environment, package and tests go in.
+        output: the file, replaced.
+        job: a shell script that init reads; see ``init``.
+
+    Raises:
+        HostError: as `unpacked`.
+    """
+    shutil.copyfile(_base(clone), output)
+    with output.open("ab") as file:
+        _write_work(Archive(file), clone, job)
+
+
+def tests_inside(clone: Path) -> list[str]:
+    """Return the test files with tests to run inside, relative to the clone: collecting others would take minutes."""
+    files = sorted((clone / "tests").rglob("test_*.py"))
+    return [str(file.relative_to(clone)) for file in files if re.search(r"\bmark\.hw\b", file.read_text("utf-8"))]
+
+
+def _run_python(clone: Path, *arguments: str | Path) -> str:
+    """Run the environment's Python, which leaves its bytecode in the cache; return what it printed."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(cache() / "bytecode")
+    command = [clone / ".venv/bin/python", *arguments]
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False).stdout
+
+
+def _add_bytecode(archive: Archive, source: Path) -> None:
+    directory = Path(f"{cache()}/bytecode{source}")
+    if directory.is_dir():
+        archive.add_tree(directory, f"{BYTECODE_INSIDE}{source}", lambda entry: entry.name != ".venv")
+
+
+def _base(clone: Path) -> Path:
+    """Return the large archive, made anew if Python, a package of the environment, or the kernel is another one."""
+    packages = _site_packages(clone)
+    library = _run_python(clone, "-c", "import os; print(os.path.dirname(os.__file__), end='')")
+    installed = sorted(entry.name for entry in packages.glob("*.dist-info"))
+    recipe = Path(__file__).read_text("utf-8")
+    key = hashlib.sha256(json.dumps([recipe, library, installed, kernel().name]).encode()).hexdigest()
+    place = cache() / f"base-{hashlib.sha256(bytes(clone)).hexdigest()[:12]}.cpio"
+    stamp = place.with_suffix(".key")
+    if not (place.is_file() and stamp.is_file() and stamp.read_text() == key):
+        print("test-svm-host: building the root file system", file=sys.stderr)
+        partial = place.with_suffix(".partial")
+        with partial.open("wb") as file:
+            _write_base(Archive(file), clone, Path(library))
+        partial.rename(place)
+        stamp.write_text(key)
+    return place
+
+
+def _site_packages(clone: Path) -> Path:
+    return next((clone / ".venv/lib").glob("python3*/site-packages"))
+
+
+def _write_base(archive: Archive, clone: Path, library: Path) -> None:
+    for name, target in {"bin": "bin", "lib": "lib", "lib64": "lib64", "sbin": "bin"}.items():
+        archive.link(name, f"usr/{target}")
+    for name in ("dev", "proc", "root", "sys"):
+        archive.directory(name)
+    archive.directory("tmp", 0o1777)
+    for name in ("group", "passwd"):
+        archive.add(Path("/etc", name), f"etc/{name}")
+    archive.add(next(unpacked(BUSYBOX).rglob("bin/busybox")), "usr/bin/busybox")
+    archive.link("usr/bin/sh", "busybox")
+    _add_modules(archive)
+
+    packages = _site_packages(clone)
+    wanted = [entry for entry in packages.iterdir() if not NOT_IN_THE_PACKAGES.fullmatch(entry.name)]
+    archive.add_tree(library, str(library), lambda entry: not NOT_IN_THE_LIBRARY.fullmatch(entry.name))
+    archive.add_tree(packages, str(packages), lambda entry: entry in wanted or entry.parent != packages)
+    python = _add_with_links(archive, clone / ".venv/bin/python")
+    archive.add(clone / ".venv/pyvenv.cfg", f"{clone}/.venv/pyvenv.cfg")
+    binaries = [python, *library.glob("lib-dynload/*.so")]
+    binaries += [file for entry in wanted for file in (entry.rglob("*.so") if entry.is_dir() else [entry])]
+    for needed in _libraries([binary for binary in binaries if _is_elf(binary)]):
+        archive.add(needed.resolve(), str(needed.parent.resolve() / needed.name))
+
+    for directory in (library, *wanted):
+        _run_python(clone, "-m", "compileall", "-qq", "-x", r"/(test|tests|lib2to3|site-packages/.*\.py)$", directory)
+    _add_bytecode(archive, library)
+    _add_bytecode(archive, packages)
+    archive.end()
+
+
+def _add_modules(archive: Archive) -> None:
+    tree = unpacked(KERNEL, depends="linux-image-")
+    for number, module in enumerate(MODULES):
+        file = next(tree.rglob(f"{module}.ko*"))
+        name = f"modules/{number}-{module}.ko"
+        if file.suffix == ".xz":
+            plain = tree / f"{module}.ko"
+            plain.write_bytes(lzma.decompress(file.read_bytes()))
+            file = plain
+        archive.add(file, name)
+
+
+def _add_with_links(archive: Archive, path: Path) -> Path:
+    """Add a program and the symbolic links that lead to it; return where they lead."""
+    while path.is_symlink():
+        archive.add(path, str(path))
+        path = path.parent / path.readlink()
+    archive.add(path, str(path))
+    return path
+
+
+def _is_elf(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) == b"\x7fELF"
+
+
+def _libraries(binaries: list[Path]) -> list[Path]:
+    """Return the shared libraries, and the dynamic loader, that any of these needs."""
+    shown = subprocess.run(["ldd", *binaries], capture_output=True, text=True, check=False).stdout
+    found = set(re.findall(r"^\s+(?:\S+ => )?(/\S+) \(0x", shown, re.MULTILINE))
+    known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+    for name in LIBRARIES_OPENED_BY_NAME:
+        found.update(re.findall(rf"^\s+{re.escape(name)} \(.*x86-64.*\) => (\S+)", known, re.MULTILINE)[:1])
+    return sorted(map(Path, found))
+
+
+def _write_work(archive: Archive, clone: Path, job: str) -> None:
+    """Add what is made anew for each run: vmm with its native modules, its tests, firmware, the job."""
+    archive.add(Path(__file__).with_name("init"), "init")
+    archive.text("job", job)
+    for name in ("pyproject.toml", "README.md"):
+        archive.add(clone / name, f"{clone}/{name}")
+    for name in ("scripts", "tests", "vmm"):
+        archive.add_tree(clone / name, f"{clone}/{name}", lambda entry: entry.name != "__pycache__")
+    packages = _site_packages(clone)
+    for entry in packages.glob("*vmm*"):
+        if entry.is_dir():
+            archive.add_tree(entry, str(entry))
+        else:
+            archive.add(entry, str(entry))
+    for needed in _libraries(list((packages / "vmm").glob("*.so"))):
+        archive.add(needed.resolve(), str(needed.parent.resolve() / needed.name))
+    for file in _firmware(clone):
+        archive.add(file.resolve(), str(file))
+    for name in ("bhyve-firmware", "firmware-identity", "linux"):
+        built = cache().parent / name
+        if built.is_dir():
+            archive.add_tree(built, f"root/.cache/vmm/{name}", lambda entry: entry.name != "work")
+
+    _run_python(clone, "-m", "compileall", "-qq", "vmm", *packages.glob("*vmm*.py"))
+    _run_python(clone, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests_inside(clone))
+    _add_bytecode(archive, clone)
+    archive.end()
+
+
+def _firmware(clone: Path) -> list[Path]:
+    """Return the files of firmware that vmm finds on this host, and the descriptions by which it finds them."""
+    found = json.loads(_run_python(clone, "-m", "vmm", "info", "--json"))["firmware"]
+    files = [Path(entry[part]) for entry in found.values() for part in ("path", "variables") if entry.get(part)]
+    # The clone's own guests, and what is below the cache, go in as they are.
+    descriptions = list(Path("/usr/share/qemu/firmware").glob("*.json"))
+    return [file for file in files + descriptions if file.is_relative_to("/usr") and file.is_file()]
