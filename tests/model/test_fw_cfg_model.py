@@ -1,4 +1,4 @@
-"""The C device against the readable model: Hypothesis drives the same operations into both."""
+"""The C device, and the Python one of --dispatch, against the readable model: Hypothesis drives both alike."""
 
 import struct
 
@@ -39,6 +39,8 @@ keys = st.one_of(
 class Both(RuleBasedStateMachine):
     """Two devices, one guest."""
 
+    in_python = False
+
     @initialize(dma=st.sampled_from([True, True, True, False]), seed=st.binary(min_size=8, max_size=8))
     def build(self, dma: bool, seed: bytes) -> None:
         self.events: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
@@ -56,7 +58,7 @@ class Both(RuleBasedStateMachine):
         device.add_item(0x8002, b"\1\0\0\0")
         for name, (data, writable) in FILES.items():
             device.add_file(name, data, writable=writable, on_write=self._note(0) if writable else None)
-        self.rig.start()
+        self.rig.start(in_python=self.in_python)
         items = {0: b"QEMU", 1: bytes([3 if dma else 1, 0, 0, 0]), 2: bytes(range(16)), 0x8002: b"\1\0\0\0"}
         items |= {device.key_of(name): data for name, (data, _) in FILES.items()}
         items[0x19] = self._directory()
@@ -134,6 +136,11 @@ class Both(RuleBasedStateMachine):
         self.model.write(4, struct.pack(">I", at >> 32))
         self.model.write(8, struct.pack(">I", at & 0xFFFFFFFF))
 
+    def _state(self) -> tuple[int, int, int]:
+        """Selected key, offset, latched DMA address."""
+        native = self.rig.device.native
+        return native.key, native.offset, native.dma_address
+
     @rule()
     def reset(self) -> None:
         self.rig.device.reset()
@@ -143,11 +150,10 @@ class Both(RuleBasedStateMachine):
     def same_state(self) -> None:
         if not hasattr(self, "model"):
             return
-        native = self.rig.device.native
-        # C tells a key in the midst of its table that holds nothing from one beyond it; no guest can.
-        key = native.key if native.key in self.model.items else KEY_INVALID
-        assert (key, native.offset) == (self.model.key, self.model.offset)
-        assert native.dma_address == self.model.dma_address
+        state = self._state()
+        # The devices tell a key in the midst of its table that holds nothing from one beyond it; no guest can.
+        key = state[0] if state[0] in self.model.items else KEY_INVALID
+        assert (key, *state[1:]) == (self.model.key, self.model.offset, self.model.dma_address)
         assert self.rig.device.contents("etc/writable") == bytes(self.model.items[0x21].data)
         for region, (_, part, _) in zip(self.model.memory.regions, self.parts, strict=True):
             assert region.data == part
@@ -155,11 +161,26 @@ class Both(RuleBasedStateMachine):
         assert not self.rig.failures
 
 
-TestBoth = Both.TestCase
-TestBoth.settings = settings(
+class BothInPython(Both):
+    """The same for the device that --dispatch python shows."""
+
+    in_python = True
+
+    def _state(self) -> tuple[int, int, int]:
+        device = self.rig.device._python
+        assert device is not None
+        return device._key, device._offset, device._dma_address
+
+
+SETTINGS = settings(
     max_examples=150,
     stateful_step_count=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+TestBoth = Both.TestCase
+TestBoth.settings = SETTINGS
+TestBothInPython = BothInPython.TestCase
+TestBothInPython.settings = settings(SETTINGS, max_examples=50)

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from vmm._native import ffi, lib
 
+from vmm.bus import Bus, IoLock
 from vmm.devices.fw_cfg import FwCfg
 
 RAM_SIZE = 1 << 20
@@ -33,14 +34,11 @@ class Rig:
         assert lib.guest_memory_add(self.memory, gpa, size, pin, flags) == 0
         return memoryview(ffi.buffer(pin))
 
-    def start(self) -> Self:
+    def start(self, *, in_python: bool = False) -> Self:
         self.device.publish()
-        self.device.attach(self)  # type: ignore[arg-type]  # it has what attach calls
+        self.bus = Bus("port", self.ports, IoLock(self.core), self.failures.append)
+        self.device.attach(self.bus, in_python=in_python)
         return self
-
-    def add_native(self, first: int, last: int, handler: Any, opaque: Any, name: str) -> None:
-        assert name == "fw_cfg"
-        assert lib.io_table_add(self.ports, first, last, handler, opaque) == 0
 
     def _access(self, port: int, size: int, count: int, data: Any, *, write: bool) -> None:
         access = ffi.new("struct io_access *")
