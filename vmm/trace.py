@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
@@ -226,12 +226,14 @@ class LogWriter:
 
     def __init__(self, path: str) -> None:
         self._closers = ExitStack()
+        self._path = path
+        self._failed = False
         self._as_text = path == "-"
         if self._as_text:
             self._file: IO[str] = sys.stderr
             return
         try:
-            self._file = self._closers.enter_context(open(path, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # a pipe too
+            self._file = self._closers.enter_context(open(path, "w", 1, encoding="utf-8"))  # noqa: PTH123, SIM115  # a pipe too
         except OSError as error:
             raise ConfigError(f"--trace {path}: cannot write: {(error.strerror or str(error)).lower()}") from None
 
@@ -258,10 +260,19 @@ class LogWriter:
         """The summary, and the end of the file."""
         for line in _summary_text(trace, dropped) if self._as_text else _summary_json(trace, dropped):
             self._line(line)
-        self._closers.close()
+        # Nothing is left to write: each line went out by itself.
+        with suppress(OSError):
+            self._closers.close()
 
     def _line(self, line: str) -> None:
-        self._file.write(line + "\n")
+        """One line; a disk that is full ends the log, not the guest."""
+        if self._failed:
+            return
+        try:
+            self._file.write(line + "\n")
+        except OSError as error:
+            self._failed = True
+            print(f"vmm: --trace {self._path}: {error.strerror}; the log ends here", file=sys.stderr)
 
 
 def _summary_text(trace: Trace, dropped: int) -> Iterator[str]:

@@ -150,3 +150,15 @@ def test_text_ends_with_a_summary(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_path_that_cannot_be_written() -> None:
     with pytest.raises(ConfigError, match=r"--trace /no/such/log: cannot write"):
         LogWriter("/no/such/log")
+
+
+def test_full_disk_ends_the_log_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    rig = Logged()
+    writer = LogWriter("/dev/full")
+    rig.select(0x20)
+    rig.select(0x20)
+    rig.log.close()
+    for access in rig.seen:
+        writer.access(access)
+    writer.end(Trace(rig.device), 0)
+    assert capsys.readouterr().err == "vmm: --trace /dev/full: No space left on device; the log ends here\n"
