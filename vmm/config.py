@@ -7,9 +7,8 @@ Everything that can be wrong before ``/dev/kvm`` is opened is found when a :clas
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareImages, FirmwareKind, Layout, find
@@ -40,9 +39,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = 256 << 20
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineConfig:
-    """A machine, described; :meth:`create` takes what people write, the fields are what it became."""
+class MachineConfig(NamedTuple):
+    """A machine, described; :meth:`create` takes what people write and checks it, the fields are what it became."""
 
     firmware: FirmwareImages
     cpus: int = 1
@@ -57,9 +55,9 @@ class MachineConfig:
     cpu_count: bool = True
     """Offer the number of CPUs as bhyve does: fwctl's hw.ncpu, or opt/bhyve/hw.ncpu in fw_cfg of a bhyve machine."""
     uuid: UUID | None = None
-    serial: Target = field(default_factory=Target)
-    debugcon: Target = field(default_factory=Target)
-    boot: BootOptions = field(default_factory=BootOptions)
+    serial: Target = Target()
+    debugcon: Target = Target()
+    boot: BootOptions = BootOptions()
     kernel: Path | None = None
     initrd: Path | None = None
     append: str | None = None
@@ -86,12 +84,14 @@ class MachineConfig:
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ConfigError(f"-smp {self.cpus}: a machine has from 1 to {MAX_CPUS} CPUs")
         if not self.cpus <= self.max_cpus <= MAX_CPUS:
             raise ConfigError(f"-smp {self.cpus},maxcpus={self.max_cpus}: maxcpus is from {self.cpus} to {MAX_CPUS}")
         parse_memory(self.memory)
+        for item in self.fw_cfg:
+            item.check()
         if self.memory < self.firmware.minimum_memory:
             least = self.firmware.minimum_memory >> 20
             raise ConfigError(f"-m {self.memory >> 20}M: {self.firmware.path.name} needs {least}M or more")
@@ -220,7 +220,7 @@ class MachineConfig:
         items: Iterable[FwCfgItem] = (
             [_fw_cfg_item(name, value) for name, value in fw_cfg.items()] if isinstance(fw_cfg, Mapping) else fw_cfg
         )
-        return cls(
+        config = cls(
             firmware=firmware,
             cpus=count,
             max_cpus=count if max_cpus is None else max_cpus,
@@ -250,6 +250,8 @@ class MachineConfig:
             exit_times=exit_times,
             trace=None if trace is None else str(trace),
         )
+        config._check()  # the other half of the constructor
+        return config
 
 
 def check_tables(config: MachineConfig) -> None:

@@ -12,13 +12,13 @@ from vmm.config import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import map_file
 from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
-from vmm.devices.fwctl import Fwctl
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareKind
 from vmm.tables import e820
 from vmm.tables.boot_order import encode_boot_order
 
 if TYPE_CHECKING:
+    from vmm.devices.fwctl import Fwctl
     from vmm.memory import GuestMemory
 
 
@@ -131,12 +131,14 @@ def _splash_name(path: Path) -> str:
     raise ConfigError(f"-boot splash={path}: neither a JPEG nor a BMP picture")
 
 
-def build_fwctl(config: MachineConfig) -> Fwctl:
+def build_fwctl(config: MachineConfig) -> "Fwctl":
     """What bhyve has as fwctl: its OID, and the user's, which may replace it.
 
     Raises:
         ConfigError: a name or a value that the protocol cannot carry.
     """
+    from vmm.devices.fwctl import Fwctl  # noqa: PLC0415  # most machines have fw_cfg
+
     fwctl = Fwctl(extensions=config.fwctl_extensions)
     if config.cpu_count:
         fwctl.register(CPU_COUNT_OID, config.cpus)

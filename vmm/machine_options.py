@@ -5,7 +5,6 @@ Everything that can be wrong with a part by itself is found here and raised as :
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -102,15 +101,19 @@ class Target(NamedTuple):
         raise ConfigError(f"{option} {value}: not a target; known are stdio, none and file:PATH")
 
 
-@dataclass(frozen=True, slots=True)
-class FwCfgItem:
+class FwCfgItem(NamedTuple):
     """A file that the user adds to fw_cfg: bytes, or a path whose file is mapped rather than copied."""
 
     name: str
     data: bytes | None = None
     path: Path | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse an item that no directory can hold.
+
+        Raises:
+            ConfigError: a bad name, neither or both of data and path, or a file that can't be read.
+        """
         if not self.name:
             raise ConfigError("-fw_cfg: an item needs a name, like name=opt/org.example/greeting")
         if len(self.name) > NAME_LIMIT:
@@ -142,11 +145,13 @@ class FwCfgItem:
         string = keys.get("string")
         if string == "":
             raise ConfigError(f"{option} {text}: string= is empty; for an empty item give file= with an empty file")
-        return cls(
+        item = cls(
             keys.get("name", ""),
             None if string is None else string.encode() + (b"\0" if terminate else b""),
             Path(keys["file"]) if "file" in keys else None,
         )
+        item.check()
+        return item
 
 
 class FwCtlItem(NamedTuple):

@@ -129,8 +129,7 @@ def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, 
 
 def test_more_cpus_than_kvm_has_are_refused() -> None:
     config = MachineConfig.create("probe", cpus=255)
-    object.__setattr__(config, "cpus", 100_000)
-    object.__setattr__(config, "max_cpus", 100_000)
+    config = config._replace(cpus=100_000, max_cpus=100_000)
     with pytest.raises(ConfigError, match="100000"):
         Machine(config)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from vmm.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -50,6 +52,27 @@ def pictures(result: Json) -> dict[str, str | None]:
             "timeline": timeline(result),
             "growth": growth(result),
         }
+
+
+def headline(result: Json) -> str:
+    """Draw one picture for a document, as an SVG file: single accesses, and the first test of many sizes.
+
+    Raises:
+        ConfigError: the result lacks one of them.
+    """
+    import matplotlib as mpl  # noqa: PLC0415
+
+    single = next((case for case in result["cases"] if not case["bytes"] and case["measured"]), None)
+    swept = [case for case in result["cases"] if case["bytes"] and case["measured"]]
+    swept = [case for case in swept if case["key"].partition("/")[0] == swept[0]["key"].partition("/")[0]]
+    if single is None or len(swept) < 2:
+        raise ConfigError("--svg needs a single access and a test of many sizes, as vmm bench pio has")
+    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9}):
+        figure, axes = _figure(WIDTH, 3.4, 1, 2)
+        _draw_distribution(axes[0], single, result["contenders"])
+        _draw_sizes(axes[1], swept, result["contenders"])
+        axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+        return _svg(figure, "headline") + "\n"
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:

@@ -70,6 +70,7 @@ def _parser() -> Parser:
         "--json", metavar="PATH", help="write all of it, with samples, as a JSON object; - is stdout, without the table"
     )
     add("--html", metavar="PATH", help="write one self-contained page with plots")
+    add("--svg", metavar="PATH", help="pio: write one picture for a document: IN from fw_cfg, and REP INSB")
     add("-q", "--quiet", action="store_true", help="no progress")
     return parser
 
@@ -80,7 +81,7 @@ def run(words: list[str]) -> int:
     kind = arguments.kind
     if kind not in KINDS:
         raise ConfigError(f"vmm bench {kind or '…'}: what shall be measured? known are {', '.join(KINDS)}")
-    outputs = [Path(path) for path in (arguments.json, arguments.html) if path not in {None, "-"}]
+    outputs = [Path(path) for path in (arguments.json, arguments.html, arguments.svg) if path not in {None, "-"}]
     for path in outputs:
         _check_writable(path)
     work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
@@ -98,6 +99,10 @@ def run(words: list[str]) -> int:
         from vmm.bench import page  # noqa: PLC0415  # matplotlib is slow to load
 
         Path(arguments.html).write_text(page.render(result.as_json()), encoding="utf-8")
+    if arguments.svg is not None:
+        from vmm.bench import plots  # noqa: PLC0415
+
+        Path(arguments.svg).write_text(plots.headline(result.as_json()), encoding="utf-8")
     nothing_measured = not any(case.measured for case in result.cases) and not any(s.points for s in result.scales)
     return ExitStatus.HOST_LACKS if nothing_measured else ExitStatus.OK
 
@@ -105,6 +110,8 @@ def run(words: list[str]) -> int:
 def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Result]:
     from vmm.bench import experiments, latency  # noqa: PLC0415
 
+    if kind != "pio":
+        _refuse("svg", arguments.svg, kind)
     for option in ("case", "cpus", "items", "memory", "initrd"):
         _refuse(option, getattr(arguments, option), kind)
     plan = latency.PIO if kind == "pio" else latency.DMA
@@ -121,6 +128,7 @@ def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
     from vmm.bench import boot, experiments, scale  # noqa: PLC0415
 
     _refuse("test", arguments.test, "boot")
+    _refuse("svg", arguments.svg, "boot")
     goal, seed = _goal(arguments, "boot"), _seed(arguments)
     axes = {
         axis: scale.parse_values(axis, getattr(arguments, key) or axis.usual)
