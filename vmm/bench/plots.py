@@ -191,7 +191,7 @@ def sizes(result: Json) -> str | None:
 
 
 def _draw_sizes(axis: Axes, cases: Sequence[Json], names: dict[str, str]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: PLC0415
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator  # noqa: PLC0415
 
     from vmm.bench.latency import size_words  # noqa: PLC0415
 
@@ -211,8 +211,12 @@ def _draw_sizes(axis: Axes, cases: Sequence[Json], names: dict[str, str]) -> Non
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_words(int(value))))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.tick_params(axis="y", which="minor", labelsize=7)
+    low, high = axis.get_ylim()
+    if high / low > 20:
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.tick_params(axis="y", which="minor", labelsize=7)
     axis.set_ylabel("MiB/s")
     axis.set_title(cases[0]["title"].rsplit(",", 1)[0], fontsize=10, loc="left")
     _tidy(axis)
