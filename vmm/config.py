@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareImages, FirmwareKind, Layout, find
+from vmm.firmware import NO_FIRMWARE, FirmwareImages, FirmwareKind, Layout, find
 from vmm.interface_choice import InterfaceChoice, check_options, choose
 from vmm.machine_options import (
     MAX_CPUS,
@@ -97,6 +97,19 @@ class MachineConfig(NamedTuple):
             raise ConfigError(f"-m {self.memory >> 20}M: {self.firmware.path.name} needs {least}M or more")
         self._check_interface()
         check_tables(self)
+        self._check_kernel()
+
+    def _check_kernel(self) -> None:
+        if self.direct != (self.firmware.kind is FirmwareKind.NONE):
+            raise ConfigError(
+                f"-direct starts the kernel without firmware; leave out {self.firmware.path}"
+                if self.direct
+                else "a machine without firmware starts nothing but a kernel: -direct -kernel PATH"
+            )
+        if self.direct and self.kernel is None:
+            raise ConfigError("-direct starts a kernel; give -kernel PATH too")
+        if self.direct and (self.interface_choice.interface is Interface.BHYVE or self.machine_type == "bhyve"):
+            raise ConfigError("-direct is for the machines q35 and pc with fw_cfg, from which it takes the tables")
         if self.kernel is None and (self.initrd is not None or self.append is not None):
             raise ConfigError("-initrd and -append belong to a kernel; give -kernel PATH too")
         files = ((self.kernel, "-kernel"), (self.initrd, "-initrd"), (self.boot.splash, "-boot splash"))
@@ -179,7 +192,8 @@ class MachineConfig(NamedTuple):
         """Return the machine that these words describe.
 
         Args:
-            firmware: ``ovmf``, ``seabios``, ``bhyve``, ``probe``, a path, or loaded images.
+            firmware: ``ovmf``, ``seabios``, ``bhyve``, ``probe``, a path, or loaded images; ``none`` goes with
+                ``direct``.
             variables: the user's VARS file; without it the guest writes a private copy of the template.
             persist: write what the guest stores back into ``variables``.
             cpus: vCPUs at boot.
@@ -198,7 +212,7 @@ class MachineConfig(NamedTuple):
             kernel: bzImage, ELF with a PVH note, or UEFI program, handed over through fw_cfg.
             initrd: initial RAM disk.
             append: kernel command line.
-            direct: start the kernel without firmware.
+            direct: start the kernel, a bzImage, without firmware.
             acpi_tables: ``-acpitable`` texts.
             smbios: ``-smbios`` texts.
             smbios_entry_point: 32 for SMBIOS 2.8, 64 for SMBIOS 3.0.
@@ -215,7 +229,7 @@ class MachineConfig(NamedTuple):
         """
         if not isinstance(firmware, FirmwareImages):
             own = None if variables is None else Path(variables)
-            firmware = find(firmware, own, persist=persist and own is not None)
+            firmware = NO_FIRMWARE if firmware == "none" else find(firmware, own, persist=persist and own is not None)
         count = parse_cpu_count(cpus, "-smp")
         items: Iterable[FwCfgItem] = (
             [_fw_cfg_item(name, value) for name, value in fw_cfg.items()] if isinstance(fw_cfg, Mapping) else fw_cfg

@@ -43,6 +43,8 @@ class FirmwareKind(StrEnum):
     SEABIOS = "seabios"
     BHYVE = "bhyve"
     PROBE = "probe"
+    NONE = "none"
+    """No image: the machine starts a kernel by itself."""
     UNKNOWN = "unknown"
 
 
@@ -60,6 +62,7 @@ MACHINES = {
     FirmwareKind.SEABIOS: "pc",
     FirmwareKind.BHYVE: "bhyve",
     FirmwareKind.PROBE: "q35",
+    FirmwareKind.NONE: "q35",
 }
 """The machine that each kind of firmware is known to run on."""
 
@@ -115,6 +118,10 @@ class FirmwareImages(NamedTuple):
     def minimum_memory(self) -> int:
         """Bytes of guest RAM below which this firmware does not start."""
         return MINIMUM_MEMORY.get(self.kind, LEAST_MEMORY)
+
+
+NO_FIRMWARE = FirmwareImages(FirmwareKind.NONE, Layout.BIOS, Path("none"), b"")
+"""For a machine whose kernel is started without firmware."""
 
 
 class Volume(NamedTuple):

@@ -75,7 +75,7 @@ def build_fw_cfg(
     if customize is not None:
         tables = customize(fw_cfg, {guest_tables.E820_FILE: memory_map, **build_tables()})
         memory_map = tables.pop(guest_tables.E820_FILE)
-    elif guest_tables.has_own_tables(config):
+    elif config.direct or guest_tables.has_own_tables(config):
         tables = build_tables()
     add_pc_items(
         fw_cfg,
@@ -101,7 +101,7 @@ def build_fw_cfg(
         fw_cfg.add_user_file(item.name, map_file(item.path) if item.path is not None else item.data or b"")
     if config.boot.splash is not None:
         fw_cfg.add_file(_splash_name(config.boot.splash), map_file(config.boot.splash))
-    if config.kernel is not None:
+    if config.kernel is not None and not config.direct:
         from vmm.kernel_loader import load_kernel  # noqa: PLC0415  # few runs have one
 
         kernel = load_kernel(config.kernel, config.initrd, config.append or "", memory.low_size)

@@ -23,6 +23,7 @@ _SPEAK_FW_CFG = {
     FirmwareKind.OVMF: "OVMF speaks fw_cfg",
     FirmwareKind.SEABIOS: "SeaBIOS speaks fw_cfg",
     FirmwareKind.PROBE: "a guest of ours speaks both, and fw_cfg carries more",
+    FirmwareKind.NONE: "Linux has a driver for fw_cfg",
 }
 """What needs no look into the image."""
 

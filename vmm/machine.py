@@ -144,6 +144,10 @@ class Machine:
         if config.machine_type is MachineType.BHYVE:
             self._place_smbios()
         self._add_interface()
+        if config.direct:
+            from vmm import direct_boot  # noqa: PLC0415  # few runs do without firmware
+
+            direct_boot.prepare(self)
         self._access_log = self._start_access_log(config.trace) if config.trace is not None else None
 
     def _start_access_log(self, path: str) -> "AccessLog | None":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.config import FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareKind, find
+from vmm.firmware import NO_FIRMWARE, FirmwareKind, find
 from vmm.machine_options import parse_cpu_count, parse_smp, pflash_images
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
 
@@ -53,6 +53,16 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         dest="bootrom",
         help="bhyve's spelling: bootrom,ROM[,VARS][,fwcfg=qemu|bhyve|auto]",
     )
+    kernel = parser.add_argument_group("kernel")
+    add = kernel.add_argument
+    add(
+        "-kernel",
+        metavar="PATH",
+        help="a bzImage, an ELF file with a PVH note, or a UEFI program: firmware loads it from fw_cfg and starts it",
+    )
+    add("-initrd", metavar="PATH", help="its initial RAM disk")
+    add("-append", metavar="TEXT", help="its command line")
+    add("-direct", action="store_true", help="start the kernel, a bzImage, at once: there is no firmware then")
     items = parser.add_argument_group("what the guest finds in fw_cfg or fwctl")
     add = items.add_argument
     add(
@@ -206,6 +216,10 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         smbios=arguments.smbios,
         e820=arguments.e820,
         boot=arguments.boot,
+        kernel=arguments.kernel,
+        initrd=arguments.initrd,
+        append=arguments.append,
+        direct=arguments.direct,
         bootorder=arguments.bootorder,
         devices=arguments.device,
         assist=arguments.assist,
@@ -233,6 +247,10 @@ def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise ConfigError(f"{' and '.join(named)} each name the firmware; give one of them")
+    if arguments.direct and named:
+        raise ConfigError(f"-direct starts the kernel without firmware; leave out {named[0]}")
+    if arguments.direct:
+        return NO_FIRMWARE, None
     if arguments.drive:
         return pflash_images(PflashDrive.parse(text) for text in arguments.drive), None
     if arguments.bootrom is not None:

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.cli import say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
 from vmm.errors import ConfigError
 
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from vmm.config import MachineConfig
+    from vmm.verify.result import Verification
+
+LINUX = "linux"
+"""The word in front of FIRMWARE that makes Linux the report guest."""
+
 DESCRIPTION = """\
 Boot OVMF or SeaBIOS with a report guest of ours, and compare what fw_cfg offered with what the guest found: the memory
 map, every ACPI table byte by byte, SMBIOS, processors, boot order, and the items. What is missing or altered gets its
 reason, from evidence.
+
+With the word linux in front, the guest is Debian's kernel (scripts/fetch-linux gets it once): what Linux found in dmesg
+and /sys/firmware, what it says about our tables, its vmcoreinfo note, and whether it can power the machine off. It
+starts through OVMF or SeaBIOS, or with -direct without firmware.
 """
 
 EPILOG = """
 examples:
   vmm verify                                                       OVMF, one CPU
   vmm verify seabios -smp 3 -m 6G -e820 base=0xfd000000,size=1M,type=reserved
+  vmm verify linux -direct -smp 4
+  vmm verify linux seabios
   vmm verify ovmf -acpitable file=my-ssdt.aml -smbios type=1,serial=42 --html report.html
 
 exit status:
@@ -33,26 +51,22 @@ exit status:
 
 def run(words: list[str]) -> int:
     """Verify what a command line describes; return 0 only if everything arrived."""
-    parser = Parser("verify", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EPILOG)
+    parser = Parser("verify", "[linux] [FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EPILOG)
     add_machine_arguments(parser)
     add = parser.add_argument_group("run").add_argument
     add("--timeout", metavar="SECONDS", help="give up after this long (default 120)")
     add("--json", metavar="PATH", help="write the result as a JSON object; - is stdout, instead of the tables")
     add("--html", metavar="PATH", help="write the result as one HTML file")
     add("-q", "--quiet", action="store_true", help="print nothing")
-    arguments = parser.parse(words, "firmware")
+    with_linux = words[:1] == [LINUX]
+    arguments = parser.parse(words[with_linux:], "firmware")
     deadline = _seconds(arguments.timeout)
     arguments.serial = arguments.serial or "none"
     arguments.debugcon = arguments.debugcon or "none"
-    config = config_from(arguments)
+    from vmm.verify import show  # noqa: PLC0415  # what is wrong so far should be said at once
 
-    from vmm.guest_tables import warnings  # noqa: PLC0415  # what is wrong so far should be said without KVM
-    from vmm.verify import show  # noqa: PLC0415
-    from vmm.verify.run import verify  # noqa: PLC0415
-
-    for warning in warnings(config):
-        say(f"vmm: {warning}")
-    result = verify(config, deadline=deadline)
+    with _linux(arguments) if with_linux else nullcontext():
+        result = _verify(config_from(arguments), deadline, with_linux=with_linux)
     if arguments.html is not None:
         _write(arguments.html, show.as_html(result), "--html")
     if arguments.json is not None:
@@ -60,6 +74,29 @@ def run(words: list[str]) -> int:
     if not arguments.quiet and arguments.json != "-":
         print(show.as_text(result))
     return 0 if result.ok else 1
+
+
+@contextmanager
+def _linux(arguments: argparse.Namespace) -> Iterator[None]:
+    """Make Linux the machine's kernel, and give it the device that it writes to."""
+    from vmm.verify import linux_guest  # noqa: PLC0415  # see run
+
+    if arguments.kernel is not None or arguments.initrd is not None:
+        raise ConfigError("verify linux: brings its own kernel and RAM disk; leave out -kernel and -initrd")
+    if "vmcoreinfo" not in arguments.device:
+        arguments.device.append("vmcoreinfo")
+    with linux_guest.options(arguments.append) as options:
+        vars(arguments).update(options)
+        yield
+
+
+def _verify(config: MachineConfig, deadline: float, *, with_linux: bool) -> Verification:
+    from vmm.guest_tables import warnings  # noqa: PLC0415  # what is wrong so far should be said without KVM
+    from vmm.verify.run import verify  # noqa: PLC0415
+
+    for warning in warnings(config):
+        say(f"vmm: {warning}")
+    return verify(config, deadline=deadline, with_linux=with_linux)
 
 
 def _seconds(text: str | None) -> float:

@@ -139,8 +139,9 @@ class Board:
         return image
 
     def code(self) -> ShadowArea:
-        """Map the code at its place below 4 GiB; returns the area below 1 MiB that shows its end, too."""
-        shadow = ShadowArea(self.parts.memory, memoryview(self.rom())[-_BIOS_ALIAS:])
+        """Map the code, if there is any, below 4 GiB; returns the area below 1 MiB that shows its end, too."""
+        image: mmap.mmap | bytes = self.rom() if self.parts.firmware.code else b""
+        shadow = ShadowArea(self.parts.memory, memoryview(image)[-_BIOS_ALIAS:])
         self.at(layout.LEGACY_ROM, LegacyArea(shadow), "legacy ROM area")
         return shadow
 

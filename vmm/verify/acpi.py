@@ -93,10 +93,11 @@ def _compare_rsdp(subject: Subject, report: GuestReport, evidence: Evidence) -> 
         subject.add("RSDP", RSDP_FILE, "-", Verdict.MISSING, reason=reason)
         return
     wrong = sum(rsdp.data[:20]) & 0xFF or sum(rsdp.data) & 0xFF
+    size = f"{len(rsdp.data)} bytes " if rsdp.data else ""
     subject.add(
         "RSDP",
         RSDP_FILE,
-        f"{len(rsdp.data)} bytes at {rsdp.address:#x}",
+        f"{size}at {rsdp.address:#x}",
         Verdict.ALTERED if wrong else Verdict.ARRIVED,
         difference="its checksum is wrong"
         if wrong

@@ -11,7 +11,7 @@ from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
 from vmm.firmware import FirmwareKind
 from vmm.machine import Machine
-from vmm.verify import guest_report
+from vmm.verify import guest_report, linux_report
 from vmm.verify.guest_report import GuestReport, ReportError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from vmm.config import MachineConfig
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
+    from vmm.devices.fw_cfg_items import VmCoreInfo
     from vmm.outcome import Outcome
 
     Alter = Callable[[dict[str, bytes]], dict[str, bytes]]
@@ -50,8 +51,9 @@ class Collected:
         report: what the guest told; None if it never did, and then `failure` says why.
         failure: why there is no report.
         guest_was_read: whether firmware read the report guest.
-        log: what firmware printed on the debug port.
+        log: what firmware printed on the debug port, or Linux on COM1.
         outcome: how the run ended.
+        vmcoreinfo: where the guest's kernel says that its crash notes are, if the machine has that device.
     """
 
     config: MachineConfig
@@ -69,6 +71,7 @@ class Collected:
     guest_was_read: bool
     log: str
     outcome: Outcome
+    vmcoreinfo: VmCoreInfo | None = None
 
 
 class _Host:
@@ -86,6 +89,11 @@ class _Host:
         """Add the guest; keep what the tables are, and give what they shall be."""
         self._fw_cfg = fw_cfg
         self.tables = dict(tables)
+        self.add_guest(fw_cfg)
+        return tables if self._alter is None else self._alter(dict(tables))
+
+    def add_guest(self, fw_cfg: FwCfg) -> None:
+        """Let firmware start the report guest, and the guest answer."""
         fw_cfg.add_file(
             guest_report.STREAM_FILE, bytes(guest_report.STREAM_FILE_SIZE), writable=True, on_write=self._written
         )
@@ -95,7 +103,17 @@ class _Host:
             image = guests.report("report.efi").read_bytes()
             fw_cfg.add_item(Key.KERNEL_SIZE, struct.pack("<I", len(image)))
             fw_cfg.add_item(Key.KERNEL_DATA, image)
-        return tables if self._alter is None else self._alter(dict(tables))
+
+    def poll(self, _machine: Machine) -> None:
+        """Called while the guest runs."""
+
+    def report(self, _machine: Machine) -> GuestReport:
+        """Decode what the guest sent.
+
+        Raises:
+            ReportError: it is no whole report.
+        """
+        return guest_report.decode(bytes(self.stream))
 
     def guest_key(self, fw_cfg: FwCfg) -> int:
         """The key of the item that holds the report guest."""
@@ -108,42 +126,66 @@ class _Host:
             self.stream += data
 
 
-def collect(config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE) -> Collected:
+class _LinuxHost(_Host):
+    """The same for Linux, which comes as the machine's kernel and reports over COM1."""
+
+    def add_guest(self, fw_cfg: FwCfg) -> None:
+        """Nothing to do: it is the machine's kernel."""
+
+    def poll(self, machine: Machine) -> None:
+        """Take down what firmware read once Linux's driver has written: only after that it reads the items."""
+        if not self.firmware_reads and machine.vmcoreinfo is not None and machine.fw_cfg is not None:
+            self.firmware_reads = machine.fw_cfg.items()
+
+    def guest_key(self, _fw_cfg: FwCfg) -> int:
+        """The kernel's."""
+        return Key.KERNEL_DATA
+
+    def report(self, machine: Machine) -> GuestReport:
+        """Decode what Linux printed."""
+        return linux_report.decode(machine.serial.since(0))
+
+
+def collect(
+    config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE, linux: bool = False
+) -> Collected:
     """Boot, and wait for the report.
 
     Args:
-        config: the machine; its firmware is OVMF or SeaBIOS.
+        config: the machine; its firmware is OVMF or SeaBIOS, or with `linux` none.
         alter: gets the ACPI and SMBIOS files by name and gives those to publish instead: for experiments, and tests.
         deadline: seconds.
+        linux: the machine's kernel is the Linux of `vmm.verify.linux_guest`, which reports instead of a guest of ours.
 
     Raises:
         ConfigError: other firmware, or a machine that leaves no room for the report guest.
         HostError: no KVM.
     """
     kind = config.firmware.kind
-    if kind not in {FirmwareKind.OVMF, FirmwareKind.SEABIOS}:
+    if kind not in {FirmwareKind.OVMF, FirmwareKind.SEABIOS} and not (linux and config.direct):
         raise ConfigError(f"verify: the report guest runs under OVMF and SeaBIOS, and {config.firmware.path} is {kind}")
-    if config.kernel is not None:
+    if config.kernel is not None and not linux:
         raise ConfigError("verify: -kernel is taken, the report guest starts that way; leave it out")
-    host = _Host(kind, alter)
+    host = _LinuxHost(kind, alter) if linux else _Host(kind, alter)
     with Machine(config, customize=host.customize) as machine:
         fw_cfg = machine.fw_cfg
         if fw_cfg is None:
             raise ConfigError("verify: the machine has fwctl instead of fw_cfg, which carries no tables")
         published = {item.name: fw_cfg.contents(item.name) for item in fw_cfg.items() if _is_file(item)}
-        outcome = machine.run(deadline=deadline)
+        outcome = machine.run(deadline=deadline, on_poll=host.poll)
         writable = frozenset(name for name in published if fw_cfg.is_writable(name))
         written = {name: fw_cfg.contents(name) for name in writable - {guest_report.STREAM_FILE}}
-        log, ended = machine.debugcon.text(), fw_cfg.items()
+        log = machine.serial.text() if linux else machine.debugcon.text()
+        ended, vmcoreinfo = fw_cfg.items(), machine.vmcoreinfo
         low, high = machine.memory.low_size, machine.memory.high_size
         vmgenid_address, vmgenid_found = machine.vmgenid_address, None
         if vmgenid_address is not None:
             vmgenid_found = _read(machine, vmgenid_address, GUID_SIZE)
-    report, failure = None, ""
-    try:
-        report = guest_report.decode(bytes(host.stream))
-    except ReportError as error:
-        failure = f"{error}; {outcome.message}"
+        report, failure = None, ""
+        try:
+            report = host.report(machine)
+        except ReportError as error:
+            failure = f"{error}; {outcome.message}"
     ours = {guest_report.STREAM_FILE, ROM_FILE}
     return Collected(
         config=config,
@@ -158,9 +200,10 @@ def collect(config: MachineConfig, *, alter: Alter | None = None, deadline: floa
         vmgenid_found=vmgenid_found,
         report=report,
         failure=failure,
-        guest_was_read=any(item.key == host.guest_key(fw_cfg) and item.bytes_read for item in ended),
+        guest_was_read=config.direct or any(item.key == host.guest_key(fw_cfg) and item.bytes_read for item in ended),
         log=log,
         outcome=outcome,
+        vmcoreinfo=vmcoreinfo,
     )
 
 

@@ -13,7 +13,7 @@ from vmm.tables.loader_rules import LoaderResult, Rules
 if TYPE_CHECKING:
     from vmm.verify.collect import Collected
 
-NAMES = {FirmwareKind.OVMF: "OVMF", FirmwareKind.SEABIOS: "SeaBIOS"}
+NAMES = {FirmwareKind.OVMF: "OVMF", FirmwareKind.SEABIOS: "SeaBIOS", FirmwareKind.NONE: "vmm's direct boot"}
 
 
 class Evidence:

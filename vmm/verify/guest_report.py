@@ -44,6 +44,8 @@ class Kind(IntEnum):
 
     UEFI = 1
     BIOS = 2
+    LINUX = 3
+    """By Linux, whatever started it."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class ItemRead:
     key: int
     name: str
     data: bytes
+    size: int | None = None
+    """Bytes that the item has, if `data` may be only its beginning."""
 
 
 @dataclass
@@ -87,9 +91,9 @@ class GuestReport:
     firmware_vendor: str = ""
     firmware_revision: int = 0
     memory_map: list[MemoryDescriptor] = field(default_factory=list)
-    """UEFI's; empty under a BIOS."""
+    """UEFI's; empty under a BIOS and Linux."""
     e820: list[E820Entry] = field(default_factory=list)
-    """INT 15h E820; empty under UEFI."""
+    """INT 15h E820, or what Linux took from boot_params; empty under UEFI."""
     rsdp: Located | None = None
     acpi: list[Located] = field(default_factory=list)
     """Every table that can be reached from the RSDP, in the order of reaching."""
@@ -104,6 +108,8 @@ class GuestReport:
     """128 registers; under a BIOS only."""
     name: str = ""
     """The product string of the option ROM that ran; under a BIOS only."""
+    log: list[tuple[int, str]] = field(default_factory=list)
+    """Level (0 to 7, the lower the worse) and text of each line that Linux logged."""
 
     def table(self, signature: str) -> bytes | None:
         """The first ACPI table with a signature."""

@@ -15,22 +15,25 @@ if TYPE_CHECKING:
 def compare(collected: Collected, report: GuestReport) -> Subject:
     """Compare what the guest's own client read, and say whether firmware read it, too."""
     subject = Subject("fw_cfg items")
-    found = {item.name: item.data for item in report.items if item.name}
+    found = {item.name: item for item in report.items if item.name}
     for name, data in sorted(collected.published.items()):
         firmware = collected.firmware_reads.get(name)
-        read = "read by firmware" if firmware is not None and firmware.selects else "not read by firmware"
+        read = ", read by firmware" if firmware is not None and firmware.selects else ", not read by firmware"
+        read = "" if collected.config.direct else read
         if name not in found:
             subject.add(name, f"{len(data)} bytes", "-", Verdict.MISSING, reason="not in the directory that it read")
             continue
-        now = found[name]
-        same = now == data or name in collected.writable
+        now, size = found[name].data, found[name].size
+        begin = len(now) if size is not None and len(now) < size == len(data) else len(data)
+        same = now == data[:begin] or name in collected.writable
         at = next((i for i, (a, b) in enumerate(zip(data, now, strict=False)) if a != b), min(len(data), len(now)))
+        difference = "" if begin == len(data) else f"the first {begin} bytes compared, Linux takes too long for more"
         subject.add(
             name,
             f"{len(data)} bytes",
-            f"{len(now)} bytes, {read}",
+            f"{len(now) if size is None else size} bytes{read}",
             Verdict.ARRIVED if same else Verdict.ALTERED,
-            difference="" if same else f"differs from byte {at:#x} on",
+            difference=difference if same else f"differs from byte {at:#x} on",
             reason="" if same else "the device gave something else than what was published",
         )
     _add_written(subject, collected)

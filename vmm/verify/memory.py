@@ -27,7 +27,7 @@ _LEGACY = E820Entry(0x9_0000, layout.LEGACY_END - 0x9_0000, E820Type.RESERVED)
 
 def found_map(report: GuestReport) -> list[E820Entry]:
     """The guest's memory map with neighbours of one type joined, as E820 records by address."""
-    if report.kind is Kind.BIOS:
+    if report.kind is not Kind.UEFI:
         entries = sorted(report.e820)
     else:
         entries = sorted(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _MADT_ENTRIES = 44
 _LOCAL_APIC, _LOCAL_X2APIC = 0, 9
 _ENABLED = 1
+_COUNTED_BY = {Kind.UEFI: "MP Services, enabled", Kind.BIOS: "answered INIT and SIPI", Kind.LINUX: "nproc"}
 
 
 def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
@@ -26,7 +27,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
         subject.add("MP Services", str(cpus), "-", Verdict.MISSING, reason=f"{evidence.firmware} has no such protocol")
     else:
         total, enabled = report.processors
-        name = "MP Services, enabled" if report.kind is Kind.UEFI else "answered INIT and SIPI"
+        name = _COUNTED_BY[report.kind]
         reason = evidence.never_read("nb_cpus") or "not all of them answered in time"
         verdict = Verdict.ARRIVED if enabled == cpus and total == cpus else Verdict.ALTERED
         found = str(enabled) if total == enabled else f"{enabled} of {total}"

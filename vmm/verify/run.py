@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm.verify import acpi, boot, items, memory, processors, smbios
+from vmm.verify import acpi, boot, items, linux, memory, processors, smbios
 from vmm.verify.collect import DEADLINE, Collected, collect
 from vmm.verify.evidence import NAMES, Evidence
+from vmm.verify.guest_report import Kind
 from vmm.verify.result import Subject, Verdict, Verification
 
 if TYPE_CHECKING:
@@ -14,19 +15,22 @@ if TYPE_CHECKING:
     from vmm.verify.collect import Alter
 
 
-def verify(config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE) -> Verification:
+def verify(
+    config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE, with_linux: bool = False
+) -> Verification:
     """Boot a machine with our report guest in it, and tell what of all that was offered arrived.
 
     Args:
         config: the machine; its firmware is OVMF or SeaBIOS.
         alter: gets the files of tables by name, etc/e820 among them, and gives those to publish instead.
         deadline: seconds for the boot.
+        with_linux: see `collect`.
 
     Raises:
         ConfigError: see `collect`.
         HostError: no KVM.
     """
-    return compare(collect(config, alter=alter, deadline=deadline))
+    return compare(collect(config, alter=alter, deadline=deadline, linux=with_linux))
 
 
 def compare(collected: Collected) -> Verification:
@@ -45,7 +49,9 @@ def compare(collected: Collected) -> Verification:
             acpi.compare(collected, report, evidence),
             smbios.compare(collected, report, evidence),
             processors.compare(collected, report, evidence),
-            boot.compare(collected, report, evidence),
+            linux.compare(collected, report)
+            if report.kind is Kind.LINUX
+            else boot.compare(collected, report, evidence),
             items.compare(collected, report),
         ]
     cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
@@ -60,5 +66,5 @@ def _why_no_report(collected: Collected) -> str:
     else:
         what = f"{firmware} read the report guest, but did not start it, or it did not finish"
     lines = [line for line in collected.log.splitlines() if line.strip()]
-    last = f"; firmware's last line was {lines[-1].strip()!r}" if lines else ""
+    last = f"; the last line was {lines[-1].strip()!r}" if lines else ""
     return what + last

@@ -92,7 +92,7 @@ def _entry_point(subject: Subject, collected: Collected, report: GuestReport, ev
         subject.add(
             "entry point",
             collected.tables[ANCHOR_FILE][:5].rstrip(b"\0").decode("latin-1")[: 4 if old else 5],
-            f"{'_SM_' if old else '_SM3_'} {version} at {found.address:#x}",
+            f"{'_SM_' if old else '_SM3_'} {version}" + (f" at {found.address:#x}" if found.address else ""),
             Verdict.ALTERED if wrong else Verdict.ARRIVED,
             difference="its checksum is wrong" if wrong else "",
         )

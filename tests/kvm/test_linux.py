@@ -1,0 +1,135 @@
+"""Debian's Linux finds what we built: through OVMF's and SeaBIOS's kernel loaders, and started without firmware."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmm.config import MachineConfig, MachineType
+from vmm.outcome import Reason
+from vmm.tables import acpi_tables
+from vmm.tables.acpi import TABLES_FILE
+from vmm.verify import linux, linux_guest, linux_report
+from vmm.verify.collect import collect
+from vmm.verify.result import Verification
+from vmm.verify.run import compare, verify
+
+pytestmark = pytest.mark.needs_kvm
+
+DEADLINE = 180.0
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[dict[str, Any]]:
+    """The fields of a machine that boots it."""
+    with linux_guest.options() as options:
+        yield options
+
+
+def machine(kernel: dict[str, Any], firmware: str, *devices: str, **fields: Any) -> MachineConfig:
+    devices = ("vmcoreinfo", *devices)
+    return MachineConfig.create(firmware, direct=firmware == "none", devices=devices, **kernel, **fields)
+
+
+def wrong(result: Verification) -> list[str]:
+    return [
+        f"{subject.name}: {row.name}: {row.found} {row.difference} {row.reason}"
+        for subject in result.subjects
+        for row in subject.rows
+        if not row.verdict.ok
+    ]
+
+
+@pytest.mark.parametrize(
+    ("firmware", "cpus", "board"),
+    [("none", 2, "pc"), ("none", 4, "q35"), ("ovmf", 4, "q35"), ("seabios", 1, "q35"), ("seabios", 2, "pc")],
+)
+def test_linux_finds_everything(kernel: dict[str, Any], firmware: str, cpus: int, board: str) -> None:
+    result = verify(machine(kernel, firmware, cpus=cpus, machine=board), deadline=DEADLINE, with_linux=True)
+    assert not wrong(result)
+    rows = {row.name: row.found for subject in result.subjects for row in subject.rows}
+    assert rows["nproc"] == str(cpus)
+    assert {"RSDP", "FACS", "DSDT", "FACP", "APIC", "WAET", "etc/vmcoreinfo", "etc/e820", TABLES_FILE} <= rows.keys()
+
+
+@pytest.mark.parametrize("firmware", ["none", "ovmf"])
+def test_every_byte(kernel: dict[str, Any], firmware: str) -> None:
+    item = bytes(range(256)) * 20
+    config = machine(
+        kernel,
+        firmware,
+        "vmgenid",
+        memory="4G",
+        fw_cfg={"opt/org.example/bytes": item, "opt/org.example/none": b""},
+        smbios=["type=1,serial=4711"],
+        # OVMF takes nothing but RAM from etc/e820.
+        e820=["base=0xc8000000,size=1M,type=reserved"] if firmware == "none" else [],
+    )
+    collected = collect(config, deadline=DEADLINE, linux=True)
+    report = collected.report
+    assert report is not None, collected.failure
+    result = compare(collected)
+    assert not wrong(result)
+    assert "VM generation id" in {row.name for row in result.subject("fw_cfg items").rows}
+    assert report.processors == (1, 1)
+    assert collected.outcome.reason is Reason.POWER_OFF
+    found = {entry.name: entry for entry in report.items}
+    assert found.keys() == collected.published.keys()
+    assert found["opt/org.example/bytes"].data == item
+    for name, entry in found.items():
+        whole = collected.published[name]
+        if name == "etc/boot/kernel":
+            # fw_cfg_read_blob reads all that comes before a page to get at it: 14 MB would take hours.
+            assert (entry.data, entry.size) == (whole[: len(entry.data)], len(whole))
+            assert len(entry.data) == 128 << 10
+        elif name not in collected.writable:
+            assert entry.data == whole, name
+    for table in report.acpi:
+        if table.data[:4] not in {b"FACP", b"SSDT"}:  # the SSDT has the address of the VM generation id
+            assert table.data in collected.published[TABLES_FILE], table.data[:4]
+    # The last 6 bytes are the end-of-table structure, to which OVMF gives another handle.
+    assert report.smbios_tables[0].data[:-6] == collected.published["etc/smbios/smbios-tables"][:-6]
+    assert b"4711" in report.smbios_tables[0].data
+    note = collected.vmcoreinfo
+    ram = [entry for entry in report.e820 if entry.type == 1]
+    assert note is not None
+    assert any(entry.base <= note.address and note.address + note.size <= entry.end for entry in ram)
+    assert max(entry.end for entry in ram) == (4 << 30) + collected.high
+    if firmware == "none":
+        assert any(entry.base == 0xC8000000 and entry.length == 1 << 20 and entry.type == 2 for entry in report.e820)
+
+
+def test_linux_complains_about_broken_aml(kernel: dict[str, Any]) -> None:
+    def spoil(files: dict[str, bytes]) -> dict[str, bytes]:
+        tables = bytearray(files[TABLES_FILE])
+        start = tables.index(b"DSDT")
+        length = int.from_bytes(tables[start + 4 : start + 8], "little")
+        # 0x2e is no AML opcode.
+        tables[start + acpi_tables.HEADER_SIZE + 4 : start + acpi_tables.HEADER_SIZE + 12] = b"\x2e" * 8
+        tables[start + acpi_tables.CHECKSUM_OFFSET] = 0
+        tables[start + acpi_tables.CHECKSUM_OFFSET] = -sum(tables[start : start + length]) & 0xFF
+        return files | {TABLES_FILE: bytes(tables)}
+
+    result = verify(machine(kernel, "none"), alter=spoil, deadline=DEADLINE, with_linux=True)
+    assert not result.ok
+    rows = {row.name: row for row in result.subject("ACPI tables").rows}
+    assert rows["DSDT"].reason == "it was published like that"
+    assert any("ACPI" in row.found for row in result.subject("Linux").rows if not row.verdict.ok)
+
+
+@pytest.mark.parametrize("board", ["q35", "pc"])
+def test_no_complaint_that_qemu_does_not_cause_too(kernel: dict[str, Any], tmp_path: Path, board: str) -> None:
+    program = shutil.which("qemu-system-x86_64")
+    assert program, "this test needs Debian's package qemu-system-x86 (scripts/setup test installs it)"
+    console = tmp_path / "console"
+    command = [program, "-nodefaults", "-display", "none", "-no-reboot", "-machine", board, "-accel", "tcg"]
+    command += ["-kernel", str(kernel["kernel"]), "-initrd", str(kernel["initrd"]), "-append", kernel["append"]]
+    command += ["-m", "256M", "-device", "vmcoreinfo", "-serial", f"file:{console}"]
+    subprocess.run(command, check=True, timeout=DEADLINE)
+    theirs = linux.complaints(linux_report.decode(console.read_bytes()))
+    known = linux.QEMU_CAUSES_TOO.get(MachineType(board), ())
+    assert len(theirs) == len(known)
+    assert all(any(words in text for text in theirs) for words in known)

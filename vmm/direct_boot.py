@@ -1,0 +1,216 @@
+"""Starts a Linux kernel without firmware: does to the machine what firmware and a boot loader would have done.
+
+The chipset gets its addresses, RAM appears below 1 MiB, the table-loader script is run here instead of in the guest,
+SMBIOS goes where a BIOS puts it, and the first vCPU starts at the kernel's 32-bit entry with boot_params that say where
+everything is. Other processors stay as they are after power-on: Linux wakes them by INIT and SIPI.
+
+Sources: Documentation/arch/x86/boot.rst and zero-page.rst of Linux (boot_params; the 32-bit boot protocol); the chipset
+registers are those that `vmm.devices.chipset` names.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from vmm import guest_tables, layout
+from vmm.config import MachineType
+from vmm.devices.fw_cfg_format import Key
+from vmm.errors import ConfigError
+from vmm.kernel_loader import HEADER_MAGIC, LOAD_FLAGS, LOADED_HIGH, PROTOCOL, load_kernel
+from vmm.tables import e820, loader_rules, smbios_placement, table_loader
+from vmm.tables.acpi import LOADER_FILE, RSDP_FILE
+from vmm.tables.e820 import E820Entry, E820Type
+from vmm.tables.loader_rules import Rules
+from vmm.tables.table_loader import Allocate, Zone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmm.devices.fw_cfg import FwCfg
+    from vmm.kvm import Vcpu
+    from vmm.machine import Machine
+    from vmm.memory import GuestMemory
+
+GDT: Final = 0x500
+BOOT_PARAMS: Final = 0x7000
+"""In base memory that nobody uses before Linux runs; the command line is at 0x20000, where `load_kernel` puts it."""
+
+ACPI_LOW: Final = range(0xE0000, 0xF0000)
+SMBIOS: Final = range(0xF0000, 0x100000)
+"""Linux looks for an RSDP in 0xe0000-0xfffff and for an SMBIOS entry point in 0xf0000-0xfffff."""
+
+_PAGE: Final = 4096
+_BOOT_CS, _BOOT_DS = 0x10, 0x18
+_FLAT_CODE, _FLAT_DATA = 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
+"""SDM volume 3, 3.4.5: base 0, 4 GiB, accessed, present."""
+
+_ACPI_RSDP_ADDR, _E820_ENTRIES, _SETUP_HEADER, _E820_TABLE, _BOOT_PARAMS_SIZE = 0x070, 0x1E8, 0x1F1, 0x2D0, 4096
+_E820_MOST: Final = 128
+_PREF_ADDRESS, _INIT_SIZE = 0x258, 0x260
+
+_MSR_MTRR_DEF_TYPE: Final = 0x2FF
+_WRITE_BACK: Final = 0x806
+"""MTRRs on, everything write-back (SDM volume 3, 12.11.2.1); Linux's page tables make devices uncached."""
+
+_PAM_RAM: Final = (0x30, *[0x33] * 6)
+
+
+def prepare(machine: Machine) -> None:
+    """Load the kernel, the tables and the first vCPU's registers.
+
+    Args:
+        machine: built, and not yet run; it has fw_cfg, whose items the tables come from.
+
+    Raises:
+        ConfigError: the kernel cannot be started this way, or does not fit.
+    """
+    config, memory, fw_cfg = machine.config, machine.memory, machine.fw_cfg
+    if config.kernel is None or fw_cfg is None:
+        raise ConfigError("-direct: needs a kernel (-kernel PATH) and fw_cfg")
+    _set_up_chipset(machine)
+    top, rsdp = _place_acpi(fw_cfg, memory)
+    files = {name: fw_cfg.contents(name) for name in ("etc/smbios/smbios-anchor", "etc/smbios/smbios-tables")}
+    memory.write(SMBIOS.start, smbios_placement.place(files, SMBIOS.start, len(SMBIOS)))
+    kernel = load_kernel(config.kernel, config.initrd, config.append or "", top)
+    setup = bytes(kernel.keys.get(Key.SETUP_DATA, b""))
+    initrd = int.from_bytes(kernel.keys.get(Key.INITRD_ADDR, b""), "little") or top
+    _check(machine, setup, initrd)
+    entry = int.from_bytes(kernel.keys[Key.KERNEL_ADDR], "little")
+    for address, data in (
+        (entry, kernel.keys[Key.KERNEL_DATA]),
+        (int.from_bytes(kernel.keys[Key.CMDLINE_ADDR], "little"), kernel.keys[Key.CMDLINE_DATA]),
+        (initrd, kernel.keys.get(Key.INITRD_DATA, b"")),
+    ):
+        memory.write(address, bytes(data))
+    ranges = _memory_map(
+        e820.decode(fw_cfg.contents(guest_tables.E820_FILE)), memory.low_size, top, config.machine_type
+    )
+    memory.write(BOOT_PARAMS, boot_params(setup, ranges, rsdp))
+    memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))
+    for vcpu in machine.vcpus:
+        vcpu.set_msrs({_MSR_MTRR_DEF_TYPE: _WRITE_BACK})
+    _enter_protected_mode(machine.vcpus[0], entry)
+
+
+def boot_params(setup: bytes, ranges: Iterable[E820Entry], rsdp: int) -> bytes:
+    """Return the "zero page": the kernel's own setup header, the memory map, the RSDP's address.
+
+    Args:
+        setup: the kernel's setup area, its header filled in.
+        ranges: at most 128.
+        rsdp: GPA.
+    """
+    page = bytearray(_BOOT_PARAMS_SIZE)
+    end = 0x202 + setup[0x201]
+    page[_SETUP_HEADER:end] = setup[_SETUP_HEADER:end]
+    struct.pack_into("<Q", page, _ACPI_RSDP_ADDR, rsdp)
+    records = e820.encode(ranges)
+    page[_E820_ENTRIES] = len(records) // e820.RECORD.size
+    page[_E820_TABLE : _E820_TABLE + len(records)] = records
+    return bytes(page)
+
+
+def _check(machine: Machine, setup: bytes, end: int) -> None:
+    path = machine.config.kernel
+    if setup[HEADER_MAGIC : HEADER_MAGIC + 4] != b"HdrS" or not setup[LOAD_FLAGS] & LOADED_HIGH:
+        raise ConfigError(f"-direct: {path} is no Linux bzImage; boot it through firmware, without -direct")
+    (protocol,) = struct.unpack_from("<H", setup, PROTOCOL)
+    if protocol >= 0x20A:
+        preferred, size = struct.unpack_from("<QI", setup, _PREF_ADDRESS)
+        if preferred + size > end:
+            raise ConfigError(
+                f"-m {machine.config.memory >> 20}M: {path} needs {(preferred + size) >> 20} MiB below its initrd at "
+                f"{end >> 20} MiB; more RAM would help"
+            )
+
+
+def _set_up_chipset(machine: Machine) -> None:
+    """Decode ECAM and the ACPI block, and turn the legacy area into RAM; the tables say the same addresses."""
+    functions = machine.platform.pci.functions()
+    host = functions[0, 0]
+    pmbase = (layout.PMBASE_DEFAULT | 1, 4)
+    writes: list[tuple[tuple[int, int], int, int, int]] = []
+    if machine.config.machine_type is MachineType.Q35:
+        pam = 0x90
+        writes += [((0, 0), 0x60, layout.LOW_RAM_LIMIT | 1, 4), ((31, 0), 0x40, *pmbase), ((31, 0), 0x44, 0x80, 1)]
+    elif machine.config.machine_type is MachineType.PC:
+        pam = 0x59
+        writes += [((1, 3), 0x40, *pmbase), ((1, 3), 0x80, 0x01, 1)]
+    else:
+        raise ConfigError(f"-direct: for the machines q35 and pc, not for {machine.config.machine_type}")
+    with machine.io_lock:
+        for register, value in enumerate(_PAM_RAM, pam):
+            host.write_config(register, 1, value)
+        for where, register, value, size in writes:
+            functions[where].write_config(register, size, value)
+
+
+def _place_acpi(fw_cfg: FwCfg, memory: GuestMemory) -> tuple[int, int]:
+    """Run the table-loader script; return where the tables at the end of low RAM begin, and the RSDP's GPA."""
+    names = [item.name for item in fw_cfg.items() if 0x20 <= item.key < 0x4000]
+    files = {name: fw_cfg.contents(name) for name in names}
+    script = files[LOADER_FILE]
+    commands = [command for command in table_loader.decode(script) if isinstance(command, Allocate)]
+    bases: dict[str, int] = {}
+    low, top = ACPI_LOW.start, memory.low_size
+    for command in commands:
+        align, size = max(command.align, 16), len(files.get(command.file, b""))
+        if command.zone == Zone.FSEG:
+            bases[command.file] = low = -(-low // align) * align
+            low += size
+        else:
+            bases[command.file] = top = (top - size) & -align
+    top &= -_PAGE
+    if low > ACPI_LOW.stop:
+        raise ConfigError(f"-direct: {low - ACPI_LOW.start} bytes of tables belong below 1 MiB, {len(ACPI_LOW)} fit")
+    writable = [name for name in names if fw_cfg.is_writable(name)]
+    result = loader_rules.run(script, files, Rules.SEABIOS, bases=bases, writable=writable)
+    if not result.ok:
+        raise ConfigError(f"-direct: the ACPI tables cannot be linked: {result.reason}")
+    for blob in result.blobs.values():
+        memory.write(blob.base, bytes(blob.data))
+    for name, data in result.written.items():
+        fw_cfg.replace_file(name, data)
+    return top, bases[RSDP_FILE]
+
+
+def _memory_map(
+    offered: Iterable[E820Entry], low_size: int, top: int, machine_type: MachineType
+) -> tuple[E820Entry, ...]:
+    """What etc/e820 says, with low RAM divided as a PC's firmware divides it."""
+    ranges = [
+        E820Entry(0, layout.LEGACY_VIDEO.start, E820Type.RAM),
+        E820Entry(ACPI_LOW.start, SMBIOS.stop - ACPI_LOW.start, E820Type.RESERVED),
+        E820Entry(layout.LEGACY_END, top - layout.LEGACY_END, E820Type.RAM),
+    ]
+    if low_size > top:
+        ranges.append(E820Entry(top, low_size - top, E820Type.ACPI))
+    others = [entry for entry in offered if entry.base != 0]
+    ecam = E820Entry(layout.LOW_RAM_LIMIT, layout.ECAM_SIZES[0], E820Type.RESERVED)
+    if machine_type is MachineType.Q35 and not any(o.base < ecam.end and ecam.base < o.end for o in others):
+        # Linux uses ECAM only where the memory map or the DSDT reserves it.
+        ranges.append(ecam)
+    ranges = sorted(ranges + others)
+    if len(ranges) > _E820_MOST:
+        raise ConfigError(f"-direct: {len(ranges)} entries of the memory map, boot_params takes {_E820_MOST}")
+    return tuple(ranges)
+
+
+def _enter_protected_mode(vcpu: Vcpu, entry: int) -> None:
+    """As boot.rst's "32-bit boot protocol" wants it: flat segments, no paging, interrupts off."""
+    sregs = vcpu.get_sregs()
+    flat = {"base": 0, "limit": 0xFFFFFFFF, "present": 1, "s": 1, "db": 1, "g": 1}
+    for name in ("cs", "ds", "es", "fs", "gs", "ss"):
+        segment = getattr(sregs, name)
+        code = name == "cs"
+        for key, value in (flat | {"selector": _BOOT_CS if code else _BOOT_DS, "type": 11 if code else 3}).items():
+            setattr(segment, key, value)
+    sregs.gdt.base, sregs.gdt.limit = GDT, 4 * 8 - 1
+    sregs.cr0 = 0x11  # PE, ET
+    vcpu.set_sregs(sregs)
+    regs = vcpu.get_regs()
+    for name in ("rax", "rbx", "rcx", "rdx", "rdi", "rbp", "rsp"):
+        setattr(regs, name, 0)
+    regs.rip, regs.rsi, regs.rflags = entry, BOOT_PARAMS, 2
+    vcpu.set_regs(regs)

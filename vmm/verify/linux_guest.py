@@ -1,0 +1,95 @@
+"""The Linux that reports: Debian's cloud kernel and an initial RAM disk made here, around a static busybox."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 no_timer_check"
+"""Warnings on COM1, where the report goes too; a panic resets the machine, which ends the run. Linux panics unless the
+PIT ticks four times in its first 60 ms or so, which a busy host may not manage; where it knows that it runs on KVM, it
+leaves that check out by itself (kvm_guest_init in arch/x86/kernel/kvm.c)."""
+
+_FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
+_TRAILER = "TRAILER!!!"
+
+
+@dataclass(frozen=True)
+class LinuxFiles:
+    """What scripts/fetch-linux left in the cache."""
+
+    kernel: Path
+    module: Path
+    """The driver behind /sys/firmware/qemu_fw_cfg, which Debian does not build in."""
+    busybox: Path
+
+    @classmethod
+    def find(cls) -> LinuxFiles:
+        """Look into the cache.
+
+        Raises:
+            HostError: they were never fetched.
+        """
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmm" / "linux"
+        paths = [base / name for name in _FILES]
+        if not all(path.is_file() for path in paths):
+            raise HostError(f"no Linux to boot in {base}: run scripts/fetch-linux, which gets Debian's cloud kernel")
+        return cls(*paths)
+
+
+@contextmanager
+def options(append: str | None = None) -> Iterator[dict[str, Any]]:
+    """Give the fields of a `MachineConfig` that boot it, as long as the context lasts.
+
+    Args:
+        append: more words for the kernel's command line.
+
+    Raises:
+        HostError: see `LinuxFiles.find`.
+    """
+    files = LinuxFiles.find()
+    with TemporaryDirectory(prefix="vmm-linux-") as directory:
+        initrd = Path(directory) / "initrd"
+        initrd.write_bytes(initramfs(files))
+        words = COMMAND_LINE if append is None else f"{COMMAND_LINE} {append}"
+        yield {"kernel": files.kernel, "initrd": initrd, "append": words}
+
+
+def initramfs(files: LinuxFiles) -> bytes:
+    """Build the initial RAM disk: /init, busybox, the module, /dev/console."""
+    init = resources.files("vmm.verify").joinpath("linux_init.sh").read_bytes()
+    return b"".join(
+        (
+            _entry("bin", stat.S_IFDIR | 0o755),
+            _entry("dev", stat.S_IFDIR | 0o755),
+            _entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+            _entry("bin/busybox", stat.S_IFREG | 0o755, files.busybox.read_bytes()),
+            _entry("qemu_fw_cfg.ko", stat.S_IFREG | 0o644, files.module.read_bytes()),
+            _entry("init", stat.S_IFREG | 0o755, init),
+            _entry(_TRAILER, 0),
+        )
+    )
+
+
+def _entry(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
+    """Return a file in cpio's "newc" form (Linux, Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    words = name.encode() + b"\0"
+    # Inode, mode, uid, gid, links, time, size, device of the file, device that it is, size of the name, checksum.
+    fields = (0, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(words), 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + words
+    return _padded(head) + _padded(data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)

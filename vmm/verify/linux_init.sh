@@ -1,0 +1,56 @@
+#!/bin/busybox sh
+# /init of the Linux that reports: sends what the kernel found to the host over COM1, then powers off by ACPI.
+#
+# The stream: "VMM-LINUX 1", then for each file a line "FILE <bytes> <path>", the bytes, a newline; at last "END".
+# Everything but this stream ends up on the same line before it: the kernel's log.
+
+/bin/busybox mkdir -p /proc /sys /dev /tmp
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+
+# Large items are told by their size and their beginning: the driver starts every page of a read at the item's first
+# byte (fw_cfg_read_blob in drivers/firmware/qemu_fw_cfg.c), so that reading costs the square of the size.
+LIMIT=131072
+
+insmod /qemu_fw_cfg.ko >/tmp/insmod 2>&1
+
+# From here on the kernel is silent, or its messages would be in the middle of the stream.
+echo 1 >/proc/sys/kernel/printk
+exec 3>/dev/ttyS0
+stty -F /dev/ttyS0 raw
+
+send() { # path as it is told, file that has the bytes
+  echo "FILE $(wc -c <"$2") $1" >&3
+  cat "$2" >&3
+  echo >&3
+}
+
+copy() { # sends a file that can only be read once
+  head -c $LIMIT "$1" >/tmp/copy 2>/dev/null
+  send "$1" /tmp/copy
+}
+
+echo >&3
+echo "VMM-LINUX 1" >&3
+dmesg -r >/tmp/dmesg
+send dmesg /tmp/dmesg
+nproc >/tmp/nproc
+send nproc /tmp/nproc
+send insmod /tmp/insmod
+uname -r >/tmp/uname
+send uname /tmp/uname
+for table in $(find /sys/firmware/acpi/tables /sys/firmware/dmi/tables -type f 2>/dev/null); do
+  copy "$table"
+done
+cd /sys/firmware/qemu_fw_cfg/by_key 2>/dev/null && for key in *; do
+  name=/sys/firmware/qemu_fw_cfg/by_key/$key
+  copy "$name/name"
+  copy "$name/size"
+  copy "$name/raw"
+done
+echo END >&3
+stty -F /dev/ttyS0 raw # waits until everything is out (TCSADRAIN)
+poweroff -f
