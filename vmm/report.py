@@ -136,7 +136,7 @@ def text(report: Report) -> str:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     firmware, cpus = report["firmware"], report["cpus"]
-    yield "firmware", f"{firmware['kind']}: {firmware['path']}"
+    yield "firmware", "none" if firmware["kind"] == "none" else f"{firmware['kind']}: {firmware['path']}"
     if firmware["variables"] is not None:
         kept = "written back" if firmware["variables_persist"] else "a private copy, discarded"
         yield "variables", f"{firmware['variables']} ({kept})"

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm.cli import verify as verify_command
+from vmm.errors import ConfigError, HostError
 from vmm.tables.e820 import E820Entry
 from vmm.verify import linux, linux_report
 from vmm.verify.guest_report import Kind, ReportError
@@ -72,6 +74,17 @@ def test_a_cut_report_is_refused(cut: int) -> None:
 def test_whatever_linux_sends_is_decoded_or_refused(noise: bytes, at: int) -> None:
     with suppress(ReportError):
         linux_report.decode(GOOD[:at] + noise + GOOD[at + len(noise) :])
+
+
+def test_a_host_without_linux_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(HostError, match="scripts/fetch-linux"):
+        LinuxFiles.find()
+
+
+def test_verify_linux_brings_its_own_kernel() -> None:
+    with pytest.raises(ConfigError, match="leave out -kernel"):
+        verify_command.run(["linux", "-direct", "-kernel", "bzImage"])
 
 
 def test_cpio_reads_the_initial_ram_disk(tmp_path: Path) -> None:

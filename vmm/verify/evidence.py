@@ -49,6 +49,8 @@ class Evidence:
 
     def never_read(self, name: str) -> str:
         """Say that firmware never selected a file; nothing if it did."""
+        if self._collected.config.direct:
+            return ""
         item = self._collected.firmware_reads.get(name)
         if item is not None and item.selects == 0:
             return f"{self.firmware} never read {name}"

@@ -2,7 +2,7 @@
 # /init of the Linux that reports: sends what the kernel found to the host over COM1, then powers off by ACPI.
 #
 # The stream: "VMM-LINUX 1", then for each file a line "FILE <bytes> <path>", the bytes, a newline; at last "END".
-# Everything but this stream ends up on the same line before it: the kernel's log.
+# What the kernel prints comes on the same serial port, before the stream and after it.
 
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox --install -s /bin

@@ -56,7 +56,8 @@ def compare(collected: Collected) -> Verification:
         ]
     cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
     words = f"{config.machine_type}, {cpus}, {config.memory >> 20} MiB"
-    return Verification(str(config.firmware.path), words, collected.outcome.elapsed_s, tuple(subjects))
+    firmware = "no firmware" if config.direct else str(config.firmware.path)
+    return Verification(firmware, words, collected.outcome.elapsed_s, tuple(subjects))
 
 
 def _why_no_report(collected: Collected) -> str:
