@@ -5,7 +5,8 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "vmm/clock.h"
 
 /* Offsets in the 12 ports. */
 #define SELECTOR 0
@@ -177,14 +178,6 @@ static bool stop_requested(const struct fw_cfg *fw_cfg)
     return fw_cfg->stop != NULL && __atomic_load_n(fw_cfg->stop, __ATOMIC_RELAXED) != 0;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /*
  * Item bytes (or zeros) to the guest. False if some of them had nowhere to go,
  * or if a stop of the machine cut a transfer that takes too long to wait for.
@@ -198,7 +191,7 @@ static bool store_to_guest(const struct fw_cfg *fw_cfg, uint64_t gpa, const uint
         done += guest_memory_scatter(fw_cfg->memory, gpa + done, from != NULL ? from + done : NULL, length - done,
                                      DMA_CHUNK, &stored);
         if (done < length && stop_requested(fw_cfg)) {
-            uint64_t now = now_ns();
+            uint64_t now = monotonic_ns();
 
             stop_seen_ns = stop_seen_ns != 0 ? stop_seen_ns : now;
             if (now - stop_seen_ns > STOP_GRACE_NS) {

@@ -1,28 +1,20 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "vmm/pm_timer.h"
 
-#include <time.h>
+#include "vmm/clock.h"
 
 #define PM_TIMER_HZ 3579545u
 #define NS_PER_S 1000000000u
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
-
 void pm_timer_init(struct pm_timer *timer, uint32_t bits)
 {
-    timer->start_ns = now_ns();
+    timer->start_ns = monotonic_ns();
     timer->mask = bits == 32 ? UINT32_MAX : (1u << 24) - 1;
 }
 
 static uint32_t counter(const struct pm_timer *timer)
 {
-    uint64_t elapsed = now_ns() - timer->start_ns;
+    uint64_t elapsed = monotonic_ns() - timer->start_ns;
     /* Whole seconds apart: elapsed * PM_TIMER_HZ would pass 64 bits after 85 minutes. */
     uint64_t ticks = elapsed / NS_PER_S * PM_TIMER_HZ + elapsed % NS_PER_S * PM_TIMER_HZ / NS_PER_S;
 
@@ -31,13 +23,11 @@ static uint32_t counter(const struct pm_timer *timer)
 
 void pm_timer_access(void *opaque, struct io_access *access)
 {
-    uint32_t value;
-
     if (access->is_write) {
         return;
     }
     for (uint32_t element = 0; element < access->count; element++) {
-        value = counter(opaque) >> (8 * (access->offset & 3));
+        uint32_t value = counter(opaque) >> (8 * (access->offset & 3));
         for (uint32_t byte = 0; byte < access->size; byte++) {
             access->data[(uint64_t)element * access->size + byte] = byte < 4 ? (uint8_t)(value >> (8 * byte)) : 0;
         }

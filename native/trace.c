@@ -2,7 +2,8 @@
 #include "vmm/trace.h"
 
 #include <stdlib.h>
-#include <time.h>
+
+#include "vmm/clock.h"
 
 struct ring {
     struct trace_record *records;
@@ -80,7 +81,6 @@ void trace_add(struct trace *trace, const struct trace_record *record)
 {
     struct ring *ring;
     struct trace_record stamped = *record;
-    struct timespec now;
 
     if (record->vcpu >= trace->vcpus) {
         return;
@@ -92,8 +92,7 @@ void trace_add(struct trace *trace, const struct trace_record *record)
         return;
     }
     flush_ring(trace, ring);
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    stamped.time_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    stamped.time_ns = monotonic_ns();
     stamped.rip = trace->rip != NULL ? trace->rip(trace->opaque, record->vcpu) : 0;
     if (record->operation == TRACE_PORT_READ) {
         ring->pending = stamped;

@@ -6,18 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
+
+#include "vmm/clock.h"
 
 /* Delivered only to make KVM_RUN return; SIGRTMIN itself is taken by some threading libraries. */
 #define KICK_SIGNAL (SIGRTMIN + 4)
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static void on_kick(int signal)
 {
@@ -167,9 +160,9 @@ void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32
         serve_access(vcpu, &vcpu->vm->ports, &access);
         return;
     }
-    began = now_ns();
+    began = monotonic_ns();
     serve_access(vcpu, &vcpu->vm->ports, &access);
-    exit_times_add(vcpu->times, EXIT_TIMES_PORT, port, is_write, now_ns() - began);
+    exit_times_add(vcpu->times, EXIT_TIMES_PORT, port, is_write, monotonic_ns() - began);
 }
 
 void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write)
@@ -183,9 +176,9 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
         serve_access(vcpu, &vcpu->vm->mmio, &access);
         return;
     }
-    began = now_ns();
+    began = monotonic_ns();
     serve_access(vcpu, &vcpu->vm->mmio, &access);
-    exit_times_add(vcpu->times, EXIT_TIMES_MMIO, gpa & ~(uint64_t)0xfff, is_write, now_ns() - began);
+    exit_times_add(vcpu->times, EXIT_TIMES_MMIO, gpa & ~(uint64_t)0xfff, is_write, monotonic_ns() - began);
 }
 
 static void set_single_step(struct vmm_vcpu *vcpu, bool on)
@@ -198,17 +191,12 @@ static void set_single_step(struct vmm_vcpu *vcpu, bool on)
 
 void vmm_vcpu_note_start(struct vmm_vcpu *vcpu)
 {
-    if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) == 0) {
-        __atomic_store_n(&vcpu->started_ns, now_ns(), __ATOMIC_RELAXED);
-    }
-}
-
-static void note_start(struct vmm_vcpu *vcpu)
-{
     if (vcpu->start_watched) {
         set_single_step(vcpu, false);
     }
-    vmm_vcpu_note_start(vcpu);
+    if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) == 0) {
+        __atomic_store_n(&vcpu->started_ns, monotonic_ns(), __ATOMIC_RELAXED);
+    }
 }
 
 /*
@@ -223,7 +211,7 @@ static void watch_for_start(struct vmm_vcpu *vcpu)
         return;
     }
     if (state.mp_state == KVM_MP_STATE_RUNNABLE || state.mp_state == KVM_MP_STATE_HALTED) {
-        note_start(vcpu);
+        vmm_vcpu_note_start(vcpu);
     } else if (state.mp_state == KVM_MP_STATE_INIT_RECEIVED) {
         set_single_step(vcpu, true);
     }
@@ -287,7 +275,7 @@ static bool serve_exit(struct vmm_vcpu *vcpu, int result)
     reason = run->exit_reason < VCPU_EXIT_REASONS ? run->exit_reason : VCPU_EXIT_REASONS - 1;
     count(&vcpu->exits[reason]);
     if (vcpu->start_watched) {
-        note_start(vcpu);
+        vmm_vcpu_note_start(vcpu);
         if (run->exit_reason == KVM_EXIT_DEBUG) {
             return !stop_requested(vcpu);
         }
@@ -327,21 +315,22 @@ bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
     if (__builtin_expect(vcpu->times == NULL || result != 0, 1)) {
         return serve_exit(vcpu, result);
     }
-    began = now_ns();
+    began = monotonic_ns();
     go_on = serve_exit(vcpu, result);
-    exit_times_add(vcpu->times, EXIT_TIMES_REASON, vcpu->run->exit_reason, false, now_ns() - began);
+    exit_times_add(vcpu->times, EXIT_TIMES_REASON, vcpu->run->exit_reason, false, monotonic_ns() - began);
     return go_on;
 }
 
-/*
- * A port read or an MMIO load is finished by the next KVM_RUN, so a run that
- * is stopped right behind one must enter once more, or registers read from
- * the vCPU are those of an instruction half done (Documentation/virt/kvm/api.rst, KVM_EXIT_IO).
- */
-static void complete_pending_access(struct vmm_vcpu *vcpu)
+void vmm_vcpu_finish_access(struct vmm_vcpu *vcpu)
 {
+    const struct kvm_run *run = vcpu->run;
+
     vcpu->run->immediate_exit = 1;
-    ioctl(vcpu->fd, KVM_RUN, 0);
+    /* The same instruction may ask for more: an access across two pages, a string, which KVM leaves every 1024 elements. */
+    while (ioctl(vcpu->fd, KVM_RUN, 0) == 0 &&
+           (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO)) {
+        serve_exit(vcpu, 0);
+    }
 }
 
 int vmm_vcpu_run(struct vmm_vcpu *vcpu)
@@ -350,7 +339,7 @@ int vmm_vcpu_run(struct vmm_vcpu *vcpu)
         while (vmm_vcpu_serve_exit(vcpu, ioctl(vcpu->fd, KVM_RUN, 0))) {
         }
         if (vcpu->end.outcome == VCPU_STOPPED) {
-            complete_pending_access(vcpu);
+            vmm_vcpu_finish_access(vcpu);
         }
     }
     vmm_vcpu_leave(vcpu);
@@ -363,5 +352,6 @@ const struct vmm_core vmm_core = {
     .port_access = vmm_port_access,
     .mmio_access = vmm_mmio_access,
     .serve_exit = vmm_vcpu_serve_exit,
+    .finish_access = vmm_vcpu_finish_access,
     .note_start = vmm_vcpu_note_start,
 };

@@ -187,9 +187,6 @@ static inline struct assist_vcpu *owner_of(CPUX86State *env)
 struct assist_vcpu *engine_new_vcpu(struct assist *assist, struct vmm_vcpu *core);
 void engine_free_vcpu(struct assist_vcpu *vcpu);
 /* Make a vCPU leave translated code at the start of the next block; from any thread. */
-/* RIP of the port access that is being served, for the core's access log. */
-uint64_t engine_io_rip(struct vmm_vcpu *core);
-
 void engine_ask_to_leave(struct assist_vcpu *vcpu);
 /* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */
 int engine_execute(struct assist_vcpu *vcpu);
@@ -204,6 +201,10 @@ void lock_release(struct assist_vcpu *vcpu);
 void lock_yield(struct assist_vcpu *vcpu);
 /* KVM_RUN that returns with EINTR after about this many ticks; 0: unbounded. */
 int bounded_kvm_run(struct assist_vcpu *vcpu, uint32_t ticks);
+
+/* helpers.c */
+/* RIP of the port access that is being served, for the core's access log. */
+uint64_t engine_io_rip(struct vmm_vcpu *core);
 
 /* memory.c */
 void memory_attach(struct assist *assist);
@@ -245,7 +246,6 @@ void interrupts_note_timer(struct assist_vcpu *vcpu);
 void interrupts_after_delivery(struct assist_vcpu *vcpu);
 /* After a LAPIC access: any other vCPU may have got an interrupt, INIT or SIPI. */
 void interrupts_wake_others(struct assist_vcpu *vcpu);
-uint64_t monotonic_ns(void);
 uint64_t guest_tsc(const struct assist_vcpu *vcpu);
 
 #endif

@@ -9,7 +9,7 @@
  */
 #include "engine.h"
 
-#include <time.h>
+#include "vmm/clock.h"
 
 /* Register offsets: Intel SDM volume 3, table 11-1. */
 #define APIC_TPR 0x80
@@ -26,14 +26,6 @@
 #define TIMER_ONE_SHOT 0
 #define TIMER_PERIODIC 1
 #define DELIVERY_EXTINT 7
-
-uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 uint64_t guest_tsc(const struct assist_vcpu *vcpu)
 {

@@ -20,7 +20,6 @@
 #define DELIVERY_TICKS 2
 #define STEP_TICKS 50
 
-
 enum ran {
     RAN_INSTRUCTION, /* or an interrupt was delivered and its handler's first instruction ran */
     RAN_REFUSED,     /* KVM cannot execute the instruction at RIP */
@@ -71,13 +70,6 @@ static void set_stepping(struct assist_vcpu *vcpu, uint32_t control)
     ioctl(vcpu->core->fd, KVM_SET_GUEST_DEBUG, &debug);
 }
 
-/* A port or MMIO access that KVM handed out is finished by entering KVM once more. */
-static void finish_access(struct assist_vcpu *vcpu)
-{
-    vcpu->core->run->immediate_exit = 1;
-    ioctl(vcpu->core->fd, KVM_RUN, 0);
-}
-
 /* A signal came after KVM took the interrupt from its controller and before the vCPU saw it: only KVM can go on. */
 static bool delivery_unfinished(const struct assist_vcpu *vcpu)
 {
@@ -116,7 +108,7 @@ static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
                 return RAN_END;
             }
             if (access) {
-                finish_access(vcpu);
+                vcpu->assist->core->finish_access(vcpu->core);
                 return RAN_INSTRUCTION;
             }
             return RAN_NOTHING;

@@ -105,6 +105,13 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
 /* After KVM_RUN returned `result`: serve the exit. True: go on; false: vcpu->end says why not. */
 bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result);
 
+/*
+ * A port or MMIO access is finished by the next KVM_RUN, so a run that is
+ * stopped right behind one must enter KVM once more, or the vCPU's registers
+ * are those of an instruction half done (Documentation/virt/kvm/api.rst, KVM_EXIT_IO).
+ */
+void vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
+
 /* The vCPU is about to execute its first instruction, if it never did before. */
 void vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
@@ -115,6 +122,7 @@ struct vmm_core {
     void (*port_access)(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write);
     void (*mmio_access)(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write);
     bool (*serve_exit)(struct vmm_vcpu *vcpu, int result);
+    void (*finish_access)(struct vmm_vcpu *vcpu);
     void (*note_start)(struct vmm_vcpu *vcpu);
 };
 
