@@ -148,7 +148,10 @@ int bounded_kvm_run(struct assist_vcpu *vcpu, uint32_t ticks)
         pthread_mutex_unlock(&assist->lock_mutex);
     }
     result = ioctl(vcpu->core->fd, KVM_RUN, 0);
-    __atomic_store_n(&vcpu->kick_after_ticks, 0, __ATOMIC_RELEASE);
+    /* With the lock that the ticker kicks under: it must not send a signal to a thread that has ended meanwhile. */
+    pthread_mutex_lock(&assist->lock_mutex);
+    __atomic_store_n(&vcpu->kick_after_ticks, 0, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&assist->lock_mutex);
     __atomic_fetch_sub(&assist->bounded_stays, 1, __ATOMIC_ACQ_REL);
     return result;
 }
