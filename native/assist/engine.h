@@ -220,6 +220,14 @@ void memory_after_device(struct assist_vcpu *vcpu);
 void memory_drop_all_code(struct assist *assist);
 struct engine_region *memory_find(struct assist *assist, uint64_t gpa);
 
+/* code_pages.c */
+#define CODE_PAGE_BITS 12
+#define CODE_PAGE_BYTES (1ul << CODE_PAGE_BITS)
+/* The range that holds [hva, hva + size), new or not; NULL: no memory, or no room. Needs map_mutex. */
+struct host_range *code_pages_range(struct assist *assist, uintptr_t hva, uintptr_t size);
+bool code_pages_has(const struct host_range *range, uintptr_t hva);
+void code_pages_free(struct assist *assist);
+
 /* The guest's CPUID leaf, or NULL. */
 const struct assist_cpuid_leaf *engine_cpuid(const struct assist_vcpu *vcpu, uint32_t function, uint32_t subleaf);
 

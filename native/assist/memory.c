@@ -9,84 +9,6 @@
  */
 #include "engine.h"
 
-#define HOST_PAGE_BITS 12
-#define HOST_PAGE_BYTES (1ul << HOST_PAGE_BITS)
-#define WORD_BITS (8 * sizeof(unsigned long))
-
-static struct host_range *host_range_of(struct assist *assist, uintptr_t hva)
-{
-    for (uint32_t i = 0; i < assist->host_count; i++) {
-        struct host_range *range = &assist->hosts[i];
-
-        if (hva - range->start < range->size) {
-            return range;
-        }
-    }
-    return NULL;
-}
-
-/* A range that no region uses any more makes room; its code was dropped with the region. */
-static struct host_range *free_range(struct assist *assist)
-{
-    if (assist->host_count < HOST_RANGES) {
-        return &assist->hosts[assist->host_count++];
-    }
-    for (uint32_t i = 0; i < HOST_RANGES; i++) {
-        struct host_range *range = &assist->hosts[i];
-        bool used = false;
-
-        for (uint32_t r = 0; r < assist->region_count; r++) {
-            used |= assist->regions[r].host == range;
-        }
-        if (!used) {
-            free(range->code_pages);
-            *range = (struct host_range){0};
-            return range;
-        }
-    }
-    return NULL;
-}
-
-static struct host_range *host_range_add(struct assist *assist, uintptr_t hva, uintptr_t size)
-{
-    struct host_range *range = host_range_of(assist, hva);
-    uintptr_t words = ((size >> HOST_PAGE_BITS) + WORD_BITS) / WORD_BITS;
-
-    if (range != NULL && hva - range->start + size <= range->size) {
-        return range;
-    }
-    range = free_range(assist);
-    if (range == NULL) {
-        return NULL;
-    }
-    range->code_pages = calloc(words, sizeof(unsigned long));
-    if (range->code_pages == NULL) {
-        return NULL;
-    }
-    range->start = hva & ~(HOST_PAGE_BYTES - 1);
-    range->size = size + (hva - range->start);
-    return range;
-}
-
-static bool page_has_code(const struct host_range *range, uintptr_t hva)
-{
-    uintptr_t page = (hva - range->start) >> HOST_PAGE_BITS;
-
-    return (__atomic_load_n(&range->code_pages[page / WORD_BITS], __ATOMIC_RELAXED) >> (page % WORD_BITS)) & 1;
-}
-
-static void mark_page(struct host_range *range, uintptr_t hva, bool code)
-{
-    uintptr_t page = (hva - range->start) >> HOST_PAGE_BITS;
-    unsigned long bit = 1ul << (page % WORD_BITS);
-
-    if (code) {
-        __atomic_fetch_or(&range->code_pages[page / WORD_BITS], bit, __ATOMIC_RELAXED);
-    } else {
-        __atomic_fetch_and(&range->code_pages[page / WORD_BITS], ~bit, __ATOMIC_RELAXED);
-    }
-}
-
 struct engine_region *memory_find(struct assist *assist, uint64_t gpa)
 {
     struct engine_region *region = assist->last_region;
@@ -143,8 +65,8 @@ static bool note_write(struct assist *assist, const struct engine_region *region
 {
     uintptr_t hva = (uintptr_t)region->hva + (gpa - region->gpa);
 
-    for (uintptr_t page = hva & ~(HOST_PAGE_BYTES - 1); page < hva + length; page += HOST_PAGE_BYTES) {
-        if (page_has_code(region->host, page)) {
+    for (uintptr_t page = hva & ~(CODE_PAGE_BYTES - 1); page < hva + length; page += CODE_PAGE_BYTES) {
+        if (code_pages_has(region->host, page)) {
             if (assist->pending_count < PENDING_WRITES) {
                 assist->pending[assist->pending_count] = (struct pending_write){.hva = hva, .length = length};
             }
@@ -283,7 +205,7 @@ static bool add_new(struct assist *assist)
             ours->present = true;
             continue;
         }
-        host = host_range_add(assist, (uintptr_t)theirs->hva, theirs->size);
+        host = code_pages_range(assist, (uintptr_t)theirs->hva, theirs->size);
         if (host == NULL || assist->region_count == ARRAY_SIZE(assist->regions)) {
             continue;
         }
@@ -374,74 +296,5 @@ void memory_detach(struct assist *assist)
     memory->written = NULL;
     memory->changed = NULL;
     memory->opaque = NULL;
-    for (uint32_t i = 0; i < assist->host_count; i++) {
-        free(assist->hosts[i].code_pages);
-    }
-}
-
-/*
- * Self-modifying code. The engine names a page of RAM by its host address
- * (qemu_ram_addr_from_host below), so two guest addresses of one host page are
- * one page. The first block translated from a page makes every TLB entry that
- * can store to it take the slow path (TLB_NOTDIRTY), which drops the blocks
- * that the store touches; when the last block of a page is gone, stores are
- * fast again. Other vCPUs notice by code_generation when they get the engine.
- */
-
-void WRAP(tlb_protect_code)(struct uc_struct *uc, ram_addr_t page)
-{
-    struct assist *assist = ((struct assist_vcpu *)uc->cpu)->assist;
-    struct host_range *range = host_range_of(assist, page);
-
-    if (range == NULL || page_has_code(range, page)) {
-        return;
-    }
-    mark_page(range, page, true);
-    assist->code_generation++;
-    tlb_reset_dirty(uc->cpu, page & ~(HOST_PAGE_BYTES - 1), HOST_PAGE_BYTES);
-}
-
-static void make_dirty(CPUTLBEntry *entry, uintptr_t page)
-{
-    target_ulong flags = entry->addr_write & (HOST_PAGE_BYTES - 1);
-
-    if (entry->addr_write != (target_ulong)-1 && flags == TLB_NOTDIRTY &&
-        (entry->addr_write & ~(HOST_PAGE_BYTES - 1)) + entry->addend == page) {
-        entry->addr_write &= ~(target_ulong)TLB_NOTDIRTY;
-    }
-}
-
-void WRAP(tlb_unprotect_code)(struct uc_struct *uc, ram_addr_t address)
-{
-    struct assist_vcpu *vcpu = (struct assist_vcpu *)uc->cpu;
-    struct host_range *range = host_range_of(vcpu->assist, address);
-    uintptr_t page = address & ~(HOST_PAGE_BYTES - 1);
-
-    if (range == NULL) {
-        return;
-    }
-    mark_page(range, page, false);
-    for (int mmu = 0; mmu < NB_MMU_MODES; mmu++) {
-        CPUTLBDescFast *fast = &vcpu->cpu.neg.tlb.f[mmu];
-        CPUTLBDesc *desc = &vcpu->cpu.neg.tlb.d[mmu];
-        size_t count = (fast->mask >> CPU_TLB_ENTRY_BITS) + 1;
-
-        for (size_t i = 0; i < count; i++) {
-            make_dirty(&fast->table[i], page);
-        }
-        for (size_t i = 0; i < CPU_VTLB_SIZE; i++) {
-            make_dirty(&desc->vtable[i], page);
-        }
-    }
-}
-
-ram_addr_t WRAP(qemu_ram_addr_from_host)(struct uc_struct *uc, void *host)
-{
-    (void)uc;
-    return (uintptr_t)host;
-}
-
-bool memory_page_has_code(const struct engine_region *region, uintptr_t hva)
-{
-    return page_has_code(region->host, hva);
+    code_pages_free(assist);
 }

@@ -6,8 +6,6 @@
  */
 #include "engine.h"
 
-bool memory_page_has_code(const struct engine_region *region, uintptr_t hva);
-
 /* Chips inside KVM: only an instruction that KVM executes reaches them. */
 static bool belongs_to_kvm(const struct assist_vcpu *vcpu, uint64_t gpa)
 {
@@ -82,7 +80,7 @@ static CPUTLBEntry make_entry(struct assist *assist, target_ulong vaddr, hwaddr 
         write |= TLB_MMIO;
         *iotlb = paddr;
     } else {
-        if (memory_page_has_code(region, hva)) {
+        if (code_pages_has(region->host, hva)) {
             write |= TLB_NOTDIRTY;
         }
         *iotlb = hva;
