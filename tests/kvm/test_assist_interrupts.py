@@ -1,0 +1,311 @@
+"""The software CPU and KVM's interrupt controllers: timers, the 8259, IPIs, NMIs."""
+
+import pytest
+from assist_rig import NOT_HERE, values_of
+
+from vmm.assist import has_hardware_virtualization
+
+pytestmark = [
+    pytest.mark.needs_kvm,
+    pytest.mark.skipif(has_hardware_virtualization(), reason=NOT_HERE),
+]
+
+LAPIC_TIMER = """
+    .macro start_timer vector, mode, count
+        mov $0xfee00000, %rax
+        movl $0x1ff, 0xf0(%rax)             # enabled
+        movl $0xb, 0x3e0(%rax)              # divide by 1
+        movl $(\\mode << 17 | \\vector), 0x320(%rax)
+        movl $\\count, 0x380(%rax)          # nanoseconds
+    .endm
+    .macro eoi
+        mov $0xfee00000, %rax
+        movl $0, 0xb0(%rax)
+    .endm
+"""
+
+
+def test_interrupts_reach_ring_3_and_return_to_it() -> None:
+    source = (
+        LAPIC_TIMER
+        + """
+    timer:
+        push %rax
+        incl ticks
+        mov 16(%rsp), %eax                  # CS of what was interrupted
+        mov %eax, last_cs
+        mov 24(%rsp), %rax
+        mov %rax, last_flags
+        eoi
+        pop %rax
+        iretq
+    finish:
+        report last_cs
+        mov last_flags, %ebx
+        report %ebx
+        report %r12d
+        done
+    main:
+        call load_tss
+        gate 0x40, timer
+        gate 3, finish, 0xee
+        start_timer 0x40, 1, 2000000
+        mov $0x7e00, %rsp
+        to_ring3 user
+    user:
+        xor %r12d, %r12d
+        mov $0x123456789abcdef0, %r8
+        mov %r8, %r9
+        cvtsi2sd %r8, %xmm3
+        movq %xmm3, %r10
+    1:  cmp %r8, %r9
+        jne 2f
+        movq %xmm3, %r11
+        cmp %r10, %r11
+        jne 2f
+        cmpl $50, ticks
+        jb 1b
+        mov $0x900d, %r12d
+    2:  int3
+    .align 64
+    ticks: .long 0
+    last_cs: .long 0
+    last_flags: .quad 0
+    """
+    )
+    cs, flags, verdict = values_of(source)
+    assert (cs, verdict) == (0x3B, 0x900D)
+    assert flags & 0x300 == 0x200, "IF is set, and TF has not leaked from the way KVM is stepped"
+
+
+@pytest.mark.parametrize("mode", ["periodic", "one-shot", "deadline"])
+def test_hlt_waits_for_each_kind_of_timer(mode: str) -> None:
+    number = {"one-shot": 0, "periodic": 1, "deadline": 2}[mode]
+    arm = {
+        "one-shot": "mov $0xfee00000, %rax\n movl $3000000, 0x380(%rax)",
+        "periodic": "",
+        "deadline": "rdtsc\n add $3000000, %eax\n adc $0, %edx\n mov $0x6e0, %ecx\n wrmsr",
+    }[mode]
+    source = (
+        LAPIC_TIMER
+        + f"""
+    timer:
+        push %rax
+        incl ticks
+        eoi
+        pop %rax
+        iretq
+    main:
+        gate 0x40, timer
+        start_timer 0x40, {number}, 3000000
+        mov $0x900d, %r15d
+    1:  {arm}
+        sti
+        hlt
+        cli
+        cmpl $30, ticks
+        jb 1b
+        report %r15d
+        done
+    .align 64
+    ticks: .long 0
+    """
+    )
+    assert values_of(source) == [0x900D]
+
+
+def test_a_timer_interrupts_code_that_never_waits() -> None:
+    source = (
+        LAPIC_TIMER
+        + """
+    timer:
+        push %rax
+        incl ticks
+        eoi
+        pop %rax
+        iretq
+    main:
+        gate 0x40, timer
+        start_timer 0x40, 1, 1000000
+        xor %ebx, %ebx
+        sti
+    1:  inc %rbx                            # interrupts on: taken between any two blocks
+        cmpl $20, ticks
+        jb 1b
+        cli
+        movl $0, ticks
+    2:  inc %rbx                            # off but for one instruction now and then
+        test $0xffff, %ebx
+        jnz 2b
+        sti
+        nop
+        cli
+        cmpl $20, ticks
+        jb 2b
+        report $0x900d
+        done
+    .align 64
+    ticks: .long 0
+    """
+    )
+    assert values_of(source) == [0x900D]
+
+
+def test_a_lower_cr8_lets_a_waiting_interrupt_through() -> None:
+    source = (
+        LAPIC_TIMER
+        + """
+    timer:
+        push %rax
+        incl ticks
+        eoi
+        pop %rax
+        iretq
+    main:
+        gate 0x40, timer
+        mov $8, %ebx
+        mov %rbx, %cr8                      # masks vectors below 0x90
+        start_timer 0x40, 0, 1000
+        sti
+        mov $3000000, %ecx
+    1:  loop 1b
+        report ticks
+        xor %ebx, %ebx
+        mov %rbx, %cr8
+    2:  pause
+        cmpl $1, ticks
+        jne 2b
+        report ticks
+        done
+    .align 64
+    ticks: .long 0
+    """
+    )
+    assert values_of(source) == [0, 1]
+
+
+def test_the_pic_delivers_too() -> None:
+    source = """
+    timer:
+        push %rax
+        incl ticks
+        mov $0x20, %al
+        out %al, $0x20
+        pop %rax
+        iretq
+    main:
+        gate 0x20, timer
+        mov $0x11, %al                      # ICW1 to ICW4, vectors from 20h
+        out %al, $0x20
+        mov $0x20, %al
+        out %al, $0x21
+        mov $4, %al
+        out %al, $0x21
+        mov $1, %al
+        out %al, $0x21
+        mov $0xfe, %al                      # IRQ 0 only
+        out %al, $0x21
+        mov $0x34, %al                      # 8254 channel 0, rate generator, about 1 kHz
+        out %al, $0x43
+        mov $0xa9, %al
+        out %al, $0x40
+        mov $4, %al
+        out %al, $0x40
+        sti
+    1:  pause
+        cmpl $30, ticks
+        jb 1b
+        report $0x900d
+        done
+    .align 64
+    ticks: .long 0
+    """
+    assert values_of(source) == [0x900D]
+
+
+def test_an_ipi_wakes_and_interrupts() -> None:
+    source = """
+    ipi:
+        push %rax
+        lock incl received
+        mov $0xfee00000, %rax
+        movl $0, 0xb0(%rax)
+        pop %rax
+        iretq
+    main:
+        mov %ebx, %r15d
+        gate 0x41, ipi
+        mov $0xfee00000, %rax
+        movl $0x1ff, 0xf0(%rax)
+        cmp $0, %r15d
+        jne other
+        start_others
+    1:  pause
+        cmpl $2, ready
+        jne 1b
+        mov $0xfee00000, %rax
+        mov $100, %ebp
+    1:  mov received, %r13d
+        add $2, %r13d
+        movl $0xc4041, 0x300(%rax)
+    2:  pause
+        cmp received, %r13d
+        jne 2b
+        dec %ebp
+        jnz 1b
+        report received
+        done
+    other:
+        lock incl ready
+        cmp $1, %r15d
+        je spin
+    3:  sti
+        hlt
+        jmp 3b
+    spin:
+        sti
+    4:  jmp 4b
+    .align 64
+    received: .long 0
+    ready: .long 0
+    """
+    assert values_of(source, cpus=3) == [200]
+
+
+def test_nmis_arrive_with_interrupts_off_and_one_at_a_time() -> None:
+    source = """
+    nmi:
+        push %rax
+        incl received
+        pop %rax
+        iretq
+    main:
+        mov %ebx, %r15d
+        gate 2, nmi
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        cmp $0, %r15d
+        jne other
+        start_others
+        wait_for_cpus 2
+    1:  pause
+        cmpl $1, ready
+        jne 1b
+        mov $20, %ebp
+    2:  mov received, %r13d
+        movl $0xc4400, 0x300(%rdi)          # NMI to the other
+    3:  pause
+        cmp received, %r13d
+        je 3b
+        dec %ebp
+        jnz 2b
+        report received
+        done
+    other:
+        incl ready
+    4:  jmp 4b
+    .align 64
+    received: .long 0
+    ready: .long 0
+    """
+    assert values_of(source, cpus=2) == [20]

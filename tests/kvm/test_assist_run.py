@@ -1,0 +1,188 @@
+"""How a run of the software CPU ends: stops that leave nothing half done, faults that end it, and what was counted."""
+
+import pytest
+from assist_rig import NOT_HERE, AssistRig
+from vmm._native import lib
+
+from vmm import failure
+from vmm.assist import has_hardware_virtualization
+from vmm.bus import Device
+
+pytestmark = [
+    pytest.mark.needs_kvm,
+    pytest.mark.skipif(has_hardware_virtualization(), reason=NOT_HERE),
+]
+
+STOPS = 2000
+
+PAGE_CROSSING = 0x3F000FFC
+PAGE_CROSSING_SIZE = 8
+
+
+def test_a_stop_never_repeats_a_store() -> None:
+    """Read-modify-write of every kind, stopped and resumed again and again: all counters agree in the end."""
+    source = """
+    main:
+        mov $0x9000, %rdi
+        mov $0x9800, %rsp
+        mov $1, %r9d
+    1:  inc %rbx
+        incq (%rdi)
+        lock incq 8(%rdi)
+        mov $1, %eax
+        xadd %rax, 16(%rdi)
+        push (%rdi)
+        pop 24(%rdi)
+        addq $1, 32(%rdi)
+        add %r9, 40(%rdi)
+        cmpl $0, 0xa000
+        je 1b
+        report %ebx
+        report (%rdi)
+        report 8(%rdi)
+        report 16(%rdi)
+        report 24(%rdi)
+        report 32(%rdi)
+        report 40(%rdi)
+        report %esp
+        done
+    """
+    with AssistRig(source) as rig:
+        for _ in range(STOPS):
+            assert rig.run(seconds=0.0005) == [lib.VCPU_STOPPED]
+        rig.memory.write(0xA000, b"\1")
+        rig.run()
+        assert rig.done.is_set()
+        rounds, *counters, stack = rig.values
+        assert rounds > STOPS
+        assert set(counters) == {rounds}
+        assert stack == 0x9800
+
+
+class StoppingDevice(Device):
+    """Asks for a stop the first time it is reached; its bytes are their own offsets."""
+
+    def __init__(self, rig: AssistRig) -> None:
+        self._rig = rig
+        self.written = bytearray(PAGE_CROSSING_SIZE)
+
+    def read(self, offset: int, size: int) -> int:
+        self._stop()
+        return int.from_bytes(range(offset, offset + size), "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._stop()
+        self.written[offset : offset + size] = value.to_bytes(size, "little")
+
+    def _stop(self) -> None:
+        if not self._rig.done.is_set():
+            self._rig.done.set()
+            self._rig.stop()
+
+
+@pytest.mark.parametrize("software_cpu", [True, False])
+def test_a_stop_leaves_no_access_half_done(software_cpu: bool) -> None:
+    """KVM hands out an access across two pages one page at a time."""
+    load = """
+    main:
+        mov $0x3f000ffc, %edi
+        mov (%rdi), %rbx
+    1:  jmp 1b
+    """
+    with AssistRig(load, software_cpu=software_cpu) as rig:
+        rig.mmio.add(PAGE_CROSSING, PAGE_CROSSING + PAGE_CROSSING_SIZE - 1, StoppingDevice(rig), "stopping")
+        assert rig.run() == [lib.VCPU_STOPPED]
+        assert rig.vcpus[0].get_regs().rbx == 0x0706050403020100
+    store = load.replace("mov (%rdi), %rbx", "mov $0x1122334455667788, %rbx\n mov %rbx, (%rdi)")
+    with AssistRig(store, software_cpu=software_cpu) as rig:
+        device = StoppingDevice(rig)
+        rig.mmio.add(PAGE_CROSSING, PAGE_CROSSING + PAGE_CROSSING_SIZE - 1, device, "stopping")
+        assert rig.run() == [lib.VCPU_STOPPED]
+        assert device.written == bytes.fromhex("8877665544332211")
+
+
+def test_a_stop_is_prompt() -> None:
+    with AssistRig("main:\n1: jmp 1b", cpus=1) as rig:
+        best = 1.0
+        for _ in range(10):
+            rig.run(seconds=0.01)
+            best = min(best, rig.stop_seconds)
+        assert best < 0.1
+
+
+@pytest.mark.parametrize("loop", ["1: jmp 1b", "1: pause\njmp 1b", "1: cli\nhlt\njmp 1b"])
+def test_a_guest_that_spins_with_interrupts_off_obeys_a_stop(loop: str) -> None:
+    with AssistRig(f"main:\ncli\n{loop}", cpus=1) as rig:
+        assert rig.run(seconds=0.2) == [lib.VCPU_STOPPED]
+        assert rig.stop_seconds < 5
+
+
+def test_registers_are_kvms_after_a_stop_and_changes_to_them_count() -> None:
+    source = """
+    main:
+        mov $0x1122334455667788, %rbx
+        cvtsi2sd %rbx, %xmm1
+    1:  cmp $0x99, %rcx
+        jne 1b
+        report %ecx
+        done
+    """
+    with AssistRig(source) as rig:
+        rig.run(seconds=0.1)
+        regs = rig.vcpus[0].get_regs()
+        assert regs.rbx == 0x1122334455667788
+        assert any(rig.vcpus[0].get_fpu().xmm[1])
+        regs.rcx = 0x99
+        rig.vcpus[0].set_regs(regs)
+        rig.run()
+        assert rig.values == [0x99]
+
+
+def test_a_triple_fault_is_an_outcome() -> None:
+    source = """
+    main:
+        lidt nothing
+        report $1
+        ud2
+    nothing: .word 0
+        .quad 0
+    """
+    with AssistRig(source) as rig:
+        assert rig.run() == [lib.VCPU_SHUTDOWN]
+        assert rig.values == [1]
+
+
+def test_a_tss_that_was_never_loaded_ends_the_run_and_nothing_else() -> None:
+    source = """
+    main:
+        gate 6, main
+        xor %eax, %eax
+        ltr %ax
+        mov $0x7e00, %rsp
+        to_ring3 user
+    user:
+        ud2
+    """
+    with AssistRig(source) as rig:
+        assert rig.run() == [lib.VCPU_INTERNAL_ERROR]
+        message = failure.describe(rig.vcpus[0], rig.cores[0].end, rig.memory, software_cpu=True)[1]
+        assert "without a TSS" in message
+
+
+def test_counters_say_what_ran_where() -> None:
+    source = """
+    main:
+        mov $1000000, %ecx
+    1:  loop 1b
+        mov $0xfee00000, %rax
+        mov 0x20(%rax), %ebx                # one step in KVM
+        in $0x21, %al                       # another
+        done
+    """
+    with AssistRig(source) as rig:
+        rig.run()
+        assert rig.assist is not None
+        counters = rig.assist.counters()
+        assert 1_000_000 <= counters.instructions < 1_200_000
+        assert counters.kvm_steps == 2
+        assert counters.swaps == 1
