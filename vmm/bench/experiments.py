@@ -120,6 +120,7 @@ def run_scales(
             progress(name, (number + part) / len(axes), count)
 
         result.scales.append(scale.run_scale(axis, values, contenders, share, seed + number, told))
+        result.rounds = max(result.rounds, result.scales[-1].rounds)
         result.failed |= {f"{axis.key}: {where}": why for where, why in result.scales[-1].failed.items()}
     result.elapsed_s = time.monotonic() - began
     result.noise = host.Noise(load, host.Clock.read().steal_since(clock), _scale_spread(result))

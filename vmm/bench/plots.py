@@ -36,6 +36,9 @@ INCH_PER_ROW = 0.32
 TAIL = 0.95
 """Part of the slowest contender's values at which a distribution's axis ends; the table has the rest."""
 
+FEW = 200
+"""Up to so many values are drawn one by one, and all of them."""
+
 UNIT_STEPS = {"ns": ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns")), "ms": ((1e3, "s"), (1, "ms"))}
 
 
@@ -133,11 +136,11 @@ def distributions(result: Json) -> str | None:
 def _draw_distribution(axis: Axes, case: Json, names: dict[str, str]) -> None:
     contenders = _contenders(case)
     samples = [case["measured"][key]["samples"] for key in contenders]
-    high = max(values[int(TAIL * (len(values) - 1))] for values in samples)
+    few = max(map(len, samples)) <= FEW
+    high = max(values[-1 if few else int(TAIL * (len(values) - 1))] for values in samples)
     # An interrupt in the empty loop may make a repetition free.
     low = max(min(values[len(values) // 100] for values in samples), high / 1000, 1e-6)
     divisor, unit = _scaled(low, case["unit"])
-    few = max(len(case["measured"][key]["samples"]) for key in contenders) <= 200
     for key in contenders:
         values = [value / divisor for value in case["measured"][key]["samples"]]
         parts = [(number + 1) / len(values) * 100 for number in range(len(values))]

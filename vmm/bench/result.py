@@ -110,6 +110,7 @@ class Scale:
     spreads: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     growth: dict[str, Growth] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    rounds: int = 0
 
 
 @dataclass

@@ -113,6 +113,7 @@ def run_scale(
                 else:
                     taken.setdefault((contender.key, value), []).append(elapsed * 1000)
             rounds += 1
+        result.rounds = rounds
     for (key, value), times in sorted(taken.items()):
         if f"{key} at {value}" not in result.failed:
             ordered = sorted(times)
