@@ -152,6 +152,7 @@ class Assist:
     def __init__(self, core: Any) -> None:
         module = load()
         self._ffi, self._lib = module.ffi, module.lib
+        self._at_end: Counters | None = None
         native = self._pointer("struct vmm_core *", ffi.addressof(lib.vmm_core))
         self._handle = self._lib.assist_new(self._pointer("struct vmm_vm *", core), native)
         if self._handle == self._ffi.NULL:
@@ -161,6 +162,7 @@ class Assist:
         """Give the engine back. No vCPU may be running; may be called twice."""
         handle, self._handle = self._handle, self._ffi.NULL
         if handle != self._ffi.NULL:
+            self._at_end = self._read_counters(handle)
             self._lib.assist_free(handle)
 
     def add_vcpu(self, core_vcpu: Any, cpuid: Sequence[CpuidEntry]) -> None:
@@ -184,9 +186,12 @@ class Assist:
         return outcome
 
     def counters(self) -> Counters:
-        """What ran where until now; may be called while vCPUs run."""
+        """What ran where until now, or until it was closed; may be called while vCPUs run."""
+        return self._read_counters(self._handle) if self._at_end is None else self._at_end
+
+    def _read_counters(self, handle: Any) -> Counters:
         counters = self._ffi.new("struct assist_counters *")
-        self._lib.assist_read_counters(self._handle, counters)
+        self._lib.assist_read_counters(handle, counters)
         return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
 
     def _pointer(self, kind: str, native: Any) -> Any:

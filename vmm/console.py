@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from vmm.errors import ConfigError
+
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""
 
@@ -122,5 +124,12 @@ class Watcher:
 
 
 def compile_pattern(text: str) -> re.Pattern[bytes]:
-    """A console pattern from the command line; raises re.error as `re.compile` does."""
-    return re.compile(text.encode("utf-8"), re.MULTILINE)
+    """A regular expression to search a console with.
+
+    Raises:
+        ConfigError: the text is none.
+    """
+    try:
+        return re.compile(text.encode("utf-8", "surrogateescape"), re.MULTILINE)
+    except re.error as error:
+        raise ConfigError(f"{text}: not a regular expression: {error}") from None

@@ -66,12 +66,20 @@ class Machine:
         customize: interface.Customize | None = None,
         **options: Any,
     ) -> None:
-        self.config = config if isinstance(config, MachineConfig) else MachineConfig.create(config, **options)
+        if isinstance(config, MachineConfig):
+            if options:
+                raise TypeError(f"a MachineConfig is whole: {', '.join(options)} cannot be given beside it")
+            self.config = config
+        else:
+            self.config = MachineConfig.create(config, **options)
         self._events: list[TimelineEvent] = []
         self.elapsed_s = 0.0
         self._closers = ExitStack()
         self.serial = Stream("serial", self._sink(self.config.serial, "-serial"))
         self.debugcon = Stream("debugcon", self._sink(self.config.debugcon, "-debugcon"))
+        self.outcome: Outcome | None = None
+        """How the last run ended; None before."""
+        self._closed = False
         self._run: Run | None = None
         self._first_run_began = 0.0
         self._customize = customize
@@ -92,7 +100,11 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Give back the virtual machine, its memory and its threads; may be called twice."""
+        """Give back the virtual machine, its memory and its threads; may be called twice.
+
+        What was counted can still be asked for; running and memory have ended.
+        """
+        self._closed = True
         self._closers.close()
 
     # -- building ---------------------------------------------------------------------------------------------------
@@ -109,8 +121,8 @@ class Machine:
         self.vm.create_irqchip()
         self.vm.create_pit2()
         self.vm.set_gsi_routing(pc_routes())
-        self._core = lib.vmm_vm_new(self.vm.fd)
-        self._closers.callback(lib.vmm_vm_free, self._core)
+        # The core's structures hold what a closed machine can still be asked, so they live as long as this object.
+        self._core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
         self.memory = GuestMemory(self.vm, self._core, config.memory, layout.LOW_RAM_LIMIT)
         self._closers.callback(self.memory.close)
         self.io_lock = IoLock(self._core)
@@ -230,17 +242,17 @@ class Machine:
     def _create_vcpus(self) -> None:
         self.vcpus: list[Vcpu] = []
         self._core_vcpus: list[Any] = []
+        self._exit_times: list[Any] = []
         for index in range(self.config.cpus):
             vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
             cpuid = cpu.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None)
             vcpu.set_cpuid2(cpuid)
             self._feature_control = cpu.feature_control(cpuid)
             cpu.reset_vcpu(vcpu, index)
-            core = lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index)
-            self._closers.callback(lib.vmm_vcpu_free, core)
+            core = ffi.gc(lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index), lib.vmm_vcpu_free)
             if self.config.exit_times:
-                core.times = lib.exit_times_new()
-                self._closers.callback(lib.exit_times_free, core.times)
+                self._exit_times.append(ffi.gc(lib.exit_times_new(), lib.exit_times_free))
+                core.times = self._exit_times[-1]
             if self.assist is not None:
                 self.assist.add_vcpu(core, cpuid)
             self.vcpus.append(vcpu)
@@ -263,13 +275,18 @@ class Machine:
             until: a regular expression to be found in what the serial port or the debug port prints from now on.
             deadline: seconds this call may take; None waits for ever.
             send: pairs (regular expression, text): once the consoles show the expression, the text is typed into
-                the serial port; in order, each searched after the one before it.
+                the serial port, as UTF-8; in order, each searched after the one before it. A single byte from 0x80
+                on is its surrogate escape (PEP 383), as in what Python makes of a command line.
             on_poll: called on this thread some hundred times a second, for progress.
 
         Raises:
             DeviceError: a device of vmm failed; the guest is stopped.
             KeyboardInterrupt: never; Ctrl-C ends the run with `Reason.INTERRUPTED`.
+            ConfigError: a pattern is no regular expression.
+            ValueError: the machine is closed.
         """
+        if self._closed:
+            raise ValueError("the machine is closed; run it inside its 'with' block")
         streams = (self.serial, self.debugcon)
         goal = Watcher(streams, [compile_pattern(until)] if until else [])
         prompts = Watcher(streams, [compile_pattern(pattern) for pattern, _ in send])
@@ -282,7 +299,7 @@ class Machine:
         try:
             while not run.wait(POLL_SECONDS):
                 for _ in range(prompts.poll()):
-                    self.type(answers.pop(0).encode())
+                    self.type(answers.pop(0).encode("utf-8", "surrogateescape"))
                 if goal.poll():
                     run.finish(Reason.UNTIL, f"the console showed {until!r}")
                 elif deadline is not None and run.elapsed_s > deadline:
@@ -296,7 +313,7 @@ class Machine:
         finally:
             run.stop()
             self.elapsed_s += run.elapsed_s
-        outcome = self._outcome(run, until, goal)
+        outcome = self.outcome = self._outcome(run, until, goal)
         self._events.append(TimelineEvent(run.began - self._first_run_began + outcome.elapsed_s, outcome.reason.value))
         return outcome
 
@@ -333,7 +350,7 @@ class Machine:
             return []
         from vmm.exit_times import collect  # noqa: PLC0415  # few runs ask
 
-        return collect([core.times for core in self._core_vcpus])
+        return collect(self._exit_times)
 
     @property
     def started_ns(self) -> int:

@@ -63,6 +63,7 @@ class GuestMemory:
 
     def __init__(self, vm: "Vm", core: Any, size: int, low_limit: int) -> None:
         self._vm = vm
+        self._core = core  # owns the table
         self._table = ffi.addressof(core, "memory")
         self.size = size
         self.low_size = min(size, low_limit)
@@ -197,6 +198,8 @@ class GuestMemory:
 
     def close(self) -> None:
         """Give the RAM back; the KVM virtual machine must be closed already."""
+        for gpa in self._regions:
+            lib.guest_memory_remove(self._table, gpa)
         self._rom_pins.clear()
         self._parked.clear()
         ffi.release(self._ram_pin)

@@ -1,6 +1,6 @@
 """What a run found out, as one object: for ``--json``, and as the text that a person reads.
 
-:func:`collect` asks the machine while it still exists; :func:`text` needs nothing but the object.
+:func:`collect` asks the machine while it still exists; :func:`text` and :func:`as_json` need nothing but the object.
 """
 
 from __future__ import annotations
@@ -118,6 +118,13 @@ def _exits(machine: Machine) -> Report:
         ],
         "times": [times.summary() for times in machine.exit_times()],
     }
+
+
+def as_json(report: Report) -> str:
+    """Return the report as a JSON object, with its last newline."""
+    import json  # noqa: PLC0415  # few runs ask
+
+    return json.dumps(report, indent=2) + "\n"
 
 
 def text(report: Report) -> str:

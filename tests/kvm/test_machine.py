@@ -176,3 +176,31 @@ def test_the_timeline_is_in_order(vmm_machine: MachineFactory) -> None:
     assert times == sorted(times)
     assert 0 <= times[0] <= times[-1] <= elapsed
     assert machine.timeline[-1].event == "power-off"
+
+
+@pytest.mark.parametrize("assist", ["off", "auto"])
+def test_a_closed_machine_tells_what_it_counted_and_runs_no_more(vmm_machine: MachineFactory, assist: str) -> None:
+    machine = vmm_machine("exit", assist=assist, exit_times=True)
+    machine.run(deadline=GENEROUS)
+    open_machine = (machine.started_s(), machine.exit_counts(), machine.assist_report(), len(machine.exit_times()))
+    machine.close()
+    gc.collect()
+    assert (machine.started_s(), machine.exit_counts(), machine.assist_report(), len(machine.exit_times())) == (
+        open_machine
+    )
+    assert machine.fw_cfg is not None
+    assert machine.fw_cfg.items()
+    with pytest.raises(ValueError, match="no memory at 0x0"):
+        machine.memory.read(0, 4)
+    with pytest.raises(ValueError, match="the machine is closed"):
+        machine.run(deadline=GENEROUS)
+
+
+def test_options_beside_a_whole_config_are_refused() -> None:
+    with pytest.raises(TypeError, match="cpus, memory cannot be given beside it"):
+        Machine(MachineConfig.create("exit"), cpus=4, memory="64M")
+
+
+def test_until_must_be_a_regular_expression(vmm_machine: MachineFactory) -> None:
+    with pytest.raises(ConfigError, match=r"\[: not a regular expression"):
+        vmm_machine("exit").run(until="[", deadline=GENEROUS)

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
+from vmm.console import compile_pattern
 from vmm.errors import ConfigError
 from vmm.machine_options import TargetKind
 
@@ -74,7 +75,8 @@ def run(words: list[str]) -> int:
     arguments = _parser().parse(words, "firmware")
     send = [_parse_send(text) for text in arguments.send]
     deadline = _parse_timeout(arguments.timeout)
-    _check_pattern(arguments.until, "--until")
+    if arguments.until is not None:
+        _check_pattern(arguments.until, "--until")
     config = config_from(arguments)
     _refuse_two_on_stdout(arguments, config)
     with _json_output(arguments.json) as json_output:
@@ -94,10 +96,7 @@ def run(words: list[str]) -> int:
         with Interrupts() as interrupts, Machine(config) as machine:
             outcome, report = _run(machine, interrupts, arguments, send, deadline)
         if json_output is not None:
-            import json  # noqa: PLC0415
-
-            json.dump(report, json_output, indent=2)
-            json_output.write("\n")
+            json_output.write(reports.as_json(report))
     if not arguments.quiet:
         say(reports.text(report))
     elif outcome.exit_status:
@@ -157,11 +156,11 @@ def _parse_timeout(text: str | None) -> float | None:
     raise ConfigError(f"--timeout {text}: a number of seconds above 0")
 
 
-def _check_pattern(pattern: str | None, option: str) -> None:
+def _check_pattern(pattern: str, option: str) -> None:
     try:
-        re.compile((pattern or "").encode())
-    except re.error as error:
-        raise ConfigError(f"{option} {pattern}: not a regular expression: {error}") from None
+        compile_pattern(pattern)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from None
 
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "e": "\x1b", "\\": "\\"}
@@ -176,7 +175,7 @@ def _parse_send(text: str) -> tuple[str, str]:
     def unescape(match: re.Match[str]) -> str:
         word = match[1]
         if word.startswith("x") and len(word) == 3:
-            return chr(int(word[1:], 16))
+            return bytes.fromhex(word[1:]).decode("ascii", "surrogateescape")
         if word in _ESCAPES:
             return _ESCAPES[word]
         raise ConfigError(rf"--send {text}: unknown escape \{word}; known are \r \n \t \e \xNN \\")
