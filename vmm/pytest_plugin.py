@@ -10,7 +10,9 @@ def test_greeting(vmm_machine):
 
 import re
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +21,7 @@ from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from vmm.machine import Machine
+    from vmm.pytest_artifacts import RecordedMachine
 
 MachineFactory = Callable[..., "Machine"]
 
@@ -39,7 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vmm-artifacts",
         metavar="DIR",
         type=Path,
-        help="keep consoles and report of the machines of failed tests in DIR, one folder a test",
+        help="keep what the machines of failed tests did in DIR, one folder each: serial.txt, debugcon.txt, "
+        "trace.jsonl (every access to fw_cfg, or request to fwctl), report.json, report.txt",
     )
 
 
@@ -87,22 +91,22 @@ def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
     """
     from vmm.machine import Machine  # noqa: PLC0415 - as in _missing
 
-    machines: list[Machine] = []
-
-    def create(firmware: Any = None, /, **options: Any) -> Machine:
-        machines.append(Machine(firmware or request.config.getoption("--vmm-firmware"), **options))
-        return machines[-1]
-
-    yield create
     artifacts: Path | None = request.config.getoption("--vmm-artifacts")
-    for number, machine in enumerate(machines):
+    recorded: list[RecordedMachine] = []
+    with ExitStack() as closers:
+
+        def create(firmware: Any = None, /, **options: Any) -> Machine:
+            firmware = firmware or request.config.getoption("--vmm-firmware")
+            if artifacts is None:
+                return closers.enter_context(Machine(firmware, **options))
+            from vmm.pytest_artifacts import RecordedMachine  # noqa: PLC0415 - as in _missing
+
+            folder = Path(closers.enter_context(TemporaryDirectory(prefix="vmm-")))
+            recorded.append(closers.enter_context(RecordedMachine(folder / "trace", firmware, **options)))
+            return recorded[-1]
+
+        yield create
         if artifacts is not None and request.node.stash.get(_FAILED, False):
             name = re.sub(r"[^\w.-]+", "_", request.node.nodeid)
-            _keep(machine, artifacts / (name if number == 0 else f"{name}-{number}"))
-        machine.close()
-
-
-def _keep(machine: "Machine", directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for stream in (machine.serial, machine.debugcon):
-        (directory / f"{stream.name}.txt").write_text(stream.text(), encoding="utf-8")
+            for number, machine in enumerate(recorded):
+                machine.keep(artifacts / (name if number == 0 else f"{name}-{number}"))

@@ -1,0 +1,77 @@
+"""The plugin in a pytest of its own: what --vmm-artifacts keeps, and of whom."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.needs_kvm
+
+TESTS = """
+import pytest
+
+from vmm import MachineConfig
+
+
+def test_passes(vmm_machine):
+    assert vmm_machine("probe").run(deadline=60).reached
+
+
+def test_fails(vmm_machine):
+    assert not vmm_machine(cpus=2, fw_cfg={"opt/a": b"x"}).run(deadline=60).reached
+
+
+def test_fails_twice_over(vmm_machine):
+    with vmm_machine(MachineConfig.create("probe", fwcfg="bhyve")) as machine:
+        machine.run(deadline=60)
+    vmm_machine("exit")
+    raise AssertionError
+"""
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("plugin")
+    (directory / "test_machines.py").write_text(TESTS)
+    options = ["--vmm-firmware", "probe", "--vmm-artifacts", "kept"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_machines.py"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "2 failed, 1 passed" in run.stdout, run.stdout + run.stderr
+    return directory / "kept"
+
+
+def test_one_folder_for_each_machine_of_a_failed_test(artifacts: Path) -> None:
+    assert sorted(path.name for path in artifacts.iterdir()) == [
+        "test_machines.py_test_fails",
+        "test_machines.py_test_fails_twice_over",
+        "test_machines.py_test_fails_twice_over-1",
+    ]
+
+
+def test_consoles_trace_and_report_are_kept(artifacts: Path) -> None:
+    kept = artifacts / "test_machines.py_test_fails"
+    assert "cpus started: 2" in (kept / "debugcon.txt").read_text()
+    assert (kept / "serial.txt").read_text() == ""
+    report = json.loads((kept / "report.json").read_text())
+    assert report["outcome"]["reason"] == "power-off"
+    assert report["exits"]["by_device"]
+    assert "2 asked for, 2 started" in (kept / "report.txt").read_text()
+    trace = [json.loads(line) for line in (kept / "trace.jsonl").read_text().splitlines()]
+    assert any(line["event"] == "access" and line["item"] == "etc/e820" for line in trace)
+    assert "opt/a" in trace[-1]["never_read"]
+
+
+def test_a_machine_that_the_test_closed_and_one_that_never_ran(artifacts: Path) -> None:
+    closed = artifacts / "test_machines.py_test_fails_twice_over"
+    assert json.loads((closed / "report.json").read_text())["exits"]["by_device"]
+    assert '"event": "request"' in (closed / "trace.jsonl").read_text()
+    idle = artifacts / "test_machines.py_test_fails_twice_over-1"
+    assert not (idle / "report.json").exists()

@@ -1,0 +1,54 @@
+"""Machines that remember what a failed test is looked into with: consoles, access log, report."""
+
+from dataclasses import replace
+from pathlib import Path
+from shutil import move
+from typing import Any
+
+from vmm import report
+from vmm.config import MachineConfig
+from vmm.machine import Machine
+
+
+class RecordedMachine(Machine):
+    """A `Machine` whose accesses are logged, and whose report is taken before it closes.
+
+    Args:
+        log: where the access log goes while nobody knows whether the test fails; a log that the test itself asks for
+            stays the test's.
+        config: as `Machine` takes it, and so are ``options``.
+
+    Raises:
+        ConfigError: see `Machine`.
+        HostError: see `Machine`.
+    """
+
+    def __init__(self, log: Path, config: MachineConfig | str, /, **options: Any) -> None:
+        customize = options.pop("customize", None)
+        if not isinstance(config, MachineConfig):
+            config, options = MachineConfig.create(config, **options), {}
+        self._log = log
+        self._report: report.Report | None = None
+        config = replace(config, trace=config.trace or str(log))
+        super().__init__(config, customize=customize, **options)
+
+    def close(self) -> None:
+        """Give everything back, after a last look."""
+        if self._report is None and self.outcome is not None:
+            self._report = report.collect(self, self.outcome)
+        super().close()
+
+    def keep(self, directory: Path) -> None:
+        """Close the machine; write its two consoles, ``trace.jsonl``, ``report.json`` and ``report.txt``.
+
+        The reports are missing where the machine never ran.
+        """
+        self.close()
+        directory.mkdir(parents=True, exist_ok=True)
+        for stream in (self.serial, self.debugcon):
+            (directory / f"{stream.name}.txt").write_text(stream.text(), encoding="utf-8")
+        if self._log.exists():
+            move(self._log, directory / "trace.jsonl")
+        if self._report is not None:
+            (directory / "report.json").write_text(report.as_json(self._report), encoding="utf-8")
+            (directory / "report.txt").write_text(report.text(self._report) + "\n", encoding="utf-8")
