@@ -234,3 +234,14 @@ def test_msr_feature_control_is_there_for_cpus_that_have_it() -> None:
         assert ("etc/msr_feature_control" in found) == (expected is not None)
         if expected is not None:
             assert rig.device.contents("etc/msr_feature_control") == expected
+
+
+def test_boot_menu_and_waits_are_little_endian_milliseconds() -> None:
+    rig = Rig()
+    pc = PcItems(memory=RAM_SIZE, cpus=1, apic_id_limit=1, e820=b"", boot_menu=True, splash_time=12, reboot_timeout=15)
+    add_pc_items(rig.device, pc)
+    rig.start()
+    assert rig.device.contents("etc/boot-menu-wait") == b"\x0c\x00"
+    assert rig.device.contents("etc/boot-fail-wait") == b"\x0f\x00\x00\x00"
+    rig.select(Key.BOOT_MENU)
+    assert rig.inp(0x511, 1, 2) == b"\x01\x00"

@@ -1,4 +1,4 @@
-"""Boot order: ``-boot``, and the fw_cfg files and CMOS bytes that carry it.
+"""Boot order: ``-boot``, and the fw_cfg file and CMOS bytes that carry it.
 
 ``bootorder`` is text: OpenFirmware device paths, one per line, and one NUL at
 the end; empty where nothing has a place in the order. SeaBIOS takes it as
@@ -8,7 +8,6 @@ prefixes and stops at ``HALT``; OVMF (QemuBootOrderLib) rewrites BootOrder after
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 BOOT_ORDER_FILE: Final = "bootorder"
-MENU_WAIT_FILE: Final = "etc/boot-menu-wait"
-FAIL_WAIT_FILE: Final = "etc/boot-fail-wait"
-BOOT_MENU_KEY: Final = 0x0E
 CMOS_FLAGS: Final = 0x38
 CMOS_DEVICES: Final = 0x3D
 HALT: Final = "HALT"
@@ -121,29 +117,6 @@ def encode_boot_order(paths: Iterable[str], *, strict: bool = False) -> bytes:
     if strict:
         lines.append(HALT)
     return "\n".join(lines).encode("ascii") + b"\0" if lines else b""
-
-
-def boot_files(boot: BootOptions, paths: Iterable[str] = ()) -> dict[str, bytes]:
-    """Build the fw_cfg files: ``bootorder``, the fail wait, and the menu wait if there is one.
-
-    ``etc/boot-fail-wait`` is s32 LE and ``etc/boot-menu-wait`` u16 LE, both in ms.
-
-    Raises:
-        ConfigError: see ``check_paths``.
-
-    """
-    files = {
-        BOOT_ORDER_FILE: encode_boot_order(paths, strict=boot.strict),
-        FAIL_WAIT_FILE: struct.pack("<i", -1 if boot.reboot_timeout_ms is None else boot.reboot_timeout_ms),
-    }
-    if boot.splash_time_ms is not None:
-        files[MENU_WAIT_FILE] = struct.pack("<H", boot.splash_time_ms)
-    return files
-
-
-def boot_menu_item(boot: BootOptions) -> bytes:
-    """Give the value of fw_cfg key 0x0e, u16 LE: 1 if the menu is wanted."""
-    return struct.pack("<H", int(boot.menu))
 
 
 def cmos_boot_bytes(order: str | None) -> dict[int, int]:

@@ -33,19 +33,6 @@ def test_a_path_given_twice_is_refused() -> None:
         boot_order.encode_boot_order([DISK, DISK])
 
 
-def test_defaults_publish_no_menu_and_no_reboot() -> None:
-    assert boot_order.boot_files(BootOptions()) == {"bootorder": b"", "etc/boot-fail-wait": b"\xff\xff\xff\xff"}
-    assert boot_order.boot_menu_item(BootOptions()) == b"\0\0"
-
-
-def test_times_are_little_endian_milliseconds() -> None:
-    boot = BootOptions.parse("menu=on,splash-time=12,reboot-timeout=15")
-    files = boot_order.boot_files(boot)
-    assert files["etc/boot-menu-wait"] == b"\x0c\x00"
-    assert files["etc/boot-fail-wait"] == b"\x0f\x00\x00\x00"
-    assert boot_order.boot_menu_item(boot) == b"\x01\x00"
-
-
 def test_every_field() -> None:
     text = "order=nc,once=d,menu=on,splash=a,,b.bmp,splash-time=0,reboot-timeout=65535,strict=on"
     assert BootOptions.parse(text) == BootOptions("nc", "d", True, 0, 65535, True, Path("a,b.bmp"))
