@@ -322,7 +322,9 @@ def _devices(texts: Iterable[str]) -> dict[str, Any]:
 def _fw_cfg_item(name: str, value: bytes | str | Path) -> FwCfgItem:
     if isinstance(value, Path):
         return FwCfgItem(name, path=value)
-    return FwCfgItem(name, value.encode() if isinstance(value, str) else bytes(value))
+    if isinstance(value, int):
+        raise TypeError(f"fw_cfg item {name}: bytes, str or a Path; an integer has no width: {value!r}.to_bytes(…)")
+    return FwCfgItem(name, value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value))
 
 
 __all__ = [

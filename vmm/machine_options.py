@@ -23,8 +23,8 @@ MAX_CPUS = 255
 """xAPIC ids have 8 bits, and 255 addresses all (Intel SDM volume 3, section 11.6.1)."""
 
 MEBIBYTE = 1 << 20
-MAX_MEMORY = 1 << 45
-"""32 TiB: more than KVM's memory slots on any host that this runs on hold."""
+MAX_MEMORY = 1 << 43
+"""8 TiB: all above the PCI hole is one memory slot, which has fewer than 2**31 pages (Linux, KVM_MEM_MAX_NR_PAGES)."""
 
 NAME_LIMIT = 55
 """Characters in the name of an fw_cfg file: 56 bytes in the directory, one of them NUL."""
@@ -147,7 +147,7 @@ class FwCfgItem(NamedTuple):
             raise ConfigError(f"{option} {text}: string= is empty; for an empty item give file= with an empty file")
         item = cls(
             keys.get("name", ""),
-            None if string is None else string.encode() + (b"\0" if terminate else b""),
+            None if string is None else string.encode("utf-8", "surrogateescape") + (b"\0" if terminate else b""),
             Path(keys["file"]) if "file" in keys else None,
         )
         item.check()

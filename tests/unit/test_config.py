@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from uuid import UUID
 
@@ -5,6 +6,7 @@ import pytest
 
 from vmm import guests
 from vmm.config import AssistMode, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
+from vmm.devices.fwctl import encode_value
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import FirmwareImages, FirmwareKind, Layout
 from vmm.machine_options import FwCtlItem, PflashDrive, parse_memory, parse_smp
@@ -50,6 +52,14 @@ def test_words_of_python(image: FirmwareImages) -> None:
 def test_items_of_python(image: FirmwareImages) -> None:
     config = MachineConfig.create(image, fw_cfg={"opt/a": b"bytes", "opt/b": "text"})
     assert config.fw_cfg == (FwCfgItem("opt/a", b"bytes"), FwCfgItem("opt/b", b"text"))
+    with pytest.raises(TypeError, match="an integer has no width"):
+        MachineConfig.create(image, fw_cfg={"opt/a": 3})  # type: ignore[dict-item]
+
+
+def test_bytes_of_the_command_line_that_are_no_text() -> None:
+    typed = os.fsdecode(b"\xff\xc3\xa9")
+    assert FwCfgItem.parse(f"opt/a,string={typed}", "-fw_cfg").data == b"\xff\xc3\xa9"
+    assert encode_value(typed) == b"\xff\xc3\xa9\0"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +71,7 @@ def test_items_of_python(image: FirmwareImages) -> None:
         ({"memory": "8M"}, "-m 8M: a.bin needs 16M or more"),
         ({"memory": "0"}, "-m 0: guest RAM is a positive number of whole MiB"),
         ({"memory": 12345678}, "whole MiB"),
-        ({"memory": "1P"}, "more than the 32 TiB"),
+        ({"memory": "1P"}, "more than the 8 TiB"),
         ({"memory": "lots"}, "not a size"),
         ({"memory": "1G,slots=2"}, "unknown key 'slots'"),
         ({"machine": "virt"}, "-machine virt: not known; known are auto, q35, pc, bhyve"),

@@ -244,6 +244,7 @@ def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None
         "-drive": arguments.drive or None,
         "-l": arguments.bootrom,
     }
+    drives = [PflashDrive.parse(text) for text in arguments.drive]
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise ConfigError(f"{' and '.join(named)} each name the firmware; give one of them")
@@ -252,7 +253,7 @@ def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None
     if arguments.direct:
         return NO_FIRMWARE, None
     if arguments.drive:
-        return pflash_images(PflashDrive.parse(text) for text in arguments.drive), None
+        return pflash_images(drives), None
     if arguments.bootrom is not None:
         return _bootrom(arguments.bootrom)
     firmware = arguments.firmware or arguments.bios

@@ -156,7 +156,7 @@ def encode_value(value: Value) -> bytes:
     if isinstance(value, bytes | bytearray):
         data = bytes(value)
     elif isinstance(value, str):
-        data = value.encode() + b"\0"
+        data = value.encode("utf-8", "surrogateescape") + b"\0"
     elif isinstance(value, int):
         size = 4 if -(1 << 31) <= value < 1 << 32 else 8
         if not -(1 << 63) <= value < 1 << 64:
