@@ -1,6 +1,5 @@
 """Machines that remember what a failed test is looked into with: consoles, access log, report."""
 
-from dataclasses import replace
 from pathlib import Path
 from shutil import move
 from typing import Any
@@ -29,7 +28,7 @@ class RecordedMachine(Machine):
             config, options = MachineConfig.create(config, **options), {}
         self._log = log
         self._report: report.Report | None = None
-        config = replace(config, trace=config.trace or str(log))
+        config = config._replace(trace=config.trace or str(log))
         super().__init__(config, customize=customize, **options)
 
     def close(self) -> None:
