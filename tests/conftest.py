@@ -1,4 +1,4 @@
-"""Firmware that is built rather than installed."""
+"""Firmware that is built rather than installed; tests that are run more than once."""
 
 import subprocess
 import sys
@@ -7,6 +7,16 @@ from pathlib import Path
 import pytest
 
 BUILD_BHYVE_FIRMWARE = Path(__file__).parents[1] / "scripts" / "build-bhyve-firmware"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--repeat", type=int, metavar="N", help="run each selected test N times")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if times := metafunc.config.getoption("--repeat"):
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(times))
 
 
 @pytest.fixture(scope="session")

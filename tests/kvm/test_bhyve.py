@@ -94,6 +94,7 @@ def test_our_guest_starts_the_cpus(vmm_machine: Callable[..., Machine], fwcfg: I
     assert {"machine: bhyve", f"{count}: 3", "cpus started: 3", "status: 0"} <= set(lines)
 
 
+@pytest.mark.hw
 def test_a_value_registered_at_run_time_is_asked_for_at_each_get(create: Create) -> None:
     machine = create("fwctl-only")
     assert machine.fwctl is not None
@@ -146,6 +147,7 @@ def test_the_firmware_finds_smbios_and_ram_and_can_reset(create: Create) -> None
     assert (outcome.reason, "0xcf9" in outcome.message) == (Reason.RESET, True), outcome.message
 
 
+@pytest.mark.hw
 def test_the_shell_powers_the_machine_off(create: Create) -> None:
     machine = create("fwctl-only")
     boot_to_shell(machine)

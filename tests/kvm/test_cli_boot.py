@@ -41,6 +41,7 @@ def test_report_for_a_person() -> None:
     assert "plain KVM" in run.stderr
 
 
+@pytest.mark.hw
 def test_report_for_a_program(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     run = vmm("boot", "probe", "-smp", "2,maxcpus=5", "-m", "64", "--json", path, "--quiet", "--assist", "off")
@@ -115,6 +116,7 @@ def test_power_off_before_until_fails() -> None:
     assert run.returncode == 1
 
 
+@pytest.mark.hw
 def test_timeout() -> None:
     run = vmm("boot", guests.path("hang"), "--timeout", "0.5")
     assert run.returncode == 3
@@ -122,6 +124,7 @@ def test_timeout() -> None:
     assert "printed nothing" in run.stderr
 
 
+@pytest.mark.hw
 def test_refused_instruction_is_named() -> None:
     run = vmm("boot", guests.path("refused"), "--assist", "off")
     assert run.stdout.startswith("refused: before FLDCW\n")
@@ -134,6 +137,7 @@ def test_refused_instruction_is_named() -> None:
     assert "RIP" in run.stderr
 
 
+@pytest.mark.hw
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_run_is_still_reported(number: signal.Signals, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
@@ -253,6 +257,7 @@ def test_no_dev_kvm_is_the_hosts_lack() -> None:
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.hw
 def test_info() -> None:
     run = vmm("info")
     assert run.returncode == 0, run.stdout

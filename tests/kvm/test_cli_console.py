@@ -9,7 +9,7 @@ import pytest
 
 from vmm import guests
 
-pytestmark = pytest.mark.needs_kvm
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 
 CONTROL_A = "\x01"
 

@@ -60,6 +60,7 @@ def test_fwctl_where_fw_cfg_answers_fails(qemu: Callable[..., str]) -> None:
     assert "Bail out! fwctl does not answer" in qemu(guests.path("conformance-fwctl"), status=1)
 
 
+@pytest.mark.hw
 @pytest.mark.needs_kvm
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 def test_fw_cfg_on_ours(ours: Callable[..., str], machine: str) -> None:
@@ -73,6 +74,7 @@ def test_ours_runs_the_cases_that_qemu_runs(qemu: Callable[..., str], ours: Call
     assert results(ours("conformance-fw-cfg")) == results(qemu(guests.path("conformance-fw-cfg")))
 
 
+@pytest.mark.hw
 @pytest.mark.needs_kvm
 @pytest.mark.parametrize("extensions", [False, True])
 @pytest.mark.parametrize("machine_type", ["q35", "bhyve"])

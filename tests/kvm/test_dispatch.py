@@ -7,7 +7,7 @@ import pytest
 from vmm import Machine, guests
 from vmm.exit_times import MMIO, PORT, REASON
 
-pytestmark = pytest.mark.needs_kvm
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 
 
 def test_python_answers_every_conformance_case_as_c_does(ours: Callable[..., str]) -> None:

@@ -13,7 +13,7 @@ from vmm.bus import Device
 from vmm.errors import ConfigError, DeviceError, ExitStatus
 from vmm.pytest_plugin import MachineFactory
 
-pytestmark = pytest.mark.needs_kvm
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 
 GENEROUS = 60.0
 """Seconds; a busy machine must not fail a test that isn't about time."""
@@ -41,7 +41,7 @@ def test_what_a_guest_printed_before_it_powered_off_counts(vmm_machine: MachineF
     assert run_guest(vmm_machine, "probe", until="status: 0").reason is Reason.UNTIL
 
 
-@pytest.mark.parametrize("cpus", [1, 3, 8])
+@pytest.mark.parametrize("cpus", [1, 4, 8])
 def test_every_cpu_starts(vmm_machine: MachineFactory, cpus: int) -> None:
     machine = vmm_machine("probe", cpus=cpus, assist="off")
     assert machine.run(deadline=GENEROUS).reached

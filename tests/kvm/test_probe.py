@@ -117,6 +117,7 @@ def test_on_ours_with_many_cpus(ours: Callable[..., str]) -> None:
     assert found["apic ids"] == [" ".join(map(str, range(64)))]
 
 
+@pytest.mark.hw
 @pytest.mark.needs_kvm
 def test_on_ours_with_an_item_of_the_user(ours: Callable[..., str]) -> None:
     found = answers(ours("probe", fw_cfg={"opt/org.example/greeting": b"hello"}))
@@ -124,6 +125,7 @@ def test_on_ours_with_an_item_of_the_user(ours: Callable[..., str]) -> None:
     assert found["status"] == ["0"]
 
 
+@pytest.mark.hw
 @pytest.mark.needs_kvm
 def test_refused_ends_on_an_interpreting_host_or_runs(vmm_machine: Callable[..., Any]) -> None:
     machine = vmm_machine(str(guests.path("refused")), assist="off")
@@ -138,6 +140,7 @@ def test_refused_ends_on_an_interpreting_host_or_runs(vmm_machine: Callable[...,
         assert printed == "refused: before FLDCW\nrefused: after FLDCW\n"
 
 
+@pytest.mark.hw
 @pytest.mark.needs_kvm
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 def test_exit_powers_ours_off(ours: Callable[..., str], machine: str) -> None:
@@ -152,6 +155,7 @@ def test_a_guest_that_does_nothing_ends_at_the_deadline(vmm_machine: Callable[..
     assert "nothing" in outcome.message
 
 
+@pytest.mark.hw
 @pytest.mark.needs_kvm
 def test_triple_fault_is_told_from_a_reset(vmm_machine: Callable[..., Any]) -> None:
     # KVM without hardware virtualization was seen to hang the vCPU instead: then the deadline has to end it.
