@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ class End(enum.Enum):
     """How the emulated host ended."""
 
     POWERED_OFF = "powered itself off"
+    ABORTED = "ended with QEMU, which failed: see qemu.log"
     STALLED = "stalled: its kernel gave no sign of life for a while"
     DEADLINE = "was still busy at the deadline"
     INTERRUPTED = "was interrupted"
@@ -42,6 +44,7 @@ class Host:
     Attributes:
         kernel: the kernel's image.
         root: the initial RAM file system.
+        preload: a library for QEMU's process.
         results: the directory that takes the console, and what the host hands over.
         model: QEMU's name of the CPU model, with SVM.
         cpus: how many the host has.
@@ -50,6 +53,7 @@ class Host:
 
     kernel: Path
     root: Path
+    preload: Path
     results: Path
     model: str
     cpus: int
@@ -70,7 +74,12 @@ class Host:
         with (self.results / "qemu.log").open("wb") as log:
             # In the directory of the socket: the path of one may have 107 bytes, and clones lie deep.
             qemu = subprocess.Popen(
-                command, cwd=self.results, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+                command,
+                cwd=self.results,
+                env={**os.environ, "LD_PRELOAD": str(self.preload)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
         console = threading.Thread(target=_copy_console, args=(qemu, self.results / "console.txt"), daemon=True)
         console.start()
@@ -97,8 +106,7 @@ class Host:
         seen = 0
         while True:
             with suppress(subprocess.TimeoutExpired):
-                qemu.wait(1)
-                return End.POWERED_OFF
+                return End.ABORTED if qemu.wait(1) else End.POWERED_OFF
             now = time.monotonic()
             if (size := alive.stat().st_size) != seen:
                 seen, changed = size, now

@@ -147,7 +147,6 @@ def test_the_firmware_finds_smbios_and_ram_and_can_reset(create: Create) -> None
     assert (outcome.reason, "0xcf9" in outcome.message) == (Reason.RESET, True), outcome.message
 
 
-@pytest.mark.hw
 def test_the_shell_powers_the_machine_off(create: Create) -> None:
     machine = create("fwctl-only")
     boot_to_shell(machine)

@@ -36,7 +36,6 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.hw
 def test_to_the_shell_and_the_package_is_never_written() -> None:
     before = digest(VARS)
     run = boot("ovmf", "-smp", "4", "-serial", "none", *TO_THE_SHELL)
