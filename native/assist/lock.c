@@ -70,6 +70,10 @@ int lock_init(struct assist *assist)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     error = pthread_create(&assist->ticker, NULL, tick, assist);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0) {
+        pthread_cond_destroy(&assist->ticker_wake);
+        pthread_mutex_destroy(&assist->lock_mutex);
+    }
     return error;
 }
 

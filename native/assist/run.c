@@ -63,11 +63,11 @@ static uint32_t mp_state(struct assist_vcpu *vcpu)
     return state.mp_state;
 }
 
-static void set_stepping(struct assist_vcpu *vcpu, uint32_t control)
+static bool set_stepping(struct assist_vcpu *vcpu, uint32_t control)
 {
     struct kvm_guest_debug debug = {.control = control};
 
-    ioctl(vcpu->core->fd, KVM_SET_GUEST_DEBUG, &debug);
+    return ioctl(vcpu->core->fd, KVM_SET_GUEST_DEBUG, &debug) == 0;
 }
 
 /* A signal came after KVM took the interrupt from its controller and before the vCPU saw it: only KVM can go on. */
@@ -147,17 +147,20 @@ static bool take_back(struct assist_vcpu *vcpu)
  * to restore. So it is switched on where no instruction is; KVM's interpreter,
  * which runs the handler's first instruction, heeds it all the same.
  */
-static void step_without_trap_flag(struct assist_vcpu *vcpu)
+static bool step_without_trap_flag(struct assist_vcpu *vcpu)
 {
     struct kvm_regs nowhere = {.rip = (uint64_t)-2, .rflags = 2};
 
-    ioctl(vcpu->core->fd, KVM_SET_REGS, &nowhere);
-    set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP);
+    return (ioctl(vcpu->core->fd, KVM_SET_REGS, &nowhere) == 0 &&
+            set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)) ||
+           end_with_errno(vcpu, errno);
 }
 
 static bool wait_for_start(struct assist_vcpu *vcpu)
 {
-    set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP);
+    if (!set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)) {
+        return end_with_errno(vcpu, errno);
+    }
     return enter_kvm(vcpu, 0) != RAN_END && take_back(vcpu);
 }
 
@@ -174,8 +177,7 @@ static bool give_to_kvm(struct assist_vcpu *vcpu)
 
 static bool halt(struct assist_vcpu *vcpu)
 {
-    step_without_trap_flag(vcpu);
-    if (!give_to_kvm(vcpu)) {
+    if (!step_without_trap_flag(vcpu) || !give_to_kvm(vcpu)) {
         return false;
     }
     if (enter_kvm(vcpu, 0) == RAN_END || !take_back(vcpu)) {
@@ -190,8 +192,7 @@ static bool halt(struct assist_vcpu *vcpu)
 
 static bool deliver(struct assist_vcpu *vcpu)
 {
-    step_without_trap_flag(vcpu);
-    if (!give_to_kvm(vcpu)) {
+    if (!step_without_trap_flag(vcpu) || !give_to_kvm(vcpu)) {
         return false;
     }
     if (vcpu->unfinished && !set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE)) {
@@ -232,10 +233,10 @@ static bool step(struct assist_vcpu *vcpu)
     if (!give_to_kvm(vcpu)) {
         return false;
     }
-    if (!set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE)) {
+    if (!set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE) ||
+        !set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)) {
         return end_with_errno(vcpu, errno);
     }
-    set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ);
     ran = enter_kvm(vcpu, STEP_TICKS);
     vcpu->kvm_steps++;
     if (ran == RAN_REFUSED) {
