@@ -288,9 +288,6 @@ static bool serve_exit(struct vmm_vcpu *vcpu, int result)
     case KVM_EXIT_MMIO:
         vmm_mmio_access(vcpu, run->mmio.phys_addr, run->mmio.len, run->mmio.data, run->mmio.is_write);
         break;
-    case KVM_EXIT_INTR:
-    case KVM_EXIT_HLT:
-        break;
     case KVM_EXIT_SHUTDOWN:
         return end_run(vcpu, VCPU_SHUTDOWN, 0);
     case KVM_EXIT_INTERNAL_ERROR:
@@ -329,7 +326,7 @@ void vmm_vcpu_finish_access(struct vmm_vcpu *vcpu)
     /* The same instruction may ask for more: an access across two pages, a string, which KVM leaves every 1024 elements. */
     while (ioctl(vcpu->fd, KVM_RUN, 0) == 0 &&
            (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO)) {
-        serve_exit(vcpu, 0);
+        vmm_vcpu_serve_exit(vcpu, 0);
     }
 }
 

@@ -203,7 +203,7 @@ static bool serve_write(uint16_t port, const uint8_t *data, size_t size)
 static int run(int vcpu, struct kvm_run *run)
 {
     for (;;) {
-        uint8_t *data = (uint8_t *)run + run->io.data_offset;
+        uint8_t *data;
 
         if (ioctl(vcpu, KVM_RUN, 0) != 0) {
             err(FAILED, "KVM_RUN");

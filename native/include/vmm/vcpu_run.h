@@ -77,7 +77,10 @@ void vmm_vm_free(struct vmm_vm *vm);
 struct vmm_vcpu *vmm_vcpu_new(struct vmm_vm *vm, int fd, struct kvm_run *run, uint32_t index);
 void vmm_vcpu_free(struct vmm_vcpu *vcpu);
 
-/* Run on this thread until the guest or a stop ends it; returns end.outcome. */
+/*
+ * Run on this thread until the guest or a stop ends it; returns end.outcome.
+ * The machine's interrupt controllers are KVM's, so HLT is waited for in KVM.
+ */
 int vmm_vcpu_run(struct vmm_vcpu *vcpu);
 
 /* RIP of the instruction that a device now serves, or right behind it; on the vCPU's thread. 0: not to be had. */
@@ -86,7 +89,10 @@ uint64_t vmm_vcpu_rip(struct vmm_vcpu *vcpu);
 /* The same as a trace_rip: vcpus is an array of struct vmm_vcpu *. */
 uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index);
 
-/* Make every running vcpu of this machine return VCPU_STOPPED, now and when it is next run, until vmm_vm_resume. */
+/*
+ * Make every running vcpu of this machine return VCPU_STOPPED, now and when it
+ * is next run, until vmm_vm_resume, which is for when none runs any more.
+ */
 void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count);
 void vmm_vm_resume(struct vmm_vm *vm);
 
