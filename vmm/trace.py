@@ -28,7 +28,8 @@ from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
-    from vmm.devices.fwctl import Fwctl, FwctlRequest
+    from vmm.devices.fwctl import Fwctl
+    from vmm.devices.fwctl_format import FwctlRequest
 
 RING_RECORDS = 1 << 14
 """Records per vCPU: more than a guest makes between two looks at the ring, at a million accesses a second."""

@@ -16,7 +16,7 @@ from acpi_in_ram import cpus_of, tables
 
 from vmm import Machine, Reason
 from vmm.config import FirmwareKind, Interface, MachineType
-from vmm.devices.fwctl import Error
+from vmm.devices.fwctl_format import Error
 
 pytestmark = pytest.mark.needs_kvm
 

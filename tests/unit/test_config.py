@@ -6,7 +6,7 @@ import pytest
 
 from vmm import guests
 from vmm.config import AssistMode, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
-from vmm.devices.fwctl import encode_value
+from vmm.devices.fwctl_format import encode_value
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import FirmwareImages, FirmwareKind, Layout
 from vmm.machine_options import FwCtlItem, PflashDrive, parse_memory, parse_smp

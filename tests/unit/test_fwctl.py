@@ -1,60 +1,45 @@
 """fwctl on the wire: every row of its state machine, its framing and its errors, as bytes that a guest would see."""
 
 import struct
-from collections.abc import Generator
 
 import pytest
-from hypothesis import given, settings
+from fwctl_rig import (
+    ASK,
+    E2BIG,
+    ECHO,
+    EINVAL,
+    EMSGSIZE,
+    ENOENT,
+    EPERM,
+    GET,
+    GET_LEN,
+    HW_NCPU,
+    IDENTIFY,
+    NULL,
+    OK,
+    ONES,
+    SET,
+    TELL,
+    Step,
+    device,
+    in1,
+    in2,
+    in4,
+    out1,
+    out2,
+    out4,
+    play,
+    words,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 from vmm._native import ffi, lib
 
 from vmm.bus import Bus, IoLock
 from vmm.devices.fw_cfg import FwCfg
-from vmm.devices.fwctl import LOG_LIMIT, VALUE_LIMIT, Error, Fwctl, FwctlRequest, Operation, State, encode_value
+from vmm.devices.fwctl import LOG_LIMIT, Fwctl, State
+from vmm.devices.fwctl_format import VALUE_LIMIT, Error, FwctlRequest, Operation, encode_value
 from vmm.errors import ConfigError
-
-NULL, ECHO, GET, GET_LEN, SET = 1, 2, 3, 4, 5
-OK, EPERM, ENOENT, E2BIG, EINVAL, EMSGSIZE = 0, 1, 2, 7, 22, 40
-ONES = 0xFFFFFFFF
-
-
-def words(data: bytes) -> list[int]:
-    return [int.from_bytes(data[at : at + 4].ljust(4, b"\0"), "little") for at in range(0, len(data), 4)]
-
-
-HW_NCPU = words(b"hw.ncpu\0")
-
-# Steps of an exchange: (what, port's offset, values). "out2" and "out4" write, "in1", "in2" and "in4" read and compare.
-Step = tuple[str, int, list[int]]
-
-
-def out1(*values: int, at: int = 0) -> Step:
-    return ("out1", at, list(values))
-
-
-def out2(*values: int, at: int = 0) -> Step:
-    return ("out2", at, list(values))
-
-
-def out4(*values: int, at: int = 0) -> Step:
-    return ("out4", at, list(values))
-
-
-def in1(*values: int, at: int = 1) -> Step:
-    return ("in1", at, list(values))
-
-
-def in2(*values: int, at: int = 1) -> Step:
-    return ("in2", at, list(values))
-
-
-def in4(*values: int, at: int = 0) -> Step:
-    return ("in4", at, list(values))
-
-
-IDENTIFY = [out2(0), in1(*b"BHYV")]
-ASK = out4(20, GET, 0xA5, *HW_NCPU)
-TELL = in4(28, GET, 0xA5, OK, 4, 0, 3)
 
 STATE_ROWS = {
     "before any reset, byte reads give all-ones": [in1(0xFF, 0xFF), in4(ONES)],
@@ -182,36 +167,6 @@ EXTENSION_ROWS = {
     "SET larger than any could be": [message(SET, [0x41] * 2000), in4(16, SET, 1, E2BIG)],
     "opcode 6": [out4(12, 6, 1), in4(16, 6, 1, ENOENT)],
 }  # fmt: skip
-
-
-def refuse_no(value: bytes) -> None:
-    if value == b"no":
-        raise ValueError
-
-
-def device(*, extensions: bool = False) -> Fwctl:
-    fwctl = Fwctl(extensions=extensions)
-    fwctl.register("hw.ncpu", 3)
-    fwctl.register("text", "hello")
-    fwctl.register("bytes", b"12345")
-    fwctl.register("empty", b"")
-    fwctl.register("big", 1 << 32)
-    fwctl.register("minus", -1)
-    fwctl.register("call", lambda: 77)
-    fwctl.register("toomuch", lambda: bytes(VALUE_LIMIT + 1))
-    fwctl.register("rw", b"", setter=refuse_no)
-    return fwctl
-
-
-def play(fwctl: Fwctl, steps: list[Step]) -> None:
-    for number, (what, offset, values) in enumerate(steps):
-        size = int(what[-1])
-        for value in values:
-            if what.startswith("out"):
-                fwctl.write(offset, size, value)
-            else:
-                got = fwctl.read(offset, size)
-                assert got == value, f"step {number}, {what} at +{offset}: {got:#x}, expected {value:#x}"
 
 
 @pytest.mark.parametrize("steps", STATE_ROWS.values(), ids=STATE_ROWS.keys())
@@ -385,149 +340,6 @@ def test_fwctl_and_fw_cfg_do_not_fit_into_one_machine(*, fwctl_first: bool) -> N
     devices[0].attach(vcpu.bus)
     with pytest.raises(ConfigError, match=r"(?s)fwctl.*fw_cfg|fw_cfg.*fwctl"):
         devices[1].attach(vcpu.bus)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Any sequence of accesses, against a model that is written as a conversation instead of as states.
-
-Access = tuple[bool, int, int, int]  # is_write, offset, size, value
-Conversation = Generator[int | None, Access, None]
-
-
-SELECT_0 = (True, 0, 2, 0)
-
-
-class RestartError(Exception):
-    """The guest wrote the selector 0."""
-
-
-def model(values: dict[bytes, bytes]) -> Conversation:
-    """Answer each access that is sent in; a read's answer is yielded, a write's is None."""
-    access = yield None
-
-    def step(answer: int | None) -> Generator[int | None, Access, None]:
-        nonlocal access
-        access = yield answer
-        if access == SELECT_0:
-            raise RestartError
-
-    def ones() -> int | None:
-        return None if access[0] else (1 << 8 * access[2]) - 1
-
-    def is_in(size: int) -> bool:
-        return not access[0] and access[1] <= 1 and access[2] == size
-
-    def word() -> Generator[int | None, Access, int]:
-        while not (access[0] and access[1] == 0 and access[2] == 4):
-            yield from step(ones())
-        value = access[3]
-        yield from step(None)
-        return value
-
-    def tell(size: int, units: bytes) -> Generator[int | None, Access, None]:
-        for at in range(0, len(units), size):
-            while not is_in(size):
-                yield from step(ones())
-            yield from step(int.from_bytes(units[at : at + size], "little"))
-
-    def exchange() -> Generator[int | None, Access, None]:
-        size = yield from word()
-        opcode = yield from word()
-        txid = yield from word()
-        data, error = b"", 0
-        if size < 12:
-            error = 22
-        else:
-            payload = b""
-            rest = size - 12
-            while rest > 0:
-                payload += (yield from word()).to_bytes(4, "little")
-                rest = 0 if rest < 8 else rest - 4
-            if opcode not in {3, 4}:
-                error = 2
-            elif size - 12 > 80:
-                error = 7
-            else:
-                name = payload.split(b"\0")[0] + (b"\0" if b"\0" in payload else b"")
-                found = [value for oid, value in values.items() if (oid + b"\0").startswith(name)]
-                if not found or (name == b"\0"):
-                    error = 2
-                else:
-                    data = struct.pack("<Q", len(found[0])) + (found[0] if opcode == 3 else b"")
-        yield from tell(4, struct.pack("<IIII", 16 + len(data), opcode, txid, error) + data)
-
-    restarted = access == SELECT_0
-    while True:
-        try:
-            if not restarted:
-                while True:
-                    yield from step(ones())
-            yield from step(None)
-            yield from tell(1, b"BHYV")
-            while True:
-                yield from exchange()
-        except RestartError:
-            restarted = True
-
-
-VALUES = {b"hw.ncpu": b"\3\0\0\0", b"hw.n2": b"\1\2\3\4\5\6\7\0", b"empty": b""}
-
-any_word: st.SearchStrategy[int] = st.one_of(
-    st.integers(0, 8), st.integers(9, 30), st.sampled_from(HW_NCPU), st.sampled_from([92, 93, 96]), st.integers(0, ONES)
-)
-size_of_access = st.sampled_from([1, 2, 4])
-one_access = st.one_of(
-    st.tuples(st.booleans(), st.sampled_from([0, 0, 1, 2]), size_of_access, any_word),
-    st.tuples(st.just(True), st.just(0), st.just(4), any_word),
-)
-
-
-def accesses(steps: list[Step]) -> list[Access]:
-    return [(what.startswith("out"), at, int(what[-1]), value) for what, at, values in steps for value in values]
-
-
-burst = st.one_of(
-    st.tuples(one_access, st.sampled_from([1, 1, 1, 2, 3, 40])).map(lambda pair: [pair[0]] * pair[1]),
-    st.just(accesses(IDENTIFY)),
-    st.just(accesses([ASK])),
-    st.just(accesses([TELL])),
-    st.just(accesses([out4(92, GET, 1, *[0x41414141] * 20)])),
-)
-
-
-@given(st.lists(burst, max_size=60).map(lambda bursts: [access for part in bursts for access in part]))
-@settings(max_examples=400, deadline=None)
-def test_any_accesses_agree_with_the_model_and_stay_bounded(sequence: list[Access]) -> None:
-    fwctl = Fwctl()
-    for oid, value in VALUES.items():
-        fwctl.register(oid.decode(), value)
-    oracle = model(VALUES)
-    next(oracle)
-    for number, (is_write, offset, size, wide) in enumerate(sequence):
-        cut = wide & ((1 << 8 * size) - 1)
-        expected = oracle.send((is_write, offset, size, cut))
-        if is_write:
-            fwctl.write(offset, size, cut)
-        else:
-            assert fwctl.read(offset, size) == expected, number
-        assert isinstance(fwctl.state, State)
-        assert len(fwctl._request.payload) <= 80
-        assert len(fwctl._response) <= 16 + 8 + VALUE_LIMIT
-
-
-@given(st.lists(burst, max_size=40).map(lambda bursts: [access for part in bursts for access in part]))
-@settings(deadline=None)
-def test_with_extensions_any_accesses_stay_bounded_and_recoverable(sequence: list[Access]) -> None:
-    fwctl = device(extensions=True)
-    for is_write, offset, size, number in sequence:
-        cut = number & ((1 << 8 * size) - 1)
-        if is_write:
-            fwctl.write(offset, size, cut)
-        else:
-            assert 0 <= fwctl.read(offset, size) < 1 << 8 * size
-        assert len(fwctl._request.payload) <= 80 + 8 + VALUE_LIMIT
-        assert len(fwctl._response) <= 16 + 8 + VALUE_LIMIT
-    play(fwctl, [out2(0), in1(*b"BHYV"), ASK, TELL])
 
 
 def test_operation_names() -> None:
