@@ -86,7 +86,10 @@ def run(words: list[str]) -> int:
         _check_writable(path)
     work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
     from vmm.bench import progress, table  # noqa: PLC0415  # rich is slow to load
+    from vmm.kvm import Kvm  # noqa: PLC0415  # not for --help
 
+    with Kvm() as kvm:
+        kvm.require()
     with progress.Bar(enabled=not arguments.quiet and sys.stderr.isatty()) as bar:
         result = work(bar.update)
     if arguments.json == "-":
