@@ -97,22 +97,22 @@ struct assist_vcpu {
     struct kvm_sregs kvm_sregs;
 
     uint64_t tsc_offset;
-    uint64_t tsc_deadline;  /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */
-    uint64_t timer_due_ns;  /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
+    uint64_t tsc_deadline; /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */
+    uint64_t timer_due_ns; /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
     uint64_t timer_period_ns;
     uint64_t lapic_base;
-    uint64_t looked_tsc;     /* host TSC at the last look at KVM */
-    bool nmi_masked;         /* KVM delivered an NMI whose IRET the engine will execute */
-    bool timer_armed;       /* the last step wrote the LAPIC's initial count */
+    uint64_t looked_tsc; /* host TSC at the last look at KVM */
+    bool nmi_masked; /* KVM delivered an NMI whose IRET the engine will execute */
+    bool timer_armed; /* the last step wrote the LAPIC's initial count */
     bool step_wrote_lapic;
-    bool waiting;           /* for INIT or SIPI */
-    bool unfinished;        /* stopped in the middle of KVM's delivery of an interrupt */
-    bool halted;            /* executed HLT: KVM waits for what ends it */
-    bool shutdown;          /* set below a triple fault, on the way out */
+    bool waiting; /* for INIT or SIPI */
+    bool unfinished; /* stopped in the middle of KVM's delivery of an interrupt */
+    bool halted; /* executed HLT: KVM waits for what ends it */
+    bool shutdown; /* set below a triple fault, on the way out */
     bool abort;
 
-    bool look_at_kvm;       /* atomic: another vCPU may have sent something */
-    bool flush_tlb;         /* owner or holder of map_mutex */
+    bool look_at_kvm; /* atomic: another vCPU may have sent something */
+    bool flush_tlb; /* owner or holder of map_mutex */
     uint32_t code_generation;
     uint32_t tb_flushes;
 

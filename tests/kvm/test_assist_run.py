@@ -15,7 +15,7 @@ pytestmark = [
 
 STOPS = 2000
 
-PAGE_CROSSING = 0x3F000FFC
+PAGE_CROSSING = 0x3F000FFD
 PAGE_CROSSING_SIZE = 8
 
 
@@ -85,7 +85,7 @@ def test_a_stop_leaves_no_access_half_done(software_cpu: bool) -> None:
     """KVM hands out an access across two pages one page at a time."""
     load = """
     main:
-        mov $0x3f000ffc, %edi
+        mov $0x3f000ffd, %edi
         mov (%rdi), %rbx
     1:  jmp 1b
     """
