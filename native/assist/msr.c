@@ -84,9 +84,8 @@ static bool write_kvm_msr(struct assist_vcpu *vcpu, uint32_t index, uint64_t val
         tlb_flush(CPU(&vcpu->cpu));
         break;
     case MSR_TSC:
-        vcpu->tsc_offset = value - __builtin_ia32_rdtsc();
-        break;
     case MSR_TSC_ADJUST:
+        /* KVM, whose deadline timer goes by its own TSC, may round what it is told or keep to the host's TSC. */
         if (kvm_msr_read(vcpu, MSR_TSC, &value)) {
             vcpu->tsc_offset = value - __builtin_ia32_rdtsc();
         }

@@ -297,6 +297,39 @@ def test_the_tsc_runs_and_is_kvms() -> None:
     assert values_of(source) == [1, 1]
 
 
+def test_a_written_tsc_is_what_kvm_makes_of_it() -> None:
+    """KVM's timer goes by KVM's TSC: a deadline of the engine's must be one of KVM's, even where that cannot be set."""
+    source = """
+    .macro report_tscs
+        rdtsc
+        report %edx
+        mov $0x10, %ecx
+        rdmsr                               # from KVM
+        report %edx
+    .endm
+    main:
+        mov $0x10, %ecx
+        xor %eax, %eax
+        mov $0x1000, %edx
+        wrmsr
+        report_tscs
+        mov $0x3b, %ecx                     # TSC_ADJUST
+        rdmsr
+        add $0x2000, %edx
+        wrmsr
+        report_tscs
+        mov $0x10, %ecx
+        xor %eax, %eax
+        xor %edx, %edx
+        wrmsr                               # 0 is what a VMM gives new vCPUs
+        report_tscs
+        done
+    """
+    values = values_of(source)
+    for engine, kvm in zip(values[::2], values[1::2], strict=True):
+        assert 0 <= kvm - engine <= 0x10  # units of 2^32 ticks: some seconds may pass
+
+
 def test_control_registers_refuse_what_the_architecture_refuses() -> None:
     source = """
     fault:
