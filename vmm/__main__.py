@@ -10,15 +10,18 @@ def main() -> None:
     # Most of a small boot is loading modules, which makes no garbage, and taking the interpreter apart at the end, of
     # which nothing is gained: the machine is closed by then, and the kernel takes back what is left.
     gc.set_threshold(50_000)
+    _open_standard_streams()
     from vmm import cli  # noqa: PLC0415
 
-    try:
-        status = cli.main()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        status = 0
-    os._exit(status)
+    os._exit(cli.main())
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where the caller closed one of the three, or the next file to be opened would be written to."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -285,3 +286,27 @@ def test_version_and_unknown_command() -> None:
     assert unknown.returncode == 2
     assert "unknown command 'fly'" in unknown.stderr
     assert vmm().returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["info"], ["boot", "exit", "--json", "-", "-serial", "none", "-debugcon", "none"], ["firmware", "exit"]],
+)
+def test_a_full_disk_is_said_in_one_line(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        run = subprocess.run(
+            [sys.executable, "-m", "vmm", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert run.returncode == 4
+    assert run.stderr.splitlines()[-1:] == ["vmm: cannot write all of the output: No space left on device"]
+    assert "Traceback" not in run.stderr
+
+
+def test_no_file_of_ours_takes_the_place_of_a_closed_standard_stream() -> None:
+    closed = "exec <&- >&- 2>&-; exec " + shlex.join([sys.executable, "-m", "vmm", "boot", "probe"])
+    assert subprocess.run(["bash", "-c", closed], timeout=60, check=False).returncode == 0

@@ -6,6 +6,7 @@ is imported only when it is asked for: a guest that exits at once is over before
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the process's exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
     except VmmError as error:
         say(f"vmm: {error}")
         return error.exit_status
@@ -58,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has left; nothing can be said to them, and Python must not try at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.OK
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        say(f"vmm: cannot write all of the output: {error.strerror}")
+        return ExitStatus.HOST_LACKS
+    return status
 
 
 def say(line: str) -> None:
