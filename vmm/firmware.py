@@ -218,20 +218,13 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
     Raises:
         ConfigError: as :func:`load`, or nothing of that name is on this host.
     """
-    path = Path(firmware)
-    if isinstance(firmware, Path) or "/" in firmware:
+    path = named_file(firmware)
+    if path is not None:
         return load(path, variables, persist=persist)
     from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which a path does not need
 
-    if firmware not in firmware_search.NAMES:
-        if path.exists():
-            return load(path, variables, persist=persist)
-        if firmware not in guests.names():
-            known = ", ".join(firmware_search.NAMES)
-            raise ConfigError(f"{firmware}: neither a file nor a name of firmware ({known}, or a guest of ours)")
-        return load(guests.path(firmware))
-    located = firmware_search.locate(firmware)
-    kind = FirmwareKind(firmware)
+    located = firmware_search.locate(str(firmware))
+    kind = FirmwareKind(str(firmware))
     images = load(
         located.code,
         variables or located.variables,
@@ -239,6 +232,26 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
         kind=kind if kind is FirmwareKind.OVMF else None,
     )
     return images._replace(kind=kind)
+
+
+def named_file(firmware: str | Path) -> Path | None:
+    """Return the file that a path or the name of a guest of ours stands for; None for a name of firmware.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    path = Path(firmware)
+    if isinstance(firmware, Path) or "/" in firmware:
+        return path
+    from vmm.firmware_search import NAMES  # noqa: PLC0415  # see find
+
+    if firmware in NAMES:
+        return None
+    if path.exists():
+        return path
+    if firmware not in guests.names():
+        raise ConfigError(f"{firmware}: neither a file nor a name of firmware ({', '.join(NAMES)}, or a guest of ours)")
+    return guests.path(firmware)
 
 
 def variables_size(code: bytes) -> int:

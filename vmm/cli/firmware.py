@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.cli import EXIT_STATUSES
 from vmm.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DESCRIPTION = """\
 Print what a firmware image contains: volumes and their compression, code or variable store, the clients of fw_cfg and
@@ -18,7 +21,9 @@ def run(words: list[str]) -> int:
     """Look into the image that a command line names; return the exit status."""
     parser = Parser("firmware", "IMAGE [--json]", DESCRIPTION, EXIT_STATUSES)
     parser.add_argument(
-        "image", metavar="IMAGE", help="a path, or ovmf, seabios, bhyve, probe: the file that `vmm boot` would take"
+        "image",
+        metavar="IMAGE",
+        help="a path or a name (ovmf, seabios, bhyve, probe or another guest of ours): what `vmm boot` takes",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
     arguments = parser.parse_args(words)
@@ -32,10 +37,7 @@ def run(words: list[str]) -> int:
 
 
 def _path(image: str) -> Path:
-    if image == "probe":
-        from vmm import guests  # noqa: PLC0415  # builds the guest if needed
+    from vmm.firmware import named_file  # noqa: PLC0415  # --help needs none of it
+    from vmm.firmware_search import locate  # noqa: PLC0415
 
-        return guests.path(image)
-    from vmm.firmware_search import NAMES, locate  # noqa: PLC0415
-
-    return locate(image).code if image in NAMES else Path(image)
+    return named_file(image) or locate(image).code
