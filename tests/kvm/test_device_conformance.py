@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def test_on_ours(vmm_machine: Callable[..., Any], tmp_path: Path, board: str) ->
     variables = tmp_path / "variables.fd"
     variables.write_bytes(VARIABLES)
     store = firmware.VariableStore(variables, VARIABLES, persist=True)
-    images = replace(firmware.load(guests.path(GUEST)), variables=store)
+    images = firmware.load(guests.path(GUEST))._replace(variables=store)
     machine = vmm_machine(images, machine=board, assist="off")
     # These boards have none; this is the device with the in-kernel IOAPIC and LAPIC behind it.
     hpet = Hpet(machine.vm.irq_line, machine.vm.signal_msi, machine.platform.timers)
@@ -75,7 +74,7 @@ def test_what_the_guest_programs_is_in_the_file(vmm_machine: Callable[..., Any],
     contents = bytes(SECTOR) * (len(VARIABLES) // SECTOR)
     variables.write_bytes(contents)
     store = firmware.VariableStore(variables, contents, persist=True)
-    images = replace(firmware.load(guests.path(GUEST)), variables=store)
+    images = firmware.load(guests.path(GUEST))._replace(variables=store)
     machine = vmm_machine(images, assist="off")
     assert machine.run(deadline=120).reached
     # While the machine still stands: nothing waits for a clean end to be written.
