@@ -19,7 +19,7 @@ from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config import Dispatch, Interface, MachineConfig, MachineType, Target
 from vmm.console import Stream, Watcher, compile_pattern
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
 from vmm.kvm import Kvm, Vcpu, pc_routes
 from vmm.kvm.exit_reasons import reason_name
 from vmm.memory import GuestMemory
@@ -201,9 +201,17 @@ class Machine:
         if target.path is None:
             return None
         try:
-            return self._closers.enter_context(target.path.open("wb", buffering=0)).write
+            write = self._closers.enter_context(target.path.open("wb", buffering=0)).write
         except OSError as error:
             raise ConfigError(f"{option} file:{target.path}: cannot write: {(error.strerror or '').lower()}") from error
+
+        def sink(data: bytes) -> None:
+            try:
+                write(data)
+            except OSError as error:
+                raise HostError(f"{option} file:{target.path}: {(error.strerror or '').lower()}") from error
+
+        return sink
 
     def _add_interface(self) -> None:
         self.interface_choice = self.config.interface_choice
@@ -281,6 +289,7 @@ class Machine:
 
         Raises:
             DeviceError: a device of vmm failed; the guest is stopped.
+            HostError: likewise, because a console's file could not be written any further.
             KeyboardInterrupt: never; Ctrl-C ends the run with `Reason.INTERRUPTED`.
             ConfigError: a pattern is no regular expression.
             ValueError: the machine is closed.

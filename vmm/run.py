@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vmm._native import lib
-from vmm.errors import DeviceError, KvmError
+from vmm.errors import DeviceError, HostError, KvmError
 from vmm.outcome import Outcome, Reason
 
 JOIN_SECONDS = 10.0
@@ -73,7 +73,7 @@ class Run:
 
         Raises:
             KvmError: a vCPU does not come back from KVM.
-            DeviceError: what `fail` was told.
+            DeviceError: what `fail` was told; a HostError as it is.
         """
         self._kick()
         began = time.monotonic()
@@ -82,6 +82,8 @@ class Run:
         stuck = [thread.name for thread in self._threads if thread.is_alive()]
         if stuck:
             raise KvmError(f"{', '.join(stuck)} did not leave KVM_RUN within {JOIN_SECONDS:.0f} s of a stop", 0)
+        if isinstance(self._failure, HostError):
+            raise self._failure
         if self._failure is not None:
             raise DeviceError(f"a device of vmm failed: {self._failure!r}") from self._failure
 

@@ -307,6 +307,12 @@ def test_a_full_disk_is_said_in_one_line(words: list[str]) -> None:
     assert "Traceback" not in run.stderr
 
 
+def test_a_console_file_that_is_full_is_the_hosts_lack() -> None:
+    run = vmm("boot", "probe", "-debugcon", "file:/dev/full")
+    assert run.returncode == 4
+    assert run.stderr.splitlines()[-1:] == ["vmm: -debugcon file:/dev/full: no space left on device"]
+
+
 def test_no_file_of_ours_takes_the_place_of_a_closed_standard_stream() -> None:
     closed = "exec <&- >&- 2>&-; exec " + shlex.join([sys.executable, "-m", "vmm", "boot", "probe"])
     assert subprocess.run(["bash", "-c", closed], timeout=60, check=False).returncode == 0
