@@ -307,7 +307,7 @@ def test_a_field_that_firmware_overrides_is_named(collected: Collected) -> None:
 def test_an_item_that_firmware_never_read_is_named(collected: Collected) -> None:
     assert collected.report is not None
     reads = dict(collected.firmware_reads)
-    reads[acpi.LOADER_FILE] = replace(reads[acpi.LOADER_FILE], selects=0)
+    reads[acpi.LOADER_FILE] = reads[acpi.LOADER_FILE]._replace(selects=0)
     report = replace(collected.report, rsdp=None, acpi=[])
     result = compare(replace(collected, report=report, firmware_reads=reads))
     assert {row.reason for row in result.subject("ACPI tables").rows} == {"SeaBIOS never read etc/table-loader"}
