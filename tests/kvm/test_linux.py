@@ -45,7 +45,13 @@ def wrong(result: Verification) -> list[str]:
 
 @pytest.mark.parametrize(
     ("firmware", "cpus", "board"),
-    [("none", 2, "pc"), ("none", 4, "q35"), ("ovmf", 4, "q35"), ("seabios", 1, "q35"), ("seabios", 2, "pc")],
+    [
+        pytest.param("none", 2, "pc", marks=pytest.mark.hw),
+        ("none", 4, "q35"),
+        ("ovmf", 4, "q35"),
+        ("seabios", 1, "q35"),
+        ("seabios", 2, "pc"),
+    ],
 )
 def test_linux_finds_everything(kernel: dict[str, Any], firmware: str, cpus: int, board: str) -> None:
     result = verify(machine(kernel, firmware, cpus=cpus, machine=board), deadline=DEADLINE, with_linux=True)
