@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 MAX_INSTRUCTION_SIZE = 15
 """Bytes of the longest x86 instruction (Intel SDM volume 2, section 2.3.11)."""
 
+_RESET_VECTOR = 0xFFFFFFF0
+"""Linear RIP after INIT (SDM volume 3, 10.1.4). After SVM's SHUTDOWN intercept the VMCB is undefined (APM volume 2,
+15.14.3), so that kvm-amd brings the vCPU there (shutdown_interception in arch/x86/kvm/svm/svm.c)."""
+
 _USE_THE_ASSIST = "run with --assist auto or on: the software CPU executes what this host's KVM refuses"
 
 _SOFTWARE_CPU_ENDS = {
@@ -36,6 +40,9 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
     registers = Registers.of(vcpu)
     where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}"
     if end.outcome == lib.VCPU_SHUTDOWN:
+        if registers.linear_rip == _RESET_VECTOR:
+            unknown = "where is not known: KVM has reset the vCPU's registers, as it does on AMD hosts"
+            return Reason.TRIPLE_FAULT, f"triple fault on vCPU {vcpu.index}; {unknown}", registers.text
         return Reason.TRIPLE_FAULT, f"triple fault on {where}", registers.text
     if end.outcome == lib.VCPU_EMULATION_FAILURE:
         code = bytes(end.instruction)[: end.instruction_size] or _bytes_at(vcpu, registers, memory)

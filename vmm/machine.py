@@ -330,7 +330,7 @@ class Machine:
     def _outcome(run: Run, until: str | None, goal: Watcher) -> Outcome:
         end = run.end or Outcome(Reason.STOPPED, run.elapsed_s, "stopped")
         # What was printed before the guest ended counts, even if it powered off before the next look.
-        if goal.waiting_for is not None and goal.poll():
+        if until is not None and end.reason is not Reason.UNTIL and (goal.waiting_for is None or goal.poll()):
             return Outcome(Reason.UNTIL, run.elapsed_s, f"the console showed {until!r}")
         return end._replace(missed_until=goal.waiting_for)
 

@@ -13,7 +13,6 @@ from vmm.verify import guest_report
 pytestmark = pytest.mark.needs_kvm
 
 
-@pytest.mark.hw
 def test_ovmf_starts_a_uefi_program() -> None:
     reported = bytearray()
 
