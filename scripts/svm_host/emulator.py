@@ -81,7 +81,7 @@ class Host:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        console = threading.Thread(target=_copy_console, args=(qemu, self.results / "console.txt"), daemon=True)
+        console = threading.Thread(target=_copy_console, args=(qemu, self.results), daemon=True)
         console.start()
         try:
             end = self._watch(qemu, alive)
@@ -116,14 +116,15 @@ class Host:
                 return End.DEADLINE
 
 
-def _copy_console(qemu: subprocess.Popen[bytes], path: Path) -> None:
+def _copy_console(qemu: subprocess.Popen[bytes], results: Path) -> None:
     assert qemu.stdout is not None  # noqa: S101 - the caller asked for a pipe
-    with path.open("wb") as copy:
+    name = f"{results.name}: ".encode()
+    with (results / "console.txt").open("wb") as copy:
         for line in qemu.stdout:
             text = line.replace(b"\r", b"")
             copy.write(text)
             copy.flush()
-            sys.stdout.buffer.write(text)
+            sys.stdout.buffer.write(name + text)
             sys.stdout.buffer.flush()
 
 

@@ -7,6 +7,7 @@ have here, so that the environment, the tracebacks and the compiled bytecode are
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import lzma
@@ -142,9 +143,12 @@ def build(clone: Path, output: Path, job: str) -> None:
     Raises:
         HostError: as `unpacked`.
     """
-    shutil.copyfile(_base(clone), output)
-    with output.open("ab") as file:
-        _write_work(Archive(file), clone, job)
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.copyfile(_base(clone), output)
+        with output.open("ab") as file:
+            _write_work(Archive(file), clone, job)
 
 
 def tests_inside(clone: Path) -> list[str]:
