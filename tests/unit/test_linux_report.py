@@ -12,7 +12,7 @@ from vmm.cli import verify as verify_command
 from vmm.errors import ConfigError, HostError
 from vmm.tables.e820 import E820Entry
 from vmm.verify import linux, linux_report
-from vmm.verify.guest_report import Kind, ReportError
+from vmm.verify.guest_report import GuestReport, Kind, ReportError
 from vmm.verify.linux_guest import LinuxFiles, initramfs
 
 DMESG = b"""<5>[    0.000000] Linux version 6.1
@@ -103,3 +103,9 @@ def test_cpio_reads_the_initial_ram_disk(tmp_path: Path) -> None:
         ["cpio", "-i", "--to-stdout", "--quiet", "qemu_fw_cfg.ko"], input=image, capture_output=True, check=True
     )
     assert module.stdout == b"qemu_fw_cfg.ko" * 3
+
+
+def test_clocks_that_disagree_on_a_busy_host_are_no_complaint_about_tables() -> None:
+    watchdog = "clocksource:                       'acpi_pm' wd_nsec: 499 wd_now: 1 wd_last: 2 mask: ffffff"
+    complaint = "ACPI BIOS Warning (bug): Incorrect checksum in table [SSDT]"
+    assert linux.complaints(GuestReport(log=[(4, watchdog), (4, complaint)])) == [complaint]
