@@ -17,6 +17,19 @@ from vmm._native import ffi, lib
 from vmm.errors import ConfigError
 
 _ALL_ONES = b"\xff"
+_LOW_64 = (1 << 64) - 1
+
+
+class Front(NamedTuple):
+    """C code that sees a device's accesses first.
+
+    Attributes:
+        handler: a C ``io_handler *``.
+        state: what it is called with: a struct that begins with a ``struct io_behind``, filled in by the bus.
+    """
+
+    handler: Any
+    state: Any
 
 
 class Device:
@@ -25,6 +38,9 @@ class Device:
     An access is 1 to 8 bytes wide; every width must be answered. Values are
     little-endian; the bus cuts what `read` returns to the width asked for.
     """
+
+    front: Front | None = None
+    """Serves in C what would cost too much in Python."""
 
     def read(self, offset: int, size: int) -> int:
         """The value of ``size`` bytes at ``offset``."""
@@ -79,12 +95,13 @@ class BusRange(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A row of the table as Python knows it; ``keep`` holds what C's pointers lead to."""
+    """A row of the table as Python knows it; the last two keep alive what C's pointers lead to."""
 
     name: str
     first: int
     last: int
-    keep: Any
+    opaque: Any
+    keep: Any = None
 
 
 class _Binding:
@@ -126,7 +143,13 @@ class Bus:
             ConfigError: the range is empty, overlaps another (both are named), or the table is full.
         """
         handle = ffi.new_handle(_Binding(self, device, name))
-        self._insert(_Entry(name, first, last, handle), lib.vmm_python_device_access)
+        handler = ffi.addressof(lib, "python_device_access")
+        if device.front is None:
+            self._insert(_Entry(name, first, last, handle), handler)
+        else:
+            behind = ffi.cast("struct io_behind *", device.front.state)
+            behind.handler, behind.opaque = handler, handle
+            self._insert(_Entry(name, first, last, device.front.state, handle), device.front.handler)
 
     def add_native(self, first: int, last: int, handler: Any, opaque: Any, name: str) -> None:
         """Give a range to ``handler``, a C ``io_handler *`` that is called with ``opaque``, which is kept alive.
@@ -178,37 +201,53 @@ class Bus:
             for other in self._entries.values():
                 if other.first <= entry.last and entry.first <= other.last:
                     raise ConfigError(f"{span} overlaps {other.first:#x}-{other.last:#x} ({other.name})")
-            opaque = ffi.cast("void *", entry.keep)
+            opaque = ffi.cast("void *", entry.opaque)
             if lib.io_table_add(self._table, entry.first, entry.last, handler, opaque) != 0:
                 raise ConfigError(f"{span}: no room for more than {lib.IO_TABLE_MAX_RANGES} ranges")
             self._entries[entry.first] = entry
 
 
-def _serve(device: Device, access: Any) -> None:
-    size = access.size
-    count = access.count
-    data = ffi.buffer(access.data, size * count)
-    if access.is_write:
-        if count == 1:
-            device.write(access.offset, size, int.from_bytes(data, "little"))
-        else:
-            device.write_string(access.offset, size, count, bytes(data))
-    elif count == 1:
-        value = device.read(access.offset, size) & ((1 << (8 * size)) - 1)
-        data[:] = value.to_bytes(size, "little")
-    else:
-        data[:] = device.read_string(access.offset, size, count)
+# Nothing that a device raises may unwind through C: it stops the machine, and the guest reads ones.
+
+
+def _failed(binding: _Binding, offset: int, error: Exception) -> None:
+    error.add_note(f"in {binding.bus.kind} device {binding.name}, offset {offset:#x}")
+    binding.bus.fail(error)
 
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
-def vmm_python_device_access(opaque: Any, access: Any) -> None:
-    """The C handler of every Python device: nothing that a device raises gets past it."""
-    binding: _Binding = ffi.from_handle(opaque)
+def vmm_python_read(handle: Any, offset: int, size: int) -> int:
+    """C's way to a device: one element; C takes the low ``size`` bytes."""
+    binding: _Binding = ffi.from_handle(handle)
     try:
-        _serve(binding.device, access)
-    except Exception as error:  # noqa: BLE001 - a defect of a device must not unwind through C
+        return binding.device.read(offset, size) & _LOW_64
+    except Exception as error:  # noqa: BLE001 - see above
+        _failed(binding, offset, error)
+        return _LOW_64
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def vmm_python_write(handle: Any, offset: int, size: int, value: int) -> None:
+    """C's way to a device: one element."""
+    binding: _Binding = ffi.from_handle(handle)
+    try:
+        binding.device.write(offset, size, value)
+    except Exception as error:  # noqa: BLE001 - see above
+        _failed(binding, offset, error)
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def vmm_python_string(handle: Any, access: Any) -> None:
+    """C's way to a device: the batch of a string instruction."""
+    binding: _Binding = ffi.from_handle(handle)
+    device, offset, size, count = binding.device, access.offset, access.size, access.count
+    data = ffi.buffer(access.data, size * count)
+    try:
+        if access.is_write:
+            device.write_string(offset, size, count, bytes(data))
+        else:
+            data[:] = device.read_string(offset, size, count)
+    except Exception as error:  # noqa: BLE001 - see above
         if not access.is_write:
-            size = access.size * access.count
-            ffi.buffer(access.data, size)[:] = _ALL_ONES * size
-        error.add_note(f"in {binding.bus.kind} device {binding.name}, offset {access.offset:#x}")
-        binding.bus.fail(error)
+            data[:] = _ALL_ONES * len(data)
+        _failed(binding, offset, error)

@@ -3,10 +3,12 @@
 #include <stdint.h>
 
 #include "vmm/exit_times.h"
+#include "vmm/flash.h"
 #include "vmm/fw_cfg.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 #include "vmm/kvm_abi.h"
 #include "vmm/pm_timer.h"
+#include "vmm/python_device.h"
 #include "vmm/trace.h"
 #include "vmm/vcpu_run.h"

@@ -6,13 +6,15 @@ is (a real chip only clears bits), and "clear status" clears the ready bit, too,
 
 While the chip is in read-array mode, its contents are mapped read-only into the guest: reads cost nothing, stores
 come here. The first command takes the mapping away, "read array" puts it back. Drivers write whole blocks of
-program commands before they return to read-array, so changes of the memory slots are rare.
+program commands before they return to read-array, so changes of the memory slots are rare. Such a block, from its
+second byte on, is C's (`native/flash.c`).
 """
 
 import mmap
 from collections.abc import Callable
 
-from vmm.bus import Device
+from vmm._native import ffi, lib
+from vmm.bus import Device, Front
 from vmm.devices.signals import MemoryMapper
 
 SECTOR_SIZE = 4096
@@ -79,12 +81,21 @@ class Flash(Device):
         self._answer: Callable[[int], int] = self._read_array
         self._buffer: dict[int, int] = {}
         self._buffer_left = 0
-        self.programs = 0
+        self._programs = 0
         self.erases = 0
+        # C's pointer into the contents, and what C does with it: see close.
+        self._bytes = ffi.from_buffer("uint8_t[]", self._contents, require_writable=not read_only)
+        self._loop = ffi.new("struct flash_loop *", {"contents": self._bytes, "size": len(self._contents)})
+        self.front = Front(ffi.addressof(lib, "flash_loop_access"), self._loop)
         self._to_read_array()
 
     def __len__(self) -> int:
         return len(self._contents)
+
+    @property
+    def programs(self) -> int:
+        """Program operations so far; a buffered one counts each of its bytes."""
+        return self._programs + int(self._loop.programs)
 
     def read(self, offset: int, size: int) -> int:
         """Bytes of the array, the status, the ID or the CFI table, by mode."""
@@ -100,6 +111,7 @@ class Flash(Device):
     def reset(self) -> None:
         """Read-array mode; contents stay."""
         self._status = _READY
+        self._loop.active = self._loop.data_next = False
         self._to_read_array()
 
     def close(self) -> None:
@@ -107,6 +119,8 @@ class Flash(Device):
         if self._mapped:
             self._memory.unmap(self._gpa)
             self._mapped = False
+        self._loop.active = False
+        ffi.release(self._bytes)
         self._contents.release()
 
     # What reads give.
@@ -159,6 +173,7 @@ class Flash(Device):
             return
         self._store(offset, value.to_bytes(size, "little"))
         self._status |= _READY
+        self._loop.active = True
 
     def _erase(self, offset: int, size: int, value: int) -> None:
         self._command = self._first_cycle
@@ -206,7 +221,7 @@ class Flash(Device):
     def _store(self, offset: int, data: bytes) -> None:
         end = min(offset + len(data), len(self._contents))
         self._contents[offset:end] = data[: end - offset]
-        self.programs += 1
+        self._programs += 1
 
     # Modes.
 

@@ -28,6 +28,12 @@ struct io_access {
 
 typedef void io_handler(void *opaque, struct io_access *access);
 
+/* The head of the state of a handler that stands before another one, and passes on what it does not serve itself. */
+struct io_behind {
+    io_handler *handler;
+    void *opaque;
+};
+
 struct io_range {
     uint64_t first;
     uint64_t last; /* inclusive */

@@ -1,6 +1,7 @@
 """The flash chip, by the command sequences of OVMF's driver and of the CFI specification."""
 
 import mmap
+import random
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ class FlashRig(Rig):
     @property
     def mapped(self) -> bool:
         return any(region.gpa == GPA for region in self.memory.regions())
+
+    @property
+    def in_c(self) -> int:
+        """Data cycles that C served."""
+        return int(self.flash.front.state.programs) if self.flash.front else 0
+
+    def always_to_the_chip(self, address: int, size: int, value: int) -> None:
+        """A store as KVM brings it, for the mapping is read-only."""
+        self._access("mmio", address, size, 1, value.to_bytes(size, "little"))
 
     def command(self, *values: int, at: int = 0) -> None:
         for value in values:
@@ -62,6 +72,31 @@ def test_program_bytes_as_ovmf_does_changes_the_slot_once(rig: FlashRig) -> None
     assert rig.contents[0x100:0x140] == bytes(range(0xA0, 0xE0))
     assert rig.load(GPA + 0x100, 2) == 0xA1A0
     assert rig.flash.programs == 64
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_c_programs_as_python_does(rig: FlashRig, seed: int) -> None:
+    other = FlashRig()
+    other.contents[:SECTOR_SIZE] = rig.contents[:SECTOR_SIZE]
+    likely = random.Random(seed)
+    for _ in range(2000):
+        # Programming, mostly, so that the loop is entered, and left by every other command, and at every place.
+        value = likely.choice((0x10, 0x10, 0x40, 0x42, 0x70, 0xFF, 0x20, 0xD0, 0x50, 0x60, 0x90, 0x98, 0xE8, 0x33))
+        for command in (value, likely.getrandbits(8)) if likely.random() < 0.9 else (value,):
+            at, size = likely.choice((0, 5, SECTOR_SIZE - 1, SIZE - 8)), likely.choice((1, 1, 1, 2, 4, 8))
+            data = likely.getrandbits(8 * size) & ~0xFF | command
+            rig.always_to_the_chip(GPA + at, size, data)
+            other.flash.write(at, size, data)
+        at = likely.randrange(0, SIZE, 99)
+        assert rig.load(GPA + at, 1) == other.flash.read(at, 1)
+        if likely.random() < 0.01:
+            rig.flash.reset()
+            other.flash.reset()
+        assert rig.mapped == other.mapped
+    assert rig.contents[:] == other.contents[:]
+    assert rig.flash.programs == other.flash.programs > 100
+    assert rig.in_c > 20
+    assert other.in_c == 0
 
 
 def test_program_0x40_and_wide_data(rig: FlashRig) -> None:

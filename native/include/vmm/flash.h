@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The inner loop of programming NOR flash: a "program" command, the data, and
+ * again, some 15,000 times when firmware writes its first variables. In C
+ * because each of those costs an exit and so should cost little more. The
+ * chip itself is vmm/devices/flash.py, which stands behind this and gets
+ * every other access; it says when the loop may begin.
+ */
+#ifndef VMM_FLASH_H
+#define VMM_FLASH_H
+
+#include "vmm/io_table.h"
+
+struct flash_loop {
+    struct io_behind chip; /* first: the bus fills it in */
+    uint8_t *contents;
+    uint64_t size;
+    uint64_t programs; /* data cycles served here */
+    bool active;       /* the chip is ready, gives its status, and takes a command next, as after a program operation */
+    bool data_next;    /* if active: the command was "program" */
+};
+
+/* An io_handler over a struct flash_loop. */
+void flash_loop_access(void *opaque, struct io_access *access);
+
+#endif
