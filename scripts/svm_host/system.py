@@ -217,8 +217,8 @@ def _write_base(archive: Archive, clone: Path, library: Path) -> None:
     for needed in _libraries([binary for binary in binaries if _is_elf(binary)]):
         archive.add(needed.resolve(), str(needed.parent.resolve() / needed.name))
 
-    for directory in (library, *wanted):
-        _run_python(clone, "-m", "compileall", "-qq", "-x", r"/(test|tests|lib2to3|site-packages/.*\.py)$", directory)
+    _run_python(clone, "-m", "compileall", "-qq", "-x", r"/(test|tests|lib2to3|site-packages)/", library)
+    _run_python(clone, "-m", "compileall", "-qq", *wanted)
     _add_bytecode(archive, library)
     _add_bytecode(archive, packages)
     archive.end()
