@@ -4,14 +4,12 @@ Everything that can be wrong before ``/dev/kvm`` is opened is found when a :clas
 :class:`vmm.errors.ConfigError`. Sizes are in bytes unless a name says otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from vmm.errors import ConfigError
-from vmm.firmware import NO_FIRMWARE, FirmwareImages, FirmwareKind, Layout, find
+from vmm.firmware import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout, find
 from vmm.interface_choice import InterfaceChoice, check_options, choose
 from vmm.machine_options import (
     MAX_CPUS,
@@ -19,7 +17,6 @@ from vmm.machine_options import (
     Dispatch,
     FwCfgItem,
     FwCtlItem,
-    Interface,
     MachineType,
     PflashDrive,
     Target,
@@ -54,7 +51,8 @@ class MachineConfig(NamedTuple):
     """Answer fwctl's NULL, ECHO and SET, which bhyve itself refuses."""
     cpu_count: bool = True
     """Offer the number of CPUs as bhyve does: fwctl's hw.ncpu, or opt/bhyve/hw.ncpu in fw_cfg of a bhyve machine."""
-    uuid: UUID | None = None
+    uuid: bytes | None = None
+    """16 bytes, in the order in which a UUID is written (RFC 4122)."""
     serial: Target = Target()
     debugcon: Target = Target()
     boot: BootOptions = BootOptions()
@@ -73,8 +71,8 @@ class MachineConfig(NamedTuple):
     """What stood behind each ``-e820``."""
     bootorder: tuple[str, ...] = ()
     """OpenFirmware paths, the first to boot first."""
-    vmgenid: UUID | None = None
-    """The VM generation id; None: the machine has no such device."""
+    vmgenid: bytes | None = None
+    """The VM generation id, 16 bytes in GUID order; None: the machine has no such device."""
     vmcoreinfo: bool = False
     """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
     assist: AssistMode = AssistMode.AUTO
@@ -170,7 +168,7 @@ class MachineConfig(NamedTuple):
         fwctl: Mapping[str, Any] | Iterable[FwCtlItem] = (),
         fwctl_extensions: bool = False,
         cpu_count: bool = True,
-        uuid: UUID | str | None = None,
+        uuid: "UUID | str | None" = None,
         serial: Target | str = "none",
         debugcon: Target | str = "none",
         boot: BootOptions | str | None = None,
@@ -188,7 +186,7 @@ class MachineConfig(NamedTuple):
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
         trace: str | Path | None = None,
-    ) -> MachineConfig:
+    ) -> Self:
         """Return the machine that these words describe.
 
         Args:
@@ -245,7 +243,7 @@ class MachineConfig(NamedTuple):
             fwctl=tuple(FwCtlItem(*pair) for pair in fwctl.items()) if isinstance(fwctl, Mapping) else tuple(fwctl),
             fwctl_extensions=fwctl_extensions,
             cpu_count=cpu_count,
-            uuid=parse_uuid(uuid),
+            uuid=None if uuid is None else parse_uuid(uuid).bytes,
             serial=Target.parse(serial, "-serial"),
             debugcon=Target.parse(debugcon, "-debugcon"),
             boot=BootOptions() if boot is None else BootOptions.parse(boot),
@@ -311,7 +309,8 @@ def _devices(texts: Iterable[str]) -> dict[str, Any]:
             from uuid import uuid4  # noqa: PLC0415  # see check_tables
 
             guid = keys.get("guid", "auto")
-            fields[driver] = uuid4() if guid == "auto" else parse_uuid(guid, "-device vmgenid,guid=")
+            generation = uuid4() if guid == "auto" else parse_uuid(guid, "-device vmgenid,guid=")
+            fields[driver] = generation.bytes_le
         elif "guid" in keys:
             raise ConfigError(f"-device {text}: vmcoreinfo has no guid")
         else:

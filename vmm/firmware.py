@@ -7,21 +7,15 @@ that end at 4 GiB. An *ELF* file is a guest of ours before it was laid out; its 
 Where files are found by name is :mod:`vmm.firmware_search`; what is in compressed volumes, :mod:`vmm.firmware_clients`.
 """
 
-from __future__ import annotations
-
 import struct
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm import guests
 from vmm.errors import ConfigError
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vmm.firmware_identity import Identity
 
 WINDOW_SIZE = len(IMAGE_WINDOW)
 
@@ -71,6 +65,31 @@ MINIMUM_MEMORY = {FirmwareKind.OVMF: 48 << 20, FirmwareKind.BHYVE: 64 << 20}
 shell with 48 MiB and hangs with 40; bhyve's platform code expects 64 MiB or more."""
 
 LEAST_MEMORY = 16 << 20
+
+
+class Interface(StrEnum):
+    """What answers at ports 0x510 and 0x511."""
+
+    AUTO = "auto"
+    """The one that the firmware image has a client for; fw_cfg where it has both or none."""
+    QEMU = "qemu"
+    """QEMU's fw_cfg."""
+    BHYVE = "bhyve"
+    """bhyve's fwctl."""
+
+
+class Identity(NamedTuple):
+    """What a look into an image found out; :mod:`vmm.firmware_identity` looks.
+
+    Attributes:
+        kind: as :attr:`vmm.firmware_clients.FirmwareAnalysis.kind`.
+        interface: what ``fwcfg=auto`` means for the image; never AUTO.
+        reason: why, in one clause.
+    """
+
+    kind: str
+    interface: Interface
+    reason: str
 
 
 class VariableStore(NamedTuple):

@@ -13,26 +13,12 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from vmm.machine_options import Interface
+from vmm.firmware import Identity, Interface
 
 _LOOKS = ("firmware_clients.py", "firmware_volumes.py")
 """The modules whose change makes remembered answers worthless."""
-
-
-class Identity(NamedTuple):
-    """What a machine is chosen by.
-
-    Attributes:
-        kind: as :attr:`vmm.firmware_clients.FirmwareAnalysis.kind`.
-        interface: what ``fwcfg=auto`` means for the image; never AUTO.
-        reason: why, in one clause.
-    """
-
-    kind: str
-    interface: Interface
-    reason: str
 
 
 def identify(data: bytes, path: Path) -> Identity:

@@ -4,9 +4,6 @@ QEMU's firmware descriptors come first (docs/interop/firmware.json in QEMU's sou
 file is what, and which VARS belongs to which CODE), then the places where distributions are known to put images.
 """
 
-from __future__ import annotations
-
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +139,8 @@ def _expand(place: str) -> Path:
 
 
 def _descriptor(path: Path) -> Descriptor | None:
+    import json  # noqa: PLC0415  # only UEFI has descriptors
+
     try:
         content: Any = json.loads(path.read_bytes())
         mapping = content["mapping"]

@@ -76,7 +76,7 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
         cpus=config.cpus,
         cores=config.cpus,
         processor_id=processor_id,
-        uuid=config.uuid.bytes if config.uuid is not None else None,
+        uuid=config.uuid,
         uefi=config.firmware.kind in {FirmwareKind.OVMF, FirmwareKind.BHYVE},
         version=(3, 0) if config.smbios_entry_point == 64 else (2, 8),
         options=tuple(parse_smbios(text) for text in config.smbios),
@@ -100,7 +100,7 @@ def acpi_description(config: MachineConfig) -> AcpiDescription:
     return AcpiDescription(
         cpus=config.cpus,
         max_cpus=config.max_cpus,
-        vmgenid=config.vmgenid.bytes_le if config.vmgenid is not None else None,
+        vmgenid=config.vmgenid,
         user_tables=tuple(tables),
         smi_command=layout.PORT_APM.start,
         sci_irq=layout.SCI_IRQ,

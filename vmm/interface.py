@@ -84,7 +84,7 @@ def build_fw_cfg(
             cpus=config.cpus,
             apic_id_limit=config.max_cpus,
             e820=memory_map,
-            uuid=config.uuid,
+            uuid=config.uuid or bytes(16),
             bootorder=encode_boot_order(config.bootorder, strict=config.boot.strict),
             boot_menu=config.boot.menu,
             splash_time=config.boot.splash_time_ms,

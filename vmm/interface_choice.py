@@ -1,17 +1,10 @@
 """The one of fw_cfg and fwctl that a machine has: asked for, or read from the firmware image."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareKind
-from vmm.machine_options import Interface
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vmm.firmware import FirmwareImages
+from vmm.firmware import FirmwareImages, FirmwareKind, Interface
 
 NAMES = {Interface.QEMU: "fw_cfg", Interface.BHYVE: "fwctl"}
 

@@ -3,21 +3,17 @@
 Everything that can be wrong with a part by itself is found here and raised as :class:`vmm.errors.ConfigError`.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from vmm import options
 from vmm.errors import ConfigError
-from vmm.firmware import load
+from vmm.firmware import FirmwareImages, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from uuid import UUID
-
-    from vmm.firmware import FirmwareImages
 
 MAX_CPUS = 255
 """xAPIC ids have 8 bits, and 255 addresses all (Intel SDM volume 3, section 11.6.1)."""
@@ -39,17 +35,6 @@ class MachineType(StrEnum):
     PC = "pc"
     """i440FX."""
     BHYVE = "bhyve"
-
-
-class Interface(StrEnum):
-    """What answers at ports 0x510 and 0x511."""
-
-    AUTO = "auto"
-    """The one that the firmware image has a client for; fw_cfg where it has both or none."""
-    QEMU = "qemu"
-    """QEMU's fw_cfg."""
-    BHYVE = "bhyve"
-    """bhyve's fwctl."""
 
 
 class AssistMode(StrEnum):
@@ -84,7 +69,7 @@ class Target(NamedTuple):
     path: Path | None = None
 
     @classmethod
-    def parse(cls, value: Target | str, option: str) -> Target:
+    def parse(cls, value: Self | str, option: str) -> Self:
         """Read ``none``, ``stdio`` or ``file:PATH``.
 
         Raises:
@@ -128,7 +113,7 @@ class FwCfgItem(NamedTuple):
             check_readable(self.path, f"-fw_cfg name={self.name}")
 
     @classmethod
-    def parse(cls, text: str, option: str, *, terminate: bool = False) -> FwCfgItem:
+    def parse(cls, text: str, option: str, *, terminate: bool = False) -> Self:
         """Read ``[name=]NAME,file=PATH|string=TEXT``.
 
         Args:
@@ -161,7 +146,7 @@ class FwCtlItem(NamedTuple):
     value: int | bytes | str | Callable[[], int | bytes | str]
 
     @classmethod
-    def parse(cls, text: str) -> FwCtlItem:
+    def parse(cls, text: str) -> Self:
         """Read ``[name=]OID,value=TEXT|file=PATH``; a value that is a number becomes a 4-byte integer.
 
         Raises:
@@ -186,7 +171,7 @@ class PflashDrive(NamedTuple):
     unit: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> PflashDrive:
+    def parse(cls, text: str) -> Self:
         """Read ``if=pflash,format=raw,file=PATH[,readonly=on|off][,unit=0|1]``.
 
         Raises:
@@ -275,7 +260,7 @@ def parse_cpu_count(text: str | int, option: str) -> int:
         raise ConfigError(f"{options.shown(option, text)}: a machine has from 1 to {MAX_CPUS} CPUs") from None
 
 
-def parse_uuid(value: UUID | str | None, option: str = "-uuid") -> UUID | None:
+def parse_uuid(value: "UUID | str", option: str = "-uuid") -> "UUID":
     """Return a UUID.
 
     Raises:

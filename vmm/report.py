@@ -62,7 +62,9 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
         "consoles": {stream.name: stream.total for stream in (machine.serial, machine.debugcon)},
     }
     if config.vmgenid is not None:
-        report["vmgenid"] = {"guid": str(config.vmgenid), "address": machine.vmgenid_address}
+        from uuid import UUID  # noqa: PLC0415  # few machines have one
+
+        report["vmgenid"] = {"guid": str(UUID(bytes_le=config.vmgenid)), "address": machine.vmgenid_address}
     if config.vmcoreinfo:
         report["vmcoreinfo"] = machine.vmcoreinfo and machine.vmcoreinfo._asdict()
     report |= _interface(machine)

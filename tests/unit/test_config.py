@@ -43,7 +43,7 @@ def test_words_of_python(image: FirmwareImages) -> None:
     assert (config.cpus, config.max_cpus, config.memory) == (3, 8, 512 << 20)
     assert config.machine_type is MachineType.Q35
     assert config.interface is Interface.BHYVE
-    assert config.uuid == UUID("4600cb32-38ec-4b2f-8acb-81c6ea54f2d8")
+    assert config.uuid == UUID("4600cb32-38ec-4b2f-8acb-81c6ea54f2d8").bytes
     assert config.serial == Target(TargetKind.FILE, Path("log"))
     assert config.assist is AssistMode.OFF
     assert config.fwctl == (FwCtlItem("hw.ncpu", 3),)

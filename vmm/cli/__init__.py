@@ -4,18 +4,14 @@ stdout carries data (the guest's consoles, JSON, ``info``), stderr everything th
 is imported only when it is asked for: a guest that exits at once is over before most of them would be loaded.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm.errors import ExitStatus, VmmError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Command(NamedTuple):

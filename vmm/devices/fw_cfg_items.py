@@ -9,13 +9,10 @@ hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import Buffer, Key
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 SYSTEM_STATES = bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80))
 """etc/system-states: byte x is Sx, bit 7 says that it is there, low bits are its SLP_TYP. Here S0 and S5."""
@@ -41,7 +38,8 @@ class PcItems(NamedTuple):
     """One more than the highest APIC id that a CPU may have: what key 0x0f really is."""
     e820: bytes
     """Records of 20 bytes: u64 base, u64 length, u32 type."""
-    uuid: "UUID | None" = None
+    uuid: bytes = bytes(16)
+    """In the order in which a UUID is written (RFC 4122)."""
     numa_nodes: Sequence[int] = ()
     """RAM of each node; CPUs all belong to node 0."""
     graphics: bool = False
@@ -75,7 +73,7 @@ def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
     }
     for key, data in numbers.items():
         fw_cfg.add_item(key, data)
-    fw_cfg.add_item(Key.UUID, items.uuid.bytes if items.uuid is not None else bytes(16))
+    fw_cfg.add_item(Key.UUID, items.uuid)
     fw_cfg.add_item(Key.NUMA, _numa(items))
     if items.acpi_tables:
         fw_cfg.add_item(Key.ACPI_TABLES, items.acpi_tables)

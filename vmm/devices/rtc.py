@@ -7,7 +7,6 @@ saving, and dividers other than 32,768 Hz (any other stops the clock's update fl
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 
 from vmm.bus import Device
 from vmm.devices.signals import Irq
@@ -39,8 +38,8 @@ _SECOND = 1_000_000_000
 _UPDATE_LEAD = 244_000
 """Nanoseconds for which UIP is set before an update (MC146818A data sheet, t_UIP)."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_SECOND = int((datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH).total_seconds())
+_LAST_SECOND = 253_402_300_799
+"""Of the year 9999, in seconds since 1970."""
 
 
 class Rtc(Device):
@@ -137,8 +136,8 @@ class Rtc(Device):
     def _utc_ns(self, at: int | None = None) -> int:
         return (self._clock() if at is None else at) + self._offset
 
-    def _now(self) -> datetime:
-        return _EPOCH + timedelta(seconds=min(self._utc_ns() // _SECOND, _LAST_SECOND))
+    def _now(self) -> time.struct_time:
+        return time.gmtime(min(self._utc_ns() // _SECOND, _LAST_SECOND))
 
     def _freeze(self) -> None:
         now = self._now()
@@ -147,6 +146,8 @@ class Rtc(Device):
 
     def _thaw(self) -> None:
         """Set the clock to the time registers; what is no time leaves it alone."""
+        from datetime import UTC, datetime  # noqa: PLC0415  # slow to load, and few guests set the clock
+
         year = self._number(_CENTURY) * 100 + self._number(_YEAR)
         try:
             wanted = datetime(
@@ -161,23 +162,23 @@ class Rtc(Device):
         except ValueError:
             return
         into_second = self._utc_ns() % _SECOND
-        self._offset = int((wanted - _EPOCH).total_seconds()) * _SECOND + into_second - self._clock()
+        self._offset = int(wanted.timestamp()) * _SECOND + into_second - self._clock()
 
-    def _encode(self, register: int, now: datetime) -> int:
+    def _encode(self, register: int, now: time.struct_time) -> int:
         values = {
-            _SECONDS: now.second,
-            _MINUTES: now.minute,
-            _WEEKDAY: now.isoweekday() % 7 + 1,
-            _DAY: now.day,
-            _MONTH: now.month,
-            _YEAR: now.year % 100,
-            _CENTURY: now.year // 100,
+            _SECONDS: now.tm_sec,
+            _MINUTES: now.tm_min,
+            _WEEKDAY: (now.tm_wday + 1) % 7 + 1,
+            _DAY: now.tm_mday,
+            _MONTH: now.tm_mon,
+            _YEAR: now.tm_year % 100,
+            _CENTURY: now.tm_year // 100,
         }
         if register != _HOURS:
             return self._format(values[register])
         if self._bytes[_B] & _B_24_HOURS:
-            return self._format(now.hour)
-        return self._format((now.hour + 11) % 12 + 1) | (_PM if now.hour >= 12 else 0)
+            return self._format(now.tm_hour)
+        return self._format((now.tm_hour + 11) % 12 + 1) | (_PM if now.tm_hour >= 12 else 0)
 
     def _format(self, value: int) -> int:
         return value if self._bytes[_B] & _B_BINARY else value // 10 << 4 | value % 10

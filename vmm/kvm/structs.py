@@ -1,15 +1,12 @@
 """What calls take and return where a kernel struct would be clumsy: plain, typed values."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from typing_extensions import Buffer
 
 
@@ -105,7 +102,7 @@ def msrs_to_c(values: Mapping[int, int]) -> Any:
     return table
 
 
-def address_of(memory: Buffer) -> tuple[int, Any]:
+def address_of(memory: "Buffer") -> tuple[int, Any]:
     """Host address of a writable buffer, and what pins it there while it is kept."""
     pin = ffi.from_buffer(memory, require_writable=True)
     return int(ffi.cast("uintptr_t", pin)), pin

@@ -6,16 +6,12 @@ prefixes and stops at ``HALT``; OVMF (QemuBootOrderLib) rewrites BootOrder after
 ``order=`` doesn't go there: its letters are in CMOS, as in QEMU, for a BIOS.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from vmm import options
 from vmm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 BOOT_ORDER_FILE: Final = "bootorder"
 CMOS_FLAGS: Final = 0x38
@@ -48,7 +44,7 @@ class BootOptions(NamedTuple):
     """A picture for SeaBIOS, JPEG or BMP."""
 
     @classmethod
-    def parse(cls, value: BootOptions | str) -> BootOptions:
+    def parse(cls, value: Self | str) -> Self:
         """Read ``[order=]LETTERS,once=LETTERS,menu=on|off,splash=PATH,splash-time=MS,reboot-timeout=MS,strict=on|off``.
 
         Raises:

@@ -14,18 +14,14 @@ The map obeys what its readers do with it, because none of them complains:
   records, and drops ACPI and NVS ones (src/fw/paravirt.c).
 """
 
-from __future__ import annotations
-
 import itertools
 import struct
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm import options
 from vmm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 RECORD = struct.Struct("<QQI")
 FOUR_GIB = 1 << 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from vmm.interface import VMGENID_ADDRESS_FILE
 from vmm.verify.result import Subject, Verdict
@@ -46,10 +47,10 @@ def _add_written(subject: Subject, collected: Collected) -> None:
     if guid is None:
         return
     address, there = collected.vmgenid_address, collected.vmgenid_found
-    arrived = there == guid.bytes_le
+    arrived = there == guid
     subject.add(
         "VM generation id",
-        str(guid),
+        str(UUID(bytes_le=guid)),
         "-" if address is None else f"at {address:#x}",
         Verdict.ARRIVED if arrived else Verdict.MISSING if address is None else Verdict.ALTERED,
         difference="" if arrived or there is None else f"the guest has {there.hex()} there",
