@@ -118,9 +118,6 @@ class Machine:
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
-        self.vm.create_irqchip()
-        self.vm.create_pit2()
-        self.vm.set_gsi_routing(pc_routes())
         # The core's structures hold what a closed machine can still be asked, so they live as long as this object.
         self._core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
         self.memory = GuestMemory(self.vm, self._core, config.memory, layout.LOW_RAM_LIMIT)
@@ -128,10 +125,6 @@ class Machine:
         self.io_lock = IoLock(self._core)
         self.ports = Bus("port", ffi.addressof(self._core, "ports"), self.io_lock, self._device_failed)
         self.mmio = Bus("MMIO", ffi.addressof(self._core, "mmio"), self.io_lock, self._device_failed)
-        self.assist = assist.Assist(self._core) if self.assist_decision.use else None
-        if self.assist is not None:
-            self._closers.callback(self.assist.close)
-        self._create_vcpus()
         self.platform = builder(config.machine_type)(
             Parts(
                 ports=self.ports,
@@ -150,9 +143,17 @@ class Machine:
             )
         )
         self._closers.callback(self.platform.close)
+        # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot that is
+        # added once it has chips waits for two ticks of the kernel.
+        self.vm.create_irqchip()
+        self.vm.create_pit2()
+        self.vm.set_gsi_routing(pc_routes())
+        self.assist = assist.Assist(self._core) if self.assist_decision.use else None
         if self.assist is not None:
+            self._closers.callback(self.assist.close)
             self.memory.park_roms(True)
             self._closers.callback(self.memory.park_roms, False)
+        self._create_vcpus()
         if config.machine_type is MachineType.BHYVE:
             self._place_smbios()
         self._add_interface()
