@@ -7,7 +7,6 @@ VM generation counter ``etc/vmgenid_guid`` and the writable ``etc/vmgenid_addr``
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from vmm.tables import acpi_dsdt, acpi_tables, acpi_user
@@ -74,11 +73,13 @@ def build_acpi(machine: AcpiDescription) -> dict[str, bytes]:
     specification wants the FADT and RSDT to agree with it (QEMU does the same).
 
     Raises:
-        ConfigError: a user table repeats one that may exist only once.
+        ConfigError: the description makes no sense, or a user table repeats one
+            that may exist only once.
 
     """
+    machine.check()
     acpi_user.check_signatures(machine.user_tables)
-    machine = replace(machine, oem=acpi_user.slic_oem(machine.user_tables, machine.oem))
+    machine = machine._replace(oem=acpi_user.slic_oem(machine.user_tables, machine.oem))
     tables = _Tables()
     dsdt_offset = tables.append(acpi_dsdt.dsdt(machine))
     fadt = acpi_tables.fadt(machine, facs_offset=0, dsdt_offset=dsdt_offset)

@@ -5,16 +5,11 @@ names another source. All fields are little-endian. Addresses that firmware
 fills in are left as 0, or as the offset that ADD_POINTER adds the base to.
 """
 
-from __future__ import annotations
-
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from vmm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 HEADER_SIZE: Final = 36
 CHECKSUM_OFFSET: Final = 9
@@ -33,8 +28,7 @@ _APIC_ENABLED = 1
 _LEVEL_ACTIVE_HIGH = 0x000D
 
 
-@dataclass(frozen=True)
-class Oem:
+class Oem(NamedTuple):
     """The identity in every table header: 6 and 8 ASCII characters, blank-padded."""
 
     oem_id: bytes = b"VMM   "
@@ -42,8 +36,7 @@ class Oem:
     revision: int = 1
 
 
-@dataclass(frozen=True)
-class AcpiDescription:
+class AcpiDescription(NamedTuple):
     """What the tables say about a machine; every address is guest-physical.
 
     Attributes:
@@ -117,8 +110,12 @@ class AcpiDescription:
     user_tables: tuple[bytes, ...] = ()
     oem: Oem = Oem()
 
-    def __post_init__(self) -> None:
-        """Refuse what no machine can be."""
+    def check(self) -> None:
+        """Refuse what no machine can be.
+
+        Raises:
+            ConfigError: a number is out of range, or does not fit another.
+        """
         if not 1 <= self.cpus <= self.cpu_count:
             raise ConfigError(f"ACPI: {self.cpus} CPUs of at most {self.cpu_count}")
         if self.apic_ids and len(set(self.apic_ids)) != self.cpu_count:

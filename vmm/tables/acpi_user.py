@@ -6,19 +6,14 @@ files, joined by ``:``, are one table. Fields given beside ``file=`` replace the
 header's. Length and checksum are always made right, and what was wrong is said.
 """
 
-from __future__ import annotations
-
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from vmm import options
 from vmm.errors import ConfigError
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, Oem, checksum
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _OPTION = "-acpitable"
 _LENGTH = struct.Struct("<I")
@@ -39,8 +34,7 @@ _DEFAULT_HEADER = struct.pack("<4sIBB6s8sI4sI", b"QEMU", 0, 1, 0, b"QEMUQE", b"Q
 _ONLY_OURS = frozenset({b"FACP", b"FACS", b"DSDT", b"APIC", b"MCFG", b"HPET", b"WAET", b"RSDT", b"XSDT", b"RSD "})
 
 
-@dataclass(frozen=True)
-class UserTable:
+class UserTable(NamedTuple):
     """A table ready to be published, and what had to be repaired to make it so."""
 
     data: bytes

@@ -12,7 +12,6 @@ package need is here. Mistakes of the caller raise ValueError.
 from __future__ import annotations
 
 import re
-import uuid as uuid_module
 
 _NAME_SEGMENT = re.compile(r"[A-Z_][A-Z0-9_]{0,3}")
 _ZERO, _ONE, _NAME, _SCOPE, _BUFFER, _PACKAGE, _METHOD = 0x00, 0x01, 0x08, 0x10, 0x11, 0x12, 0x14
@@ -188,4 +187,6 @@ def eisa_id(text: str) -> bytes:
 
 def uuid(text: str) -> bytes:
     """Encode ``ToUUID (text)``: a 16-byte buffer, first three fields little-endian."""
-    return buffer(uuid_module.UUID(text).bytes_le)
+    # The module uuid would do, but takes longer to load than all tables take to build.
+    data = bytes.fromhex(text.replace("-", ""))
+    return buffer(data[3::-1] + data[5:3:-1] + data[7:5:-1] + data[8:])

@@ -9,17 +9,12 @@ nothing if the anchor's table length isn't the size of the other item.
 Handles are QEMU's: type times 256, except 0x1000 and up for the memory types.
 """
 
-from __future__ import annotations
-
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple, Self
 
 from vmm.errors import ConfigError
 from vmm.tables.smbios_options import END_OF_TABLE, REPEATABLE, SmbiosOption
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
 
 ANCHOR_FILE: Final = "etc/smbios/smbios-anchor"
 TABLES_FILE: Final = "etc/smbios/smbios-tables"
@@ -36,8 +31,7 @@ _KINDS = ("other", "unknown", "video", "scsi", "ethernet", "tokenring", "sound",
 _Fields = dict[str, str | int]
 
 
-@dataclass(frozen=True)
-class SmbiosDescription:
+class SmbiosDescription(NamedTuple):
     """What SMBIOS says about a machine.
 
     Attributes:
@@ -69,8 +63,12 @@ class SmbiosDescription:
     product: str = "Virtual Machine"
     options: tuple[SmbiosOption, ...] = ()
 
-    def __post_init__(self) -> None:
-        """Refuse what can't be described."""
+    def check(self) -> None:
+        """Refuse what can't be described.
+
+        Raises:
+            ConfigError: a version that does not exist, a UUID of another size.
+        """
         if self.version not in {(2, 8), (3, 0)}:
             raise ConfigError(f"SMBIOS version {self.version[0]}.{self.version[1]}: must be 2.8 or 3.0")
         if self.uuid is not None and len(self.uuid) != 16:
@@ -86,12 +84,12 @@ class _Structure:
         self._body = b""
         self._strings: list[bytes] = []
 
-    def put(self, layout: str, *values: int | bytes) -> _Structure:
+    def put(self, layout: str, *values: int | bytes) -> Self:
         """Append packed little-endian fields."""
         self._body += struct.pack("<" + layout, *values)
         return self
 
-    def text(self, *values: object) -> _Structure:
+    def text(self, *values: object) -> Self:
         """Append string fields: the string's number, or 0 for an empty one."""
         for value in values:
             encoded = str(value).encode("latin-1")
@@ -113,10 +111,11 @@ def build_smbios(machine: SmbiosDescription) -> dict[str, bytes]:
     fields change ours. Type 127 comes last.
 
     Raises:
-        ConfigError: fields and a file for the same type, an unknown type 41
-            kind, or a table too long for a version 2.8 entry point.
+        ConfigError: the description makes no sense, fields and a file for the
+            same type, an unknown type 41 kind, or a table too long for a version 2.8 entry point.
 
     """
+    machine.check()
     fields, repeated, binary = _sort_options(machine.options)
     structures = list(binary)
     replaced = {structure[0] for structure in binary}

@@ -1,18 +1,12 @@
 """``-smbios`` as QEMU has it: fields of a structure type, or structures from a file."""
 
-from __future__ import annotations
-
 import re
-import uuid
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
 
 from vmm import options
 from vmm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _OPTION = "-smbios"
 HEADER_SIZE: Final = 4
@@ -51,8 +45,7 @@ REPEATABLE: Final = frozenset({8, 11, 41})
 """Types of which each option adds a structure; for the others, fields add up."""
 
 
-@dataclass(frozen=True)
-class SmbiosOption:
+class SmbiosOption(NamedTuple):
     """One ``-smbios`` option: fields of ``type``, or ``structures`` from a file.
 
     ``fields`` keeps numbers and switches converted; type 11 has only "strings".
@@ -108,7 +101,9 @@ def _convert(number: int, key: str, value: str) -> tuple[str, str | int]:
         return key, options.parse_int(value, f"{what}=", minimum=0, maximum=kind)
     if key == "uuid":
         try:
-            return key, str(uuid.UUID(value))
+            from uuid import UUID  # noqa: PLC0415  # loads `platform`, for one field
+
+            return key, str(UUID(value))
         except ValueError:
             raise ConfigError(f"{what}={value}: not a UUID (8-4-4-4-12 hex digits)") from None
     if key == "release":

@@ -7,11 +7,9 @@ OvmfPkg/Include/IndustryStandard/QemuLoader.h, SeaBIOS src/fw/romfile_loader.h).
 This module builds and decodes scripts; ``loader_rules`` runs them as firmware does.
 """
 
-from __future__ import annotations
-
 import struct
-from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 RECORD_SIZE = 128
 NAME_SIZE = 56
@@ -38,8 +36,7 @@ class Zone(IntEnum):
     FSEG = 2
 
 
-@dataclass(frozen=True)
-class Allocate:
+class Allocate(NamedTuple):
     """Allocate guest RAM for a file and load it; ``align`` is in bytes, a power of two."""
 
     file: str
@@ -55,8 +52,7 @@ class Allocate:
         return f"ALLOCATE {self.file} align {self.align} zone {self.zone}"
 
 
-@dataclass(frozen=True)
-class AddPointer:
+class AddPointer(NamedTuple):
     """Add the address of file ``source`` to the ``size``-byte value at ``dest`` + ``offset``."""
 
     dest: str
@@ -79,8 +75,7 @@ class AddPointer:
         return f"ADD_POINTER {self.dest}+{self.offset:#x} size {self.size} -> {self.source}"
 
 
-@dataclass(frozen=True)
-class AddChecksum:
+class AddChecksum(NamedTuple):
     """Make ``length`` bytes from ``start`` sum up to 0 by the byte at ``result``."""
 
     file: str
@@ -97,8 +92,7 @@ class AddChecksum:
         return f"ADD_CHECKSUM {self.file}+{self.result:#x} over {self.start:#x}+{self.length:#x}"
 
 
-@dataclass(frozen=True)
-class WritePointer:
+class WritePointer(NamedTuple):
     """Write the address of ``source`` + ``source_offset`` into the fw_cfg item ``dest``."""
 
     dest: str
@@ -125,8 +119,7 @@ class WritePointer:
         )
 
 
-@dataclass(frozen=True)
-class Unknown:
+class Unknown(NamedTuple):
     """A record whose command number firmware skips; 0 is QEMU's padding."""
 
     opcode: int
@@ -136,8 +129,7 @@ class Unknown:
         return f"command {self.opcode:#x}"
 
 
-@dataclass(frozen=True)
-class Malformed:
+class Malformed(NamedTuple):
     """A known command with a file name that isn't terminated within its 56 bytes."""
 
     opcode: Opcode
@@ -213,7 +205,6 @@ def decode(script: bytes) -> tuple[Command, ...]:
     return tuple(decode_record(script[offset : offset + RECORD_SIZE]) for offset in range(0, len(script), RECORD_SIZE))
 
 
-@dataclass
 class Script:
     """A script under construction.
 
@@ -222,8 +213,9 @@ class Script:
     order, so add a table's pointers before its checksum.
     """
 
-    _allocations: list[Allocate] = field(default_factory=list)
-    _links: list[AddPointer | AddChecksum | WritePointer] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._allocations: list[Allocate] = []
+        self._links: list[AddPointer | AddChecksum | WritePointer] = []
 
     def allocate(self, file: str, *, align: int, zone: Zone = Zone.HIGH) -> None:
         """Add ALLOCATE.

@@ -3,7 +3,6 @@
 import re
 import struct
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,7 +87,7 @@ def test_anchor_of_version_2_8() -> None:
 
 
 def test_anchor_of_version_3_0() -> None:
-    files = build_smbios(replace(SMALL, version=(3, 0)))
+    files = build_smbios(SMALL._replace(version=(3, 0)))
     expected = b"_SM3_" + bytes([0, 24, 3, 0, 0, 1, 0]) + struct.pack("<IQ", len(files[smbios.TABLES_FILE]), 0)
     assert files[smbios.ANCHOR_FILE] == expected
 
@@ -99,7 +98,7 @@ def test_anchor_of_version_3_0() -> None:
 )
 def test_formatted_lengths_are_those_of_the_version(kind: int, old: int, new: int) -> None:
     for version, length in (((2, 8), old), ((3, 0), new)):
-        tables = build_smbios(replace(SMALL, version=version))[smbios.TABLES_FILE]
+        tables = build_smbios(SMALL._replace(version=version))[smbios.TABLES_FILE]
         assert [item[1] for item in split_structures(tables) if item[0] == kind] == [length]
 
 
@@ -139,20 +138,20 @@ def test_formatted_lengths_are_those_of_the_version(kind: int, old: int, new: in
     ],
 )
 def test_option_fields_are_seen_by_dmidecode(option: str, kind: int, field: str, value: str, tmp_path: Path) -> None:
-    found = dmidecode(replace(SMALL, options=(parse_smbios(option),)), tmp_path)
+    found = dmidecode(SMALL._replace(options=(parse_smbios(option),)), tmp_path)
     assert found[kind][0][field] == value
 
 
 def test_fields_of_several_options_add_up_and_the_last_wins(tmp_path: Path) -> None:
     options = ("type=1,serial=old,product=P", "type=1,serial=new")
-    found = dmidecode(replace(SMALL, options=tuple(map(parse_smbios, options))), tmp_path)
+    found = dmidecode(SMALL._replace(options=tuple(map(parse_smbios, options))), tmp_path)
     assert (found[1][0]["Serial Number"], found[1][0]["Product Name"]) == ("new", "P")
 
 
 def test_repeatable_types_give_a_structure_each(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("from a file\n")
     options = ("type=11,value=one,value=two", f"type=11,path={tmp_path}/text", "type=41,kind=video")
-    found = dmidecode(replace(SMALL, options=tuple(map(parse_smbios, options))), tmp_path)
+    found = dmidecode(SMALL._replace(options=tuple(map(parse_smbios, options))), tmp_path)
     assert [list(strings.values()) for strings in found[11]] == [["one", "two"], ["from a file"]]
     assert found[41][0]["Type"] == "Video"
 
@@ -162,8 +161,8 @@ def test_uefi_is_said_only_of_uefi_firmware() -> None:
         return build_smbios(machine)[smbios.TABLES_FILE][19]
 
     assert extension(SMALL) == 0x14
-    assert extension(replace(SMALL, uefi=True)) == 0x1C
-    assert extension(replace(SMALL, uefi=True, options=(parse_smbios("type=0,uefi=off"),))) == 0x14
+    assert extension(SMALL._replace(uefi=True)) == 0x1C
+    assert extension(SMALL._replace(uefi=True, options=(parse_smbios("type=0,uefi=off"),))) == 0x14
 
 
 def test_a_structure_from_a_file_stands_instead_of_ours(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_a_structure_from_a_file_stands_instead_of_ours(tmp_path: Path) -> None:
     oem = bytes([200, 6]) + b"\x55\x55" + b"\x01\x02" + b"text\0\0"
     (tmp_path / "user.bin").write_bytes(system.replace(b"Virtual Machine", b"Real Machine") + oem)
     option = parse_smbios(f"file={tmp_path}/user.bin")
-    found = dmidecode(replace(SMALL, options=(option,)), tmp_path)
+    found = dmidecode(SMALL._replace(options=(option,)), tmp_path)
     assert [item["Product Name"] for item in found[1]] == ["Real Machine"]
     assert len(found[200]) == 1
     assert found[127]
@@ -223,14 +222,14 @@ def test_file_and_fields_for_one_type_are_refused(tmp_path: Path) -> None:
     (tmp_path / "user.bin").write_bytes(b"\x01\x04\0\1\0\0")
     options = (parse_smbios(f"file={tmp_path}/user.bin"), parse_smbios("type=1,serial=x"))
     with pytest.raises(ConfigError, match="both file= and fields for type 1"):
-        build_smbios(replace(SMALL, options=options))
+        build_smbios(SMALL._replace(options=options))
 
 
 def test_too_long_for_version_2_8() -> None:
     options = tuple(SmbiosOption(11, (("value", "x" * 60000),)) for _ in range(2))
     with pytest.raises(ConfigError, match=r"use version 3\.0"):
-        build_smbios(replace(SMALL, options=options))
-    files = build_smbios(replace(SMALL, options=options, version=(3, 0)))
+        build_smbios(SMALL._replace(options=options))
+    files = build_smbios(SMALL._replace(options=options, version=(3, 0)))
     assert len(files[smbios.TABLES_FILE]) > 120000
 
 
@@ -255,7 +254,7 @@ def test_more_than_four_tib_needs_the_extended_fields(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [(2, 8), (3, 0)])
 def test_placed_by_us_it_can_be_followed(version: tuple[int, int]) -> None:
-    files = build_smbios(replace(SMALL, version=version))
+    files = build_smbios(SMALL._replace(version=version))
     address = 0xF1000
     ram = bytes(address) + place(files, address, 0x1400)
     anchor = ram[address : address + (31 if version[0] == 2 else 24)]
