@@ -54,10 +54,13 @@ def test_dma_moves_every_size(tmp_path: Path) -> None:
 
 def test_a_guest_that_exits_and_a_warm_machine(tmp_path: Path) -> None:
     report = tmp_path / "boot.json"
-    bench("boot", "--rounds", "1", "--case", "exit", "--case", "machine", "--contender", "vmm", "--json", str(report))
+    cases = ("--case", "exit", "--case", "start", "--case", "machine")
+    bench("boot", "--rounds", "1", *cases, "--contender", "vmm", "--json", str(report))
     result = found(report)
+    assert not result["failed"]
     assert {case["key"]: list(case["measured"]) for case in result["cases"]} == {
         "exit": ["vmm"],
+        "start": ["interpreter", "site", "library", "modules", "vmm", "kvm"],
         "machine": ["vmm-warm"],
     }
 

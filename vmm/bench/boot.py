@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from vmm import firmware_search, guests
-from vmm.bench.contenders import QEMU_KVM, QEMU_TCG, VMM_C, Contender, ContenderFailedError, environment, last_words
+from vmm.bench.contenders import (
+    QEMU_KVM,
+    QEMU_TCG,
+    VMM_C,
+    Contender,
+    ContenderFailedError,
+    InThisProcess,
+    environment,
+    last_words,
+)
+from vmm.bench.start import STAGES
 from vmm.console import strip_escapes
 
 if TYPE_CHECKING:
@@ -32,9 +42,6 @@ DEADLINE_S = 30.0
 
 GRACE_S = 5.0
 """How long a process may take to go when it is asked to."""
-
-WARM = Contender("vmm-warm", "Machine() in a warm Python")
-"""Not a process: the library, its modules loaded."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,27 @@ class BootCase:
     contenders: tuple[Contender, ...] = CONTENDERS
 
 
+def _machine_once() -> float:
+    """Make a machine in this process and let the guest that exits at once run to its end; return seconds."""
+    from vmm.machine import Machine  # noqa: PLC0415  # loads the native module
+
+    image = str(guests.path("exit"))
+    began = time.monotonic()
+    with Machine(image, assist="off") as machine:
+        outcome = machine.run(deadline=DEADLINE_S)
+        elapsed = time.monotonic() - began
+    if not outcome.reached:
+        raise ContenderFailedError(f"Machine() in a warm Python: {outcome.message}")
+    return elapsed
+
+
+WARM = InThisProcess("vmm-warm", "Machine() in a warm Python", _machine_once)
+
 EXIT = BootCase("exit", "a guest that exits at once, whole process", None, None)
 WARM_EXIT = BootCase(
     "machine", "Machine(), run() and the same guest's end, warm Python", None, None, contenders=(WARM,)
 )
+START = BootCase("start", "what that process is made of, one added to the other", None, None, contenders=STAGES)
 SEABIOS = BootCase(
     "seabios",
     "SeaBIOS to 'No bootable device.'",
@@ -82,7 +106,7 @@ OVMF = BootCase(
         ("any other key to continue", "countdown; a key is pressed"),
     ),
 )
-CASES = (EXIT, WARM_EXIT, SEABIOS, OVMF)
+CASES = (EXIT, START, WARM_EXIT, SEABIOS, OVMF)
 
 
 @dataclass(frozen=True)
@@ -99,8 +123,8 @@ def measure(contender: Contender, case: BootCase) -> BootRun:
     Raises:
         ContenderFailedError: the firmware is missing, the process failed, or it never showed the text.
     """
-    if contender is WARM:
-        return measure_warm()
+    if isinstance(contender, InThisProcess):
+        return BootRun(contender.once())
     if case.firmware is None:
         return _run_to_its_end(contender, contender.guest_command(guests.path("exit")))
     located = firmware_search.locate(case.firmware)
@@ -110,20 +134,6 @@ def measure(contender: Contender, case: BootCase) -> BootRun:
             variables = Path(scratch, "variables.fd")
             shutil.copyfile(located.variables, variables)
         return _run_until(contender, contender.boot_command(located, case.memory_mib, variables), case)
-
-
-def measure_warm() -> BootRun:
-    """Make a machine in this process and let the guest that exits at once run to its end."""
-    from vmm.machine import Machine  # noqa: PLC0415  # loads the native module
-
-    image = str(guests.path("exit"))
-    began = time.monotonic()
-    with Machine(image, assist="off") as machine:
-        outcome = machine.run(deadline=DEADLINE_S)
-        elapsed = time.monotonic() - began
-    if not outcome.reached:
-        raise ContenderFailedError(f"{WARM.name}: {outcome.message}")
-    return BootRun(elapsed)
 
 
 def _run_to_its_end(contender: Contender, command: list[str]) -> BootRun:

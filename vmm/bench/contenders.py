@@ -19,6 +19,8 @@ from vmm import guests
 from vmm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.firmware_search import Located
 
 DEADLINE_S = 120.0
@@ -69,6 +71,17 @@ class Contender:
             ContenderFailedError: it did not come to its end.
         """
         return run(self, self.latency_command(options, memory_mib, bulk))
+
+
+@dataclass(frozen=True)
+class InThisProcess(Contender):
+    """Not a process: something done by the library, its modules loaded.
+
+    Attributes:
+        once: does it; returns seconds.
+    """
+
+    once: Callable[[], float]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def run_boot(
     load, clock = host.load_per_cpu(), host.Clock.read()
     result = _new_result("boot", contenders, Rounds[Any](), seed)
     for number, case in enumerate(cases):
-        taking_part = [c for c in case.contenders if c in contenders or c is boot.WARM]
+        taking_part = [c for c in case.contenders if c in contenders or c not in boot.CONTENDERS]
         share = Goal(goal.seconds / len(cases), goal.least, goal.most)
 
         def told(name: str, part: float, count: int, number: int = number, title: str = case.title) -> None:
