@@ -8,6 +8,7 @@
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 #include "vmm/kvm_abi.h"
+#include "vmm/pci_config.h"
 #include "vmm/pm_timer.h"
 #include "vmm/python_device.h"
 #include "vmm/trace.h"

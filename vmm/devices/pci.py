@@ -1,12 +1,16 @@
-"""PCI bus 0: type-0 functions, configuration mechanism #1 (PCI 3.0, 3.2.2.3.2) and ECAM (PCI Express 2.0, 7.2.2).
+"""PCI bus 0: type-0 functions, what their configuration space holds, and what writing to it does.
 
+Every other access is served by C, from the same bytes (`native/pci_config.c`).
 No function here has a base address register: what the chipset decodes, it decodes at addresses of its own registers.
 """
 
-from vmm.bus import Device
+from typing import Any
 
-CONFIG_SIZE = 256
-"""Bytes of configuration space of a conventional function; what ECAM shows beyond reads as all-ones."""
+from vmm._native import ffi, lib
+from vmm.bus import Device, Front
+
+CONFIG_SIZE: int = lib.PCI_CONFIG_SIZE
+"""Bytes of configuration space of a conventional function."""
 
 VENDOR_ID = 0x00
 COMMAND = 0x04
@@ -27,7 +31,8 @@ QEMU_SUBSYSTEM = 0x1100_1AF4
 """Red Hat, QEMU virtual machine: SeaBIOS looks for it in 0:0.0 before it looks for fw_cfg
 (QEMU, docs/specs/pci-ids)."""
 
-_CONFIG_ENABLE = 1 << 31
+_RESET_CONTROL = 1
+"""Port 0xcf9, counted from CONFIG_ADDRESS."""
 
 
 class PciFunction:
@@ -65,10 +70,6 @@ class PciFunction:
         """Set a 32-bit register from the device's side, whatever the guest may write."""
         self.config[register : register + 4] = value.to_bytes(4, "little")
 
-    def read_config(self, register: int, size: int) -> int:
-        """``size`` bytes from ``register``; all-ones beyond the end."""
-        return int.from_bytes(self.config[register : register + size].ljust(size, b"\xff"), "little")
-
     def write_config(self, register: int, size: int, value: int) -> None:
         """Store what is writable of ``value``, then tell the subclass."""
         if self._power_on is None:
@@ -92,29 +93,31 @@ class PciFunction:
 
 
 class PciBus:
-    """Bus 0 and its functions; other buses, and empty slots, read as all-ones."""
+    """Bus 0 and its functions; other buses, and empty slots, read as all-ones.
+
+    Attributes:
+        core: what C reads configuration space from, a ``struct pci_bus *``.
+    """
 
     def __init__(self) -> None:
+        self.core = ffi.new("struct pci_bus *")
         self._functions: dict[int, PciFunction] = {}
+        self._pins: list[Any] = []
 
     def add(self, device: int, function: int, what: PciFunction) -> None:
         """Put a function at 0:device.function."""
+        pin = ffi.from_buffer("uint8_t[]", what.config)
+        self._pins.append(pin)
         self._functions[device << 3 | function] = what
+        self.core.config[device << 3 | function] = pin
 
     def functions(self) -> dict[tuple[int, int], PciFunction]:
         """Every function by (device, function)."""
         return {(devfn >> 3, devfn & 7): what for devfn, what in sorted(self._functions.items())}
 
-    def read(self, bdf: int, register: int, size: int) -> int:
-        """Read configuration space; ``bdf`` is bus << 8 | device << 3 | function."""
-        function = self._functions.get(bdf)
-        return -1 if function is None else function.read_config(register, size)
-
-    def write(self, bdf: int, register: int, size: int, value: int) -> None:
-        """Write configuration space."""
-        function = self._functions.get(bdf)
-        if function is not None:
-            function.write_config(register, size, value)
+    def write(self, at: int, size: int, value: int) -> None:
+        """Write to a function that is there; ``at`` is where ECAM has the register."""
+        self._functions[at >> 12].write_config(at & 0xFFF, size, value)
 
     def reset(self) -> None:
         """Every function as at power-on."""
@@ -123,7 +126,7 @@ class PciBus:
 
 
 class PciConfigPorts(Device):
-    """Ports 0xcf8-0xcff: CONFIG_ADDRESS (32-bit accesses only), CONFIG_DATA (any width).
+    """Ports 0xcf8-0xcff: CONFIG_ADDRESS and CONFIG_DATA are C's, but for writes to functions.
 
     Args:
         pci: the bus behind them.
@@ -133,45 +136,33 @@ class PciConfigPorts(Device):
     def __init__(self, pci: PciBus, reset_control: Device) -> None:
         self._pci = pci
         self._reset_control = reset_control
-        self._address = 0
+        self._core = ffi.new("struct pci_ports *", {"pci": pci.core})
+        self.front = Front(ffi.addressof(lib, "pci_ports_access"), self._core)
 
     def read(self, offset: int, size: int) -> int:
-        """CONFIG_ADDRESS as written, or the register that it selects."""
-        if offset >= 4:
-            if not self._address & _CONFIG_ENABLE:
-                return -1
-            return self._pci.read(self._address >> 8 & 0xFFFF, (self._address & 0xFC) + offset - 4, size)
-        if offset == 0 and size == 4:
-            return self._address
-        if offset == 1 and size == 1:
-            return self._reset_control.read(0, 1)
-        return -1
+        """The byte at 0xcf9."""
+        return self._reset_control.read(0, 1)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Select a register, or write to it."""
-        if offset >= 4:
-            if self._address & _CONFIG_ENABLE:
-                self._pci.write(self._address >> 8 & 0xFFFF, (self._address & 0xFC) + offset - 4, size, value)
-        elif offset == 0 and size == 4:
-            self._address = value & 0x80FF_FFFC
-        elif offset == 1 and size == 1:
+        """Write to the byte at 0xcf9, or to the function that is selected."""
+        if offset == _RESET_CONTROL:
             self._reset_control.write(0, 1, value)
+        else:
+            self._pci.write(lib.pci_ports_selected(self._core, offset), size, value)
 
     def reset(self) -> None:
         """No register selected."""
-        self._address = 0
+        self._core.address = 0
 
 
 class Ecam(Device):
-    """Configuration space as memory: bus << 20 | device << 15 | function << 12 | register."""
+    """Configuration space as memory: bus << 20 | device << 15 | function << 12 | register. Reads are C's."""
 
     def __init__(self, pci: PciBus) -> None:
         self._pci = pci
-
-    def read(self, offset: int, size: int) -> int:
-        """Read the register that the address names."""
-        return self._pci.read(offset >> 12, offset & 0xFFF, size)
+        self._core = ffi.new("struct pci_ecam *", {"pci": pci.core})
+        self.front = Front(ffi.addressof(lib, "pci_ecam_access"), self._core)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write the register that the address names."""
-        self._pci.write(offset >> 12, offset & 0xFFF, size, value)
+        self._pci.write(offset, size, value)

@@ -1,10 +1,12 @@
 import pytest
 from device_rig import Rig
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vmm import layout
 from vmm.devices.acpi_pm import ICH9, PIIX4, AcpiPm
 from vmm.devices.chipset import Ich9Lpc, Piix4Pm, Q35HostBridge, i440fx_host_bridge, piix3_isa_bridge
-from vmm.devices.pci import PciBus, PciConfigPorts
+from vmm.devices.pci import INTERRUPT_LINE, PciBus, PciConfigPorts, PciFunction
 from vmm.devices.reset import ResetControl
 from vmm.devices.shadow import ShadowArea
 
@@ -32,12 +34,16 @@ class PciRig(Rig):
         self.out(DATA + (register & 3), size, value)
 
 
-@pytest.fixture
-def q35() -> PciRig:
+def q35_rig() -> PciRig:
     rig = PciRig()
     rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio))
     rig.pci.add(31, 0, Ich9Lpc(AcpiPm(ICH9, rig.ports, lambda level: rig.irq(9, level), rig.power)))
     return rig
+
+
+@pytest.fixture
+def q35() -> PciRig:
+    return q35_rig()
 
 
 @pytest.fixture
@@ -58,8 +64,36 @@ def test_narrow_accesses_do_not_touch_config_address(q35: PciRig) -> None:
     q35.out(ADDRESS, 4, 0x8000_0000)
     q35.out(ADDRESS, 2, 0x1234)
     q35.outb(ADDRESS, 0x12)
+    q35.out(ADDRESS + 1, 2, 0x0606)
+    q35.out(ADDRESS + 2, 4, 0x1234_5678)
+    q35.out(ADDRESS - 2, 4, 0x1234_5678)
     assert q35.inp(ADDRESS, 4) == 0x8000_0000
-    assert q35.inp(ADDRESS, 2) == 0xFFFF
+    assert [q35.inp(ADDRESS + at, size) for at, size in ((0, 2), (1, 2), (3, 1))] == [0xFFFF, 0xFFFF, 0xFF]
+    assert q35.inp(ADDRESS + 2, 4) == 0xFFFF_FFFF, "neither CONFIG_ADDRESS nor CONFIG_DATA"
+    assert q35.power.events == []
+
+
+def test_config_address_holds_what_pci_has_bits_for(q35: PciRig) -> None:
+    q35.out(ADDRESS, 4, 0xFFFF_FFFF)
+    assert q35.inp(ADDRESS, 4) == 0x80FF_FFFC
+
+
+def test_string_instructions(q35: PciRig) -> None:
+    q35.outs(ADDRESS, 4, bytes.fromhex("60f80080 00f80080"))
+    assert q35.ins(ADDRESS, 4, 2) == bytes.fromhex("00f80080") * 2
+    assert q35.ins(DATA, 4, 3) == bytes.fromhex("86801829") * 3
+    assert q35.ins(DATA + 2, 1, 2) == bytes.fromhex("1818")
+    q35.select(31, 0, 0x60)
+    q35.outs(DATA + 1, 1, b"\x0a\x0b")
+    assert q35.inp(DATA, 4) == 0x8080_0B80
+    q35.outs(ADDRESS + 1, 1, b"\x02\x08")
+    assert q35.ins(ADDRESS + 1, 1, 2) == b"\x08\x08", "the reset control register"
+    assert q35.ins(ADDRESS, 2, 2) == b"\xff" * 4
+
+
+def test_an_access_across_the_end_of_config_data(q35: PciRig) -> None:
+    q35.select(0, 0, 0)
+    assert q35.inp(DATA + 2, 4) == 0xFFFF_29C0
 
 
 @pytest.mark.parametrize(
@@ -93,6 +127,21 @@ def test_empty_slots_and_other_buses_read_all_ones(q35: PciRig) -> None:
     q35.select(0, 0, 0, bus=1)
     assert q35.inp(DATA, 4) == 0xFFFF_FFFF
     q35.out(DATA, 4, 0)
+    q35.select(2, 0, 0)
+    q35.out(DATA, 4, 0)
+    assert q35.ins(DATA, 2, 3) == b"\xff" * 6
+    assert q35.failures == [], "the functions are not asked"
+
+
+def test_a_function_that_fails_fails_the_machine(q35: PciRig) -> None:
+    class Broken(PciFunction):
+        def config_written(self, first: int, last: int) -> None:
+            raise RuntimeError(f"registers {first:#x} to {last:#x}")
+
+    q35.pci.add(3, 1, Broken(0x1234, 0x5678, 0))
+    assert q35.read(3, 1, 0) == 0x5678_1234
+    q35.write(3, 1, INTERRUPT_LINE, 1, 5)
+    assert [repr(failure) for failure in q35.failures] == ["RuntimeError('registers 0x3c to 0x3c')"]
 
 
 def test_data_port_without_enable_bit_is_nobody(q35: PciRig) -> None:
@@ -133,6 +182,23 @@ def test_ecam_appears_where_pciexbar_puts_it(q35: PciRig) -> None:
     assert q35.load(0xE000_0000, 4) == 0x29C0_8086
     q35.write(0, 0, 0x60, 1, 0)
     assert q35.load(0xE000_0000, 4) == 0xFFFF_FFFF
+
+
+@given(
+    function=st.sampled_from([(0, 0), (31, 0), (31, 1), (2, 0)]),
+    register=st.one_of(st.integers(0, 0x110), st.integers(0xFF8, 0xFFF)),
+    size=st.integers(1, 8),
+)
+def test_any_access_to_ecam(function: tuple[int, int], register: int, size: int) -> None:
+    rig = q35_rig()
+    rig.write(0, 0, 0x60, 4, ECAM | 1)
+    there = {where: bytes(what.config) for where, what in rig.pci.functions().items()}
+    gpa = ECAM + (function[0] << 15) + (function[1] << 12) + register
+    expected = there.get(function, b"")[register : register + size].ljust(size, b"\xff")
+    assert rig.load(gpa, size).to_bytes(size, "little") == expected
+    rig.store(gpa, size, rig.load(gpa, size))
+    assert {where: bytes(what.config) for where, what in rig.pci.functions().items()} == there
+    assert rig.failures == []
 
 
 def test_ecam_length_limits_it(q35: PciRig) -> None:
