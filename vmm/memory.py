@@ -37,15 +37,27 @@ class Region(NamedTuple):
     slot: int
 
 
-class _Parked(NamedTuple):
-    """A KVM slot whose ROM is not in the table for now; the pin keeps its memory where it is."""
+class _Rom(NamedTuple):
+    """Host memory that is shown as ROM; the pin keeps it where it is."""
 
-    region: Region
+    address: int
+    size: int
     pin: Any
 
-    @property
-    def address(self) -> int:
-        return int(ffi.cast("uintptr_t", self.pin))
+    @classmethod
+    def of(cls, contents: "Buffer") -> "_Rom":
+        with ffi.from_buffer(contents) as buffer:
+            address, size = int(ffi.cast("uintptr_t", buffer)), len(buffer)
+        # The view's owner is pinned, for a view with a buffer taken from it crashes CPython's garbage collector when it
+        # comes across the view first (memory_clear in Objects/memoryobject.c).
+        return cls(address, size, ffi.from_buffer(contents.obj if isinstance(contents, memoryview) else contents))
+
+
+class _Parked(NamedTuple):
+    """A KVM slot whose ROM is not in the table for now."""
+
+    region: Region
+    rom: _Rom
 
 
 class GuestMemory:
@@ -76,7 +88,7 @@ class GuestMemory:
         self._ram_pin = ffi.from_buffer(self._ram)
         self._ram_address = int(ffi.cast("uintptr_t", self._ram_pin))
         self._regions: dict[int, Region] = {}
-        self._rom_pins: dict[int, Any] = {}
+        self._roms: dict[int, _Rom] = {}
         self._free_slots: list[int] = []
         self._next_slot = 0
         self._parked: dict[int, _Parked] = {}
@@ -104,9 +116,9 @@ class GuestMemory:
         Raises:
             ValueError: the range overlaps a mapped one.
         """
-        pin = ffi.from_buffer(contents)
-        self._map(gpa, len(pin), int(ffi.cast("uintptr_t", pin)), "rom", read_only=True)
-        self._rom_pins[gpa] = pin
+        rom = _Rom.of(contents)
+        self._map(gpa, rom.size, rom.address, "rom", read_only=True)
+        self._roms[gpa] = rom
 
     def unmap(self, gpa: int) -> None:
         """Take away the region that starts at ``gpa``; accesses there become MMIO.
@@ -116,13 +128,13 @@ class GuestMemory:
         """
         region = self._regions.pop(gpa)
         if self._parks_roms and region.kind == "rom":
-            self._parked[gpa] = _Parked(region, self._rom_pins.pop(gpa))
+            self._parked[gpa] = _Parked(region, self._roms.pop(gpa))
             lib.guest_memory_remove(self._table, gpa)
             return
         self._vm.set_user_memory_region(region.slot, region.gpa, 0, 0)
         lib.guest_memory_remove(self._table, gpa)
         self._free_slots.append(region.slot)
-        self._rom_pins.pop(gpa, None)
+        self._roms.pop(gpa, None)
 
     def park_roms(self, park: bool) -> None:
         """Leave a ROM's KVM slot in place when the ROM is unmapped, until something else wants its addresses.
@@ -144,7 +156,7 @@ class GuestMemory:
     def _slot_for(self, gpa: int, size: int, hva: int, *, read_only: bool) -> int:
         """The KVM slot that shows ``size`` bytes from ``hva`` at ``gpa``: the one that was left there, or a new one."""
         parked = self._parked.get(gpa)
-        if parked is not None and read_only and (parked.region.size, parked.address) == (size, hva):
+        if parked is not None and read_only and (parked.rom.size, parked.rom.address) == (size, hva):
             del self._parked[gpa]
             return parked.region.slot
         self._drop_parked(gpa, size)
@@ -200,7 +212,7 @@ class GuestMemory:
         """Give the RAM back; the KVM virtual machine must be closed already."""
         for gpa in self._regions:
             lib.guest_memory_remove(self._table, gpa)
-        self._rom_pins.clear()
+        self._roms.clear()
         self._parked.clear()
         ffi.release(self._ram_pin)
         self._ram.close()

@@ -84,7 +84,7 @@ class Flash(Device):
         self._programs = 0
         self.erases = 0
         # C's pointer into the contents, and what C does with it: see close.
-        self._bytes = ffi.from_buffer("uint8_t[]", self._contents, require_writable=not read_only)
+        self._bytes = ffi.from_buffer("uint8_t[]", contents, require_writable=not read_only)
         self._loop = ffi.new("struct flash_loop *", {"contents": self._bytes, "size": len(self._contents)})
         self.front = Front(ffi.addressof(lib, "flash_loop_access"), self._loop)
         self._to_read_array()
