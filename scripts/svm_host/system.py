@@ -81,6 +81,9 @@ def unpacked(package: str, *, depends: str | None = None) -> Path:
     directory = cache() / package
     if directory.is_dir():
         return directory
+    for tool in ("apt-get", "apt-cache", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise HostError(f"{tool} is missing, which gets Debian's {package} for the emulated host: is this Debian?")
     print(f"test-svm-host: downloading Debian's {package}", file=sys.stderr)
     partial = directory.with_name(f"{package}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -151,10 +154,16 @@ def build(clone: Path, output: Path, job: str) -> None:
             _write_work(Archive(file), clone, job)
 
 
-def tests_inside(clone: Path) -> list[str]:
-    """Return the test files with tests to run inside, relative to the clone: collecting others would take minutes."""
+def tests_inside(clone: Path, marked: str) -> list[str]:
+    """Return the test files with tests to run inside, relative to the clone: collecting others would take minutes.
+
+    Args:
+        clone: where to look.
+        marked: pytest's expression for the marks, of names and `or`.
+    """
+    mark = re.compile(rf"\bmark\.({'|'.join(marked.split(' or '))})\b")
     files = sorted((clone / "tests").rglob("test_*.py"))
-    return [str(file.relative_to(clone)) for file in files if re.search(r"\bmark\.hw\b", file.read_text("utf-8"))]
+    return [str(file.relative_to(clone)) for file in files if mark.search(file.read_text("utf-8"))]
 
 
 def _run_python(clone: Path, *arguments: str | Path) -> str:
@@ -284,7 +293,9 @@ def _write_work(archive: Archive, clone: Path, job: str) -> None:
             archive.add_tree(built, f"root/.cache/vmm/{name}", lambda entry: entry.name != "work")
 
     _run_python(clone, "-m", "compileall", "-qq", "vmm", *packages.glob("*vmm*.py"))
-    _run_python(clone, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests_inside(clone))
+    _run_python(
+        clone, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests_inside(clone, "hw or hw_long")
+    )
     _add_bytecode(archive, clone)
     archive.end()
 

@@ -9,7 +9,7 @@ import pytest
 
 from vmm import guests
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = pytest.mark.needs_kvm
 
 CONTROL_A = "\x01"
 
@@ -40,6 +40,7 @@ def hang() -> Iterator[Terminal]:
     terminal.child.close(force=True)
 
 
+@pytest.mark.hw
 def test_control_a_x_ends_the_machine_and_restores_the_terminal(hang: Terminal) -> None:
     before = hang.local_flags()
     assert before & termios.ECHO
@@ -56,6 +57,7 @@ def test_control_a_x_ends_the_machine_and_restores_the_terminal(hang: Terminal) 
     assert hang.status() == 0
 
 
+@pytest.mark.hw
 def test_terminal_is_restored_when_the_process_is_told_to_end(hang: Terminal) -> None:
     before = termios.tcgetattr(hang.child.child_fd)
     hang.child.expect("Ctrl-A X ends the machine")
@@ -67,6 +69,7 @@ def test_terminal_is_restored_when_the_process_is_told_to_end(hang: Terminal) ->
     assert hang.status() == 130
 
 
+@pytest.mark.hw
 def test_terminal_is_restored_after_a_timeout() -> None:
     terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off", "--timeout", "0.5")
     before = termios.tcgetattr(terminal.child.child_fd)
@@ -75,6 +78,7 @@ def test_terminal_is_restored_after_a_timeout() -> None:
     assert terminal.status() == 3
 
 
+@pytest.mark.hw
 def test_control_c_interrupts_where_the_console_is_elsewhere() -> None:
     terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off", "-serial", "none", "-debugcon", "none")
     terminal.child.expect("fw_cfg items read")  # progress: it runs
@@ -83,6 +87,7 @@ def test_control_c_interrupts_where_the_console_is_elsewhere() -> None:
     assert terminal.status() == 130
 
 
+@pytest.mark.hw_long
 def test_progress_shows_seconds_and_what_the_guest_said() -> None:
     terminal = Terminal(
         "boot", "seabios", "--assist", "off", "-serial", "none", "-debugcon", "none", "--until", "No boot"

@@ -7,9 +7,10 @@ import pytest
 from vmm import Machine, guests
 from vmm.exit_times import MMIO, PORT, REASON
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = pytest.mark.needs_kvm
 
 
+@pytest.mark.hw_long
 def test_python_answers_every_conformance_case_as_c_does(ours: Callable[..., str]) -> None:
     items = {"opt/vmm/pattern": bytes(range(256))}
     in_c = ours("conformance-fw-cfg", fw_cfg=items)
@@ -19,6 +20,7 @@ def test_python_answers_every_conformance_case_as_c_does(ours: Callable[..., str
     assert in_python == in_c
 
 
+@pytest.mark.hw
 def test_the_statistics_do_not_depend_on_who_dispatches() -> None:
     def statistics(dispatch: str) -> list[object]:
         with Machine(str(guests.path("probe")), assist="off", dispatch=dispatch) as machine:
@@ -29,6 +31,7 @@ def test_the_statistics_do_not_depend_on_who_dispatches() -> None:
     assert statistics("python") == statistics("c")
 
 
+@pytest.mark.hw
 def test_exit_times_count_what_the_bus_counts() -> None:
     with Machine(str(guests.path("probe")), assist="off", cpus=2, exit_times=True) as machine:
         assert machine.run(deadline=60).reached
@@ -46,6 +49,7 @@ def test_exit_times_count_what_the_bus_counts() -> None:
         assert row.percentile(100) <= row.max_ns <= row.total_ns
 
 
+@pytest.mark.hw
 def test_nobody_times_unasked() -> None:
     with Machine(str(guests.path("exit")), assist="off") as machine:
         assert machine.run(deadline=60).reached

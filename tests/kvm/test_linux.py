@@ -46,7 +46,7 @@ def wrong(result: Verification) -> list[str]:
 @pytest.mark.parametrize(
     ("firmware", "cpus", "board"),
     [
-        pytest.param("none", 2, "pc", marks=pytest.mark.hw),
+        pytest.param("none", 2, "pc", marks=pytest.mark.hw_long),
         ("none", 4, "q35"),
         ("ovmf", 4, "q35"),
         ("seabios", 1, "q35"),

@@ -56,7 +56,7 @@ def ssdt(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("firmware", FIRMWARE)
-@pytest.mark.parametrize(("cpus", "memory"), [pytest.param(1, "128M", marks=pytest.mark.hw), (8, "6G")])
+@pytest.mark.parametrize(("cpus", "memory"), [pytest.param(1, "128M", marks=pytest.mark.hw_long), (8, "6G")])
 def test_everything_arrives(firmware: str, cpus: int, memory: str) -> None:
     result = verify(MachineConfig.create(firmware, cpus=cpus, memory=memory))
     assert result.ok, wrong(result)
