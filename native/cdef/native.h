@@ -6,6 +6,7 @@
 #include "vmm/flash.h"
 #include "vmm/fw_cfg.h"
 #include "vmm/guest_memory.h"
+#include "vmm/hpet.h"
 #include "vmm/io_table.h"
 #include "vmm/kvm_abi.h"
 #include "vmm/pci_config.h"

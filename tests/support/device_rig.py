@@ -38,9 +38,17 @@ class ManualTimers(TimerService):
     """Time passes only when the test says so, and callbacks run on the test's thread."""
 
     def __init__(self, lock: IoLock, start_ns: int = 0) -> None:
-        self.now = start_ns
+        self.core_clock = ffi.new("uint64_t *", start_ns)
         self.failures: list[Exception] = []
         super().__init__(lock, self.failures.append, lambda: self.now)
+
+    @property
+    def now(self) -> int:
+        return int(self.core_clock[0])
+
+    @now.setter
+    def now(self, nanoseconds: int) -> None:
+        self.core_clock[0] = nanoseconds
 
     def _start(self) -> threading.Thread | None:
         return None

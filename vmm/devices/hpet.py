@@ -4,21 +4,24 @@ Each comparator can be one-shot or periodic, 32 or 64 bits wide, and interrupt t
 message (FSB delivery). Not there: legacy replacement routing, which would have to silence the in-kernel PIT; the
 capability register says so. A one-shot comparator that is already past fires at once, as in QEMU, instead of after
 the counter's wrap-around.
+
+Reads are C's (`native/hpet.c`), from registers that are kept here as they read.
 """
 
 from collections.abc import Callable
 
-from vmm.bus import Device
+from vmm._native import ffi, lib
+from vmm.bus import Device, Front
 from vmm.devices.signals import Msi
 from vmm.devices.timer import TimerService
 
 COMPARATORS = 3
 """The fewest that the specification allows (2.3.4, NUM_TIM_CAP)."""
 
-PERIOD_FS = 10_000_000
-"""Femtoseconds of a tick: 100 MHz; the specification wants at least 10 MHz."""
+_TICK_NS: int = lib.HPET_TICK_NS
 
-_TICK_NS = PERIOD_FS // 1_000_000
+PERIOD_FS = _TICK_NS * 1_000_000
+"""Femtoseconds of a tick: 100 MHz; the specification wants at least 10 MHz."""
 
 _VENDOR = 0x8086
 _REVISION = 0x01
@@ -59,6 +62,7 @@ class _Comparator:
 
     def __init__(self, number: int, hpet: "Hpet", timers: TimerService) -> None:
         self.bit = 1 << number
+        self._first = _FIRST_TIMER + number * _TIMER_STRIDE
         self._hpet = hpet
         self._timer = timers.timer(self._on_deadline)
         self._clock = timers.clock
@@ -70,6 +74,7 @@ class _Comparator:
         self._period = 0
         self._route = 0
         self._timer.cancel()
+        self._show()
 
     @property
     def gsi(self) -> int:
@@ -85,13 +90,11 @@ class _Comparator:
     def _mask(self) -> int:
         return _MASK_32 if self.config & _32_BITS else _MASK_64
 
-    def read(self, register: int) -> int:
-        if register == _TIMER_CONFIG:
-            capabilities = _PERIODIC_CAPABLE | _64_BITS_CAPABLE | _MESSAGE_CAPABLE
-            return ALLOWED_GSIS << 32 | capabilities | self.config
-        if register == _TIMER_COMPARATOR:
-            return self._comparator & self._mask
-        return self._route if register == _TIMER_ROUTE else 0
+    def _show(self) -> None:
+        capabilities = _PERIODIC_CAPABLE | _64_BITS_CAPABLE | _MESSAGE_CAPABLE
+        self._hpet.show(self._first + _TIMER_CONFIG, ALLOWED_GSIS << 32 | capabilities | self.config)
+        self._hpet.show(self._first + _TIMER_COMPARATOR, self._comparator & self._mask)
+        self._hpet.show(self._first + _TIMER_ROUTE, self._route)
 
     def write(self, register: int, value: int) -> None:
         if register == _TIMER_CONFIG:
@@ -104,6 +107,7 @@ class _Comparator:
             self.config &= ~_SET_ACCUMULATOR
         elif register == _TIMER_ROUTE:
             self._route = value
+        self._show()
         self.arm()
 
     def arm(self) -> None:
@@ -123,6 +127,7 @@ class _Comparator:
         if self.config & _PERIODIC and self._period:
             late = (self._hpet.counter - self._comparator) & self._mask
             self._comparator = (self._comparator + (late // self._period + 1) * self._period) & self._mask
+            self._show()
             ahead = (self._comparator - self._hpet.counter) & self._mask
             self._timer.arm(self._clock() + max(ahead * _TICK_NS, _FASTEST_INTERRUPT_NS))
         if self.config & _MESSAGE:
@@ -144,27 +149,28 @@ class Hpet(Device):
         self._irq = irq
         self.send = msi
         self._clock = timers.clock
-        self.enabled = False
-        self._halted_at = 0
-        self._started = 0
-        self._status = 0
+        self._core = ffi.new("struct hpet *", {"clock_ns": timers.core_clock})
+        self.front = Front(ffi.addressof(lib, "hpet_access"), self._core)
+        self.show(
+            _CAPABILITIES,
+            PERIOD_FS << 32 | _VENDOR << 16 | _COUNTER_64_BITS | (COMPARATORS - 1) << 8 | _REVISION,
+        )
         self._asserted: set[int] = set()
         self._comparators = [_Comparator(number, self, timers) for number in range(COMPARATORS)]
 
     @property
+    def enabled(self) -> bool:
+        """Whether the main counter runs."""
+        return bool(self._core.running)
+
+    @property
     def counter(self) -> int:
         """The main counter now."""
-        if not self.enabled:
-            return self._halted_at
-        return ((self._clock() - self._started) // _TICK_NS) & _MASK_64
+        return int(lib.hpet_counter(self._core))
 
-    def read(self, offset: int, size: int) -> int:
-        """Any bytes of the block; what is reserved reads as 0."""
-        first = offset & ~7
-        value = self._read_register(first) >> (8 * (offset - first))
-        if offset + size > first + 8:
-            value |= self._read_register(first + 8) << (8 * (first + 8 - offset))
-        return value
+    def show(self, register: int, value: int) -> None:
+        """Let a 64-bit register read as ``value``."""
+        self._core.registers[register >> 3] = value
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Any bytes: what the access leaves out of a 64-bit register keeps its value."""
@@ -177,9 +183,9 @@ class Hpet(Device):
 
     def reset(self) -> None:
         """Counter halted at 0, comparators off."""
-        self.enabled = False
-        self._halted_at = 0
-        self._status = 0
+        self._core.running = False
+        for register in (_CONFIGURATION, _STATUS, _COUNTER):
+            self.show(register, 0)
         for comparator in self._comparators:
             comparator.reset()
         self._update_lines()
@@ -187,58 +193,45 @@ class Hpet(Device):
     def interrupt(self, comparator: _Comparator) -> None:
         """A comparator matched and is routed to the IOAPIC."""
         if comparator.config & _LEVEL:
-            self._status |= comparator.bit
+            self.show(_STATUS, self._read(_STATUS) | comparator.bit)
             self._update_lines()
         elif ALLOWED_GSIS >> comparator.gsi & 1:
             self._irq(comparator.gsi, True)
             self._irq(comparator.gsi, comparator.gsi in self._asserted)
 
-    def _read_register(self, register: int) -> int:
-        if register == _CAPABILITIES:
-            return PERIOD_FS << 32 | _VENDOR << 16 | _COUNTER_64_BITS | (COMPARATORS - 1) << 8 | _REVISION
-        if register == _CONFIGURATION:
-            return _ENABLE if self.enabled else 0
-        if register == _STATUS:
-            return self._status
-        if register == _COUNTER:
-            return self.counter
-        comparator, at = self._comparator_at(register)
-        return comparator.read(at) if comparator is not None else 0
+    def _read(self, register: int) -> int:
+        return int(self._core.registers[register >> 3])
 
     def _write_register(self, register: int, part: int, mask: int) -> None:
         if register == _STATUS:
-            self._status &= ~part
+            self.show(_STATUS, self._read(_STATUS) & ~part)
         elif register == _CONFIGURATION:
             if mask & _ENABLE:
                 self._enable(bool(part & _ENABLE))
         elif register == _COUNTER:
             if not self.enabled:
-                self._halted_at = self._halted_at & ~mask | part
+                self.show(_COUNTER, self._read(_COUNTER) & ~mask | part)
         else:
-            comparator, at = self._comparator_at(register)
-            if comparator is not None:
-                comparator.write(at, comparator.read(at) & ~mask | part)
+            number, at = divmod(register - _FIRST_TIMER, _TIMER_STRIDE)
+            if 0 <= number < COMPARATORS:
+                self._comparators[number].write(at, self._read(register) & ~mask | part)
         self._update_lines()
 
-    def _comparator_at(self, register: int) -> tuple[_Comparator | None, int]:
-        number, at = divmod(register - _FIRST_TIMER, _TIMER_STRIDE)
-        return (self._comparators[number] if 0 <= number < COMPARATORS else None), at
-
     def _enable(self, wanted: bool) -> None:
-        if wanted and not self.enabled:
-            self._started = self._clock() - self._halted_at * _TICK_NS
-        elif not wanted:
-            self._halted_at = self.counter
         if wanted != self.enabled:
-            self.enabled = wanted
+            self.show(_COUNTER, self.counter)
+            self._core.since_ns = self._clock()
+            self._core.running = wanted
+            self.show(_CONFIGURATION, _ENABLE if wanted else 0)
             for comparator in self._comparators:
                 comparator.arm()
 
     def _update_lines(self) -> None:
+        status = self._read(_STATUS)
         wanted = {
             comparator.gsi
             for comparator in self._comparators
-            if self._status & comparator.bit and comparator.asserts_line and ALLOWED_GSIS >> comparator.gsi & 1
+            if status & comparator.bit and comparator.asserts_line and ALLOWED_GSIS >> comparator.gsi & 1
         }
         for gsi in self._asserted - wanted:
             self._irq(gsi, False)

@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
+
+from vmm._native import ffi
 
 Clock = Callable[[], int]
 """Nanoseconds that only grow."""
@@ -21,7 +24,12 @@ class TimerService:
         lock: the machine's io_lock; held during callbacks.
         on_failure: gets the exception, should a callback raise.
         clock: what the deadlines are measured with.
+
+    Attributes:
+        core_clock: where C reads the same clock, a ``uint64_t *``; NULL: `time.monotonic_ns`, which it has itself.
     """
+
+    core_clock: Any = ffi.NULL
 
     def __init__(
         self,

@@ -1,8 +1,13 @@
+import time
+
 import pytest
 from device_rig import ManualTimers, Rig
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vmm import layout
 from vmm.devices.hpet import Hpet
+from vmm.devices.timer import TimerService
 
 BASE = layout.HPET.start
 CAPABILITIES, CONFIGURATION, STATUS, COUNTER = (BASE + i for i in (0x00, 0x10, 0x20, 0xF0))
@@ -176,3 +181,41 @@ def test_reset(rig: HpetRig) -> None:
     assert not rig.lines[20]
     assert rig.load(COUNTER, 8) == 0
     assert rig.load(timer(0), 4) & INTERRUPT == 0
+
+
+@given(offset=st.integers(0, len(layout.HPET) - 1), size=st.integers(1, 8))
+def test_any_part_of_the_registers_can_be_read(offset: int, size: int) -> None:
+    rig = HpetRig()
+    rig.store(timer(1), 8, GSI_20 | LEVEL | INTERRUPT)
+    rig.store(timer(1, 8), 8, 0x0123_4567_89AB_CDEF)
+    rig.store(timer(2, 0x10), 8, 0xFEE0_0000 << 32 | 0x40)
+    rig.store(COUNTER, 8, 0xFFFF_FFFF)
+    rig.start()
+    rig.ticks(0x1234)
+    block = b"".join(rig.load(BASE + at, 8).to_bytes(8, "little") for at in range(0, len(layout.HPET), 8))
+    assert block[0xF0:0xF8] == (0x1_0000_1233).to_bytes(8, "little")
+    size = min(size, len(block) - offset)
+    assert rig.load(BASE + offset, size).to_bytes(size, "little") == block[offset : offset + size]
+
+
+def test_counter_wraps_around_at_64_bits(rig: HpetRig) -> None:
+    rig.store(COUNTER, 8, (1 << 64) - 2)
+    rig.start()
+    rig.ticks(5)
+    assert rig.load(COUNTER, 8) == 3
+    rig.store(CONFIGURATION, 8, 0)
+    rig.ticks(5)
+    assert rig.load(COUNTER, 8) == 3
+
+
+def test_the_machines_clock_drives_it() -> None:
+    rig = Rig()
+    timers = TimerService(rig.lock, rig.failures.append)
+    rig.mmio.add(BASE, layout.HPET.stop - 1, Hpet(rig.irq, rig.msi, timers), "HPET")
+    before = time.monotonic_ns()
+    rig.store(CONFIGURATION, 8, 1)
+    started = time.monotonic_ns()
+    earliest = (time.monotonic_ns() - started) // TICK
+    counter = rig.load(COUNTER, 8)
+    assert earliest <= counter <= (time.monotonic_ns() - before) // TICK
+    timers.close()
