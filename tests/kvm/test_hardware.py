@@ -34,7 +34,8 @@ with Machine(firmware, memory="256M", **fields) as machine:
     assert all(seconds is not None for seconds in machine.started_s()), machine.started_s()
     assert machine.exit_counts()["io"] > 100, machine.exit_counts()
     assert machine.assist_decision.use is False, machine.assist_decision
-    print(outcome.reason.value, machine.serial.text(), sep="\n")
+    print(outcome.reason.value)
+    print(machine.serial.text())
 loaded = {"vmm._assist", "unicorn"} & sys.modules.keys()
 assert not loaded, loaded
 """
