@@ -63,8 +63,11 @@ def run(words: list[str]) -> int:
     deadline = _seconds(arguments.timeout)
     arguments.serial = arguments.serial or "none"
     arguments.debugcon = arguments.debugcon or "none"
-    from vmm.verify import show  # noqa: PLC0415  # what is wrong so far should be said at once
+    from vmm import page  # noqa: PLC0415  # what is wrong so far should be said at once
+    from vmm.verify import show  # noqa: PLC0415
 
+    if arguments.html is not None:
+        page.require()
     with _linux(arguments) if with_linux else nullcontext():
         result = _verify(config_from(arguments), deadline, with_linux=with_linux)
     if arguments.html is not None:

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vmm.errors import HostError
+from vmm import page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,11 +70,4 @@ def as_html(verification: Verification) -> str:
     Raises:
         HostError: jinja2 is not installed.
     """
-    try:
-        import jinja2  # noqa: PLC0415  # only for --html, and only in the extra "report"
-    except ImportError:
-        raise HostError("--html needs jinja2: pip install 'vmm[report]'") from None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vmm.verify", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(verification=verification)
+    return page.render("verify/report.html.j2", verification=verification)

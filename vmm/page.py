@@ -1,0 +1,71 @@
+"""What the pages of boot, verify and bench have in common: one HTML file, no scripts, nothing fetched.
+
+A page is a Jinja template beside the module that fills it in. It extends ``page.html.j2``, which has the common part of
+the style sheet; ``page_sections.css`` is more of it, for pages of sections with pictures and numbers.
+jinja2 is in the extra [report] and is loaded by who makes a page alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_PACKAGE = Path(__file__).parent
+
+
+def require(*packages: str) -> None:
+    """Find out that a page can be made before time is spent on what it shall show.
+
+    Args:
+        packages: what it needs beside jinja2.
+
+    Raises:
+        HostError: one is not installed, or does not load.
+    """
+    for package in ("jinja2", *packages):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise HostError(f"--html needs {error.name or package}: pip install 'vmm[report]'") from None
+
+
+def render(template: str, filters: Mapping[str, Callable[..., object]] | None = None, /, **values: Any) -> str:
+    """Return the page that a template makes of values, all of which are escaped.
+
+    Args:
+        template: its path inside the package.
+        filters: more filters that it uses.
+        values: what it knows by name.
+
+    Raises:
+        HostError: see `require`.
+    """
+    require()
+    import jinja2  # noqa: PLC0415  # of the extra [report]
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_PACKAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_legible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(template).render(values)
+
+
+def _legible(value: Any) -> Any:
+    """Show what does not print as its escape: a guest may send anything, and some of it changes how other text looks.
+
+    That is control characters, U+202E and its like, and what stands for bytes that are no UTF-8, which no file takes.
+    """
+    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in value)
