@@ -407,6 +407,7 @@ class Machine:
         if run(self._core_vcpus[index]) != lib.VCPU_STOPPED:
             vcpu, end = self.vcpus[index], self._core_vcpus[index].end
             self._finish(*failure.describe(vcpu, end, self.memory, software_cpu=self.assist is not None))
+        self.platform.debugcon.flush()
 
     def _finish(self, reason: Reason, message: str, details: str = "") -> None:
         """End the current run, if there is one."""

@@ -70,6 +70,7 @@ class Platform(NamedTuple):
         pci: bus 0.
         pm: ACPI hardware: where it is now, the power button.
         serial: COM1.
+        debugcon: the debug port.
         rtc: the clock and CMOS.
         flash: the variable store's chip, if the firmware has one.
         timers: the thread that devices get called back on.
@@ -81,6 +82,7 @@ class Platform(NamedTuple):
     pci: PciBus
     pm: AcpiPm
     serial: Serial
+    debugcon: DebugConsole
     rtc: Rtc
     flash: Flash | None
     timers: TimerService
@@ -116,6 +118,7 @@ class Board:
         self.parts = parts
         self.pci = PciBus()
         self.timers = TimerService(parts.ports.lock, parts.ports.fail)
+        self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
         self._devices: list[Device] = []
         self._backing: list[mmap.mmap] = []
 
@@ -168,7 +171,7 @@ class Board:
         parts = self.parts
         serial = Serial(parts.line(layout.COM1_IRQ), parts.serial, parts.ports.lock)
         self.port(layout.PORT_COM1, serial, "COM1")
-        self.port(debug_port, DebugConsole(parts.debugcon), "debugcon")
+        self.port(debug_port, self._debugcon, "debugcon")
         return serial
 
     def clock(self) -> Rtc:
@@ -196,7 +199,9 @@ class Board:
 
     def finish(self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None) -> Platform:
         """The result."""
-        return Platform(self.name, self.pci, pm, serial, rtc, flash, self.timers, self._devices, self._backing)
+        return Platform(
+            self.name, self.pci, pm, serial, self._debugcon, rtc, flash, self.timers, self._devices, self._backing
+        )
 
 
 def cmos(parts: Parts) -> dict[int, int]:

@@ -1,0 +1,62 @@
+"""The debug port under firmware that prints byte by byte: all of it arrives, however the machine ends."""
+
+from pathlib import Path
+
+import pytest
+
+from vmm import Machine
+from vmm.outcome import Reason
+
+pytestmark = pytest.mark.needs_kvm
+
+SIZE = 0x20000
+START = 0xFF00
+COUNT = 5000
+
+PRINT = (
+    "ba 02 04"  # mov dx, 0x402
+    "b9"
+    + COUNT.to_bytes(2, "little").hex()  # mov cx, COUNT
+    + "88 c8 ee"  # next: mov al, cl; out dx, al
+    "49 75 fa"  # dec cx; jnz next
+)
+RESET = "ba f9 0c b0 06 ee eb fe"  # mov dx, 0xcf9; mov al, 6; out dx, al; jmp $
+HANG = "eb fe"  # jmp $
+HALT = "f4 eb fd"  # hlt; jmp to it
+
+
+def image(code: str) -> bytes:
+    """128 KiB that begin at `START` in their last 64 KiB."""
+    rom = bytearray(SIZE)
+    data = bytes.fromhex(code)
+    rom[SIZE - 0x10000 + START : SIZE - 0x10000 + START + len(data)] = data
+    jump = b"\xe9" + (START - 0xFFF3 & 0xFFFF).to_bytes(2, "little")
+    rom[-16 : -16 + len(jump)] = jump
+    return bytes(rom)
+
+
+@pytest.mark.parametrize("assist", ["off", "auto"])
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        pytest.param(RESET, Reason.RESET, id="reset"),
+        pytest.param(HANG, Reason.TIMEOUT, id="hang"),
+        pytest.param(HALT, Reason.TIMEOUT, id="halt"),
+    ],
+)
+def test_everything_is_in_the_file(tmp_path: Path, assist: str, end: str, reason: Reason) -> None:
+    rom, log = tmp_path / "rom.bin", tmp_path / "log"
+    rom.write_bytes(image(PRINT + end))
+    expected = bytes(count & 0xFF for count in range(COUNT, 0, -1))
+    with Machine(str(rom), machine="pc", assist=assist, debugcon=f"file:{log}") as machine:
+        outcome = machine.run(deadline=3 if reason is Reason.TIMEOUT else 60)
+        assert outcome.reason is reason
+        assert log.read_bytes() == expected
+        assert machine.debugcon.since(0) == expected
+
+
+def test_the_last_byte_is_seen_while_the_guest_runs_on(tmp_path: Path) -> None:
+    rom = tmp_path / "rom.bin"
+    rom.write_bytes(image(PRINT + HANG))
+    with Machine(str(rom), machine="pc", assist="off") as machine:
+        assert machine.run(until=r"\x03\x02\x01\Z", deadline=60).reason is Reason.UNTIL
