@@ -297,6 +297,9 @@ def _write_work(archive: Archive, clone: Path, job: str) -> None:
         clone, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *tests_inside(clone, "hw or hw_long")
     )
     _add_bytecode(archive, clone)
+    # That of the hook which finds vmm where it was built: without it, each process compiles the hook.
+    for file in Path(f"{cache()}/bytecode{packages}").glob("*vmm*.pyc"):
+        archive.add(file, f"{BYTECODE_INSIDE}{packages}/{file.name}")
     archive.end()
 
 

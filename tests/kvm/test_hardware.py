@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vmm import assist
+from vmm.config import MachineConfig
 from vmm.verify import linux_guest
 
 pytestmark = [
@@ -60,9 +62,19 @@ def test_seabios_comes_to_its_end() -> None:
     run("seabios", "No bootable device")
 
 
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A variable store that stays from boot to boot, as a user's: the first one writes most of it, in 30,000 exits."""
+    template = MachineConfig.create("ovmf").firmware.variables
+    assert template is not None
+    store = tmp_path_factory.mktemp("ovmf") / "variables.fd"
+    store.write_bytes(template.data)
+    return store
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 4])
-def test_ovmf_reaches_its_shell(cpus: int) -> None:
-    run("ovmf", "Shell>", ["any other key to continue", "\r"], cpus=cpus)
+def test_ovmf_reaches_its_shell(variables: Path, cpus: int) -> None:
+    run("ovmf", "Shell>", ["any other key to continue", "\r"], cpus=cpus, variables=variables, persist=True)
 
 
 def test_linux_powers_off() -> None:
