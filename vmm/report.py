@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.console import strip_escapes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm.console import Stream
     from vmm.devices.fwctl import Fwctl
     from vmm.machine import Machine
     from vmm.outcome import Outcome
@@ -27,6 +30,15 @@ SHOWN_VALUE = 16
 """Requests of fwctl, and bytes of a value, that the text names."""
 
 WIDTH = 100
+
+SILENT = (
+    "the guest printed nothing, on the serial port or on debugcon (port 0x402); RELEASE builds of firmware often "
+    "have no log"
+)
+
+TAIL_LINES = 40
+TAIL_BYTES = 4096
+"""How much of each console's end the report has."""
 
 
 def collect(machine: Machine, outcome: Outcome) -> Report:
@@ -60,6 +72,7 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
             ],
         },
         "consoles": {stream.name: stream.total for stream in (machine.serial, machine.debugcon)},
+        "console_tails": {stream.name: _tail(stream) for stream in (machine.serial, machine.debugcon)},
     }
     if config.vmgenid is not None:
         from uuid import UUID  # noqa: PLC0415  # few machines have one
@@ -82,6 +95,12 @@ def _cpus(machine: Machine) -> Report:
         "started": len(started),
         "all_started_s": round(started[-1], 6) if len(started) == machine.config.cpus else None,
     }
+
+
+def _tail(stream: Stream) -> str:
+    """Return the last lines that a console showed."""
+    data = strip_escapes(stream.since(max(0, stream.total - TAIL_BYTES)))
+    return "\n".join(data.decode("utf-8", "replace").rstrip().splitlines()[-TAIL_LINES:])
 
 
 def _interface(machine: Machine) -> Report:
@@ -134,7 +153,7 @@ def text(report: Report) -> str:
     import textwrap  # noqa: PLC0415  # 2 ms that --quiet need not spend
 
     lines: list[str] = []
-    for label, value in _rows(report):
+    for label, value in rows(report):
         body = textwrap.wrap(value, WIDTH - 16, break_long_words=False, break_on_hyphens=False) or [""]
         lines += [f"  {label if number == 0 else '':12}  {part}" for number, part in enumerate(body)]
     outcome = report["outcome"]
@@ -143,7 +162,8 @@ def text(report: Report) -> str:
     return "\n".join(part for part in (head, details, *lines) if part)
 
 
-def _rows(report: Report) -> Iterator[tuple[str, str]]:
+def rows(report: Report) -> Iterator[tuple[str, str]]:
+    """Return the lines of the text: what each is about, and what there is to say."""
     firmware, cpus = report["firmware"], report["cpus"]
     yield "firmware", "none" if firmware["kind"] == "none" else f"{firmware['kind']}: {firmware['path']}"
     if firmware["variables"] is not None:
@@ -169,13 +189,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "exits", _exit_words(report["exits"])
     yield "host", _host_words(report["assist"])
     if not any(report["consoles"].values()):
-        yield (
-            "consoles",
-            (
-                "the guest printed nothing, on the serial port or on debugcon (port 0x402); RELEASE builds of firmware "
-                "often have no log"
-            ),
-        )
+        yield "consoles", SILENT
 
 
 def _cpu_words(cpus: Report) -> str:

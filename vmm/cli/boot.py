@@ -43,6 +43,8 @@ examples:
                                                  UEFI variables are kept in my_vars.fd
   vmm boot -c 4 -l bootrom,BHYVE.fd,fwcfg=bhyve  the same in bhyve's words
   vmm boot ovmf --json report.json -serial none  for a script
+  vmm boot seabios --exit-times --until 'No bootable' --html report.html
+                                                 what the boot did, to look at and to pass on
 
 """
 
@@ -66,6 +68,7 @@ def _parser() -> Parser:
     )
     add("--timeout", metavar="SECONDS", help="end with status 3 after this long (default: never)")
     add("--json", metavar="PATH", help="write the report as a JSON object; - is stdout")
+    add("--html", metavar="PATH", help="write the report as one self-contained page with pictures, for people")
     add("-q", "--quiet", action="store_true", help="no progress and no report; errors are still told")
     return parser
 
@@ -79,7 +82,8 @@ def run(words: list[str]) -> int:
         _check_pattern(arguments.until, "--until")
     config = config_from(arguments)
     _refuse_two_on_stdout(arguments, config)
-    with _json_output(arguments.json) as json_output:
+    _check_page(arguments)
+    with _output("--json", arguments.json) as json_output, _output("--html", arguments.html) as html_output:
         # Slow to load: what is wrong so far is said without it.
         from vmm import report as reports  # noqa: PLC0415
         from vmm.cli.interrupts import Interrupts  # noqa: PLC0415
@@ -97,6 +101,10 @@ def run(words: list[str]) -> int:
             outcome, report = _run(machine, interrupts, arguments, send, deadline)
         if json_output is not None:
             json_output.write(reports.as_json(report))
+        if html_output is not None:
+            from vmm import report_page  # noqa: PLC0415  # for --html alone
+
+            html_output.write(report_page.render(report))
     if not arguments.quiet:
         say(reports.text(report))
     elif outcome.exit_status:
@@ -146,6 +154,19 @@ def _refuse_two_on_stdout(arguments: argparse.Namespace, config: MachineConfig) 
         raise ConfigError("--json - and a console on stdout would mix; add -serial none -debugcon none (or file:PATH)")
 
 
+def _check_page(arguments: argparse.Namespace) -> None:
+    """Refuse, before the guest runs, a page that could not be made."""
+    if arguments.html is None:
+        return
+    if arguments.html == "-":
+        raise ConfigError("--html -: a page goes to a file; give its path")
+    if arguments.html == arguments.json:
+        raise ConfigError(f"--html {arguments.html}: --json writes there; give another path")
+    from vmm import page  # noqa: PLC0415  # for --html alone
+
+    page.require()
+
+
 def _parse_timeout(text: str | None) -> float | None:
     if text is None:
         return None
@@ -184,8 +205,8 @@ def _parse_send(text: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _json_output(path: str | None) -> Iterator[IO[str] | None]:
-    """Open the report's file before the guest runs: a path that can't be written must not cost a boot."""
+def _output(option: str, path: str | None) -> Iterator[IO[str] | None]:
+    """Open a report's file before the guest runs: a path that can't be written must not cost a boot."""
     if path is None:
         yield None
     elif path == "-":
@@ -195,6 +216,6 @@ def _json_output(path: str | None) -> Iterator[IO[str] | None]:
         try:
             file = open(path, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # closed by the with below
         except OSError as error:
-            raise ConfigError(f"--json {path}: cannot write: {(error.strerror or str(error)).lower()}") from None
+            raise ConfigError(f"{option} {path}: cannot write: {(error.strerror or str(error)).lower()}") from None
         with file:
             yield file
