@@ -124,7 +124,7 @@ def test_the_page_says_what_the_run_did(report: Report) -> None:
         "debugcon 0x402 1 2,178",
         "of all vCPUs together: io 1,234.",
         "out 0x402 debugcon 3 2.05 µs",
-        "ROM 0xfffc0000-0xffffffff 256 KiB",
+        "ROM or flash 0xfffc0000-0xffffffff 256 KiB",
         "Not used (switched off)",
     ):
         assert words in text
