@@ -341,7 +341,7 @@ class Machine:
         return self.interface_choice.interface
 
     def started_s(self) -> list[float | None]:
-        """For each vCPU: seconds from the first run until it first executed code; None if it never did."""
+        """For each vCPU: seconds after vCPU 0's that its first instruction came; None if it never did."""
         times = [core.started_ns for core in self._core_vcpus]
         return [(time_ns - times[0]) / 1e9 if time_ns else None for time_ns in times]
 
@@ -371,9 +371,9 @@ class Machine:
     def timeline(self) -> list[TimelineEvent]:
         """What happened when, in order."""
         events = [
-            TimelineEvent(seconds, f"vCPU {index} started")
-            for index, seconds in enumerate(self.started_s())
-            if seconds is not None
+            TimelineEvent(core.started_ns / 1e9 - self._first_run_began, f"vCPU {index} started")
+            for index, core in enumerate(self._core_vcpus)
+            if core.started_ns
         ]
         events += [
             TimelineEvent(stream.first_at - self._first_run_began, f"first output on {stream.name}")

@@ -367,8 +367,12 @@ static bool begin(struct assist_vcpu *vcpu)
     vcpu->unfinished = delivery_unfinished(vcpu);
     vcpu->halted = state == KVM_MP_STATE_HALTED;
     vcpu->waiting = state == KVM_MP_STATE_UNINITIALIZED || state == KVM_MP_STATE_INIT_RECEIVED;
-    if (!vcpu->waiting && !set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
-        return end_with_errno(vcpu, errno);
+    if (!vcpu->waiting) {
+        /* An AP, too: its SIPI may have come before this thread did. */
+        vcpu->assist->core->note_start(vcpu->core);
+        if (!set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
+            return end_with_errno(vcpu, errno);
+        }
     }
     interrupts_note_timer(vcpu);
     __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);

@@ -52,6 +52,21 @@ def test_every_cpu_starts(vmm_machine: MachineFactory, cpus: int) -> None:
     assert len(started) == cpus
 
 
+@pytest.mark.parametrize("assist", ["off", "auto"])
+def test_a_cpu_whose_thread_comes_after_its_startup_message_is_counted(
+    vmm_machine: MachineFactory, monkeypatch: pytest.MonkeyPatch, assist: str
+) -> None:
+    machine = vmm_machine("probe", cpus=2, assist=assist)
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "_core_vcpus", machine._core_vcpus[:1])
+        assert machine.run(deadline=1).reason is Reason.TIMEOUT
+    assert machine.started_s()[1] is None
+    assert machine.run(deadline=GENEROUS).reached
+    # Not only once the guest had ended: parked in HLT, the CPU leaves KVM no earlier.
+    events = [event.event for event in machine.timeline]
+    assert events.index("vCPU 1 started") < events.index("power-off")
+
+
 def test_a_cpu_that_nobody_starts_is_not_counted(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine(guests.path("exit"), cpus=3, assist="off")
     assert machine.run(deadline=GENEROUS).reached
