@@ -85,7 +85,6 @@ def run(words: list[str]) -> int:
     _check_page(arguments)
     with _output("--json", arguments.json) as json_output, _output("--html", arguments.html) as html_output:
         # Slow to load: what is wrong so far is said without it.
-        from vmm import report as reports  # noqa: PLC0415
         from vmm.cli.interrupts import Interrupts  # noqa: PLC0415
         from vmm.machine import Machine  # noqa: PLC0415
 
@@ -98,18 +97,32 @@ def run(words: list[str]) -> int:
                 for warning in warnings(config):
                     say(f"vmm: {warning}")
         with Interrupts() as interrupts, Machine(config) as machine:
-            outcome, report = _run(machine, interrupts, arguments, send, deadline)
-        if json_output is not None:
-            json_output.write(reports.as_json(report))
-        if html_output is not None:
-            from vmm import report_page  # noqa: PLC0415  # for --html alone
-
-            html_output.write(report_page.render(report))
-    if not arguments.quiet:
-        say(reports.text(report))
-    elif outcome.exit_status:
+            outcome = _run(machine, interrupts, arguments, send, deadline)
+            report = None if arguments.quiet and json_output is html_output is None else _report(machine, outcome)
+        if report is not None:
+            _write(report, json_output, html_output, quiet=arguments.quiet)
+    if arguments.quiet and outcome.exit_status:
         say(f"vmm: {outcome.message}")
     return outcome.exit_status
+
+
+def _report(machine: Machine, outcome: Outcome) -> Report:
+    from vmm.report import collect  # noqa: PLC0415  # for who reads it
+
+    return collect(machine, outcome)
+
+
+def _write(report: Report, json_output: IO[str] | None, html_output: IO[str] | None, *, quiet: bool) -> None:
+    from vmm import report as reports  # noqa: PLC0415
+
+    if json_output is not None:
+        json_output.write(reports.as_json(report))
+    if html_output is not None:
+        from vmm import report_page  # noqa: PLC0415  # for --html alone
+
+        html_output.write(report_page.render(report))
+    if not quiet:
+        say(reports.text(report))
 
 
 def _run(
@@ -118,8 +131,7 @@ def _run(
     arguments: argparse.Namespace,
     send: list[tuple[str, str]],
     deadline: float | None,
-) -> tuple[Outcome, Report]:
-    from vmm import report as reports  # noqa: PLC0415
+) -> Outcome:
     from vmm.cli.progress import Progress  # noqa: PLC0415
 
     with _terminal(machine, arguments) as terminal:
@@ -132,7 +144,7 @@ def _run(
 
         outcome = machine.run(arguments.until, deadline, send, on_poll)
         progress.clear()
-        return outcome, reports.collect(machine, outcome)
+        return outcome
 
 
 def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal:
