@@ -17,13 +17,13 @@ KEEP_BYTES = 4 << 20
 _SEARCH_OVERLAP = 4096
 """How far back a pattern may have begun in what was searched before."""
 
-_ESCAPE_SEQUENCE = re.compile(rb"\x1b(?:\[[0-9;?=]*[@-~]|[()][0-9A-Za-z]|[=>78c])")
-_ESCAPE_BEGUN = re.compile(rb"\x1b(?:\[[0-9;?=]*|[()])?\Z")
+_ESCAPE_SEQUENCE = rb"\x1b(?:\[[0-9;?=]*[@-~]|[()][0-9A-Za-z]|[=>78c])"
+_ESCAPE_BEGUN = rb"\x1b(?:\[[0-9;?=]*|[()])?\Z"
 
 
 def strip_escapes(data: bytes) -> bytes:
     """``data`` without terminal escape sequences (ECMA-48 CSI, and the two- and three-byte ones)."""
-    return _ESCAPE_SEQUENCE.sub(b"", data)
+    return re.sub(_ESCAPE_SEQUENCE, b"", data)
 
 
 class Stream:
@@ -111,7 +111,7 @@ class Watcher:
             return 0
         searched.position += len(fresh)
         fresh = searched.carry + fresh
-        begun = _ESCAPE_BEGUN.search(fresh)
+        begun = re.search(_ESCAPE_BEGUN, fresh)
         searched.carry = fresh[begun.start() :] if begun else b""
         text = searched.tail + strip_escapes(fresh[: len(fresh) - len(searched.carry)])
         found = 0

@@ -14,14 +14,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from vmm import assist, cpu, failure, guest_tables, interface, layout
+from vmm import assist, cpu, guest_tables, interface, layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config import Dispatch, Interface, MachineConfig, MachineType, Target
 from vmm.console import Stream, Watcher, compile_pattern
 from vmm.errors import ConfigError, HostError
 from vmm.kvm import Kvm, Vcpu, pc_routes
-from vmm.kvm.exit_reasons import reason_name
 from vmm.memory import GuestMemory
 from vmm.outcome import Outcome, Reason
 from vmm.platform import Parts, builder
@@ -347,6 +346,8 @@ class Machine:
 
     def exit_counts(self) -> dict[str, int]:
         """How often KVM_RUN returned, of all vCPUs together, by `reason_name`."""
+        from vmm.kvm.exit_reasons import reason_name  # noqa: PLC0415  # for who reads it
+
         counts = {
             reason_name(reason): sum(core.exits[reason] for core in self._core_vcpus)
             for reason in range(lib.VCPU_EXIT_REASONS)
@@ -405,6 +406,8 @@ class Machine:
     def _execute(self, index: int) -> None:
         run = lib.vmm_vcpu_run if self.assist is None else self.assist.run
         if run(self._core_vcpus[index]) != lib.VCPU_STOPPED:
+            from vmm import failure  # noqa: PLC0415  # most guests end well
+
             vcpu, end = self.vcpus[index], self._core_vcpus[index].end
             self._finish(*failure.describe(vcpu, end, self.memory, software_cpu=self.assist is not None))
         self.platform.debugcon.flush()

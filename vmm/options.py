@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 UNITS: Mapping[str, int] = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
 """Binary multiples by suffix letter, as QEMU's ``-m`` takes them; case does not matter."""
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgtpe]?)(?:i?b)?", re.IGNORECASE)
-_INTEGER = re.compile(r"0[xX][0-9a-fA-F]+|\d+")
+# Compiled when they are needed, which most command lines do not.
+_SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgtpe]?)(?:i?b)?"
+_INTEGER = r"0[xX][0-9a-fA-F]+|\d+"
 
 
 def shown(option: str, value: object) -> str:
@@ -40,9 +41,9 @@ def parse_size(text: str | int, option: str, *, unit: str = "b") -> int:
     """
     if isinstance(text, int):
         return text
-    if text[:2].lower() == "0x" and _INTEGER.fullmatch(text):
+    if text[:2].lower() == "0x" and re.fullmatch(_INTEGER, text):
         return int(text, 16)
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"{shown(option, text)}: not a size; write a number with K, M, G or T behind it, like 512M")
     size = float(match["number"]) * UNITS[(match["unit"] or unit).lower()]
@@ -61,7 +62,7 @@ def parse_int(text: str | int, option: str, *, minimum: int, maximum: int) -> in
     """
     if isinstance(text, int):
         value = text
-    elif _INTEGER.fullmatch(text.removeprefix("-")):
+    elif re.fullmatch(_INTEGER, text.removeprefix("-")):
         value = int(text, 0) if text.lower().removeprefix("-").startswith("0x") else int(text)
     else:
         raise ConfigError(f"{shown(option, text)}: not a whole number")

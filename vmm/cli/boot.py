@@ -134,12 +134,15 @@ def _run(
 ) -> Outcome:
     from vmm.cli.progress import Progress  # noqa: PLC0415
 
-    with _terminal(machine, arguments) as terminal:
-        progress = Progress(enabled=not arguments.quiet and sys.stderr.isatty() and not terminal.shows_on_terminal)
+    terminal = _terminal(machine, arguments)
+    taken = terminal is not None and terminal.shows_on_terminal
+    with terminal or contextlib.nullcontext():
+        progress = Progress(enabled=not arguments.quiet and sys.stderr.isatty() and not taken)
 
         def on_poll(machine: Machine) -> None:
             interrupts.check()
-            terminal.poll()
+            if terminal is not None:
+                terminal.poll()
             progress.update(machine)
 
         outcome = machine.run(arguments.until, deadline, send, on_poll)
@@ -147,15 +150,17 @@ def _run(
         return outcome
 
 
-def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal:
-    from vmm.cli.terminal import Terminal, is_foreground_terminal  # noqa: PLC0415
-
+def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | None:
     config = machine.config
     streams = [
         stream
         for stream, target in ((machine.serial, config.serial), (machine.debugcon, config.debugcon))
         if target.kind is TargetKind.STDIO
     ]
+    if not streams:
+        return None
+    from vmm.cli.terminal import Terminal, is_foreground_terminal  # noqa: PLC0415  # see run
+
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
     return Terminal(streams, machine.type if typed else None, machine.stop, say)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm.config import FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
+from vmm.config import DEFAULT_MEMORY, FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
 from vmm.errors import ConfigError
 from vmm.firmware import NO_FIRMWARE, FirmwareKind, find
 from vmm.machine_options import parse_cpu_count, parse_smp, pflash_images
@@ -26,7 +26,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     add = machine.add_argument
     add("-smp", metavar="N[,maxcpus=M]", help="CPUs at boot, and how many the tables have room for (default 1)")
     add("-c", metavar="N", dest="bhyve_cpus", help="bhyve's spelling of -smp N")
-    add("-m", metavar="SIZE", default="256M", help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
+    add("-m", metavar="SIZE", default=DEFAULT_MEMORY, help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
     add(
         "-machine",
         metavar="TYPE[,KEY=...]",

@@ -1,7 +1,5 @@
 """Deadlines for devices: one thread, started with the first deadline, that calls back under io_lock."""
 
-import heapq
-import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +13,8 @@ Clock = Callable[[], int]
 
 _LONGEST_WAIT_S = 3600.0
 """A guest may set a deadline centuries ahead, which is more than a lock's time-out takes."""
+
+_NEVER = float("inf")
 
 
 class TimerService:
@@ -40,15 +40,19 @@ class TimerService:
         self.clock = clock
         self._lock = lock
         self._on_failure = on_failure
-        self._wake = threading.Condition()
-        self._queue: list[tuple[int, int, Timer]] = []
-        self._order = itertools.count()
+        self._timers: list[Timer] = []
         self._thread: threading.Thread | None = None
+        # Below this line: with _wake. Whoever has it does not ask for io_lock.
+        self._wake = threading.Condition()
+        self._waits_until = _NEVER
+        self._overtaken = False
         self._closed = False
 
     def timer(self, callback: Callable[[], None]) -> "Timer":
         """A timer that is not armed yet."""
-        return Timer(self, callback)
+        timer = Timer(self, callback)
+        self._timers.append(timer)
+        return timer
 
     def close(self) -> None:
         """No more callbacks; waits for one that runs, so the caller must not hold io_lock."""
@@ -59,29 +63,26 @@ class TimerService:
             self._thread.join()
 
     def run_due(self) -> int | None:
-        """Call back what is due; nanoseconds until the next deadline, or None."""
+        """Call back what is due, the earliest first; nanoseconds until the next deadline, or None."""
         with self._lock:
-            while True:
-                with self._wake:
-                    if self._closed or not self._queue:
-                        return None
-                    deadline, order, timer = self._queue[0]
-                    wait = deadline - self.clock()
-                    if wait > 0:
-                        return wait
-                    heapq.heappop(self._queue)
-                timer.fire(order)
+            while not self._closed:
+                timer = min(self._timers, key=lambda timer: timer.deadline, default=None)
+                if timer is None or timer.deadline == _NEVER:
+                    break
+                wait = int(timer.deadline) - self.clock()
+                if wait > 0:
+                    return wait
+                timer.fire()
+        return None
 
-    def enqueue(self, deadline: int, timer: "Timer") -> int:
-        """Queue a deadline; returns the number that tells it from older ones of the same timer."""
+    def note_deadline(self, deadline: int) -> None:
+        """A timer was armed."""
         with self._wake:
-            order = next(self._order)
-            heapq.heappush(self._queue, (deadline, order, timer))
-            if self._queue[0][1] == order:
+            if deadline < self._waits_until:
+                self._overtaken = True
                 self._wake.notify()
             if self._thread is None and not self._closed:
                 self._thread = self._start()
-        return order
 
     def _start(self) -> threading.Thread | None:
         thread = threading.Thread(target=self._run, name="vmm-timers", daemon=True)
@@ -90,6 +91,9 @@ class TimerService:
 
     def _run(self) -> None:
         while True:
+            with self._wake:
+                self._waits_until = _NEVER
+                self._overtaken = False
             try:
                 wait = self.run_due()
             except Exception as error:  # noqa: BLE001 - a defect of a device; it ends the machine, not this process
@@ -98,30 +102,35 @@ class TimerService:
             with self._wake:
                 if self._closed:
                     return
-                if wait is None and not self._queue:
+                if not self._overtaken and wait is None:
                     self._wake.wait()
-                elif self._queue:
-                    self._wake.wait(min(max(0, self._queue[0][0] - self.clock()) / 1e9, _LONGEST_WAIT_S))
+                elif not self._overtaken and wait is not None:
+                    self._waits_until = self.clock() + wait
+                    self._wake.wait(min(wait / 1e9, _LONGEST_WAIT_S))
 
 
 class Timer:
-    """One deadline at a time. Arm and cancel it with io_lock held."""
+    """One deadline at a time. Arm and cancel it with io_lock held.
+
+    Attributes:
+        deadline: nanoseconds of the service's clock; infinity: not armed.
+    """
 
     def __init__(self, service: TimerService, callback: Callable[[], None]) -> None:
         self._service = service
         self._callback = callback
-        self._armed: int | None = None
+        self.deadline = _NEVER
 
     def arm(self, deadline: int) -> None:
         """Call back at ``deadline``, nanoseconds of the service's clock, instead of any earlier one."""
-        self._armed = self._service.enqueue(deadline, self)
+        self.deadline = deadline
+        self._service.note_deadline(deadline)
 
     def cancel(self) -> None:
         """Do not call back."""
-        self._armed = None
+        self.deadline = _NEVER
 
-    def fire(self, order: int) -> None:
-        """The deadline numbered ``order`` passed."""
-        if self._armed == order:
-            self._armed = None
-            self._callback()
+    def fire(self) -> None:
+        """Call back now."""
+        self.cancel()
+        self._callback()

@@ -1,5 +1,6 @@
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -47,6 +48,20 @@ def test_cancelled_and_replaced_deadlines_do_not_fire(service: Service) -> None:
     assert done.wait(60)
     service.close()
     assert log == ["moved"]
+
+
+def test_a_deadline_that_is_moved_a_million_times_takes_no_memory(service: Service) -> None:
+    """Firmware that polls moves its timer for ever."""
+    timer = service.timer(lambda: None)
+    far = time.monotonic_ns() + 10**15
+    timer.arm(far)
+    tracemalloc.start()
+    for later in range(100_000):
+        timer.arm(far + later)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    service.close()
+    assert grown < 100_000
 
 
 def test_nothing_fires_after_close(service: Service) -> None:
