@@ -25,12 +25,20 @@ COLOURS = {
     "bare-loop": "#333333",
     "qemu-kvm": "#e07b27",
     "qemu-tcg": "#3b9a58",
+    "interpreter": "#c9c9c9",
+    "site": "#a6a6a6",
+    "library": "#838383",
+    "modules": "#5f5f5f",
+    "kvm": "#c2426b",
 }
 """Of contenders, in every picture."""
 
 ORDER = tuple(COLOURS)
 WIDTH = 10.0
 """Inches; the page scales it."""
+
+LEGEND_COLUMNS = 4
+"""As many names as there is room for in a row."""
 
 INCH_PER_ROW = 0.32
 TAIL = 0.95
@@ -129,7 +137,8 @@ def distributions(result: Json) -> str | None:
     seen: dict[str, Any] = {}
     for axis in axes[: len(cases)]:
         seen |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(seen.values(), seen.keys(), loc="outside upper center", ncols=len(seen), frameon=False)
+    columns = min(len(seen), LEGEND_COLUMNS)
+    figure.legend(seen.values(), seen.keys(), loc="outside upper center", ncols=columns, frameon=False)
     return _svg(figure, "distributions")
 
 

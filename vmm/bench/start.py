@@ -65,7 +65,7 @@ def _kvm_alone() -> float:
     return time.monotonic() - began
 
 
-KVM_ALONE = InThisProcess("kvm", "KVM alone: a VM with a PC's chips, made and closed", _kvm_alone)
+KVM_ALONE = InThisProcess("kvm", "KVM alone: a VM made and closed", _kvm_alone)
 
 STAGES = (
     Stage("interpreter", "Python", "interpreter"),
