@@ -49,9 +49,9 @@ SMP_OURS = {"cpus": 3, "apic_id_limit": 5}
 CASES = [
     Case("signature", Key.SIGNATURE, b"QEMU"),
     Case("id", Key.ID, (u32(3), u32(1))),
-    Case("uuid", Key.UUID, UUID(UUID_TEXT).bytes, ("-uuid", UUID_TEXT), {"uuid": UUID(UUID_TEXT)}),
+    Case("uuid", Key.UUID, UUID(UUID_TEXT).bytes, ("-uuid", UUID_TEXT), {"uuid": UUID(UUID_TEXT).bytes}),
     Case("uuid bytes", Key.UUID, bytes.fromhex("4600cb3238ec4b2f8acb81c6ea54f2d8"), ("-uuid", UUID_TEXT),
-         {"uuid": UUID(UUID_TEXT)}),
+         {"uuid": UUID(UUID_TEXT).bytes}),
     Case("no uuid", Key.UUID, bytes(16)),
     Case("ram size", Key.RAM_SIZE, u64(MEMORY)),
     Case("graphics", Key.NOGRAPHIC, u16(0), (), {"graphics": True}),
