@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vmm.config import MachineConfig
+    from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
-    from vmm.outcome import Outcome, Reason
+    from vmm.run.outcome import Outcome, Reason
 
 __all__ = ["Machine", "MachineConfig", "Outcome", "Reason"]
 
-_HOMES = {"Machine": "machine", "MachineConfig": "config", "Outcome": "outcome", "Reason": "outcome"}
+_HOMES = {
+    "Machine": "vmm.machine",
+    "MachineConfig": "vmm.config.machine",
+    "Outcome": "vmm.run.outcome",
+    "Reason": "vmm.run.outcome",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +23,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'vmm' has no attribute {name!r}")
     import importlib  # noqa: PLC0415
 
-    return getattr(importlib.import_module(f"vmm.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

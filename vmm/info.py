@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm import firmware_search
 from vmm.errors import ConfigError, HostError, KvmError
+from vmm.firmware import search
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,9 +76,9 @@ def kvm_facts() -> Info:
 
 def assist_facts() -> Info:
     """Return whether the software CPU was built, and what ``--assist auto`` decides here and why."""
-    from vmm import assist  # noqa: PLC0415  # as above
+    from vmm.config.parts import AssistMode  # noqa: PLC0415
     from vmm.kvm import Kvm  # noqa: PLC0415
-    from vmm.machine_options import AssistMode  # noqa: PLC0415
+    from vmm.softcpu import assist  # noqa: PLC0415  # as above
 
     built = find_spec("vmm._assist") is not None
     try:
@@ -91,9 +91,9 @@ def assist_facts() -> Info:
 
 def firmware_facts() -> Iterator[tuple[str, Info]]:
     """Yield for each name that stands for firmware what it is here."""
-    for name in firmware_search.NAMES:
+    for name in search.NAMES:
         try:
-            located = firmware_search.locate(name)
+            located = search.locate(name)
         except ConfigError as error:
             yield name, {"path": None, "error": str(error)}
         else:

@@ -14,24 +14,28 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from vmm import assist, cpu, guest_tables, interface, layout
+from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.config import Dispatch, Interface, MachineConfig, MachineType, Target
-from vmm.console import Stream, Watcher, compile_pattern
+from vmm.config.machine import Dispatch, Interface, MachineConfig, MachineType, Target
+from vmm.cpu import cpuid
+from vmm.cpu.reset import reset_vcpu
 from vmm.errors import ConfigError, HostError
+from vmm.handoff import interface, tables
 from vmm.kvm import Kvm, Vcpu, pc_routes
 from vmm.memory import GuestMemory
-from vmm.outcome import Outcome, Reason
 from vmm.platform import Parts, builder
-from vmm.run import Run
+from vmm.run.console import Stream, Watcher, compile_pattern
+from vmm.run.outcome import Outcome, Reason
+from vmm.run.threads import Run
+from vmm.softcpu import assist
 
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fw_cfg_items import VmCoreInfo
     from vmm.devices.fwctl import Fwctl
-    from vmm.exit_times import ExitTimes
-    from vmm.trace import AccessLog, Trace
+    from vmm.run.exit_times import ExitTimes
+    from vmm.run.trace import AccessLog, Trace
 
 POLL_SECONDS = 0.004
 """How often the waiting thread looks at the consoles: much shorter than what a person notices."""
@@ -112,7 +116,7 @@ class Machine:
         config = self.config
         self.kvm = self._closers.enter_context(Kvm())
         self.kvm.require()
-        cpu.check_count(self.kvm, config.max_cpus)
+        cpuid.check_count(self.kvm, config.max_cpus)
         self.assist_decision = assist.decide(config.assist, self.kvm)
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
@@ -157,14 +161,14 @@ class Machine:
             self._place_smbios()
         self._add_interface()
         if config.direct:
-            from vmm import direct_boot  # noqa: PLC0415  # few runs do without firmware
+            from vmm.handoff import direct  # noqa: PLC0415  # few runs do without firmware
 
-            direct_boot.prepare(self)
+            direct.prepare(self)
         self._access_log = self._start_access_log(config.trace) if config.trace is not None else None
 
     def _start_access_log(self, path: str) -> "AccessLog | None":
         """Write every access to fw_cfg, or every request to fwctl, to ``path``."""
-        from vmm.trace import AccessLog, LogWriter  # noqa: PLC0415  # few runs ask
+        from vmm.run.trace import AccessLog, LogWriter  # noqa: PLC0415  # few runs ask
 
         writer = LogWriter(path)
         if self.fwctl is not None:
@@ -184,7 +188,7 @@ class Machine:
     @property
     def trace(self) -> "Trace":
         """What the guest read from fw_cfg so far."""
-        from vmm.trace import Trace  # noqa: PLC0415  # few runs ask
+        from vmm.run.trace import Trace  # noqa: PLC0415  # few runs ask
 
         return Trace(self.fw_cfg)
 
@@ -192,7 +196,7 @@ class Machine:
         from vmm.tables import smbios_placement  # noqa: PLC0415  # only bhyve's board has it in RAM
 
         sizes = self.memory.low_size, self.memory.high_size
-        files = guest_tables.smbios_files(self.config, *sizes, self._processor_id())
+        files = tables.smbios_files(self.config, *sizes, self._processor_id())
         room = layout.SMBIOS_BHYVE
         self.memory.write(room.start, smbios_placement.place(files, room.start, len(room)))
 
@@ -234,7 +238,7 @@ class Machine:
             self.fwctl.attach(self.ports)
 
     def _processor_id(self) -> int:
-        entries = cpu.cpuid_entries(self.kvm, 0, self.config.cpus, software_cpu=self.assist is not None)
+        entries = cpuid.cpuid_entries(self.kvm, 0, self.config.cpus, software_cpu=self.assist is not None)
         return next((entry.edx << 32 | entry.eax for entry in entries if entry.function == 1), 0)
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
@@ -253,16 +257,16 @@ class Machine:
         self._exit_times: list[Any] = []
         for index in range(self.config.cpus):
             vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
-            cpuid = cpu.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None)
-            vcpu.set_cpuid2(cpuid)
-            self._feature_control = cpu.feature_control(cpuid)
-            cpu.reset_vcpu(vcpu, index)
+            entries = cpuid.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None)
+            vcpu.set_cpuid2(entries)
+            self._feature_control = cpuid.feature_control(entries)
+            reset_vcpu(vcpu, index)
             core = ffi.gc(lib.vmm_vcpu_new(self._core, vcpu.fd, vcpu.run, index), lib.vmm_vcpu_free)
             if self.config.exit_times:
                 self._exit_times.append(ffi.gc(lib.exit_times_new(), lib.exit_times_free))
                 core.times = self._exit_times[-1]
             if self.assist is not None:
-                self.assist.add_vcpu(core, cpuid)
+                self.assist.add_vcpu(core, entries)
             self.vcpus.append(vcpu)
             self._core_vcpus.append(core)
 
@@ -359,7 +363,7 @@ class Machine:
         """How long this program took for each exit reason, port and MMIO page; empty unless asked for in the config."""
         if not self.config.exit_times:
             return []
-        from vmm.exit_times import collect  # noqa: PLC0415  # few runs ask
+        from vmm.run.exit_times import collect  # noqa: PLC0415  # few runs ask
 
         return collect(self._exit_times)
 
@@ -406,7 +410,7 @@ class Machine:
     def _execute(self, index: int) -> None:
         run = lib.vmm_vcpu_run if self.assist is None else self.assist.run
         if run(self._core_vcpus[index]) != lib.VCPU_STOPPED:
-            from vmm import failure  # noqa: PLC0415  # most guests end well
+            from vmm.run import failure  # noqa: PLC0415  # most guests end well
 
             vcpu, end = self.vcpus[index], self._core_vcpus[index].end
             self._finish(*failure.describe(vcpu, end, self.memory, software_cpu=self.assist is not None))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vmm import guests
+from vmm.firmware import guests
 from vmm.kvm import Kvm, Vm
-from vmm.outcome import Reason
+from vmm.run.outcome import Reason
 
 QemuRun = Callable[..., str]
 OurRun = Callable[..., str]

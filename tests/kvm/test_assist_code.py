@@ -5,8 +5,8 @@ import mmap
 import pytest
 from assist_rig import CODE, NOT_HERE, AssistRig, values_of
 
-from vmm.assist import has_hardware_virtualization
 from vmm.bus import Device
+from vmm.softcpu.assist import has_hardware_virtualization
 
 pytestmark = [
     pytest.mark.needs_kvm,

@@ -11,11 +11,13 @@ import unicorn
 from assist_rig import NOT_HERE, AssistRig
 from unicorn import x86_const
 
-from vmm import Machine, assist, guests
+from vmm import Machine
+from vmm.config.parts import AssistMode
 from vmm.errors import HostError
+from vmm.firmware import guests
 from vmm.kvm import Kvm
-from vmm.machine_options import AssistMode
-from vmm.pytest_plugin import MachineFactory
+from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.softcpu import assist
 
 pytestmark = [
     pytest.mark.needs_kvm,

@@ -4,9 +4,9 @@ import pytest
 from assist_rig import NOT_HERE, AssistRig
 from vmm._native import lib
 
-from vmm import failure
-from vmm.assist import has_hardware_virtualization
 from vmm.bus import Device
+from vmm.run import failure
+from vmm.softcpu.assist import has_hardware_virtualization
 
 pytestmark = [
     pytest.mark.needs_kvm,

@@ -3,7 +3,7 @@
 import pytest
 from assist_rig import NOT_HERE, values_of
 
-from vmm.assist import has_hardware_virtualization
+from vmm.softcpu.assist import has_hardware_virtualization
 
 pytestmark = [
     pytest.mark.needs_kvm,

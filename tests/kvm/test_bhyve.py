@@ -15,7 +15,7 @@ import pytest
 from acpi_in_ram import cpus_of, tables
 
 from vmm import Machine, Reason
-from vmm.config import FirmwareKind, Interface, MachineType
+from vmm.config.machine import FirmwareKind, Interface, MachineType
 from vmm.devices.fwctl_format import Error
 
 pytestmark = pytest.mark.needs_kvm

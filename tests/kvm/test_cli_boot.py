@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm import guests
+from vmm.firmware import guests
 
 pytestmark = pytest.mark.needs_kvm
 

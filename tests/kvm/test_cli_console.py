@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pexpect
 import pytest
 
-from vmm import guests
+from vmm.firmware import guests
 
 pytestmark = pytest.mark.needs_kvm
 

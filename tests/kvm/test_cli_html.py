@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from html_page import check_self_contained, read
 
-from vmm import guests, report_page
+from vmm.firmware import guests
+from vmm.report import page as report_page
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -113,7 +114,7 @@ def test_without_jinja2_the_guest_does_not_run(tmp_path: Path) -> None:
 def test_only_who_asks_for_a_page_loads_what_makes_it(tmp_path: Path) -> None:
     program = (
         "import sys; from vmm.cli import main; main(sys.argv[1:]); "
-        "print(*{'jinja2', 'vmm.page', 'vmm.report_page', 'vmm.report_pictures'} & sys.modules.keys())"
+        "print(*{'jinja2', 'vmm.report.html', 'vmm.report.page', 'vmm.report.pictures'} & sys.modules.keys())"
     )
 
     def loaded(*words: str | Path) -> set[str]:
@@ -123,5 +124,5 @@ def test_only_who_asks_for_a_page_loads_what_makes_it(tmp_path: Path) -> None:
 
     assert loaded("--json", tmp_path / "report.json") == set()
     assert loaded("--html", tmp_path / "page.html") == {
-        "jinja2", "vmm.page", "vmm.report_page", "vmm.report_pictures",
+        "jinja2", "vmm.report.html", "vmm.report.page", "vmm.report.pictures",
     }  # fmt: skip

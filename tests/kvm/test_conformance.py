@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vmm import guests
-from vmm.outcome import Reason
+from vmm.firmware import guests
+from vmm.run.outcome import Reason
 
 RESULT = re.compile(r"(?P<not>not )?ok (?P<number>\d+) - (?P<name>[^#\n]+?)(?: # SKIP (?P<why>.*))?")
 

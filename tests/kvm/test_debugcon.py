@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vmm import Machine
-from vmm.outcome import Reason
+from vmm.run.outcome import Reason
 
 pytestmark = pytest.mark.needs_kvm
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from vmm import firmware, guests, layout
+from vmm import layout
 from vmm.devices.hpet import Hpet
-from vmm.outcome import Reason
+from vmm.firmware import guests
+from vmm.firmware import load as firmware
+from vmm.run.outcome import Reason
 
 GUEST = "conformance-devices"
 VARIABLES = b"\xff" * 0x84000

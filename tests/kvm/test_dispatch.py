@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from vmm import Machine, guests
-from vmm.exit_times import MMIO, PORT, REASON
+from vmm import Machine
+from vmm.firmware import guests
+from vmm.run.exit_times import MMIO, PORT, REASON
 
 pytestmark = pytest.mark.needs_kvm
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm import guests
+from vmm.firmware import guests
 
 MODES = ["real16", "protected32", "long64", "user64"]
 SINGLE = [

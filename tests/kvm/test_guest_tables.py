@@ -7,7 +7,7 @@ import pytest
 
 from vmm import Machine
 from vmm.cli import main
-from vmm.outcome import Reason
+from vmm.run.outcome import Reason
 
 pytestmark = pytest.mark.needs_kvm
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from vmm import assist
-from vmm.config import MachineConfig
+from vmm.config.machine import MachineConfig
+from vmm.softcpu import assist
 from vmm.verify import linux_guest
 
 pytestmark = [

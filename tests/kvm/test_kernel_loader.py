@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from vmm import Machine, guests
+from vmm import Machine
 from vmm.devices.fw_cfg import FwCfg
-from vmm.outcome import Reason
+from vmm.firmware import guests
+from vmm.run.outcome import Reason
 from vmm.verify import guest_report
 
 pytestmark = pytest.mark.needs_kvm

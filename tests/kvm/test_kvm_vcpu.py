@@ -11,9 +11,8 @@ import pytest
 from tiny_guest import CODE, TinyGuest, start
 from vmm._native import ffi, lib
 
-from vmm import exits
 from vmm.errors import KvmError
-from vmm.kvm import CpuidEntry, Kvm, MpState, Vcpu, Vm
+from vmm.kvm import CpuidEntry, Kvm, MpState, Vcpu, Vm, exits
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 

@@ -13,8 +13,8 @@ from tiny_guest import CODE, SIZE, TinyGuest, start
 from vmm._native import ffi, lib
 
 from vmm.errors import KvmError
-from vmm.exits import Hlt, Io, Mmio
 from vmm.kvm import IrqchipRoute, Kvm, MsiRoute, Vcpu, Vm, pc_routes
+from vmm.kvm.exits import Hlt, Io, Mmio
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vmm.config import MachineConfig, MachineType
-from vmm.outcome import Reason
+from vmm.config.machine import MachineConfig, MachineType
+from vmm.run.outcome import Reason
 from vmm.tables import acpi_tables
 from vmm.tables.acpi import TABLES_FILE
 from vmm.verify import linux, linux_guest, linux_report

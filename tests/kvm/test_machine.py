@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vmm import Machine, MachineConfig, Outcome, Reason, guests, layout
+from vmm import Machine, MachineConfig, Outcome, Reason, layout
 from vmm.bus import Device
 from vmm.errors import ConfigError, DeviceError, ExitStatus
+from vmm.firmware import guests
 from vmm.info import cpu_facts
-from vmm.pytest_plugin import MachineFactory
+from vmm.pytest_plugin.plugin import MachineFactory
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 

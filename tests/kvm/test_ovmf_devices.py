@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vmm import firmware
-from vmm.outcome import Reason
-from vmm.pytest_plugin import MachineFactory
+from vmm.firmware import load as firmware
+from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.run.outcome import Reason
 
 pytestmark = pytest.mark.needs_kvm
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from vmm import guests
-from vmm.outcome import Reason
+from vmm.firmware import guests
+from vmm.run.outcome import Reason
 
 
 def answers(text: str) -> dict[str, list[str]]:

@@ -13,9 +13,9 @@ import pytest
 from virt.firmware.efi import devpath
 from virt.firmware.varstore import edk2
 
-from vmm import guests
 from vmm.cli import main
-from vmm.config import MachineConfig
+from vmm.config.machine import MachineConfig
+from vmm.firmware import guests
 from vmm.tables import acpi, smbios, table_loader
 from vmm.tables.e820 import RECORD, E820Entry, E820Type, decode
 from vmm.tables.smbios_options import split_structures

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from virt.firmware import dump
 
-from vmm.firmware_clients import FW_CFG, FWCTL, analyze
-from vmm.firmware_volumes import read
+from vmm.firmware.clients import FW_CFG, FWCTL, analyze
+from vmm.firmware.volumes import read
 
 OVMF = Path("/usr/share/OVMF")
 

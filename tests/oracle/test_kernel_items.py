@@ -9,7 +9,7 @@ from qemu_qtest import Qemu
 
 from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
-from vmm.kernel_loader import WHOLE_KERNEL, Kernel, load_kernel
+from vmm.handoff.kernel import WHOLE_KERNEL, Kernel, load_kernel
 
 MEMORY = 128 << 20
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm import guests
-from vmm.config import MachineConfig
+from vmm.config.machine import MachineConfig
+from vmm.firmware import guests
 from vmm.tables import loader_rules
 from vmm.tables.loader_rules import Rules
 from vmm.tables.smbios_options import END_OF_TABLE, split_structures

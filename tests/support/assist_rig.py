@@ -15,11 +15,13 @@ from typing import Any, Self
 
 from vmm._native import ffi, lib
 
-from vmm import cpu, layout
-from vmm.assist import Assist
+from vmm import layout
 from vmm.bus import Bus, Device, IoLock
+from vmm.cpu import cpuid
+from vmm.cpu.reset import reset_vcpu
 from vmm.kvm import Kvm, Vcpu
 from vmm.memory import GuestMemory
+from vmm.softcpu.assist import Assist
 
 MIB = 1 << 20
 CODE = 0x1000
@@ -261,13 +263,13 @@ class AssistRig:
 
     def _add_vcpu(self, index: int, count: int) -> None:
         vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
-        cpuid = cpu.cpuid_entries(self.kvm, index, count, software_cpu=True)
-        vcpu.set_cpuid2(cpuid)
-        cpu.reset_vcpu(vcpu, index)
+        entries = cpuid.cpuid_entries(self.kvm, index, count, software_cpu=True)
+        vcpu.set_cpuid2(entries)
+        reset_vcpu(vcpu, index)
         core = lib.vmm_vcpu_new(self.core, vcpu.fd, vcpu.run, index)
         self._closers.callback(lib.vmm_vcpu_free, core)
         if self.assist is not None:
-            self.assist.add_vcpu(core, cpuid)
+            self.assist.add_vcpu(core, entries)
         self.vcpus.append(vcpu)
         self.cores.append(core)
 

@@ -4,12 +4,12 @@ from uuid import UUID
 
 import pytest
 
-from vmm import guests
-from vmm.config import AssistMode, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
+from vmm.config.machine import AssistMode, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
+from vmm.config.parts import FwCtlItem, PflashDrive, parse_memory, parse_smp
 from vmm.devices.fwctl_format import encode_value
 from vmm.errors import ConfigError, ExitStatus
-from vmm.firmware import FirmwareImages, FirmwareKind, Layout
-from vmm.machine_options import FwCtlItem, PflashDrive, parse_memory, parse_smp
+from vmm.firmware import guests
+from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout
 from vmm.tables.boot_order import BootOptions
 
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import pytest
 from vmm._native import ffi, lib
 
-from vmm import cpu
-from vmm.cpu import Registers, check_count, cpuid_entries, reset_vcpu
+from vmm.cpu import cpuid, reset
+from vmm.cpu.cpuid import check_count, cpuid_entries
+from vmm.cpu.registers import Registers
+from vmm.cpu.reset import reset_vcpu
 from vmm.errors import ConfigError, ExitStatus
-from vmm.exits import Io
 from vmm.kvm import CpuidEntry, Kvm, MpState, Vcpu, Vm
+from vmm.kvm.exits import Io
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 
@@ -340,11 +342,11 @@ def test_registers_in_protected_mode() -> None:
 def test_reset_msrs_that_kvm_lacks_are_passed_over(kvm: Kvm, vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     with prepared(kvm, vm, 0) as vcpu:
         vcpu.set_msrs({0x174: 8})
-        monkeypatch.setattr(cpu, "_RESET_MSRS", {0xDEAD0000: 0, 0x2FF: 0, 0xDEAD0001: 0, 0x174: 0})
+        monkeypatch.setattr(reset, "_RESET_MSRS", {0xDEAD0000: 0, 0x2FF: 0, 0xDEAD0001: 0, 0x174: 0})
         reset_vcpu(vcpu, 0)
         assert vcpu.get_msrs([0x174]) == {0x174: 0}
 
 
 def test_feature_control_is_for_cpus_with_vmx() -> None:
-    assert cpu.feature_control([CpuidEntry(1, 0, 0, 0, 1 << 5, 0)]) == 0x5
-    assert cpu.feature_control([CpuidEntry(1, 0, 0, 0, ~(1 << 5) & 0xFFFFFFFF, 0)]) is None
+    assert cpuid.feature_control([CpuidEntry(1, 0, 0, 0, 1 << 5, 0)]) == 0x5
+    assert cpuid.feature_control([CpuidEntry(1, 0, 0, 0, ~(1 << 5) & 0xFFFFFFFF, 0)]) is None

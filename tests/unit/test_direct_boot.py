@@ -7,9 +7,9 @@ import pytest
 
 from vmm.cli.machine_arguments import add_machine_arguments, config_from
 from vmm.cli.parser import Parser
-from vmm.config import MachineConfig
-from vmm.direct_boot import boot_params
+from vmm.config.machine import MachineConfig
 from vmm.errors import ConfigError
+from vmm.handoff.direct import boot_params
 from vmm.tables.e820 import E820Entry
 
 

@@ -7,8 +7,9 @@ from typing import Any, get_args
 import pytest
 from vmm._native import ffi, lib
 
-from vmm import exits
-from vmm.exits import (
+from vmm.kvm import exits
+from vmm.kvm.exit_reasons import reason_name
+from vmm.kvm.exits import (
     Exit,
     FailEntry,
     Hypercall,
@@ -23,7 +24,6 @@ from vmm.exits import (
     Wrmsr,
     decode,
 )
-from vmm.kvm.exit_reasons import reason_name
 
 
 def decoded(reason: int, fill: Callable[[Any], None] = lambda _: None) -> Exit:

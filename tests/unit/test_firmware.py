@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vmm import firmware, firmware_search, guests
+from vmm.config.parts import PflashDrive, pflash_images
 from vmm.errors import ConfigError
-from vmm.firmware import NVRAM_GUID, FirmwareKind, Layout, find, load
-from vmm.machine_options import PflashDrive, pflash_images
+from vmm.firmware import guests, search
+from vmm.firmware import load as firmware
+from vmm.firmware.images import NVRAM_GUID, FirmwareKind, Layout
+from vmm.firmware.load import find, load
 
 FFS2_GUID = bytes.fromhex("78e58c8c3d8a1c4f9935896185c32dd3")
 
@@ -186,7 +188,7 @@ def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_no_such_firmware_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(firmware_search, "SEABIOS_PLACES", ())
+    monkeypatch.setattr(search, "SEABIOS_PLACES", ())
     with pytest.raises(ConfigError, match="apt-get install seabios"):
         find("seabios")
 
@@ -209,15 +211,15 @@ def test_descriptors_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cod
     user, system = tmp_path / "user", tmp_path / "system"
     for directory in (user, system):
         directory.mkdir()
-    monkeypatch.setattr(firmware_search, "DESCRIPTOR_DIRECTORIES", (str(user), str(system)))
+    monkeypatch.setattr(search, "DESCRIPTOR_DIRECTORIES", (str(user), str(system)))
     (system / "10-broken.json").write_text("{")
     (system / "20-smm.json").write_text(descriptor(code, variables, features=["requires-smm"]))
     (system / "30-arm.json").write_text(descriptor(code, variables, targets=[{"architecture": "aarch64"}]))
     (system / "40-gone.json").write_text(descriptor(tmp_path / "gone", None))
     (system / "50-hidden.json").write_text(descriptor(tmp_path / "gone", None))
     (user / "50-hidden.json").write_text(descriptor(code, variables))
-    assert firmware_search.locate("ovmf") == firmware_search.Located(code, variables)
-    assert firmware_search.variables_template(code, 0x84000) == variables
+    assert search.locate("ovmf") == search.Located(code, variables)
+    assert search.variables_template(code, 0x84000) == variables
     assert any("system management mode" in note for note in load(code, variables).notes)
 
 

@@ -4,9 +4,9 @@ from uuid import UUID
 
 import pytest
 
-from vmm import guest_tables
-from vmm.config import MachineConfig
+from vmm.config.machine import MachineConfig
 from vmm.errors import ConfigError
+from vmm.handoff import tables
 from vmm.tables import acpi, table_loader
 from vmm.tables.acpi_tables import checksum
 
@@ -27,9 +27,9 @@ def config(tmp_path: Path, **options: object) -> MachineConfig:
 @pytest.mark.parametrize("machine", ["q35", "pc", "bhyve"])
 def test_the_files_of_every_board(tmp_path: Path, machine: str) -> None:
     described = config(tmp_path, machine=machine, cpus=2, max_cpus=4)
-    files = guest_tables.build(described, GIB, 0, 0x1234_0000_5678)
-    assert files.keys() == set(guest_tables.TABLE_FILES)
-    description = guest_tables.acpi_description(described)
+    files = tables.build(described, GIB, 0, 0x1234_0000_5678)
+    assert files.keys() == set(tables.TABLE_FILES)
+    description = tables.acpi_description(described)
     assert (description.ecam_base is not None) == (machine == "q35")
     assert (description.hpet_base is not None) == (machine == "bhyve")
     assert (description.cpus, description.max_cpus) == (2, 4)
@@ -38,12 +38,12 @@ def test_the_files_of_every_board(tmp_path: Path, machine: str) -> None:
 
 
 def test_the_machines_uuid_is_in_smbios(tmp_path: Path) -> None:
-    files = guest_tables.build(config(tmp_path, uuid=GUID), GIB, 0, 0)
+    files = tables.build(config(tmp_path, uuid=GUID), GIB, 0, 0)
     assert UUID(GUID).bytes_le in files["etc/smbios/smbios-tables"]
 
 
 def test_vmgenid_adds_its_files_in_guid_byte_order(tmp_path: Path) -> None:
-    files = guest_tables.build(config(tmp_path, devices=[f"vmgenid,guid={GUID}"]), GIB, 0, 0)
+    files = tables.build(config(tmp_path, devices=[f"vmgenid,guid={GUID}"]), GIB, 0, 0)
     assert files[acpi.VMGENID_GUID_FILE][40:56] == UUID(GUID).bytes_le
     assert files[acpi.VMGENID_ADDRESS_FILE] == bytes(8)
     assert config(tmp_path, devices=["vmgenid"]).vmgenid != config(tmp_path, devices=["vmgenid,guid=auto"]).vmgenid
@@ -54,21 +54,21 @@ def test_a_table_of_the_users_is_repaired_and_that_is_said(tmp_path: Path) -> No
     file = tmp_path / "ssdt.aml"
     file.write_bytes(table)
     described = config(tmp_path, acpi_tables=[f"file={file}"])
-    assert "repaired" in guest_tables.warnings(described)[0]
+    assert "repaired" in tables.warnings(described)[0]
     table[9] = checksum(table)
-    assert bytes(table) in guest_tables.build(described, GIB, 0, 0)["etc/acpi/tables"]
+    assert bytes(table) in tables.build(described, GIB, 0, 0)["etc/acpi/tables"]
 
 
 def test_e820_entries_of_the_users(tmp_path: Path) -> None:
     described = config(tmp_path, e820=["base=0xfd000000,size=1M,type=reserved"])
-    entries = guest_tables.e820_map(described, GIB, 2 * GIB)
+    entries = tables.e820_map(described, GIB, 2 * GIB)
     assert [(entry.base, entry.length, entry.type) for entry in entries] == [
         (0, GIB, 1),
         (4 * GIB, 2 * GIB, 1),
         (0xFD00_0000, 1 << 20, 2),
     ]
     with pytest.raises(ConfigError, match="overlap"):
-        guest_tables.e820_map(config(tmp_path, e820=["base=0,size=1M,type=nvs"]), GIB, 0)
+        tables.e820_map(config(tmp_path, e820=["base=0,size=1M,type=nvs"]), GIB, 0)
 
 
 @pytest.mark.parametrize(

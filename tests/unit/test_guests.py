@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from vmm import guests
 from vmm.errors import ConfigError
+from vmm.firmware import guests
 
 
 @pytest.mark.parametrize("name", guests.names())

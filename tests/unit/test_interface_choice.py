@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from vmm import firmware_clients, guests
-from vmm.config import FwCfgItem, FwCtlItem, Interface, MachineConfig, MachineType
+from vmm.config.machine import FwCfgItem, FwCtlItem, Interface, MachineConfig, MachineType
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareImages, FirmwareKind, Layout, find, load
-from vmm.firmware_identity import Identity, identify
+from vmm.firmware import clients, guests
+from vmm.firmware.identity import Identity, identify
+from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout
+from vmm.firmware.load import find, load
 
 FWCTL_CLIENT = b"\xb8\x10\x05\0\0BHYV\0hw.ncpu\0"
 """mov eax, 0x510, and the signature: what the analysis takes for a client."""
@@ -52,7 +53,7 @@ def test_what_is_asked_for_is_taken(wanted: Interface, clients: bytes, cache: Pa
 
 @pytest.mark.parametrize("name", ["ovmf", "seabios", "probe"])
 def test_firmware_known_by_name_is_not_looked_into(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(firmware_clients, "analyze_bytes", lambda *_: pytest.fail("looked into"))
+    monkeypatch.setattr(clients, "analyze_bytes", lambda *_: pytest.fail("looked into"))
     assert MachineConfig.create(name).interface_choice.interface is Interface.QEMU
 
 
@@ -73,7 +74,7 @@ def test_an_image_is_looked_into_once(cache: Path, monkeypatch: pytest.MonkeyPat
     first = identify(images.code, images.path)
     assert first == Identity("unknown", Interface.BHYVE, "the image speaks fwctl and not fw_cfg")
     (file,) = cache.iterdir()
-    monkeypatch.setattr(firmware_clients, "analyze_bytes", lambda *_: pytest.fail("looked into twice"))
+    monkeypatch.setattr(clients, "analyze_bytes", lambda *_: pytest.fail("looked into twice"))
     assert identify(images.code, images.path) == first
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1]))

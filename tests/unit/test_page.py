@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm import page
 from vmm.errors import ExitStatus, HostError
+from vmm.report import html as pages
 from vmm.verify import show
 from vmm.verify.result import Subject, Verdict, Verification
 
@@ -42,10 +42,10 @@ def test_what_does_not_print_is_shown_as_its_escape(tmp_path: Path, text: str, s
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_package_is_the_hosts_lack(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    page.require("matplotlib")
+    pages.require("matplotlib")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(HostError, match=f"--html needs {package}: pip install 'vmm\\[report\\]'") as raised:
-        page.require("matplotlib")
+        pages.require("matplotlib")
     assert raised.value.exit_status is ExitStatus.HOST_LACKS
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from html_page import check_self_contained, read
 
-from vmm import report_page
-from vmm.outcome import Reason
-from vmm.report import Report
-from vmm.report_pictures import WIDTH, events, memory, sparks, ticks, timeline
+from vmm.report import page as report_page
+from vmm.report.pictures import WIDTH, events, memory, sparks, ticks, timeline
+from vmm.report.schema import Report
+from vmm.run.outcome import Reason
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b\u202e\udcff"
 

@@ -10,7 +10,7 @@ from fw_cfg_rig import BUFFER, DESCRIPTOR, READ, SELECT, SKIP, WRITE, Rig
 from vmm._native import ffi, lib
 
 from vmm.errors import ConfigError
-from vmm.trace import RING_RECORDS, Access, AccessLog, LogWriter, Trace
+from vmm.run.trace import RING_RECORDS, Access, AccessLog, LogWriter, Trace
 
 
 class Logged(Rig):

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from vmm import firmware_search, guests
 from vmm.bench.contenders import (
     QEMU_KVM,
     QEMU_TCG,
@@ -30,7 +29,8 @@ from vmm.bench.contenders import (
     last_words,
 )
 from vmm.bench.start import STAGES
-from vmm.console import strip_escapes
+from vmm.firmware import guests, search
+from vmm.run.console import strip_escapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ class BootCase:
     """One thing to boot.
 
     Attributes:
-        firmware: one of `vmm.firmware_search.NAMES`, or None for the guest that exits at once.
+        firmware: one of `vmm.firmware.search.NAMES`, or None for the guest that exits at once.
         until: what its console shows when it is done; None: it ends by itself.
         answers: (pattern, text typed into COM1 once it shows), in order.
         milestones: (pattern, what it means), for the timeline.
@@ -127,7 +127,7 @@ def measure(contender: Contender, case: BootCase) -> BootRun:
         return BootRun(contender.once())
     if case.firmware is None:
         return _run_to_its_end(contender, contender.guest_command(guests.path("exit")))
-    located = firmware_search.locate(case.firmware)
+    located = search.locate(case.firmware)
     with tempfile.TemporaryDirectory(prefix="vmm-bench-") as scratch:
         variables = None
         if located.variables is not None:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmm
-from vmm import guests
 from vmm.errors import ConfigError, HostError
+from vmm.firmware import guests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.firmware_search import Located
+    from vmm.firmware.search import Located
 
 DEADLINE_S = 120.0
 """How long one run may take: far more than any does."""

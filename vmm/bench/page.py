@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmm import page
 from vmm.bench import plots
 from vmm.bench.table import number, value_words
+from vmm.report import html
 
 TITLES = {"pio": "What port I/O costs", "dma": "What fw_cfg's DMA costs", "boot": "What a boot costs"}
 
@@ -17,8 +17,8 @@ def render(result: dict[str, Any]) -> str:
     Raises:
         HostError: matplotlib or jinja2 is not installed.
     """
-    page.require("matplotlib")
+    html.require("matplotlib")
     filters = {"duration": number, "value": value_words}
-    return page.render(
+    return html.render(
         "bench/page.html.j2", filters, title=TITLES[result["kind"]], r=result, pictures=plots.pictures(result)
     )

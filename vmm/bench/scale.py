@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm import guests
 from vmm.bench.contenders import QEMU_KVM, VMM_C, Contender, ContenderFailedError, run
 from vmm.bench.result import Scale
 from vmm.bench.statistics import fit_growth, median, percentile
 from vmm.errors import ConfigError
+from vmm.firmware import guests
 from vmm.options import parse_size
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def run(words: list[str]) -> int:
         _check_writable(path)
     work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
     if arguments.html is not None:
-        from vmm import page as pages  # noqa: PLC0415  # for --html alone
+        from vmm.report import html as pages  # noqa: PLC0415  # for --html alone
 
         pages.require("matplotlib")
     from vmm.bench import progress, table  # noqa: PLC0415  # rich is slow to load

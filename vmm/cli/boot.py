@@ -10,9 +10,9 @@ from typing import IO, TYPE_CHECKING
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
-from vmm.console import compile_pattern
+from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError
-from vmm.machine_options import TargetKind
+from vmm.run.console import compile_pattern
 
 if TYPE_CHECKING:
     import argparse
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from vmm.cli.interrupts import Interrupts
     from vmm.cli.terminal import Terminal
-    from vmm.config import MachineConfig
+    from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
-    from vmm.outcome import Outcome
-    from vmm.report import Report
+    from vmm.report.schema import Report
+    from vmm.run.outcome import Outcome
 
 DESCRIPTION = """\
 Boot firmware on /dev/kvm and report what it did. What the guest prints goes to stdout, everything else to stderr.
@@ -92,7 +92,7 @@ def run(words: list[str]) -> int:
             for note in config.firmware.notes:
                 say(f"vmm: {note}")
             if config.acpi_tables:
-                from vmm.guest_tables import warnings  # noqa: PLC0415
+                from vmm.handoff.tables import warnings  # noqa: PLC0415
 
                 for warning in warnings(config):
                     say(f"vmm: {warning}")
@@ -107,22 +107,22 @@ def run(words: list[str]) -> int:
 
 
 def _report(machine: Machine, outcome: Outcome) -> Report:
-    from vmm.report import collect  # noqa: PLC0415  # for who reads it
+    from vmm.report.collect import collect  # noqa: PLC0415  # for who reads it
 
     return collect(machine, outcome)
 
 
 def _write(report: Report, json_output: IO[str] | None, html_output: IO[str] | None, *, quiet: bool) -> None:
-    from vmm import report as reports  # noqa: PLC0415
+    from vmm.report import schema, text  # noqa: PLC0415
 
     if json_output is not None:
-        json_output.write(reports.as_json(report))
+        json_output.write(schema.as_json(report))
     if html_output is not None:
-        from vmm import report_page  # noqa: PLC0415  # for --html alone
+        from vmm.report import page  # noqa: PLC0415  # for --html alone
 
-        html_output.write(report_page.render(report))
+        html_output.write(page.render(report))
     if not quiet:
-        say(reports.text(report))
+        say(text.text(report))
 
 
 def _run(
@@ -179,9 +179,9 @@ def _check_page(arguments: argparse.Namespace) -> None:
         raise ConfigError("--html -: a page goes to a file; give its path")
     if arguments.html == arguments.json:
         raise ConfigError(f"--html {arguments.html}: --json writes there; give another path")
-    from vmm import page  # noqa: PLC0415  # for --html alone
+    from vmm.report import html  # noqa: PLC0415  # for --html alone
 
-    page.require()
+    html.require()
 
 
 def _parse_timeout(text: str | None) -> float | None:

@@ -27,7 +27,7 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
     arguments = parser.parse_args(words)
-    from vmm.firmware_clients import analyze  # noqa: PLC0415  # --help needs none of it
+    from vmm.firmware.clients import analyze  # noqa: PLC0415  # --help needs none of it
 
     analysis = analyze(_path(arguments.image))
     print(json.dumps(analysis.as_dict(), indent=2) if arguments.json else analysis.text(), end="")
@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
 
 
 def _path(image: str) -> Path:
-    from vmm.firmware import named_file  # noqa: PLC0415  # --help needs none of it
-    from vmm.firmware_search import locate  # noqa: PLC0415
+    from vmm.firmware.load import named_file  # noqa: PLC0415  # --help needs none of it
+    from vmm.firmware.search import locate  # noqa: PLC0415
 
     return named_file(image) or locate(image).code

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm.config import DEFAULT_MEMORY, FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
+from vmm.config.machine import DEFAULT_MEMORY, FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
+from vmm.config.parts import parse_cpu_count, parse_smp, pflash_images
 from vmm.errors import ConfigError
-from vmm.firmware import NO_FIRMWARE, FirmwareKind, find
-from vmm.machine_options import parse_cpu_count, parse_smp, pflash_images
+from vmm.firmware.images import NO_FIRMWARE, FirmwareKind
+from vmm.firmware.load import find
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
 
 if TYPE_CHECKING:
     import argparse
 
-    from vmm.firmware import FirmwareImages
+    from vmm.firmware.images import FirmwareImages
 
 DEFAULT_FIRMWARE = "ovmf"
 MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type")

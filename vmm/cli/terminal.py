@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from vmm.console import Stream
+    from vmm.run.console import Stream
 
 CONTROL_A = 0x01
 

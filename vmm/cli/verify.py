@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from vmm.config import MachineConfig
+    from vmm.config.machine import MachineConfig
     from vmm.verify.result import Verification
 
 LINUX = "linux"
@@ -63,11 +63,11 @@ def run(words: list[str]) -> int:
     deadline = _seconds(arguments.timeout)
     arguments.serial = arguments.serial or "none"
     arguments.debugcon = arguments.debugcon or "none"
-    from vmm import page  # noqa: PLC0415  # what is wrong so far should be said at once
+    from vmm.report import html  # noqa: PLC0415  # what is wrong so far should be said at once
     from vmm.verify import show  # noqa: PLC0415
 
     if arguments.html is not None:
-        page.require()
+        html.require()
     with _linux(arguments) if with_linux else nullcontext():
         result = _verify(config_from(arguments), deadline, with_linux=with_linux)
     if arguments.html is not None:
@@ -94,7 +94,7 @@ def _linux(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _verify(config: MachineConfig, deadline: float, *, with_linux: bool) -> Verification:
-    from vmm.guest_tables import warnings  # noqa: PLC0415  # what is wrong so far should be said without KVM
+    from vmm.handoff.tables import warnings  # noqa: PLC0415  # what is wrong so far should be said without KVM
     from vmm.verify.run import verify  # noqa: PLC0415
 
     for warning in warnings(config):

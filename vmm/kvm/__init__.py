@@ -8,7 +8,7 @@ This package knows nothing of machines, devices or firmware, and can be used alo
 the guest to its HLT:
 
 >>> import mmap
->>> from vmm.exits import Hlt, Io
+>>> from vmm.kvm.exits import Hlt, Io
 >>> from vmm.kvm import Kvm
 >>> code = bytes.fromhex(
 ...     "ba f8 03"  # mov dx, 0x3f8

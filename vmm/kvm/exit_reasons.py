@@ -1,4 +1,4 @@
-"""Names of KVM_EXIT numbers, for reports. Apart from `vmm.exits`, whose classes a machine never loads."""
+"""Names of KVM_EXIT numbers, for reports. Apart from `vmm.kvm.exits`, whose classes a machine never loads."""
 
 from vmm._native import lib
 

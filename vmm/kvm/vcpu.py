@@ -15,7 +15,7 @@ from vmm.kvm.structs import CpuidEntry, MpState, cpuid_from_c, cpuid_to_c, msrs_
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vmm.exits import Exit
+    from vmm.kvm.exits import Exit
     from vmm.kvm.vm import Vm
 
 _MAX_MSRS = 255
@@ -79,7 +79,7 @@ class Vcpu(Descriptor):
             KvmError: KVM cannot run it: EFAULT for memory that is gone, ENOEXEC for a CPU without state.
         """
         # Only callers of this need the exits' classes, and making those takes longer than creating a vCPU.
-        from vmm import exits  # noqa: PLC0415
+        from vmm.kvm import exits  # noqa: PLC0415
 
         run = self.run
         result = lib.kvm_abi_ioctl_value(self.fd, lib.KVM_RUN, 0)
@@ -284,7 +284,7 @@ class Vcpu(Descriptor):
         self._ioctl_value("KVM_NMI")
 
     def set_guest_debug(self, control: int, debug_registers: Mapping[int, int] | None = None) -> None:
-        """KVM_SET_GUEST_DEBUG: leave with `vmm.exits.Debug` after each instruction, or at breakpoints.
+        """KVM_SET_GUEST_DEBUG: leave with `vmm.kvm.exits.Debug` after each instruction, or at breakpoints.
 
         Args:
             control: KVM_GUESTDBG_ENABLE with _SINGLESTEP, _USE_SW_BP or _USE_HW_BP; 0 turns all off.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from vmm.config import MachineType
+from vmm.config.machine import MachineType
 from vmm.platform.parts import Parts, Platform
 
 __all__ = ["Parts", "Platform", "builder"]

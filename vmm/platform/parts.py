@@ -16,7 +16,7 @@ from vmm.devices.serial import Serial
 from vmm.devices.shadow import LegacyArea, ShadowArea
 from vmm.devices.signals import Irq, MemoryMapper, Msi, PowerControl, Sink
 from vmm.devices.timer import TimerService
-from vmm.firmware import FirmwareImages
+from vmm.firmware.images import FirmwareImages
 from vmm.tables.boot_order import cmos_boot_bytes
 
 _BIOS_ALIAS = 128 * layout.KIB

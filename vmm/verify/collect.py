@@ -6,10 +6,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm import guests
 from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareKind
+from vmm.firmware import guests
+from vmm.firmware.images import FirmwareKind
 from vmm.machine import Machine
 from vmm.verify import guest_report, linux_report
 from vmm.verify.guest_report import GuestReport, ReportError
@@ -17,10 +17,10 @@ from vmm.verify.guest_report import GuestReport, ReportError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.config import MachineConfig
+    from vmm.config.machine import MachineConfig
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
     from vmm.devices.fw_cfg_items import VmCoreInfo
-    from vmm.outcome import Outcome
+    from vmm.run.outcome import Outcome
 
     Alter = Callable[[dict[str, bytes]], dict[str, bytes]]
 

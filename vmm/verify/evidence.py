@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vmm.firmware import FirmwareKind
+from vmm.firmware.images import FirmwareKind
 from vmm.tables import loader_rules
 from vmm.tables.acpi import LOADER_FILE
 from vmm.tables.loader_rules import LoaderResult, Rules

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from vmm.config import MachineType
-from vmm.outcome import Reason
+from vmm.config.machine import MachineType
+from vmm.run.outcome import Reason
 from vmm.verify.result import Subject, Verdict
 
 if TYPE_CHECKING:

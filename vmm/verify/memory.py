@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.errors import ConfigError
-from vmm.guest_tables import E820_FILE
+from vmm.handoff.tables import E820_FILE
 from vmm.tables import e820
 from vmm.tables.e820 import E820Entry, E820Type
 from vmm.verify.guest_report import GuestReport, Kind

@@ -11,7 +11,7 @@ from vmm.verify.guest_report import Kind
 from vmm.verify.result import Subject, Verdict, Verification
 
 if TYPE_CHECKING:
-    from vmm.config import MachineConfig
+    from vmm.config.machine import MachineConfig
     from vmm.verify.collect import Alter
 
 

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vmm import page
+from vmm.report import html
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,4 +70,4 @@ def as_html(verification: Verification) -> str:
     Raises:
         HostError: jinja2 is not installed.
     """
-    return page.render("verify/report.html.j2", verification=verification)
+    return html.render("verify/report.html.j2", verification=verification)

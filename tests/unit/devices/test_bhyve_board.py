@@ -7,8 +7,8 @@ from device_rig import MIB, Rig
 from vmm._native import ffi
 
 from vmm import layout
-from vmm.firmware import FirmwareImages, FirmwareKind, VariableStore
-from vmm.firmware import Layout as ImageLayout
+from vmm.firmware.images import FirmwareImages, FirmwareKind, VariableStore
+from vmm.firmware.images import Layout as ImageLayout
 from vmm.platform import bhyve
 from vmm.platform.parts import Parts, Platform
 

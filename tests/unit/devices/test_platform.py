@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm import layout
-from vmm.config import MachineType
-from vmm.firmware import FirmwareImages, FirmwareKind, Layout, VariableStore
+from vmm.config.machine import MachineType
+from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout, VariableStore
 from vmm.platform import Parts, Platform, builder
 
 CODE = bytes(range(256)) * 1024

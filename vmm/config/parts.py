@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from vmm import options
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareImages, load
+from vmm.firmware.images import FirmwareImages
+from vmm.firmware.load import load
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -297,7 +298,7 @@ def pflash_images(drives: Iterable[PflashDrive]) -> FirmwareImages:
     """Load what ``-drive if=pflash`` options name; drives without unit take the free ones in order.
 
     Raises:
-        ConfigError: a unit twice, VARS without CODE, or what :func:`vmm.firmware.load` raises.
+        ConfigError: a unit twice, VARS without CODE, or what :func:`vmm.firmware.load.load` raises.
     """
     units: dict[int, PflashDrive] = {}
     for drive in drives:

@@ -21,7 +21,7 @@ from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from vmm.machine import Machine
-    from vmm.pytest_artifacts import RecordedMachine
+    from vmm.pytest_plugin.artifacts import RecordedMachine
 
 MachineFactory = Callable[..., "Machine"]
 
@@ -99,7 +99,7 @@ def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
             firmware = firmware or request.config.getoption("--vmm-firmware")
             if artifacts is None:
                 return closers.enter_context(Machine(firmware, **options))
-            from vmm.pytest_artifacts import RecordedMachine  # noqa: PLC0415 - as in _missing
+            from vmm.pytest_plugin.artifacts import RecordedMachine  # noqa: PLC0415 - as in _missing
 
             folder = Path(closers.enter_context(TemporaryDirectory(prefix="vmm-")))
             recorded.append(closers.enter_context(RecordedMachine(folder / "trace", firmware, **options)))

@@ -4,193 +4,25 @@ Three shapes exist. A *flash* image is edk2's: firmware volumes, in one file or 
 (the variable store, which the guest writes through CFI flash commands). A *ROM* is SeaBIOS's or our own guests': bytes
 that end at 4 GiB. An *ELF* file is a guest of ours before it was laid out; its segments become a ROM.
 
-Where files are found by name is :mod:`vmm.firmware_search`; what is in compressed volumes, :mod:`vmm.firmware_clients`.
+Where files are found by name is :mod:`vmm.firmware.search`; what is in compressed volumes, :mod:`vmm.firmware.clients`.
 """
 
-import struct
-from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
-from vmm import guests
 from vmm.errors import ConfigError
+from vmm.firmware import guests
+from vmm.firmware.images import (
+    FirmwareImages,
+    FirmwareKind,
+    Layout,
+    VariableStore,
+    Volume,
+    read_image,
+    volumes,
+)
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
 
-WINDOW_SIZE = len(IMAGE_WINDOW)
-
-VOLUME_HEADER = struct.Struct("<16x16sQ4sIHHH3x")
-"""EFI_FIRMWARE_VOLUME_HEADER (UEFI Platform Initialization 1.8, volume 3, section 3.2.1): file system GUID, FvLength,
-"_FVH", attributes, header length, checksum, extended header offset. Little-endian."""
-
-NVRAM_GUID = bytes.fromhex("8d2bf1ff96768b4ca9852747075b4f50")
-"""gEfiSystemNvDataFvGuid, fff12b8d-7696-4c8b-a985-2747075b4f50: a volume that holds the variable store."""
-
 ELF_MAGIC = b"\x7fELF"
-QCOW2_MAGIC = b"QFI\xfb"
-
-
-class FirmwareKind(StrEnum):
-    """Whose firmware an image is; it decides which machine is built for it."""
-
-    OVMF = "ovmf"
-    SEABIOS = "seabios"
-    BHYVE = "bhyve"
-    PROBE = "probe"
-    NONE = "none"
-    """No image: the machine starts a kernel by itself."""
-    UNKNOWN = "unknown"
-
-
-class Layout(StrEnum):
-    """How the machine maps an image."""
-
-    FLASH = "flash"
-    """CFI flash: VARS, then CODE, ending at 4 GiB."""
-    BIOS = "bios"
-    """ROM that ends at 4 GiB; its last 128 KiB appear below 1 MiB too."""
-
-
-MACHINES = {
-    FirmwareKind.OVMF: "q35",
-    FirmwareKind.SEABIOS: "pc",
-    FirmwareKind.BHYVE: "bhyve",
-    FirmwareKind.PROBE: "q35",
-    FirmwareKind.NONE: "q35",
-}
-"""The machine that each kind of firmware is known to run on."""
-
-MINIMUM_MEMORY = {FirmwareKind.OVMF: 48 << 20, FirmwareKind.BHYVE: 64 << 20}
-"""Bytes of RAM below which a kind of firmware cannot work; others need :data:`LEAST_MEMORY`. OVMF 2022.11 reaches its
-shell with 48 MiB and hangs with 40; bhyve's platform code expects 64 MiB or more."""
-
-LEAST_MEMORY = 16 << 20
-
-
-class Interface(StrEnum):
-    """What answers at ports 0x510 and 0x511."""
-
-    AUTO = "auto"
-    """The one that the firmware image has a client for; fw_cfg where it has both or none."""
-    QEMU = "qemu"
-    """QEMU's fw_cfg."""
-    BHYVE = "bhyve"
-    """bhyve's fwctl."""
-
-
-class Identity(NamedTuple):
-    """What a look into an image found out; :mod:`vmm.firmware_identity` looks.
-
-    Attributes:
-        kind: as :attr:`vmm.firmware_clients.FirmwareAnalysis.kind`.
-        interface: what ``fwcfg=auto`` means for the image; never AUTO.
-        reason: why, in one clause.
-    """
-
-    kind: str
-    interface: Interface
-    reason: str
-
-
-class VariableStore(NamedTuple):
-    """The flash that the guest may write: a file's bytes, and whether they go back into it."""
-
-    path: Path
-    data: bytes
-    """What the flash holds at power-on."""
-    persist: bool = False
-    """Write what the guest stored back into ``path``, from its first byte; else the guest writes a private copy."""
-
-
-class FirmwareImages(NamedTuple):
-    """The image or images that a machine starts from, checked."""
-
-    kind: FirmwareKind
-    layout: Layout
-    path: Path
-    """The file of the code."""
-    code: bytes
-    """What is mapped read-only, ending at 4 GiB."""
-    variables: VariableStore | None = None
-    """What is mapped writable, directly below ``code``; None where the firmware has no variable store."""
-    notes: tuple[str, ...] = ()
-    """What was decided about the files, one sentence each, for the user."""
-    identity: Identity | None = None
-    """What a look into the code found; None where nobody had to look."""
-
-    @property
-    def code_address(self) -> int:
-        """Guest physical address of the first byte of ``code``."""
-        return FOUR_GIB - len(self.code)
-
-    @property
-    def variables_address(self) -> int:
-        """Guest physical address of the first byte of the variable store."""
-        return self.code_address - (len(self.variables.data) if self.variables else 0)
-
-    @property
-    def machine(self) -> str:
-        """The machine type that this firmware wants: "q35", "pc" or "bhyve"."""
-        return MACHINES.get(self.kind, "q35" if self.layout is Layout.FLASH else "pc")
-
-    @property
-    def minimum_memory(self) -> int:
-        """Bytes of guest RAM below which this firmware does not start."""
-        return MINIMUM_MEMORY.get(self.kind, LEAST_MEMORY)
-
-
-NO_FIRMWARE = FirmwareImages(FirmwareKind.NONE, Layout.BIOS, Path("none"), b"")
-"""For a machine whose kernel is started without firmware."""
-
-
-class Volume(NamedTuple):
-    """A firmware volume in an image."""
-
-    offset: int
-    """Bytes from the image's start."""
-    size: int
-    guid: bytes
-
-    @property
-    def is_variable_store(self) -> bool:
-        """Whether the volume holds UEFI variables rather than code."""
-        return self.guid == NVRAM_GUID
-
-
-def read_image(path: Path, *, what: str = "firmware image") -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        ConfigError: it can't be read, is empty, larger than the firmware window, or not a raw image.
-    """
-    try:
-        size = path.stat().st_size
-        if path.is_file() and size > WINDOW_SIZE:
-            raise ConfigError(
-                f"{path}: {size} bytes; the window for firmware below 4 GiB has {WINDOW_SIZE} ({WINDOW_SIZE >> 20} MiB)"
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the {what}: {(error.strerror or str(error)).lower()}") from None
-    if not data:
-        raise ConfigError(f"{path}: the {what} is empty")
-    if data.startswith(QCOW2_MAGIC):
-        raise ConfigError(f"{path}: a qcow2 image; make it raw first: qemu-img convert -O raw {path} {path.stem}.fd")
-    return data
-
-
-def volumes(data: bytes) -> Iterator[Volume]:
-    """Yield the firmware volumes that follow each other from the image's start; stops at the first gap.
-
-    A volume may claim to end beyond the image: that is for the caller to see.
-    """
-    offset = 0
-    while offset + VOLUME_HEADER.size <= len(data):
-        guid, size, signature, *_ = VOLUME_HEADER.unpack_from(data, offset)
-        if signature != b"_FVH" or size < VOLUME_HEADER.size:
-            return
-        yield Volume(offset, size, guid)
-        offset += size
 
 
 def load(
@@ -240,9 +72,9 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
     path = named_file(firmware)
     if path is not None:
         return load(path, variables, persist=persist)
-    from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which a path does not need
+    from vmm.firmware import search  # noqa: PLC0415  # reads JSON, which a path does not need
 
-    located = firmware_search.locate(str(firmware))
+    located = search.locate(str(firmware))
     kind = FirmwareKind(str(firmware))
     images = load(
         located.code,
@@ -262,7 +94,7 @@ def named_file(firmware: str | Path) -> Path | None:
     path = Path(firmware)
     if isinstance(firmware, Path) or "/" in firmware:
         return path
-    from vmm.firmware_search import NAMES  # noqa: PLC0415  # see find
+    from vmm.firmware.search import NAMES  # noqa: PLC0415  # see find
 
     if firmware in NAMES:
         return None
@@ -318,7 +150,7 @@ def _bios(path: Path, data: bytes) -> FirmwareImages:
 def _uefi(path: Path, code: bytes, variables: VariableStore | None, kind: FirmwareKind | None) -> FirmwareImages:
     if kind is not None:
         return FirmwareImages(kind, Layout.FLASH, path, code, variables)
-    from vmm.firmware_identity import identify  # noqa: PLC0415  # firmware that is known by name does without
+    from vmm.firmware.identity import identify  # noqa: PLC0415  # firmware that is known by name does without
 
     identity = identify(code, path)
     kind = FirmwareKind(identity.kind) if identity.kind in set(FirmwareKind) else FirmwareKind.UNKNOWN
@@ -326,15 +158,15 @@ def _uefi(path: Path, code: bytes, variables: VariableStore | None, kind: Firmwa
 
 
 def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool) -> FirmwareImages:
-    from vmm import firmware_search  # noqa: PLC0415  # reads JSON, which other images do not need
+    from vmm.firmware import search  # noqa: PLC0415  # reads JSON, which other images do not need
 
     expected = variables_size(images.code)
     notes = list(images.notes)
-    descriptor = firmware_search.description(images.path)
+    descriptor = search.description(images.path)
     if descriptor is not None and "requires-smm" in descriptor.features:
         notes.append(f"{images.path.name} was built for system management mode, which this machine does not have")
     if path is None:
-        path = firmware_search.variables_template(images.path, expected)
+        path = search.variables_template(images.path, expected)
         if path is None:
             raise ConfigError(
                 f"{images.path}: CODE only, and no VARS template of {expected} bytes was found beside it; give both: "

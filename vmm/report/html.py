@@ -1,7 +1,7 @@
 """What the pages of boot, verify and bench have in common: one HTML file, no scripts, nothing fetched.
 
-A page is a Jinja template beside the module that fills it in. It extends ``page.html.j2``, which has the common part of
-the style sheet; ``page_sections.css`` is more of it, for pages of sections with pictures and numbers.
+A page is a Jinja template beside the module that fills it in. It extends ``report/base.html.j2``, which has the common
+part of the style sheet; ``report/sections.css`` is more of it, for pages of sections with pictures and numbers.
 jinja2 is in the extra [report] and is loaded by who makes a page alone.
 """
 
@@ -16,7 +16,7 @@ from vmm.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def require(*packages: str) -> None:

@@ -1,6 +1,6 @@
 """Whose firmware an image is and which interface it speaks, remembered from run to run.
 
-Looking into an image (:mod:`vmm.firmware_clients`) takes up to half a second where volumes are compressed, as long as a
+Looking into an image (:mod:`vmm.firmware.clients`) takes up to half a second where volumes are compressed, as long as a
 third of a boot. So the answers that a machine needs are kept in ``$XDG_CACHE_HOME/vmm/firmware-identity``, a small file
 for each image, named by a hash of the image and of the code that looked. A cache that cannot be used is not needed.
 """
@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vmm.firmware import Identity, Interface
+from vmm.firmware.images import Identity, Interface
 
-_LOOKS = ("firmware_clients.py", "firmware_volumes.py")
+_LOOKS = ("clients.py", "volumes.py")
 """The modules whose change makes remembered answers worthless."""
 
 
@@ -27,7 +27,7 @@ def identify(data: bytes, path: Path) -> Identity:
     remembered = _recall(file)
     if remembered is not None:
         return remembered
-    from vmm.firmware_clients import analyze_bytes  # noqa: PLC0415  # costs 50 ms that a remembered answer need not pay
+    from vmm.firmware.clients import analyze_bytes  # noqa: PLC0415  # costs 50 ms that a remembered answer need not pay
 
     analysis = analyze_bytes(data, path)
     identity = Identity(analysis.kind, Interface(analysis.recommended_interface), analysis.reason)

@@ -4,9 +4,10 @@ from pathlib import Path
 from shutil import move
 from typing import Any
 
-from vmm import report
-from vmm.config import MachineConfig
+from vmm.config.machine import MachineConfig
 from vmm.machine import Machine
+from vmm.report import schema, text
+from vmm.report.collect import collect
 
 
 class RecordedMachine(Machine):
@@ -27,14 +28,14 @@ class RecordedMachine(Machine):
         if not isinstance(config, MachineConfig):
             config, options = MachineConfig.create(config, **options), {}
         self._log = log
-        self._report: report.Report | None = None
+        self._report: schema.Report | None = None
         config = config._replace(trace=config.trace or str(log))
         super().__init__(config, customize=customize, **options)
 
     def close(self) -> None:
         """Give everything back, after a last look."""
         if self._report is None and self.outcome is not None:
-            self._report = report.collect(self, self.outcome)
+            self._report = collect(self, self.outcome)
         super().close()
 
     def keep(self, directory: Path) -> None:
@@ -49,5 +50,5 @@ class RecordedMachine(Machine):
         if self._log.exists():
             move(self._log, directory / "trace.jsonl")
         if self._report is not None:
-            (directory / "report.json").write_text(report.as_json(self._report), encoding="utf-8")
-            (directory / "report.txt").write_text(report.text(self._report) + "\n", encoding="utf-8")
+            (directory / "report.json").write_text(schema.as_json(self._report), encoding="utf-8")
+            (directory / "report.txt").write_text(text.text(self._report) + "\n", encoding="utf-8")

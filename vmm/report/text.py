@@ -1,24 +1,13 @@
-"""What a run found out, as one object: for ``--json``, and as the text that a person reads.
-
-:func:`collect` asks the machine while it still exists; :func:`text` and :func:`as_json` need nothing but the object.
-"""
+"""A report as the text that a person reads."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from vmm.console import strip_escapes
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vmm.console import Stream
-    from vmm.devices.fwctl import Fwctl
-    from vmm.machine import Machine
-    from vmm.outcome import Outcome
-
-Report = dict[str, Any]
-"""The object that ``--json`` prints."""
+    from vmm.report.schema import Report
 
 INTERFACE_NAMES = {"qemu": "QEMU's fw_cfg", "bhyve": "bhyve's fwctl"}
 
@@ -35,117 +24,6 @@ SILENT = (
     "the guest printed nothing, on the serial port or on debugcon (port 0x402); RELEASE builds of firmware often "
     "have no log"
 )
-
-TAIL_LINES = 40
-TAIL_BYTES = 4096
-"""How much of each console's end the report has."""
-
-
-def collect(machine: Machine, outcome: Outcome) -> Report:
-    """Return the report of a run that has ended; the machine must still be open."""
-    config = machine.config
-    images = config.firmware
-    report: Report = {
-        "outcome": {
-            "reason": outcome.reason.value,
-            "exit_status": int(outcome.exit_status),
-            "elapsed_s": round(outcome.elapsed_s, 6),
-            "message": outcome.message,
-            "details": outcome.details,
-        },
-        "firmware": {
-            "path": str(images.path),
-            "kind": str(images.kind),
-            "interface": str(machine.interface),
-            "interface_why": machine.interface_choice.why,
-            "variables": None if images.variables is None else str(images.variables.path),
-            "variables_persist": images.variables is not None and images.variables.persist,
-            "notes": list(images.notes),
-        },
-        "machine": str(config.machine_type),
-        "cpus": _cpus(machine),
-        "memory": {
-            "size": config.memory,
-            "regions": [
-                {"gpa": region.gpa, "size": region.size, "kind": region.kind, "read_only": region.read_only}
-                for region in machine.memory.regions()
-            ],
-        },
-        "consoles": {stream.name: stream.total for stream in (machine.serial, machine.debugcon)},
-        "console_tails": {stream.name: _tail(stream) for stream in (machine.serial, machine.debugcon)},
-    }
-    if config.vmgenid is not None:
-        from uuid import UUID  # noqa: PLC0415  # few machines have one
-
-        report["vmgenid"] = {"guid": str(UUID(bytes_le=config.vmgenid)), "address": machine.vmgenid_address}
-    if config.vmcoreinfo:
-        report["vmcoreinfo"] = machine.vmcoreinfo and machine.vmcoreinfo._asdict()
-    report |= _interface(machine)
-    report["exits"] = _exits(machine)
-    report["assist"] = machine.assist_report()
-    report["timeline"] = [{"t_s": round(event.t_s, 6), "event": event.event} for event in machine.timeline]
-    return report
-
-
-def _cpus(machine: Machine) -> Report:
-    started = sorted(seconds for seconds in machine.started_s() if seconds is not None)
-    return {
-        "requested": machine.config.cpus,
-        "max": machine.config.max_cpus,
-        "started": len(started),
-        "all_started_s": round(started[-1], 6) if len(started) == machine.config.cpus else None,
-    }
-
-
-def _tail(stream: Stream) -> str:
-    """Return the last lines that a console showed."""
-    data = strip_escapes(stream.since(max(0, stream.total - TAIL_BYTES)))
-    return "\n".join(data.decode("utf-8", "replace").rstrip().splitlines()[-TAIL_LINES:])
-
-
-def _interface(machine: Machine) -> Report:
-    if machine.fwctl is not None:
-        return {"fwctl": _fwctl(machine, machine.fwctl)}
-    if machine.fw_cfg is None:
-        return {}
-    items = machine.fw_cfg.items()
-    return {
-        "fw_cfg": {
-            "items": [item._asdict() for item in items],
-            "never_read": [item.name for item in items if not item.selects],
-            "probes": machine.fw_cfg.probes,
-        }
-    }
-
-
-def _fwctl(machine: Machine, fwctl: Fwctl) -> Report:
-    return {
-        "requests": [request.as_dict(machine.started_ns) for request in fwctl.requests],
-        "count": fwctl.request_count,
-        "probes": fwctl.probes,
-        "oids": list(fwctl.oids),
-        "never_asked": fwctl.never_asked,
-    }
-
-
-def _exits(machine: Machine) -> Report:
-    ports = [*machine.ports.ranges(), *machine.mmio.ranges()]
-    return {
-        "by_reason": machine.exit_counts(),
-        "by_device": [
-            {"name": area.name, "first": area.first, "last": area.last, "reads": area.reads, "writes": area.writes}
-            for area in sorted(ports, key=lambda area: -(area.reads + area.writes))
-            if area.reads or area.writes
-        ],
-        "times": [times.summary() for times in machine.exit_times()],
-    }
-
-
-def as_json(report: Report) -> str:
-    """Return the report as a JSON object, with its last newline."""
-    import json  # noqa: PLC0415  # few runs ask
-
-    return json.dumps(report, indent=2) + "\n"
 
 
 def text(report: Report) -> str:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm import page
-from vmm.report import SILENT, rows, seconds, size
-from vmm.report_pictures import events, memory, sparks, timeline
+from vmm.report import html
+from vmm.report.pictures import events, memory, sparks, timeline
+from vmm.report.text import SILENT, rows, seconds, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.report import Report
+    from vmm.report.schema import Report
 
 _FACTS = ("firmware", "variables", "machine", "interface", "CPUs", "vmgenid", "vmcoreinfo", "host")
 """Rows of the text that say what was booted; the page has sections for the others."""
@@ -73,8 +73,8 @@ def render(report: Report) -> str:
         "value": _value,
         "hex": hex,
     }
-    return page.render(
-        "report_page.html.j2",
+    return html.render(
+        "report/page.html.j2",
         filters,
         r=report,
         meaning=meaning,

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm import layout
-from vmm.config import MachineType
-from vmm.firmware import FirmwareKind
+from vmm.config.machine import MachineType
+from vmm.firmware.images import FirmwareKind
 from vmm.tables import e820
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmm.config import MachineConfig
+    from vmm.config.machine import MachineConfig
     from vmm.tables.acpi import AcpiDescription
 
 E820_FILE = "etc/e820"

@@ -17,8 +17,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmm.firmware import read_image
-from vmm.firmware_volumes import VARIABLE_STORE, Contents, Module, Volume, read
+from vmm.firmware.images import read_image
+from vmm.firmware.volumes import VARIABLE_STORE, Contents, Module, Volume, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareImages, FirmwareKind, Interface
+from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
 
 NAMES = {Interface.QEMU: "fw_cfg", Interface.BHYVE: "fwctl"}
 
@@ -36,7 +36,7 @@ def choose(images: FirmwareImages, wanted: Interface) -> InterfaceChoice:
         return InterfaceChoice(Interface.QEMU, _SPEAK_FW_CFG[images.kind])
     identity = images.identity
     if identity is None:
-        from vmm.firmware_identity import identify  # noqa: PLC0415  # most firmware is known without it
+        from vmm.firmware.identity import identify  # noqa: PLC0415  # most firmware is known without it
 
         identity = identify(images.code, images.path)
     return InterfaceChoice(identity.interface, identity.reason)

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmm import guests
 from vmm.errors import ConfigError
+from vmm.firmware import guests
 
 NAMES = ("ovmf", "seabios", "bhyve", "probe")
 """What may stand for a path."""

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import lib
-from vmm.cpu import Registers
-from vmm.outcome import Reason
+from vmm.cpu.registers import Registers
+from vmm.run.outcome import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

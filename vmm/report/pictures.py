@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm.report import seconds
+from vmm.report.text import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.report import Report
+    from vmm.report.schema import Report
 
 WIDTH = 960
 """Units of a picture; the page scales it."""

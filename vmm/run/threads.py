@@ -7,7 +7,7 @@ from typing import Any
 
 from vmm._native import lib
 from vmm.errors import DeviceError, HostError, KvmError
-from vmm.outcome import Outcome, Reason
+from vmm.run.outcome import Outcome, Reason
 
 JOIN_SECONDS = 10.0
 """How long the vCPU threads may take to stop before the run is declared stuck."""

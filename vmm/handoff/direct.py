@@ -13,11 +13,12 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from vmm import guest_tables, layout
-from vmm.config import MachineType
+from vmm import layout
+from vmm.config.machine import MachineType
 from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
-from vmm.kernel_loader import HEADER_MAGIC, LOAD_FLAGS, LOADED_HIGH, PROTOCOL, load_kernel
+from vmm.handoff import tables
+from vmm.handoff.kernel import HEADER_MAGIC, LOAD_FLAGS, LOADED_HIGH, PROTOCOL, load_kernel
 from vmm.tables import e820, loader_rules, smbios_placement, table_loader
 from vmm.tables.acpi import LOADER_FILE, RSDP_FILE
 from vmm.tables.e820 import E820Entry, E820Type
@@ -83,9 +84,7 @@ def prepare(machine: Machine) -> None:
         (initrd, kernel.keys.get(Key.INITRD_DATA, b"")),
     ):
         memory.write(address, bytes(data))
-    ranges = _memory_map(
-        e820.decode(fw_cfg.contents(guest_tables.E820_FILE)), memory.low_size, top, config.machine_type
-    )
+    ranges = _memory_map(e820.decode(fw_cfg.contents(tables.E820_FILE)), memory.low_size, top, config.machine_type)
     memory.write(BOOT_PARAMS, boot_params(setup, ranges, rsdp))
     memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))
     for vcpu in machine.vcpus:

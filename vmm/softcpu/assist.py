@@ -17,9 +17,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from vmm._native import ffi, lib
+from vmm.config.parts import AssistMode
 from vmm.errors import HostError, KvmError
 from vmm.kvm import CpuidEntry, Kvm
-from vmm.machine_options import AssistMode
 
 CPUINFO = Path("/proc/cpuinfo")
 

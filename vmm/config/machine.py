@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from vmm.errors import ConfigError
-from vmm.firmware import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout, find
-from vmm.interface_choice import InterfaceChoice, check_options, choose
-from vmm.machine_options import (
+from vmm.config.interface import InterfaceChoice, check_options, choose
+from vmm.config.parts import (
     MAX_CPUS,
     AssistMode,
     Dispatch,
@@ -27,6 +25,9 @@ from vmm.machine_options import (
     parse_memory,
     parse_uuid,
 )
+from vmm.errors import ConfigError
+from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
+from vmm.firmware.load import find
 from vmm.options import parse_keys
 from vmm.tables.boot_order import BootOptions, check_paths
 
@@ -78,7 +79,7 @@ class MachineConfig(NamedTuple):
     assist: AssistMode = AssistMode.AUTO
     dispatch: Dispatch = Dispatch.C
     exit_times: bool = False
-    """Time every exit and device access; `vmm.exit_times` is what comes of it."""
+    """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm import guest_tables
-from vmm.config import MachineConfig, MachineType
+from vmm.config.machine import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import map_file
 from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 from vmm.errors import ConfigError
-from vmm.firmware import FirmwareKind
+from vmm.firmware.images import FirmwareKind
+from vmm.handoff import tables
 from vmm.tables import e820
 from vmm.tables.boot_order import encode_boot_order
 
@@ -66,17 +66,17 @@ def build_fw_cfg(
     """
     fw_cfg = FwCfg(core, on_failure=on_failure)
     low, high = memory.low_size, memory.high_size
-    memory_map = e820.encode(guest_tables.e820_map(config, low, high))
+    memory_map = e820.encode(tables.e820_map(config, low, high))
 
     def build_tables() -> dict[str, bytes]:
-        return guest_tables.build(config, low, high, processor_id())
+        return tables.build(config, low, high, processor_id())
 
-    tables: dict[str, bytes] | None = None
+    files: dict[str, bytes] | None = None
     if customize is not None:
-        tables = customize(fw_cfg, {guest_tables.E820_FILE: memory_map, **build_tables()})
-        memory_map = tables.pop(guest_tables.E820_FILE)
-    elif config.direct or guest_tables.has_own_tables(config):
-        tables = build_tables()
+        files = customize(fw_cfg, {tables.E820_FILE: memory_map, **build_tables()})
+        memory_map = files.pop(tables.E820_FILE)
+    elif config.direct or tables.has_own_tables(config):
+        files = build_tables()
     add_pc_items(
         fw_cfg,
         PcItems(
@@ -102,7 +102,7 @@ def build_fw_cfg(
     if config.boot.splash is not None:
         fw_cfg.add_file(_splash_name(config.boot.splash), map_file(config.boot.splash))
     if config.kernel is not None and not config.direct:
-        from vmm.kernel_loader import load_kernel  # noqa: PLC0415  # few runs have one
+        from vmm.handoff.kernel import load_kernel  # noqa: PLC0415  # few runs have one
 
         kernel = load_kernel(config.kernel, config.initrd, config.append or "", memory.low_size)
         kernel.add_to(fw_cfg)
@@ -111,10 +111,10 @@ def build_fw_cfg(
             kernel.add_option_rom(fw_cfg)
     if config.vmcoreinfo:
         add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
-    if tables is None:
-        fw_cfg.add_late_files(guest_tables.TABLE_FILES, build_tables)
+    if files is None:
+        fw_cfg.add_late_files(tables.TABLE_FILES, build_tables)
     else:
-        for name, data in tables.items():
+        for name, data in files.items():
             fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
     fw_cfg.publish()
     return fw_cfg

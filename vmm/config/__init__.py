@@ -1,0 +1,1 @@
+"""What a machine is: options and arguments parsed once, checked once, then frozen."""

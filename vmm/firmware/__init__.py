@@ -1,0 +1,1 @@
+"""Firmware images: found, read, identified; and the guests of our own."""

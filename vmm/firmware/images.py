@@ -1,0 +1,184 @@
+"""Firmware images: what a file is, and where the machine maps it."""
+
+import struct
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm.errors import ConfigError
+from vmm.layout import FOUR_GIB, IMAGE_WINDOW
+
+WINDOW_SIZE = len(IMAGE_WINDOW)
+
+VOLUME_HEADER = struct.Struct("<16x16sQ4sIHHH3x")
+"""EFI_FIRMWARE_VOLUME_HEADER (UEFI Platform Initialization 1.8, volume 3, section 3.2.1): file system GUID, FvLength,
+"_FVH", attributes, header length, checksum, extended header offset. Little-endian."""
+
+NVRAM_GUID = bytes.fromhex("8d2bf1ff96768b4ca9852747075b4f50")
+"""gEfiSystemNvDataFvGuid, fff12b8d-7696-4c8b-a985-2747075b4f50: a volume that holds the variable store."""
+
+QCOW2_MAGIC = b"QFI\xfb"
+
+
+class FirmwareKind(StrEnum):
+    """Whose firmware an image is; it decides which machine is built for it."""
+
+    OVMF = "ovmf"
+    SEABIOS = "seabios"
+    BHYVE = "bhyve"
+    PROBE = "probe"
+    NONE = "none"
+    """No image: the machine starts a kernel by itself."""
+    UNKNOWN = "unknown"
+
+
+class Layout(StrEnum):
+    """How the machine maps an image."""
+
+    FLASH = "flash"
+    """CFI flash: VARS, then CODE, ending at 4 GiB."""
+    BIOS = "bios"
+    """ROM that ends at 4 GiB; its last 128 KiB appear below 1 MiB too."""
+
+
+MACHINES = {
+    FirmwareKind.OVMF: "q35",
+    FirmwareKind.SEABIOS: "pc",
+    FirmwareKind.BHYVE: "bhyve",
+    FirmwareKind.PROBE: "q35",
+    FirmwareKind.NONE: "q35",
+}
+"""The machine that each kind of firmware is known to run on."""
+
+MINIMUM_MEMORY = {FirmwareKind.OVMF: 48 << 20, FirmwareKind.BHYVE: 64 << 20}
+"""Bytes of RAM below which a kind of firmware cannot work; others need :data:`LEAST_MEMORY`. OVMF 2022.11 reaches its
+shell with 48 MiB and hangs with 40; bhyve's platform code expects 64 MiB or more."""
+
+LEAST_MEMORY = 16 << 20
+
+
+class Interface(StrEnum):
+    """What answers at ports 0x510 and 0x511."""
+
+    AUTO = "auto"
+    """The one that the firmware image has a client for; fw_cfg where it has both or none."""
+    QEMU = "qemu"
+    """QEMU's fw_cfg."""
+    BHYVE = "bhyve"
+    """bhyve's fwctl."""
+
+
+class Identity(NamedTuple):
+    """What a look into an image found out; :mod:`vmm.firmware.identity` looks.
+
+    Attributes:
+        kind: as :attr:`vmm.firmware.clients.FirmwareAnalysis.kind`.
+        interface: what ``fwcfg=auto`` means for the image; never AUTO.
+        reason: why, in one clause.
+    """
+
+    kind: str
+    interface: Interface
+    reason: str
+
+
+class VariableStore(NamedTuple):
+    """The flash that the guest may write: a file's bytes, and whether they go back into it."""
+
+    path: Path
+    data: bytes
+    """What the flash holds at power-on."""
+    persist: bool = False
+    """Write what the guest stored back into ``path``, from its first byte; else the guest writes a private copy."""
+
+
+class FirmwareImages(NamedTuple):
+    """The image or images that a machine starts from, checked."""
+
+    kind: FirmwareKind
+    layout: Layout
+    path: Path
+    """The file of the code."""
+    code: bytes
+    """What is mapped read-only, ending at 4 GiB."""
+    variables: VariableStore | None = None
+    """What is mapped writable, directly below ``code``; None where the firmware has no variable store."""
+    notes: tuple[str, ...] = ()
+    """What was decided about the files, one sentence each, for the user."""
+    identity: Identity | None = None
+    """What a look into the code found; None where nobody had to look."""
+
+    @property
+    def code_address(self) -> int:
+        """Guest physical address of the first byte of ``code``."""
+        return FOUR_GIB - len(self.code)
+
+    @property
+    def variables_address(self) -> int:
+        """Guest physical address of the first byte of the variable store."""
+        return self.code_address - (len(self.variables.data) if self.variables else 0)
+
+    @property
+    def machine(self) -> str:
+        """The machine type that this firmware wants: "q35", "pc" or "bhyve"."""
+        return MACHINES.get(self.kind, "q35" if self.layout is Layout.FLASH else "pc")
+
+    @property
+    def minimum_memory(self) -> int:
+        """Bytes of guest RAM below which this firmware does not start."""
+        return MINIMUM_MEMORY.get(self.kind, LEAST_MEMORY)
+
+
+NO_FIRMWARE = FirmwareImages(FirmwareKind.NONE, Layout.BIOS, Path("none"), b"")
+"""For a machine whose kernel is started without firmware."""
+
+
+class Volume(NamedTuple):
+    """A firmware volume in an image."""
+
+    offset: int
+    """Bytes from the image's start."""
+    size: int
+    guid: bytes
+
+    @property
+    def is_variable_store(self) -> bool:
+        """Whether the volume holds UEFI variables rather than code."""
+        return self.guid == NVRAM_GUID
+
+
+def read_image(path: Path, *, what: str = "firmware image") -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        ConfigError: it can't be read, is empty, larger than the firmware window, or not a raw image.
+    """
+    try:
+        size = path.stat().st_size
+        if path.is_file() and size > WINDOW_SIZE:
+            raise ConfigError(
+                f"{path}: {size} bytes; the window for firmware below 4 GiB has {WINDOW_SIZE} ({WINDOW_SIZE >> 20} MiB)"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the {what}: {(error.strerror or str(error)).lower()}") from None
+    if not data:
+        raise ConfigError(f"{path}: the {what} is empty")
+    if data.startswith(QCOW2_MAGIC):
+        raise ConfigError(f"{path}: a qcow2 image; make it raw first: qemu-img convert -O raw {path} {path.stem}.fd")
+    return data
+
+
+def volumes(data: bytes) -> Iterator[Volume]:
+    """Yield the firmware volumes that follow each other from the image's start; stops at the first gap.
+
+    A volume may claim to end beyond the image: that is for the caller to see.
+    """
+    offset = 0
+    while offset + VOLUME_HEADER.size <= len(data):
+        guid, size, signature, *_ = VOLUME_HEADER.unpack_from(data, offset)
+        if signature != b"_FVH" or size < VOLUME_HEADER.size:
+            return
+        yield Volume(offset, size, guid)
+        offset += size

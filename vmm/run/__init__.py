@@ -1,0 +1,1 @@
+"""One run of a machine: its threads and consoles, what ended it and why, what was traced and timed."""
