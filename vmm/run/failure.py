@@ -25,7 +25,7 @@ _SOFTWARE_CPU_ENDS = {
     0x10001: "the guest set up what the software CPU cannot run, such as a fault in ring 3 without a TSS",
     0x10002: "KVM refuses the registers that the guest gave its CPU",
 }
-"""native/assist/assist.h, enum assist_end; its module is loaded only where it is used."""
+"""native/softcpu/softcpu.h, enum assist_end; its module is loaded only where it is used."""
 
 
 def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: bool) -> tuple[Reason, str, str]:

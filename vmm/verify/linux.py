@@ -27,7 +27,7 @@ QEMU_CAUSES_TOO: Final[dict[MachineType, tuple[str, ...]]] = {
     # No PCI Express on a 440FX, so no MCFG.
     MachineType.PC: ("fail to add MMCONFIG information",),
 }
-"""What Linux 6.1 says about the tables of QEMU 7.2's machine of that type, too; tests/kvm/test_linux.py asks it."""
+"""What Linux 6.1 says about the tables of QEMU's machine of that type; tests/kvm/firmware/test_linux.py asks it, too."""
 
 
 def complaints(report: GuestReport) -> list[str]:

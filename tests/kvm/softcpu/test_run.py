@@ -1,7 +1,7 @@
 """How a run of the software CPU ends: stops that leave nothing half done, faults that end it, and what was counted."""
 
 import pytest
-from assist_rig import NOT_HERE, AssistRig
+from softcpu_rig import NOT_HERE, AssistRig
 from vmm._native import lib
 
 from vmm.bus import Device

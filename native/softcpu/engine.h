@@ -29,7 +29,7 @@
 #include <pthread.h>
 #include <sys/ioctl.h>
 
-#include "assist.h"
+#include "softcpu.h"
 
 /* The linker sends Unicorn's calls of NAME to __wrap_NAME (-Wl,--wrap, see CMakeLists.txt). */
 #define WRAP_PASTE(name) __wrap_##name

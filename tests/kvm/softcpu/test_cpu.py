@@ -1,7 +1,7 @@
 """The software CPU as one guest sees it: faults, MSRs, control registers, FPU. Each test is a trap once fallen into."""
 
 import pytest
-from assist_rig import NOT_HERE, values_of
+from softcpu_rig import NOT_HERE, values_of
 
 from vmm.softcpu.assist import has_hardware_virtualization
 

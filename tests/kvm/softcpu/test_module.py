@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import unicorn
-from assist_rig import NOT_HERE, AssistRig
+from softcpu_rig import NOT_HERE, AssistRig
 from unicorn import x86_const
 
 from vmm import Machine

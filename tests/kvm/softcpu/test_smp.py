@@ -1,7 +1,7 @@
 """Several CPUs on one software CPU: locked instructions, states of their own, INIT and SIPI."""
 
 import pytest
-from assist_rig import NOT_HERE, values_of
+from softcpu_rig import NOT_HERE, values_of
 
 from vmm.softcpu.assist import has_hardware_virtualization
 

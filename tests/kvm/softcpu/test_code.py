@@ -3,7 +3,7 @@
 import mmap
 
 import pytest
-from assist_rig import CODE, NOT_HERE, AssistRig, values_of
+from softcpu_rig import CODE, NOT_HERE, AssistRig, values_of
 
 from vmm.bus import Device
 from vmm.softcpu.assist import has_hardware_virtualization

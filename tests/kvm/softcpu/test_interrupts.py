@@ -1,7 +1,7 @@
 """The software CPU and KVM's interrupt controllers: timers, the 8259, IPIs, NMIs."""
 
 import pytest
-from assist_rig import NOT_HERE, values_of
+from softcpu_rig import NOT_HERE, values_of
 
 from vmm.softcpu.assist import has_hardware_virtualization
 

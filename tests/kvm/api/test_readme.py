@@ -10,7 +10,7 @@ import pytest
 
 from vmm.cli.boot import _parser
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 
 
 def blocks(language: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The software CPU between modes and rings: 16 to 64 bits and back, SYSCALL, SYSENTER, ports of ring 3."""
 
 import pytest
-from assist_rig import NOT_HERE, values_of
+from softcpu_rig import NOT_HERE, values_of
 
 from vmm.softcpu.assist import has_hardware_virtualization
 
