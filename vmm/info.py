@@ -27,7 +27,7 @@ def collect() -> Info:
         "kernel": os.uname().release,
         "cpu": cpu_facts(),
         "kvm": kvm_facts(),
-        "assist": assist_facts(),
+        "accelerator": accelerator_facts(),
         "firmware": dict(firmware_facts()),
     }
 
@@ -74,19 +74,19 @@ def kvm_facts() -> Info:
         return {"device": "/dev/kvm", "error": str(error)}
 
 
-def assist_facts() -> Info:
-    """Return whether the software CPU was built, and what ``--assist auto`` decides here and why."""
-    from vmm.config.parts import AssistMode  # noqa: PLC0415
+def accelerator_facts() -> Info:
+    """Return whether the software CPU was built, and what ``-accel auto`` decides here and why."""
+    from vmm.config.parts import Accelerator  # noqa: PLC0415
     from vmm.kvm import Kvm  # noqa: PLC0415
-    from vmm.softcpu import assist  # noqa: PLC0415  # as above
+    from vmm.softcpu import decision  # noqa: PLC0415  # as above
 
-    built = find_spec("vmm._assist") is not None
+    built = find_spec("vmm._softcpu") is not None
     try:
         with Kvm() as kvm:
-            decision = assist.decide(AssistMode.AUTO, kvm)
+            decided = decision.decide(Accelerator.AUTO, kvm)
     except (HostError, KvmError):
         return {"built": built, "auto": None, "why": "KVM cannot be asked"}
-    return {"built": built, "auto": "on" if decision.use else "off", "why": decision.why}
+    return {"built": built, "auto": str(decided.name), "why": decided.why}
 
 
 def firmware_facts() -> Iterator[tuple[str, Info]]:
@@ -107,9 +107,9 @@ def text(info: Info) -> str:
     extension = cpu["virtualization"].upper() if cpu["virtualization"] else "no VMX or SVM"
     rows.append(("processor", f"{cpu['online']} x {cpu['name']}, {extension}"))
     rows += _kvm_rows(info["kvm"])
-    assist = info["assist"]
-    built = "built" if assist["built"] else "not built (scripts/setup builds it)"
-    rows.append(("software CPU", f"{built}; --assist auto: {assist['auto'] or 'unknown'} ({assist['why']})"))
+    accelerator = info["accelerator"]
+    built = "built" if accelerator["built"] else "not built (scripts/setup builds it)"
+    rows.append(("software CPU", f"{built}; -accel auto: {accelerator['auto'] or 'unknown'} ({accelerator['why']})"))
     for name, found in info["firmware"].items():
         if found["path"] is None:
             rows.append((name, found["error"]))

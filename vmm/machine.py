@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.config.machine import Dispatch, Interface, MachineConfig, MachineType, Target
+from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig, MachineType, Target
 from vmm.cpu import cpuid
 from vmm.cpu.reset import reset_vcpu
 from vmm.errors import ConfigError, HostError
@@ -28,7 +28,8 @@ from vmm.platform import Parts, builder
 from vmm.run.console import Stream, Watcher, compile_pattern
 from vmm.run.outcome import Outcome, Reason
 from vmm.run.threads import Run
-from vmm.softcpu import assist
+from vmm.softcpu import decision
+from vmm.softcpu.engine import SoftwareCpu
 
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
@@ -117,7 +118,7 @@ class Machine:
         self.kvm = self._closers.enter_context(Kvm())
         self.kvm.require()
         cpuid.check_count(self.kvm, config.max_cpus)
-        self.assist_decision = assist.decide(config.assist, self.kvm)
+        self.accelerator = decision.decide(config.accel, self.kvm)
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
@@ -151,9 +152,9 @@ class Machine:
         self.vm.create_irqchip()
         self.vm.create_pit2()
         self.vm.set_gsi_routing(pc_routes())
-        self.assist = assist.Assist(self._core) if self.assist_decision.use else None
-        if self.assist is not None:
-            self._closers.callback(self.assist.close)
+        self.softcpu = SoftwareCpu(self._core) if self.accelerator.name is Accelerator.KVM_SOFTCPU else None
+        if self.softcpu is not None:
+            self._closers.callback(self.softcpu.close)
             self.memory.park_roms(True)
             self._closers.callback(self.memory.park_roms, False)
         self._create_vcpus()
@@ -238,7 +239,7 @@ class Machine:
             self.fwctl.attach(self.ports)
 
     def _processor_id(self) -> int:
-        entries = cpuid.cpuid_entries(self.kvm, 0, self.config.cpus, software_cpu=self.assist is not None)
+        entries = cpuid.cpuid_entries(self.kvm, 0, self.config.cpus, software_cpu=self.softcpu is not None)
         return next((entry.edx << 32 | entry.eax for entry in entries if entry.function == 1), 0)
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
@@ -257,7 +258,7 @@ class Machine:
         self._exit_times: list[Any] = []
         for index in range(self.config.cpus):
             vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
-            entries = cpuid.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.assist is not None)
+            entries = cpuid.cpuid_entries(self.kvm, index, self.config.cpus, software_cpu=self.softcpu is not None)
             vcpu.set_cpuid2(entries)
             self._feature_control = cpuid.feature_control(entries)
             reset_vcpu(vcpu, index)
@@ -265,8 +266,8 @@ class Machine:
             if self.config.exit_times:
                 self._exit_times.append(ffi.gc(lib.exit_times_new(), lib.exit_times_free))
                 core.times = self._exit_times[-1]
-            if self.assist is not None:
-                self.assist.add_vcpu(core, entries)
+            if self.softcpu is not None:
+                self.softcpu.add_vcpu(core, entries)
             self.vcpus.append(vcpu)
             self._core_vcpus.append(core)
 
@@ -390,13 +391,12 @@ class Machine:
             events += [TimelineEvent((r.time_ns - start) / 1e9, f"fwctl {r}") for r in self.fwctl.requests]
         return sorted([*events, *self._events], key=lambda event: event.t_s)
 
-    def assist_report(self) -> dict[str, Any]:
-        """Whether the software CPU ran the vCPUs, why, and how many instructions ran where."""
-        decision = self.assist_decision
-        report: dict[str, Any] = {"mode": "on" if decision.use else "off", "why": decision.why}
-        if self.assist is None:
+    def accelerator_report(self) -> dict[str, Any]:
+        """Who executed the guest's instructions, why, and how many ran where."""
+        report: dict[str, Any] = {"name": str(self.accelerator.name), "why": self.accelerator.why}
+        if self.softcpu is None:
             return report | {"instructions": 0, "kvm_steps": 0, "interrupts": 0}
-        return report | self.assist.counters()._asdict()
+        return report | self.softcpu.counters()._asdict()
 
     def type(self, data: bytes) -> None:
         """Type into the serial port."""
@@ -408,12 +408,12 @@ class Machine:
         self._finish(Reason.STOPPED, "stopped")
 
     def _execute(self, index: int) -> None:
-        run = lib.vmm_vcpu_run if self.assist is None else self.assist.run
+        run = lib.vmm_vcpu_run if self.softcpu is None else self.softcpu.run
         if run(self._core_vcpus[index]) != lib.VCPU_STOPPED:
             from vmm.run import failure  # noqa: PLC0415  # most guests end well
 
             vcpu, end = self.vcpus[index], self._core_vcpus[index].end
-            self._finish(*failure.describe(vcpu, end, self.memory, software_cpu=self.assist is not None))
+            self._finish(*failure.describe(vcpu, end, self.memory, software_cpu=self.softcpu is not None))
         self.platform.debugcon.flush()
 
     def _finish(self, reason: Reason, message: str, details: str = "") -> None:

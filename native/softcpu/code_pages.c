@@ -13,10 +13,10 @@
 
 #define WORD_BITS (8 * sizeof(unsigned long))
 
-static struct host_range *host_range_of(struct assist *assist, uintptr_t hva)
+static struct host_range *host_range_of(struct softcpu *softcpu, uintptr_t hva)
 {
-    for (uint32_t i = 0; i < assist->host_count; i++) {
-        struct host_range *range = &assist->hosts[i];
+    for (uint32_t i = 0; i < softcpu->host_count; i++) {
+        struct host_range *range = &softcpu->hosts[i];
 
         if (hva - range->start < range->size) {
             return range;
@@ -32,21 +32,21 @@ static void forget_range(struct host_range *range)
 }
 
 /* A range that no region uses any more makes room; its code was dropped with the region. */
-static struct host_range *free_range(struct assist *assist)
+static struct host_range *free_range(struct softcpu *softcpu)
 {
-    for (uint32_t i = 0; i < assist->host_count; i++) {
-        struct host_range *range = &assist->hosts[i];
+    for (uint32_t i = 0; i < softcpu->host_count; i++) {
+        struct host_range *range = &softcpu->hosts[i];
         bool used = false;
 
-        for (uint32_t r = 0; r < assist->region_count; r++) {
-            used |= assist->regions[r].host == range;
+        for (uint32_t r = 0; r < softcpu->region_count; r++) {
+            used |= softcpu->regions[r].host == range;
         }
         if (!used) {
             forget_range(range);
             return range;
         }
     }
-    return assist->host_count < HOST_RANGES ? &assist->hosts[assist->host_count++] : NULL;
+    return softcpu->host_count < HOST_RANGES ? &softcpu->hosts[softcpu->host_count++] : NULL;
 }
 
 bool code_pages_has(const struct host_range *range, uintptr_t hva)
@@ -68,16 +68,16 @@ static void mark_page(struct host_range *range, uintptr_t hva, bool code)
     }
 }
 
-static void absorb(struct assist *assist, struct host_range *into, struct host_range *from)
+static void absorb(struct softcpu *softcpu, struct host_range *into, struct host_range *from)
 {
     for (uintptr_t page = from->start; page < from->start + from->size; page += CODE_PAGE_BYTES) {
         if (code_pages_has(from, page)) {
             mark_page(into, page, true);
         }
     }
-    for (uint32_t i = 0; i < assist->region_count; i++) {
-        if (assist->regions[i].host == from) {
-            assist->regions[i].host = into;
+    for (uint32_t i = 0; i < softcpu->region_count; i++) {
+        if (softcpu->regions[i].host == from) {
+            softcpu->regions[i].host = into;
         }
     }
     forget_range(from);
@@ -88,9 +88,9 @@ static void absorb(struct assist *assist, struct host_range *into, struct host_r
  * regions show it: ranges that overlap the new one (a chipset that shows more
  * and more of the same RAM) become part of it.
  */
-struct host_range *code_pages_range(struct assist *assist, uintptr_t hva, uintptr_t size)
+struct host_range *code_pages_range(struct softcpu *softcpu, uintptr_t hva, uintptr_t size)
 {
-    struct host_range *range = host_range_of(assist, hva);
+    struct host_range *range = host_range_of(softcpu, hva);
     uintptr_t start = hva & ~(CODE_PAGE_BYTES - 1);
     uintptr_t end = hva + size;
     unsigned long *code_pages;
@@ -98,12 +98,12 @@ struct host_range *code_pages_range(struct assist *assist, uintptr_t hva, uintpt
     if (range != NULL && hva - range->start + size <= range->size) {
         return range;
     }
-    range = free_range(assist);
+    range = free_range(softcpu);
     if (range == NULL) {
         return NULL;
     }
-    for (uint32_t i = 0; i < assist->host_count; i++) {
-        const struct host_range *other = &assist->hosts[i];
+    for (uint32_t i = 0; i < softcpu->host_count; i++) {
+        const struct host_range *other = &softcpu->hosts[i];
 
         if (other->start < hva + size && hva < other->start + other->size) {
             start = other->start < start ? other->start : start;
@@ -115,11 +115,11 @@ struct host_range *code_pages_range(struct assist *assist, uintptr_t hva, uintpt
         return NULL;
     }
     *range = (struct host_range){.start = start, .size = end - start, .code_pages = code_pages};
-    for (uint32_t i = 0; i < assist->host_count; i++) {
-        struct host_range *other = &assist->hosts[i];
+    for (uint32_t i = 0; i < softcpu->host_count; i++) {
+        struct host_range *other = &softcpu->hosts[i];
 
         if (other != range && other->start < end && start < other->start + other->size) {
-            absorb(assist, range, other);
+            absorb(softcpu, range, other);
         }
     }
     return range;
@@ -127,14 +127,14 @@ struct host_range *code_pages_range(struct assist *assist, uintptr_t hva, uintpt
 
 void WRAP(tlb_protect_code)(struct uc_struct *uc, ram_addr_t page)
 {
-    struct assist *assist = ((struct assist_vcpu *)uc->cpu)->assist;
-    struct host_range *range = host_range_of(assist, page);
+    struct softcpu *softcpu = ((struct softcpu_vcpu *)uc->cpu)->softcpu;
+    struct host_range *range = host_range_of(softcpu, page);
 
     if (range == NULL || code_pages_has(range, page)) {
         return;
     }
     mark_page(range, page, true);
-    assist->code_generation++;
+    softcpu->code_generation++;
     tlb_reset_dirty(uc->cpu, page & ~(CODE_PAGE_BYTES - 1), CODE_PAGE_BYTES);
 }
 
@@ -150,8 +150,8 @@ static void make_dirty(CPUTLBEntry *entry, uintptr_t page)
 
 void WRAP(tlb_unprotect_code)(struct uc_struct *uc, ram_addr_t address)
 {
-    struct assist_vcpu *vcpu = (struct assist_vcpu *)uc->cpu;
-    struct host_range *range = host_range_of(vcpu->assist, address);
+    struct softcpu_vcpu *vcpu = (struct softcpu_vcpu *)uc->cpu;
+    struct host_range *range = host_range_of(vcpu->softcpu, address);
     uintptr_t page = address & ~(CODE_PAGE_BYTES - 1);
 
     if (range == NULL) {
@@ -178,9 +178,9 @@ ram_addr_t WRAP(qemu_ram_addr_from_host)(struct uc_struct *uc, void *host)
     return (uintptr_t)host;
 }
 
-void code_pages_free(struct assist *assist)
+void code_pages_free(struct softcpu *softcpu)
 {
-    for (uint32_t i = 0; i < assist->host_count; i++) {
-        free(assist->hosts[i].code_pages);
+    for (uint32_t i = 0; i < softcpu->host_count; i++) {
+        free(softcpu->hosts[i].code_pages);
     }
 }

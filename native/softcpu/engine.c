@@ -16,14 +16,14 @@
 bool tlb_fill_noting_access(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe,
                             uintptr_t return_address);
 
-void engine_ask_to_leave(struct assist_vcpu *vcpu)
+void engine_ask_to_leave(struct softcpu_vcpu *vcpu)
 {
     __atomic_store_n(&CPU(&vcpu->cpu)->exit_request, true, __ATOMIC_RELAXED);
     /* A block looks at this word first; cpu_exec then finds exit_request. */
     __atomic_store_n(&vcpu->cpu.neg.icount_decr.u16.high, (uint16_t)-1, __ATOMIC_RELEASE);
 }
 
-void QEMU_NORETURN engine_leave(struct assist_vcpu *vcpu, int reason)
+void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason)
 {
     CPUState *cs = CPU(&vcpu->cpu);
 
@@ -54,7 +54,7 @@ static bool leave_for_interrupt(CPUState *cs, int request)
 
     if ((request & CPU_INTERRUPT_HARD) && (env->eflags & IF_MASK) && !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
         cs->interrupt_request &= ~CPU_INTERRUPT_HARD;
-        engine_leave((struct assist_vcpu *)cs, LEAVE_WINDOW);
+        engine_leave((struct softcpu_vcpu *)cs, LEAVE_WINDOW);
     }
     return false;
 }
@@ -62,7 +62,7 @@ static bool leave_for_interrupt(CPUState *cs, int request)
 static MemoryRegion *any_region(struct uc_struct *uc, hwaddr gpa)
 {
     (void)gpa;
-    return &((struct assist_vcpu *)uc->cpu)->assist->any_region;
+    return &((struct softcpu_vcpu *)uc->cpu)->softcpu->any_region;
 }
 
 static bool never_called(struct uc_struct *uc, uc_mem_type type, uint64_t address, int size, int64_t value, void *user)
@@ -103,32 +103,32 @@ static struct uc_struct *open_engine(uc_hook *hook)
     return uc;
 }
 
-struct assist *assist_new(struct vmm_vm *vm, const struct vmm_core *core)
+struct softcpu *softcpu_new(struct vmm_vm *vm, const struct vmm_core *core)
 {
-    struct assist *assist = calloc(1, sizeof(*assist));
+    struct softcpu *softcpu = calloc(1, sizeof(*softcpu));
 
-    if (assist == NULL) {
+    if (softcpu == NULL) {
         return NULL;
     }
-    assist->vm = vm;
-    assist->core = core;
-    assist->any_region.perms = UC_PROT_ALL;
-    assist->any_region.ram = true;
-    assist->io_section.mr = &assist->any_region;
-    assist->uc = open_engine(&assist->hook);
-    if (assist->uc == NULL) {
-        free(assist);
+    softcpu->vm = vm;
+    softcpu->core = core;
+    softcpu->any_region.perms = UC_PROT_ALL;
+    softcpu->any_region.ram = true;
+    softcpu->io_section.mr = &softcpu->any_region;
+    softcpu->uc = open_engine(&softcpu->hook);
+    if (softcpu->uc == NULL) {
+        free(softcpu);
         return NULL;
     }
-    pthread_mutex_init(&assist->map_mutex, NULL);
-    if (lock_init(assist) != 0) {
-        pthread_mutex_destroy(&assist->map_mutex);
-        uc_close(assist->uc);
-        free(assist);
+    pthread_mutex_init(&softcpu->map_mutex, NULL);
+    if (lock_init(softcpu) != 0) {
+        pthread_mutex_destroy(&softcpu->map_mutex);
+        uc_close(softcpu->uc);
+        free(softcpu);
         return NULL;
     }
-    memory_attach(assist);
-    return assist;
+    memory_attach(softcpu);
+    return softcpu;
 }
 
 static void free_tlb(X86CPU *cpu)
@@ -139,26 +139,26 @@ static void free_tlb(X86CPU *cpu)
     }
 }
 
-void assist_free(struct assist *assist)
+void softcpu_free(struct softcpu *softcpu)
 {
-    lock_destroy(assist);
-    memory_detach(assist);
-    for (uint32_t i = 0; i < assist->vcpu_count; i++) {
-        engine_free_vcpu(assist->vcpus[i]);
+    lock_destroy(softcpu);
+    memory_detach(softcpu);
+    for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
+        engine_free_vcpu(softcpu->vcpus[i]);
     }
     /* Unicorn frees its own first CPU. */
-    if (assist->template_cpu != NULL) {
-        assist->uc->cpu = assist->template_cpu;
+    if (softcpu->template_cpu != NULL) {
+        softcpu->uc->cpu = softcpu->template_cpu;
     }
-    uc_close(assist->uc);
-    pthread_mutex_destroy(&assist->map_mutex);
-    free(assist);
+    uc_close(softcpu->uc);
+    pthread_mutex_destroy(&softcpu->map_mutex);
+    free(softcpu);
 }
 
-const struct assist_cpuid_leaf *engine_cpuid(const struct assist_vcpu *vcpu, uint32_t function, uint32_t subleaf)
+const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, uint32_t function, uint32_t subleaf)
 {
     for (uint32_t i = 0; i < vcpu->cpuid_count; i++) {
-        const struct assist_cpuid_leaf *leaf = &vcpu->cpuid[i];
+        const struct softcpu_cpuid_leaf *leaf = &vcpu->cpuid[i];
 
         if (leaf->function == function && (!leaf->indexed || leaf->subleaf == subleaf)) {
             return leaf;
@@ -168,10 +168,10 @@ const struct assist_cpuid_leaf *engine_cpuid(const struct assist_vcpu *vcpu, uin
 }
 
 /* The engine refuses instructions of features that the guest's CPUID does not offer. */
-static void take_features(struct assist_vcpu *vcpu)
+static void take_features(struct softcpu_vcpu *vcpu)
 {
-    static const struct assist_cpuid_leaf none;
-    const struct assist_cpuid_leaf *leaf;
+    static const struct softcpu_cpuid_leaf none;
+    const struct softcpu_cpuid_leaf *leaf;
     CPUX86State *env = &vcpu->cpu.env;
     /* What needs XSAVE's extended state has no place in the engine. */
     const uint32_t never = CPUID_EXT_XSAVE | CPUID_EXT_OSXSAVE | CPUID_EXT_AVX | CPUID_EXT_MONITOR | CPUID_EXT_VMX;
@@ -198,7 +198,7 @@ static void take_features(struct assist_vcpu *vcpu)
     vcpu->physical_bits = leaf == NULL ? 36 : leaf->eax & 0xff;
 }
 
-static int take_cpuid(struct assist_vcpu *vcpu, const struct assist_cpuid_leaf *leaves, uint32_t count)
+static int take_cpuid(struct softcpu_vcpu *vcpu, const struct softcpu_cpuid_leaf *leaves, uint32_t count)
 {
     vcpu->cpuid = calloc(count + 1, sizeof(*leaves));
     if (vcpu->cpuid == NULL) {
@@ -210,24 +210,24 @@ static int take_cpuid(struct assist_vcpu *vcpu, const struct assist_cpuid_leaf *
 }
 
 /* All vCPUs count from one origin, and the engine counts as KVM does. */
-static int share_tsc(struct assist_vcpu *vcpu)
+static int share_tsc(struct softcpu_vcpu *vcpu)
 {
-    const struct assist *assist = vcpu->assist;
+    const struct softcpu *softcpu = vcpu->softcpu;
     struct kvm_device_attr attribute = {
         .group = KVM_VCPU_TSC_CTRL,
         .attr = KVM_VCPU_TSC_OFFSET,
         .addr = (uintptr_t)&vcpu->tsc_offset,
     };
 
-    if (assist->vcpu_count == 0) {
+    if (softcpu->vcpu_count == 0) {
         return ioctl(vcpu->core->fd, KVM_GET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
     }
-    vcpu->tsc_offset = assist->vcpus[0]->tsc_offset;
+    vcpu->tsc_offset = softcpu->vcpus[0]->tsc_offset;
     return ioctl(vcpu->core->fd, KVM_SET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
 }
 
 /* A CPU structure like the engine's first one, but with its own TLB. */
-static void clone_cpu(struct assist_vcpu *vcpu, const X86CPU *template)
+static void clone_cpu(struct softcpu_vcpu *vcpu, const X86CPU *template)
 {
     CPUState *cs = CPU(&vcpu->cpu);
 
@@ -249,25 +249,25 @@ static void clone_cpu(struct assist_vcpu *vcpu, const X86CPU *template)
     cpu_tb_jmp_cache_clear(cs);
 }
 
-struct assist_vcpu *engine_new_vcpu(struct assist *assist, struct vmm_vcpu *core)
+struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core)
 {
-    struct assist_vcpu *vcpu = aligned_alloc(64, ROUND_UP(sizeof(*vcpu), 64));
+    struct softcpu_vcpu *vcpu = aligned_alloc(64, ROUND_UP(sizeof(*vcpu), 64));
 
     if (vcpu == NULL) {
         return NULL;
     }
     memset((void *)vcpu, 0, sizeof(*vcpu));
-    vcpu->assist = assist;
+    vcpu->softcpu = softcpu;
     vcpu->core = core;
-    if (assist->template_cpu == NULL) {
-        assist->template_cpu = assist->uc->cpu;
+    if (softcpu->template_cpu == NULL) {
+        softcpu->template_cpu = softcpu->uc->cpu;
     }
-    clone_cpu(vcpu, (const X86CPU *)assist->template_cpu);
+    clone_cpu(vcpu, (const X86CPU *)softcpu->template_cpu);
     pthread_cond_init(&vcpu->turn, NULL);
     return vcpu;
 }
 
-void engine_free_vcpu(struct assist_vcpu *vcpu)
+void engine_free_vcpu(struct softcpu_vcpu *vcpu)
 {
     pthread_cond_destroy(&vcpu->turn);
     free_tlb(&vcpu->cpu);
@@ -275,16 +275,16 @@ void engine_free_vcpu(struct assist_vcpu *vcpu)
     free(vcpu);
 }
 
-int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct assist_cpuid_leaf *leaves,
+int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core, const struct softcpu_cpuid_leaf *leaves,
                     uint32_t count)
 {
-    struct assist_vcpu *vcpu;
+    struct softcpu_vcpu *vcpu;
     int error;
 
-    if (assist->vcpu_count == ASSIST_MAX_VCPUS) {
+    if (softcpu->vcpu_count == SOFTCPU_MAX_VCPUS) {
         return -ENOSPC;
     }
-    vcpu = engine_new_vcpu(assist, core);
+    vcpu = engine_new_vcpu(softcpu, core);
     if (vcpu == NULL) {
         return -ENOMEM;
     }
@@ -299,37 +299,37 @@ int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *core, const struct a
     take_features(vcpu);
     core->engine = vcpu;
     core->engine_rip = engine_io_rip;
-    assist->vcpus[assist->vcpu_count++] = vcpu;
+    softcpu->vcpus[softcpu->vcpu_count++] = vcpu;
     return 0;
 }
 
-static void take_engine(struct assist_vcpu *vcpu)
+static void take_engine(struct softcpu_vcpu *vcpu)
 {
-    struct assist *assist = vcpu->assist;
+    struct softcpu *softcpu = vcpu->softcpu;
     CPUState *cs = CPU(&vcpu->cpu);
 
-    assist->uc->cpu = cs;
-    if (assist->last_owner != vcpu) {
-        assist->last_owner = vcpu;
-        assist->swaps++;
-        assist->uc->last_tb = NULL;
+    softcpu->uc->cpu = cs;
+    if (softcpu->last_owner != vcpu) {
+        softcpu->last_owner = vcpu;
+        softcpu->swaps++;
+        softcpu->uc->last_tb = NULL;
     }
-    if (memory_has_work(assist)) {
-        memory_apply_work(assist);
+    if (memory_has_work(softcpu)) {
+        memory_apply_work(softcpu);
     }
-    if (vcpu->flush_tlb || vcpu->code_generation != assist->code_generation) {
+    if (vcpu->flush_tlb || vcpu->code_generation != softcpu->code_generation) {
         vcpu->flush_tlb = false;
         tlb_flush(cs);
     }
-    if (vcpu->tb_flushes != assist->uc->tcg_ctx->tb_ctx.tb_flush_count) {
+    if (vcpu->tb_flushes != softcpu->uc->tcg_ctx->tb_ctx.tb_flush_count) {
         cpu_tb_jmp_cache_clear(cs);
     }
 }
 
-int engine_execute(struct assist_vcpu *vcpu)
+int engine_execute(struct softcpu_vcpu *vcpu)
 {
-    struct assist *assist = vcpu->assist;
-    struct uc_struct *uc = assist->uc;
+    struct softcpu *softcpu = vcpu->softcpu;
+    struct uc_struct *uc = softcpu->uc;
     CPUState *cs = CPU(&vcpu->cpu);
     int reason;
 
@@ -342,7 +342,7 @@ int engine_execute(struct assist_vcpu *vcpu)
     cs->exception_index = -1;
     cs->mem_io_pc = 0;
     reason = cpu_exec(uc, cs);
-    vcpu->code_generation = assist->code_generation;
+    vcpu->code_generation = softcpu->code_generation;
     vcpu->tb_flushes = uc->tcg_ctx->tb_ctx.tb_flush_count;
     if (vcpu->shutdown) {
         return LEAVE_SHUTDOWN;
@@ -350,15 +350,15 @@ int engine_execute(struct assist_vcpu *vcpu)
     return vcpu->abort ? LEAVE_ABORT : reason;
 }
 
-void assist_read_counters(const struct assist *assist, struct assist_counters *counters)
+void softcpu_read_counters(const struct softcpu *softcpu, struct softcpu_counters *counters)
 {
-    *counters = (struct assist_counters){
-        .swaps = assist->swaps,
-        .invalidations = assist->invalidations,
-        .translations_flushed = assist->uc->tcg_ctx->tb_ctx.tb_flush_count,
+    *counters = (struct softcpu_counters){
+        .swaps = softcpu->swaps,
+        .invalidations = softcpu->invalidations,
+        .translations_flushed = softcpu->uc->tcg_ctx->tb_ctx.tb_flush_count,
     };
-    for (uint32_t i = 0; i < assist->vcpu_count; i++) {
-        const struct assist_vcpu *vcpu = assist->vcpus[i];
+    for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
+        const struct softcpu_vcpu *vcpu = softcpu->vcpus[i];
 
         counters->instructions += vcpu->cpu.parent_obj.random_seed;
         counters->kvm_steps += vcpu->kvm_steps;

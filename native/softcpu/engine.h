@@ -3,14 +3,14 @@
  * Inside the software CPU. Unicorn's internal headers are visible here, with
  * its names ending in _x86_64 by way of x86_64.h, which the build force-includes.
  *
- * Locks, outermost first: assist->lock (who may execute) is held by the vCPU
+ * Locks, outermost first: softcpu->lock (who may execute) is held by the vCPU
  * that runs translated code; the core's io_lock is taken below it by device
- * accesses; assist->map_mutex is a leaf. A thread in the core's memory hooks
- * holds io_lock and takes map_mutex only, never assist->lock: it leaves work
+ * accesses; softcpu->map_mutex is a leaf. A thread in the core's memory hooks
+ * holds io_lock and takes map_mutex only, never softcpu->lock: it leaves work
  * for the owner behind instead.
  */
-#ifndef VMM_ASSIST_ENGINE_H
-#define VMM_ASSIST_ENGINE_H
+#ifndef VMM_SOFTCPU_ENGINE_H
+#define VMM_SOFTCPU_ENGINE_H
 
 /* clang-format off */
 #include "qemu/osdep.h"
@@ -84,11 +84,11 @@ struct pending_write {
     uintptr_t length;
 };
 
-struct assist_vcpu {
+struct softcpu_vcpu {
     X86CPU cpu; /* first: the engine hands out pointers to it */
-    struct assist *assist;
+    struct softcpu *softcpu;
     struct vmm_vcpu *core;
-    struct assist_cpuid_leaf *cpuid;
+    struct softcpu_cpuid_leaf *cpuid;
     uint32_t cpuid_count;
     uint32_t physical_bits; /* of a guest physical address, as CPUID says */
 
@@ -117,7 +117,7 @@ struct assist_vcpu {
     uint32_t tb_flushes;
 
     /* Queue of the lock. */
-    struct assist_vcpu *next_waiting;
+    struct softcpu_vcpu *next_waiting;
     pthread_cond_t turn;
 
     /* Bounded stay in KVM_RUN: the ticker kicks the thread when it is over. */
@@ -131,24 +131,24 @@ struct assist_vcpu {
     uint64_t halts;
 };
 
-#define ASSIST_MAX_VCPUS 256
+#define SOFTCPU_MAX_VCPUS 256
 
-struct assist {
+struct softcpu {
     struct vmm_vm *vm;
     const struct vmm_core *core;
     struct uc_struct *uc;
     uc_hook hook;
     CPUState *template_cpu; /* the engine's first CPU: copied, never run */
     uint32_t vcpu_count;
-    struct assist_vcpu *vcpus[ASSIST_MAX_VCPUS];
+    struct softcpu_vcpu *vcpus[SOFTCPU_MAX_VCPUS];
 
     /* The fair lock: who executes. */
     pthread_mutex_t lock_mutex;
-    struct assist_vcpu *owner;
-    struct assist_vcpu *first_waiting;
-    struct assist_vcpu *last_waiting;
+    struct softcpu_vcpu *owner;
+    struct softcpu_vcpu *first_waiting;
+    struct softcpu_vcpu *last_waiting;
     uint32_t waiting; /* atomic */
-    struct assist_vcpu *last_owner;
+    struct softcpu_vcpu *last_owner;
 
     pthread_t ticker;
     pthread_cond_t ticker_wake;
@@ -178,82 +178,82 @@ struct assist {
     uint64_t invalidations;
 };
 
-static inline struct assist_vcpu *owner_of(CPUX86State *env)
+static inline struct softcpu_vcpu *owner_of(CPUX86State *env)
 {
-    return (struct assist_vcpu *)env_archcpu(env);
+    return (struct softcpu_vcpu *)env_archcpu(env);
 }
 
 /* engine.c */
-struct assist_vcpu *engine_new_vcpu(struct assist *assist, struct vmm_vcpu *core);
-void engine_free_vcpu(struct assist_vcpu *vcpu);
+struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core);
+void engine_free_vcpu(struct softcpu_vcpu *vcpu);
 /* Make a vCPU leave translated code at the start of the next block; from any thread. */
-void engine_ask_to_leave(struct assist_vcpu *vcpu);
+void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
 /* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */
-int engine_execute(struct assist_vcpu *vcpu);
-void QEMU_NORETURN engine_leave(struct assist_vcpu *vcpu, int reason);
+int engine_execute(struct softcpu_vcpu *vcpu);
+void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason);
 
 /* lock.c */
-int lock_init(struct assist *assist);
-void lock_destroy(struct assist *assist);
-void lock_acquire(struct assist_vcpu *vcpu);
-void lock_release(struct assist_vcpu *vcpu);
+int lock_init(struct softcpu *softcpu);
+void lock_destroy(struct softcpu *softcpu);
+void lock_acquire(struct softcpu_vcpu *vcpu);
+void lock_release(struct softcpu_vcpu *vcpu);
 /* Let the others run first, if any wait. */
-void lock_yield(struct assist_vcpu *vcpu);
+void lock_yield(struct softcpu_vcpu *vcpu);
 /* KVM_RUN that returns with EINTR after about this many ticks; 0: unbounded. */
-int bounded_kvm_run(struct assist_vcpu *vcpu, uint32_t ticks);
+int bounded_kvm_run(struct softcpu_vcpu *vcpu, uint32_t ticks);
 
 /* helpers.c */
 /* RIP of the port access that is being served, for the core's access log. */
 uint64_t engine_io_rip(struct vmm_vcpu *core);
 
 /* memory.c */
-void memory_attach(struct assist *assist);
-void memory_detach(struct assist *assist);
-void memory_apply_work(struct assist *assist);
-static inline bool memory_has_work(const struct assist *assist)
+void memory_attach(struct softcpu *softcpu);
+void memory_detach(struct softcpu *softcpu);
+void memory_apply_work(struct softcpu *softcpu);
+static inline bool memory_has_work(const struct softcpu *softcpu)
 {
-    return __atomic_load_n(&assist->map_work, __ATOMIC_ACQUIRE);
+    return __atomic_load_n(&softcpu->map_work, __ATOMIC_ACQUIRE);
 }
 /* After a device access on the owner's thread: what it changed takes effect before the next instruction's access. */
-void memory_after_device(struct assist_vcpu *vcpu);
+void memory_after_device(struct softcpu_vcpu *vcpu);
 /* All translations go before the next block; from the owner's thread. */
-void memory_drop_all_code(struct assist *assist);
-struct engine_region *memory_find(struct assist *assist, uint64_t gpa);
+void memory_drop_all_code(struct softcpu *softcpu);
+struct engine_region *memory_find(struct softcpu *softcpu, uint64_t gpa);
 
 /* code_pages.c */
 #define CODE_PAGE_BITS 12
 #define CODE_PAGE_BYTES (1ul << CODE_PAGE_BITS)
 /* The range that holds [hva, hva + size), new or not; NULL: no memory, or no room. Needs map_mutex. */
-struct host_range *code_pages_range(struct assist *assist, uintptr_t hva, uintptr_t size);
+struct host_range *code_pages_range(struct softcpu *softcpu, uintptr_t hva, uintptr_t size);
 bool code_pages_has(const struct host_range *range, uintptr_t hva);
-void code_pages_free(struct assist *assist);
+void code_pages_free(struct softcpu *softcpu);
 
 /* The guest's CPUID leaf, or NULL. */
-const struct assist_cpuid_leaf *engine_cpuid(const struct assist_vcpu *vcpu, uint32_t function, uint32_t subleaf);
+const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, uint32_t function, uint32_t subleaf);
 
 /* state.c */
-int state_load(struct assist_vcpu *vcpu);
-int state_store(struct assist_vcpu *vcpu);
+int state_load(struct softcpu_vcpu *vcpu);
+int state_store(struct softcpu_vcpu *vcpu);
 /* Also FPU, MSRs, debug registers: when the vCPU changes hands for longer than a step. */
-int state_load_all(struct assist_vcpu *vcpu);
-int state_store_all(struct assist_vcpu *vcpu);
+int state_load_all(struct softcpu_vcpu *vcpu);
+int state_store_all(struct softcpu_vcpu *vcpu);
 
 /* msr.c */
-bool msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value);
-bool msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value);
-bool kvm_msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value);
-bool kvm_msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value);
+bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
+bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
+bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
+bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 
 /* interrupts.c */
 /* What a look at KVM found. */
 enum found { FOUND_NOTHING, FOUND_INTERRUPT, FOUND_NMI, FOUND_RESET, FOUND_ERROR };
-enum found interrupts_look(struct assist_vcpu *vcpu);
+enum found interrupts_look(struct softcpu_vcpu *vcpu);
 /* Read the LAPIC timer's state after KVM executed something that may have changed it. */
-void interrupts_note_timer(struct assist_vcpu *vcpu);
+void interrupts_note_timer(struct softcpu_vcpu *vcpu);
 /* After KVM_RUN: a timer that was due has been seen to. */
-void interrupts_after_delivery(struct assist_vcpu *vcpu);
+void interrupts_after_delivery(struct softcpu_vcpu *vcpu);
 /* After a LAPIC access: any other vCPU may have got an interrupt, INIT or SIPI. */
-void interrupts_wake_others(struct assist_vcpu *vcpu);
-uint64_t guest_tsc(const struct assist_vcpu *vcpu);
+void interrupts_wake_others(struct softcpu_vcpu *vcpu);
+uint64_t guest_tsc(const struct softcpu_vcpu *vcpu);
 
 #endif

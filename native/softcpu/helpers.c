@@ -15,7 +15,7 @@ static bool port_belongs_to_kvm(uint32_t port)
            port == 0x61 || port == 0x4d0 || port == 0x4d1;
 }
 
-static void QEMU_NORETURN leave_before(struct assist_vcpu *vcpu, int reason, uintptr_t return_address)
+static void QEMU_NORETURN leave_before(struct softcpu_vcpu *vcpu, int reason, uintptr_t return_address)
 {
     cpu_restore_state(CPU(&vcpu->cpu), return_address, true);
     engine_leave(vcpu, reason);
@@ -70,7 +70,7 @@ static uint32_t out_length(CPUX86State *env)
 
 uint64_t engine_io_rip(struct vmm_vcpu *core)
 {
-    struct assist_vcpu *vcpu = core->engine;
+    struct softcpu_vcpu *vcpu = core->engine;
 
     if (vcpu->io_return != 0) {
         cpu_restore_state(CPU(&vcpu->cpu), vcpu->io_return, true);
@@ -80,7 +80,7 @@ uint64_t engine_io_rip(struct vmm_vcpu *core)
 
 static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
 {
-    struct assist_vcpu *vcpu = owner_of(env);
+    struct softcpu_vcpu *vcpu = owner_of(env);
     uint32_t length;
 
     port &= 0xffff;
@@ -89,9 +89,9 @@ static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t 
         leave_before(vcpu, LEAVE_STEP, return_address);
     }
     vcpu->io_return = return_address;
-    vcpu->assist->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, true);
+    vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, true);
     vcpu->io_return = 0;
-    if (!memory_has_work(vcpu->assist)) {
+    if (!memory_has_work(vcpu->softcpu)) {
         return;
     }
     /* The device moved memory or stored over code: end this block here, its next instruction may be gone. */
@@ -109,7 +109,7 @@ static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t 
 
 static uint32_t port_read(CPUX86State *env, uint32_t port, uint32_t size, uintptr_t return_address)
 {
-    struct assist_vcpu *vcpu = owner_of(env);
+    struct softcpu_vcpu *vcpu = owner_of(env);
     uint32_t value = 0;
 
     port &= 0xffff;
@@ -118,7 +118,7 @@ static uint32_t port_read(CPUX86State *env, uint32_t port, uint32_t size, uintpt
         leave_before(vcpu, LEAVE_STEP, return_address);
     }
     vcpu->io_return = return_address;
-    vcpu->assist->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, false);
+    vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, false);
     vcpu->io_return = 0;
     memory_after_device(vcpu);
     return value;
@@ -198,7 +198,7 @@ void WRAP(helper_rdtscp)(CPUX86State *env)
 
 void WRAP(helper_cpuid)(CPUX86State *env)
 {
-    const struct assist_cpuid_leaf *leaf =
+    const struct softcpu_cpuid_leaf *leaf =
         engine_cpuid(owner_of(env), (uint32_t)env->regs[R_EAX], (uint32_t)env->regs[R_ECX]);
 
     env->regs[R_EAX] = leaf == NULL ? 0 : leaf->eax;
@@ -294,7 +294,7 @@ void WRAP(helper_set_dr)(CPUX86State *env, int reg, target_ulong value)
 
     REAL(helper_set_dr)(env, reg, value);
     if (armed || (env->dr[7] & 0xff) != 0) {
-        memory_drop_all_code(owner_of(env)->assist);
+        memory_drop_all_code(owner_of(env)->softcpu);
     }
 }
 
@@ -368,13 +368,13 @@ void WRAP(raise_exception_err)(CPUX86State *env, int vector, int error_code)
 /* A fault while a double fault is delivered. */
 void WRAP(qemu_system_reset_request)(struct uc_struct *uc)
 {
-    ((struct assist_vcpu *)uc->cpu)->shutdown = true;
+    ((struct softcpu_vcpu *)uc->cpu)->shutdown = true;
 }
 
 /* Unicorn gives up on the process (a TSS that was never loaded, say); the guest alone is to blame. */
 void QEMU_NORETURN WRAP(cpu_abort)(CPUState *cs, const char *format, ...)
 {
     (void)format;
-    ((struct assist_vcpu *)cs)->abort = true;
-    engine_leave((struct assist_vcpu *)cs, LEAVE_ABORT);
+    ((struct softcpu_vcpu *)cs)->abort = true;
+    engine_leave((struct softcpu_vcpu *)cs, LEAVE_ABORT);
 }

@@ -27,7 +27,7 @@
 #define TIMER_PERIODIC 1
 #define DELIVERY_EXTINT 7
 
-uint64_t guest_tsc(const struct assist_vcpu *vcpu)
+uint64_t guest_tsc(const struct softcpu_vcpu *vcpu)
 {
     return __builtin_ia32_rdtsc() + vcpu->tsc_offset;
 }
@@ -66,13 +66,13 @@ static bool lapic_has_interrupt(const struct kvm_lapic_state *lapic)
 }
 
 /* Would the 8259 pair raise its line? The slave's request shows as the master's IR2. */
-static bool pic_has_interrupt(const struct assist *assist)
+static bool pic_has_interrupt(const struct softcpu *softcpu)
 {
     struct kvm_irqchip chip = {.chip_id = KVM_IRQCHIP_PIC_MASTER};
     uint8_t requests;
     uint8_t in_service;
 
-    if (ioctl(assist->vm->fd, KVM_GET_IRQCHIP, &chip) != 0) {
+    if (ioctl(softcpu->vm->fd, KVM_GET_IRQCHIP, &chip) != 0) {
         return false;
     }
     requests = chip.chip.pic.irr & (uint8_t)~chip.chip.pic.imr;
@@ -85,7 +85,7 @@ static bool pic_has_interrupt(const struct assist *assist)
                              chip.chip.pic.priority_add != 0);
 }
 
-static bool takes_pic(const struct assist_vcpu *vcpu, const struct kvm_lapic_state *lapic)
+static bool takes_pic(const struct softcpu_vcpu *vcpu, const struct kvm_lapic_state *lapic)
 {
     uint32_t lint0 = lapic_register(lapic, APIC_LVT_LINT0);
     bool enabled = (vcpu->kvm_sregs.apic_base & (1u << 11)) != 0;
@@ -94,7 +94,7 @@ static bool takes_pic(const struct assist_vcpu *vcpu, const struct kvm_lapic_sta
 }
 
 /* KVM raises a timer's interrupt only in KVM_RUN; before, it shows by the time of day alone. */
-static bool timer_is_due(struct assist_vcpu *vcpu)
+static bool timer_is_due(struct softcpu_vcpu *vcpu)
 {
     if (vcpu->tsc_deadline != 0 && guest_tsc(vcpu) >= vcpu->tsc_deadline) {
         return true;
@@ -106,7 +106,7 @@ static bool timer_is_due(struct assist_vcpu *vcpu)
  * KVM masks further NMIs until it sees an IRET. The engine executes it, and
  * clears HF2_NMI_MASK there: pass that on.
  */
-static bool has_nmi(struct assist_vcpu *vcpu)
+static bool has_nmi(struct softcpu_vcpu *vcpu)
 {
     struct kvm_vcpu_events events;
     bool unmasked = !(vcpu->cpu.env.hflags2 & HF2_NMI_MASK);
@@ -123,7 +123,7 @@ static bool has_nmi(struct assist_vcpu *vcpu)
     return events.nmi.pending && unmasked;
 }
 
-enum found interrupts_look(struct assist_vcpu *vcpu)
+enum found interrupts_look(struct softcpu_vcpu *vcpu)
 {
     struct kvm_mp_state state;
     struct kvm_lapic_state lapic;
@@ -151,10 +151,10 @@ enum found interrupts_look(struct assist_vcpu *vcpu)
     if (lapic_has_interrupt(&lapic)) {
         return FOUND_INTERRUPT;
     }
-    return takes_pic(vcpu, &lapic) && pic_has_interrupt(vcpu->assist) ? FOUND_INTERRUPT : FOUND_NOTHING;
+    return takes_pic(vcpu, &lapic) && pic_has_interrupt(vcpu->softcpu) ? FOUND_INTERRUPT : FOUND_NOTHING;
 }
 
-void interrupts_note_timer(struct assist_vcpu *vcpu)
+void interrupts_note_timer(struct softcpu_vcpu *vcpu)
 {
     struct kvm_lapic_state lapic;
     uint32_t lvt;
@@ -183,7 +183,7 @@ void interrupts_note_timer(struct assist_vcpu *vcpu)
     vcpu->timer_due_ns = monotonic_ns() + ((uint64_t)lapic_register(&lapic, APIC_TIMER_CURRENT) << (shift & 7));
 }
 
-void interrupts_after_delivery(struct assist_vcpu *vcpu)
+void interrupts_after_delivery(struct softcpu_vcpu *vcpu)
 {
     struct kvm_vcpu_events events;
     uint64_t now;
@@ -205,16 +205,16 @@ void interrupts_after_delivery(struct assist_vcpu *vcpu)
     }
 }
 
-void interrupts_wake_others(struct assist_vcpu *vcpu)
+void interrupts_wake_others(struct softcpu_vcpu *vcpu)
 {
-    struct assist *assist = vcpu->assist;
+    struct softcpu *softcpu = vcpu->softcpu;
 
-    for (uint32_t i = 0; i < assist->vcpu_count; i++) {
-        __atomic_store_n(&assist->vcpus[i]->look_at_kvm, true, __ATOMIC_RELAXED);
+    for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
+        __atomic_store_n(&softcpu->vcpus[i]->look_at_kvm, true, __ATOMIC_RELAXED);
     }
-    pthread_mutex_lock(&assist->lock_mutex);
-    if (assist->owner != NULL && assist->owner != vcpu) {
-        engine_ask_to_leave(assist->owner);
+    pthread_mutex_lock(&softcpu->lock_mutex);
+    if (softcpu->owner != NULL && softcpu->owner != vcpu) {
+        engine_ask_to_leave(softcpu->owner);
     }
-    pthread_mutex_unlock(&assist->lock_mutex);
+    pthread_mutex_unlock(&softcpu->lock_mutex);
 }

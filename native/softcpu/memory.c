@@ -9,69 +9,69 @@
  */
 #include "engine.h"
 
-struct engine_region *memory_find(struct assist *assist, uint64_t gpa)
+struct engine_region *memory_find(struct softcpu *softcpu, uint64_t gpa)
 {
-    struct engine_region *region = assist->last_region;
+    struct engine_region *region = softcpu->last_region;
 
     if (region != NULL && gpa >= region->gpa && gpa <= region->last) {
         return region;
     }
-    for (uint32_t i = 0; i < assist->region_count; i++) {
-        region = &assist->regions[i];
+    for (uint32_t i = 0; i < softcpu->region_count; i++) {
+        region = &softcpu->regions[i];
         if (gpa >= region->gpa && gpa <= region->last) {
-            assist->last_region = region;
+            softcpu->last_region = region;
             return region;
         }
     }
     return NULL;
 }
 
-static void leave_work(struct assist *assist)
+static void leave_work(struct softcpu *softcpu)
 {
-    __atomic_store_n(&assist->map_work, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&softcpu->map_work, true, __ATOMIC_RELEASE);
     /* The owner that runs code looks at map_work at its next block; without one, before its first. */
-    pthread_mutex_lock(&assist->lock_mutex);
-    if (assist->owner != NULL) {
-        engine_ask_to_leave(assist->owner);
+    pthread_mutex_lock(&softcpu->lock_mutex);
+    if (softcpu->owner != NULL) {
+        engine_ask_to_leave(softcpu->owner);
     }
-    pthread_mutex_unlock(&assist->lock_mutex);
+    pthread_mutex_unlock(&softcpu->lock_mutex);
 }
 
 static void on_changed(void *opaque, uint64_t gpa, uint64_t size)
 {
-    struct assist *assist = opaque;
-    const struct guest_memory *memory = &assist->vm->memory;
+    struct softcpu *softcpu = opaque;
+    const struct guest_memory *memory = &softcpu->vm->memory;
 
     (void)gpa;
     (void)size;
-    pthread_mutex_lock(&assist->map_mutex);
-    memcpy(assist->table, memory->regions, memory->count * sizeof(assist->table[0]));
-    assist->table_count = memory->count;
-    assist->table_stale = true;
-    pthread_mutex_unlock(&assist->map_mutex);
-    leave_work(assist);
+    pthread_mutex_lock(&softcpu->map_mutex);
+    memcpy(softcpu->table, memory->regions, memory->count * sizeof(softcpu->table[0]));
+    softcpu->table_count = memory->count;
+    softcpu->table_stale = true;
+    pthread_mutex_unlock(&softcpu->map_mutex);
+    leave_work(softcpu);
 }
 
-void memory_drop_all_code(struct assist *assist)
+void memory_drop_all_code(struct softcpu *softcpu)
 {
-    pthread_mutex_lock(&assist->map_mutex);
-    assist->pending_count = PENDING_WRITES + 1;
-    pthread_mutex_unlock(&assist->map_mutex);
-    leave_work(assist);
+    pthread_mutex_lock(&softcpu->map_mutex);
+    softcpu->pending_count = PENDING_WRITES + 1;
+    pthread_mutex_unlock(&softcpu->map_mutex);
+    leave_work(softcpu);
 }
 
 /* Note [gpa, gpa + length) for invalidation if code was translated from one of its pages. */
-static bool note_write(struct assist *assist, const struct engine_region *region, uint64_t gpa, uint64_t length)
+static bool note_write(struct softcpu *softcpu, const struct engine_region *region, uint64_t gpa, uint64_t length)
 {
     uintptr_t hva = (uintptr_t)region->hva + (gpa - region->gpa);
 
     for (uintptr_t page = hva & ~(CODE_PAGE_BYTES - 1); page < hva + length; page += CODE_PAGE_BYTES) {
         if (code_pages_has(region->host, page)) {
-            if (assist->pending_count < PENDING_WRITES) {
-                assist->pending[assist->pending_count] = (struct pending_write){.hva = hva, .length = length};
+            if (softcpu->pending_count < PENDING_WRITES) {
+                softcpu->pending[softcpu->pending_count] = (struct pending_write){.hva = hva, .length = length};
             }
-            if (assist->pending_count <= PENDING_WRITES) {
-                assist->pending_count++;
+            if (softcpu->pending_count <= PENDING_WRITES) {
+                softcpu->pending_count++;
             }
             return true;
         }
@@ -81,33 +81,33 @@ static bool note_write(struct assist *assist, const struct engine_region *region
 
 static void on_written(void *opaque, uint64_t gpa, uint64_t length)
 {
-    struct assist *assist = opaque;
+    struct softcpu *softcpu = opaque;
     uint64_t last = gpa + (length - 1);
     bool noted = false;
 
-    pthread_mutex_lock(&assist->map_mutex);
-    for (uint32_t i = 0; i < assist->region_count; i++) {
-        const struct engine_region *region = &assist->regions[i];
+    pthread_mutex_lock(&softcpu->map_mutex);
+    for (uint32_t i = 0; i < softcpu->region_count; i++) {
+        const struct engine_region *region = &softcpu->regions[i];
         uint64_t from = gpa > region->gpa ? gpa : region->gpa;
         uint64_t to = last < region->last ? last : region->last;
 
         if (from <= to && region->present) {
-            noted |= note_write(assist, region, from, to - from + 1);
+            noted |= note_write(softcpu, region, from, to - from + 1);
         }
     }
-    pthread_mutex_unlock(&assist->map_mutex);
+    pthread_mutex_unlock(&softcpu->map_mutex);
     if (noted) {
-        leave_work(assist);
+        leave_work(softcpu);
     }
 }
 
-static void flush_all_tlbs(struct assist *assist)
+static void flush_all_tlbs(struct softcpu *softcpu)
 {
-    for (uint32_t i = 0; i < assist->vcpu_count; i++) {
-        assist->vcpus[i]->flush_tlb = true;
+    for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
+        softcpu->vcpus[i]->flush_tlb = true;
     }
-    for (uint32_t i = 0; i < assist->region_count; i++) {
-        assist->regions[i].fetched = false;
+    for (uint32_t i = 0; i < softcpu->region_count; i++) {
+        softcpu->regions[i].fetched = false;
     }
 }
 
@@ -117,20 +117,20 @@ static bool same_place(const struct engine_region *ours, const struct guest_regi
            ours->read_only == ((theirs->flags & GUEST_REGION_READ_ONLY) != 0);
 }
 
-static bool in_table(const struct assist *assist, const struct engine_region *region)
+static bool in_table(const struct softcpu *softcpu, const struct engine_region *region)
 {
-    for (uint32_t i = 0; i < assist->table_count; i++) {
-        if (same_place(region, &assist->table[i])) {
+    for (uint32_t i = 0; i < softcpu->table_count; i++) {
+        if (same_place(region, &softcpu->table[i])) {
             return true;
         }
     }
     return false;
 }
 
-static bool overlaps_table(const struct assist *assist, const struct engine_region *region)
+static bool overlaps_table(const struct softcpu *softcpu, const struct engine_region *region)
 {
-    for (uint32_t i = 0; i < assist->table_count; i++) {
-        const struct guest_region *other = &assist->table[i];
+    for (uint32_t i = 0; i < softcpu->table_count; i++) {
+        const struct guest_region *other = &softcpu->table[i];
 
         if (other->gpa <= region->last && region->gpa <= other->gpa + (other->size - 1)) {
             return true;
@@ -139,14 +139,14 @@ static bool overlaps_table(const struct assist *assist, const struct engine_regi
     return false;
 }
 
-static void forget_region(struct assist *assist, uint32_t at)
+static void forget_region(struct softcpu *softcpu, uint32_t at)
 {
-    const struct engine_region *region = &assist->regions[at];
+    const struct engine_region *region = &softcpu->regions[at];
     uintptr_t hva = (uintptr_t)region->hva;
 
-    tb_invalidate_phys_range(assist->uc, hva, hva + (region->last - region->gpa) + 1);
-    assist->region_count--;
-    assist->regions[at] = assist->regions[assist->region_count];
+    tb_invalidate_phys_range(softcpu->uc, hva, hva + (region->last - region->gpa) + 1);
+    softcpu->region_count--;
+    softcpu->regions[at] = softcpu->regions[softcpu->region_count];
 }
 
 /*
@@ -155,15 +155,15 @@ static void forget_region(struct assist *assist, uint32_t at)
  * it programs, so the region is kept, and once it has happened data reads of
  * it ask each time. Then a flip needs no flush.
  */
-static bool drop_missing(struct assist *assist)
+static bool drop_missing(struct softcpu *softcpu)
 {
     bool flush = false;
 
-    for (uint32_t i = 0; i < assist->region_count;) {
-        struct engine_region *region = &assist->regions[i];
+    for (uint32_t i = 0; i < softcpu->region_count;) {
+        struct engine_region *region = &softcpu->regions[i];
 
-        if (region->present && !in_table(assist, region)) {
-            if (region->read_only && !overlaps_table(assist, region)) {
+        if (region->present && !in_table(softcpu, region)) {
+            if (region->read_only && !overlaps_table(softcpu, region)) {
                 flush |= !region->flips || region->fetched;
                 region->present = false;
                 region->flips = true;
@@ -171,10 +171,10 @@ static bool drop_missing(struct assist *assist)
                 continue;
             }
             flush = true;
-            forget_region(assist, i);
-        } else if (!region->present && overlaps_table(assist, region) && !in_table(assist, region)) {
+            forget_region(softcpu, i);
+        } else if (!region->present && overlaps_table(softcpu, region) && !in_table(softcpu, region)) {
             flush = true;
-            forget_region(assist, i);
+            forget_region(softcpu, i);
         } else {
             i++;
         }
@@ -182,34 +182,34 @@ static bool drop_missing(struct assist *assist)
     return flush;
 }
 
-static struct engine_region *known_region(struct assist *assist, const struct guest_region *theirs)
+static struct engine_region *known_region(struct softcpu *softcpu, const struct guest_region *theirs)
 {
-    for (uint32_t i = 0; i < assist->region_count; i++) {
-        if (same_place(&assist->regions[i], theirs)) {
-            return &assist->regions[i];
+    for (uint32_t i = 0; i < softcpu->region_count; i++) {
+        if (same_place(&softcpu->regions[i], theirs)) {
+            return &softcpu->regions[i];
         }
     }
     return NULL;
 }
 
-static bool add_new(struct assist *assist)
+static bool add_new(struct softcpu *softcpu)
 {
     bool flush = false;
 
-    for (uint32_t i = 0; i < assist->table_count; i++) {
-        const struct guest_region *theirs = &assist->table[i];
-        struct engine_region *ours = known_region(assist, theirs);
+    for (uint32_t i = 0; i < softcpu->table_count; i++) {
+        const struct guest_region *theirs = &softcpu->table[i];
+        struct engine_region *ours = known_region(softcpu, theirs);
         struct host_range *host;
 
         if (ours != NULL) {
             ours->present = true;
             continue;
         }
-        host = code_pages_range(assist, (uintptr_t)theirs->hva, theirs->size);
-        if (host == NULL || assist->region_count == ARRAY_SIZE(assist->regions)) {
+        host = code_pages_range(softcpu, (uintptr_t)theirs->hva, theirs->size);
+        if (host == NULL || softcpu->region_count == ARRAY_SIZE(softcpu->regions)) {
             continue;
         }
-        assist->regions[assist->region_count++] = (struct engine_region){
+        softcpu->regions[softcpu->region_count++] = (struct engine_region){
             .gpa = theirs->gpa,
             .last = theirs->gpa + (theirs->size - 1),
             .hva = theirs->hva,
@@ -222,54 +222,54 @@ static bool add_new(struct assist *assist)
     return flush;
 }
 
-static void drop_written_code(struct assist *assist)
+static void drop_written_code(struct softcpu *softcpu)
 {
-    if (assist->pending_count > PENDING_WRITES) {
-        for (uint32_t i = 0; i < assist->host_count; i++) {
-            const struct host_range *host = &assist->hosts[i];
+    if (softcpu->pending_count > PENDING_WRITES) {
+        for (uint32_t i = 0; i < softcpu->host_count; i++) {
+            const struct host_range *host = &softcpu->hosts[i];
 
-            tb_invalidate_phys_range(assist->uc, host->start, host->start + host->size);
+            tb_invalidate_phys_range(softcpu->uc, host->start, host->start + host->size);
         }
     } else {
-        for (uint32_t i = 0; i < assist->pending_count; i++) {
-            const struct pending_write *write = &assist->pending[i];
+        for (uint32_t i = 0; i < softcpu->pending_count; i++) {
+            const struct pending_write *write = &softcpu->pending[i];
 
-            tb_invalidate_phys_range(assist->uc, write->hva, write->hva + write->length);
+            tb_invalidate_phys_range(softcpu->uc, write->hva, write->hva + write->length);
         }
     }
-    assist->pending_count = 0;
+    softcpu->pending_count = 0;
 }
 
 /* The caller owns the lock. */
-void memory_apply_work(struct assist *assist)
+void memory_apply_work(struct softcpu *softcpu)
 {
-    pthread_mutex_lock(&assist->map_mutex);
-    __atomic_store_n(&assist->map_work, false, __ATOMIC_RELAXED);
-    if (assist->pending_count > 0) {
-        drop_written_code(assist);
-        assist->invalidations++;
+    pthread_mutex_lock(&softcpu->map_mutex);
+    __atomic_store_n(&softcpu->map_work, false, __ATOMIC_RELAXED);
+    if (softcpu->pending_count > 0) {
+        drop_written_code(softcpu);
+        softcpu->invalidations++;
     }
-    if (assist->table_stale) {
+    if (softcpu->table_stale) {
         bool flush;
 
-        assist->table_stale = false;
-        assist->last_region = NULL;
-        flush = drop_missing(assist);
-        flush |= add_new(assist);
+        softcpu->table_stale = false;
+        softcpu->last_region = NULL;
+        flush = drop_missing(softcpu);
+        flush |= add_new(softcpu);
         if (flush) {
-            flush_all_tlbs(assist);
-            assist->invalidations++;
+            flush_all_tlbs(softcpu);
+            softcpu->invalidations++;
         }
     }
-    pthread_mutex_unlock(&assist->map_mutex);
+    pthread_mutex_unlock(&softcpu->map_mutex);
 }
 
-void memory_after_device(struct assist_vcpu *vcpu)
+void memory_after_device(struct softcpu_vcpu *vcpu)
 {
-    if (!memory_has_work(vcpu->assist)) {
+    if (!memory_has_work(vcpu->softcpu)) {
         return;
     }
-    memory_apply_work(vcpu->assist);
+    memory_apply_work(vcpu->softcpu);
     if (vcpu->flush_tlb) {
         vcpu->flush_tlb = false;
         tlb_flush(CPU(&vcpu->cpu));
@@ -278,23 +278,23 @@ void memory_after_device(struct assist_vcpu *vcpu)
     engine_ask_to_leave(vcpu);
 }
 
-void memory_attach(struct assist *assist)
+void memory_attach(struct softcpu *softcpu)
 {
-    struct guest_memory *memory = &assist->vm->memory;
+    struct guest_memory *memory = &softcpu->vm->memory;
 
-    memory->opaque = assist;
+    memory->opaque = softcpu;
     memory->written = on_written;
     memory->changed = on_changed;
-    on_changed(assist, 0, 0);
-    memory_apply_work(assist);
+    on_changed(softcpu, 0, 0);
+    memory_apply_work(softcpu);
 }
 
-void memory_detach(struct assist *assist)
+void memory_detach(struct softcpu *softcpu)
 {
-    struct guest_memory *memory = &assist->vm->memory;
+    struct guest_memory *memory = &softcpu->vm->memory;
 
     memory->written = NULL;
     memory->changed = NULL;
     memory->opaque = NULL;
-    code_pages_free(assist);
+    code_pages_free(softcpu);
 }

@@ -18,7 +18,7 @@ struct one_msr {
     struct kvm_msr_entry entry;
 };
 
-bool kvm_msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value)
+bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
     struct one_msr msr = {.header.nmsrs = 1, .entry.index = index};
 
@@ -29,7 +29,7 @@ bool kvm_msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value)
     return true;
 }
 
-bool kvm_msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value)
+bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     struct one_msr msr = {.header.nmsrs = 1, .entry = {.index = index, .data = value}};
 
@@ -48,7 +48,7 @@ static bool canonical(uint64_t address)
     return (uint64_t)((int64_t)(address << 16) >> 16) == address;
 }
 
-static bool write_efer(struct assist_vcpu *vcpu, uint64_t value)
+static bool write_efer(struct softcpu_vcpu *vcpu, uint64_t value)
 {
     CPUX86State *env = &vcpu->cpu.env;
     uint32_t features = (uint32_t)env->features[FEAT_8000_0001_EDX];
@@ -69,7 +69,7 @@ static bool write_efer(struct assist_vcpu *vcpu, uint64_t value)
     return true;
 }
 
-static bool write_kvm_msr(struct assist_vcpu *vcpu, uint32_t index, uint64_t value)
+static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     if (hidden(index) || !kvm_msr_write(vcpu, index, value)) {
         return false;
@@ -100,7 +100,7 @@ static bool write_kvm_msr(struct assist_vcpu *vcpu, uint32_t index, uint64_t val
     return true;
 }
 
-bool msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value)
+bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     CPUX86State *env = &vcpu->cpu.env;
 
@@ -169,7 +169,7 @@ bool msr_write(struct assist_vcpu *vcpu, uint32_t index, uint64_t value)
     return true;
 }
 
-bool msr_read(struct assist_vcpu *vcpu, uint32_t index, uint64_t *value)
+bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
     const CPUX86State *env = &vcpu->cpu.env;
 

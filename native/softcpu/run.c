@@ -27,12 +27,12 @@ enum ran {
     RAN_END,         /* core->end says what ended the run */
 };
 
-static bool stop_requested(const struct assist_vcpu *vcpu)
+static bool stop_requested(const struct softcpu_vcpu *vcpu)
 {
-    return __atomic_load_n(&vcpu->assist->vm->stop, __ATOMIC_SEQ_CST) != 0;
+    return __atomic_load_n(&vcpu->softcpu->vm->stop, __ATOMIC_SEQ_CST) != 0;
 }
 
-static bool end_run(struct assist_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
+static bool end_run(struct softcpu_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
 {
     vcpu->core->end.outcome = outcome;
     vcpu->core->end.detail = detail;
@@ -42,20 +42,20 @@ static bool end_run(struct assist_vcpu *vcpu, enum vcpu_outcome outcome, uint64_
     return false;
 }
 
-static bool end_with_errno(struct assist_vcpu *vcpu, int error)
+static bool end_with_errno(struct softcpu_vcpu *vcpu, int error)
 {
     vcpu->core->end.error = error < 0 ? -error : error;
     return end_run(vcpu, VCPU_ERROR, 0);
 }
 
-static bool set_mp_state(struct assist_vcpu *vcpu, uint32_t value)
+static bool set_mp_state(struct softcpu_vcpu *vcpu, uint32_t value)
 {
     struct kvm_mp_state state = {.mp_state = value};
 
     return ioctl(vcpu->core->fd, KVM_SET_MP_STATE, &state) == 0;
 }
 
-static uint32_t mp_state(struct assist_vcpu *vcpu)
+static uint32_t mp_state(struct softcpu_vcpu *vcpu)
 {
     struct kvm_mp_state state = {.mp_state = KVM_MP_STATE_RUNNABLE};
 
@@ -63,7 +63,7 @@ static uint32_t mp_state(struct assist_vcpu *vcpu)
     return state.mp_state;
 }
 
-static bool set_stepping(struct assist_vcpu *vcpu, uint32_t control)
+static bool set_stepping(struct softcpu_vcpu *vcpu, uint32_t control)
 {
     struct kvm_guest_debug debug = {.control = control};
 
@@ -71,7 +71,7 @@ static bool set_stepping(struct assist_vcpu *vcpu, uint32_t control)
 }
 
 /* A signal came after KVM took the interrupt from its controller and before the vCPU saw it: only KVM can go on. */
-static bool delivery_unfinished(const struct assist_vcpu *vcpu)
+static bool delivery_unfinished(const struct softcpu_vcpu *vcpu)
 {
     struct kvm_vcpu_events events;
 
@@ -80,7 +80,7 @@ static bool delivery_unfinished(const struct assist_vcpu *vcpu)
 }
 
 /* The caller has switched stepping on. */
-static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
+static enum ran enter_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks)
 {
     struct kvm_run *run = vcpu->core->run;
 
@@ -103,12 +103,12 @@ static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
             return RAN_NOTHING;
         }
         access = result == 0 && (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO);
-        if (!vcpu->assist->core->serve_exit(vcpu->core, result)) {
+        if (!vcpu->softcpu->core->serve_exit(vcpu->core, result)) {
             if (vcpu->core->end.outcome != VCPU_STOPPED) {
                 return RAN_END;
             }
             if (access) {
-                vcpu->assist->core->finish_access(vcpu->core);
+                vcpu->softcpu->core->finish_access(vcpu->core);
                 return RAN_INSTRUCTION;
             }
             return RAN_NOTHING;
@@ -117,7 +117,7 @@ static enum ran enter_kvm(struct assist_vcpu *vcpu, uint32_t ticks)
 }
 
 /* After KVM ran: what the vCPU does next. */
-static bool take_back(struct assist_vcpu *vcpu)
+static bool take_back(struct softcpu_vcpu *vcpu)
 {
     uint32_t state = mp_state(vcpu);
     int error;
@@ -127,7 +127,7 @@ static bool take_back(struct assist_vcpu *vcpu)
         vcpu->halted = false;
         return true;
     }
-    vcpu->assist->core->note_start(vcpu->core);
+    vcpu->softcpu->core->note_start(vcpu->core);
     CPU(&vcpu->cpu)->interrupt_request &= ~CPU_INTERRUPT_HARD;
     error = state_load(vcpu);
     if (error != 0) {
@@ -147,7 +147,7 @@ static bool take_back(struct assist_vcpu *vcpu)
  * to restore. So it is switched on where no instruction is; KVM's interpreter,
  * which runs the handler's first instruction, heeds it all the same.
  */
-static bool step_without_trap_flag(struct assist_vcpu *vcpu)
+static bool step_without_trap_flag(struct softcpu_vcpu *vcpu)
 {
     struct kvm_regs nowhere = {.rip = (uint64_t)-2, .rflags = 2};
 
@@ -156,7 +156,7 @@ static bool step_without_trap_flag(struct assist_vcpu *vcpu)
            end_with_errno(vcpu, errno);
 }
 
-static bool wait_for_start(struct assist_vcpu *vcpu)
+static bool wait_for_start(struct softcpu_vcpu *vcpu)
 {
     if (!set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)) {
         return end_with_errno(vcpu, errno);
@@ -164,18 +164,18 @@ static bool wait_for_start(struct assist_vcpu *vcpu)
     return enter_kvm(vcpu, 0) != RAN_END && take_back(vcpu);
 }
 
-static bool give_to_kvm(struct assist_vcpu *vcpu)
+static bool give_to_kvm(struct softcpu_vcpu *vcpu)
 {
     int error = state_store(vcpu);
 
     if (error != 0) {
         vcpu->core->end.error = -error;
-        return end_run(vcpu, VCPU_INTERNAL_ERROR, ASSIST_END_REFUSED_STATE);
+        return end_run(vcpu, VCPU_INTERNAL_ERROR, SOFTCPU_END_REFUSED_STATE);
     }
     return true;
 }
 
-static bool halt(struct assist_vcpu *vcpu)
+static bool halt(struct softcpu_vcpu *vcpu)
 {
     if (!step_without_trap_flag(vcpu) || !give_to_kvm(vcpu)) {
         return false;
@@ -190,7 +190,7 @@ static bool halt(struct assist_vcpu *vcpu)
     return true;
 }
 
-static bool deliver(struct assist_vcpu *vcpu)
+static bool deliver(struct softcpu_vcpu *vcpu)
 {
     if (!step_without_trap_flag(vcpu) || !give_to_kvm(vcpu)) {
         return false;
@@ -216,7 +216,7 @@ static bool deliver(struct assist_vcpu *vcpu)
  * In ring 3 the step is done at ring 0: the pages and the instruction are the
  * same, and KVM interprets it instead of running it natively.
  */
-static bool step(struct assist_vcpu *vcpu)
+static bool step(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     SegmentCache cs = env->segs[R_CS];
@@ -240,7 +240,7 @@ static bool step(struct assist_vcpu *vcpu)
     ran = enter_kvm(vcpu, STEP_TICKS);
     vcpu->kvm_steps++;
     if (ran == RAN_REFUSED) {
-        vcpu->assist->core->serve_exit(vcpu->core, 0);
+        vcpu->softcpu->core->serve_exit(vcpu->core, 0);
         return false;
     }
     if (ran == RAN_END || !take_back(vcpu)) {
@@ -261,7 +261,7 @@ static bool step(struct assist_vcpu *vcpu)
 }
 
 /* What the engine owner does between two runs of translated code. False: give the engine up, `next` says for what. */
-static bool look_before_running(struct assist_vcpu *vcpu, int *next)
+static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
 {
     CPUX86State *env = &vcpu->cpu.env;
 
@@ -296,7 +296,7 @@ static bool look_before_running(struct assist_vcpu *vcpu, int *next)
 }
 
 /* Own the engine until something needs KVM; returns what. 0: stop. */
-static int run_translated(struct assist_vcpu *vcpu)
+static int run_translated(struct softcpu_vcpu *vcpu)
 {
     int next;
 
@@ -320,7 +320,7 @@ static int run_translated(struct assist_vcpu *vcpu)
     return next;
 }
 
-static bool run_round(struct assist_vcpu *vcpu)
+static bool run_round(struct softcpu_vcpu *vcpu)
 {
     if (stop_requested(vcpu)) {
         return false;
@@ -350,11 +350,11 @@ static bool run_round(struct assist_vcpu *vcpu)
     case LEAVE_SHUTDOWN:
         return end_run(vcpu, VCPU_SHUTDOWN, 0);
     default:
-        return end_run(vcpu, VCPU_INTERNAL_ERROR, ASSIST_END_UNREPRESENTABLE);
+        return end_run(vcpu, VCPU_INTERNAL_ERROR, SOFTCPU_END_UNREPRESENTABLE);
     }
 }
 
-static bool begin(struct assist_vcpu *vcpu)
+static bool begin(struct softcpu_vcpu *vcpu)
 {
     uint32_t state = mp_state(vcpu);
     int error = state_load_all(vcpu);
@@ -369,7 +369,7 @@ static bool begin(struct assist_vcpu *vcpu)
     vcpu->waiting = state == KVM_MP_STATE_UNINITIALIZED || state == KVM_MP_STATE_INIT_RECEIVED;
     if (!vcpu->waiting) {
         /* An AP, too: its SIPI may have come before this thread did. */
-        vcpu->assist->core->note_start(vcpu->core);
+        vcpu->softcpu->core->note_start(vcpu->core);
         if (!set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
             return end_with_errno(vcpu, errno);
         }
@@ -379,7 +379,7 @@ static bool begin(struct assist_vcpu *vcpu)
     return true;
 }
 
-static void finish(struct assist_vcpu *vcpu)
+static void finish(struct softcpu_vcpu *vcpu)
 {
     int error = vcpu->waiting ? 0 : state_store_all(vcpu);
 
@@ -393,15 +393,15 @@ static void finish(struct assist_vcpu *vcpu)
     }
 }
 
-int assist_vcpu_run(struct vmm_vcpu *core)
+int softcpu_vcpu_run(struct vmm_vcpu *core)
 {
-    struct assist_vcpu *vcpu = core->engine;
+    struct softcpu_vcpu *vcpu = core->engine;
 
-    if (vcpu->assist->core->enter(core) && begin(vcpu)) {
+    if (vcpu->softcpu->core->enter(core) && begin(vcpu)) {
         while (run_round(vcpu)) {
         }
         finish(vcpu);
     }
-    vcpu->assist->core->leave(core);
+    vcpu->softcpu->core->leave(core);
     return (int)core->end.outcome;
 }

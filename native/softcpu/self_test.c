@@ -14,15 +14,15 @@
 /* mov ax, 1234h; mov [800h], ax; inc word [800h]; hlt */
 static const uint8_t code[] = {0xb8, 0x34, 0x12, 0xa3, 0x00, 0x08, 0xff, 0x06, 0x00, 0x08, 0xf4};
 
-uint32_t assist_engine_version(void)
+uint32_t softcpu_engine_version(void)
 {
     return uc_version(NULL, NULL);
 }
 
-static const char *run_code(struct assist *assist, const uint8_t *page)
+static const char *run_code(struct softcpu *softcpu, const uint8_t *page)
 {
     struct vmm_vcpu core = {0};
-    struct assist_vcpu *vcpu = engine_new_vcpu(assist, &core);
+    struct softcpu_vcpu *vcpu = engine_new_vcpu(softcpu, &core);
     uint16_t stored;
     int reason;
     uint64_t count;
@@ -52,14 +52,14 @@ static const char *run_code(struct assist *assist, const uint8_t *page)
     return count == 4 ? NULL : "the software CPU's engine was built without its instruction counter";
 }
 
-const char *assist_self_test(void)
+const char *softcpu_self_test(void)
 {
     struct vmm_vm *vm;
-    struct assist *assist;
+    struct softcpu *softcpu;
     uint8_t *page;
     const char *problem = "no memory to test the software CPU";
 
-    if (assist_engine_version() >> 8 != WANTED_VERSION) {
+    if (softcpu_engine_version() >> 8 != WANTED_VERSION) {
         return "the software CPU needs Unicorn 2.1.4, another version is linked in";
     }
     vm = calloc(1, sizeof(*vm));
@@ -69,10 +69,10 @@ const char *assist_self_test(void)
         memcpy(page, code, sizeof(code));
         vm->memory.count = 1;
         vm->memory.regions[0] = (struct guest_region){.gpa = 0, .size = PAGE_BYTES, .hva = page};
-        assist = assist_new(vm, NULL);
-        if (assist != NULL) {
-            problem = run_code(assist, page);
-            assist_free(assist);
+        softcpu = softcpu_new(vm, NULL);
+        if (softcpu != NULL) {
+            problem = run_code(softcpu, page);
+            softcpu_free(softcpu);
         }
     }
     free(page);

@@ -7,18 +7,18 @@
  *
  * Everything that Python and the core need; engine.h is for the inside.
  */
-#ifndef VMM_ASSIST_H
-#define VMM_ASSIST_H
+#ifndef VMM_SOFTCPU_H
+#define VMM_SOFTCPU_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "vmm/vcpu_run.h"
 
-struct assist;
+struct softcpu;
 
 /* Counters of one machine, summed over its vCPUs. */
-struct assist_counters {
+struct softcpu_counters {
     uint64_t instructions;  /* begun in the engine, counted by whole blocks: a block left by a fault counts in full */
     uint64_t kvm_steps;     /* instructions that KVM executed for the engine (LAPIC, IOAPIC, in-kernel ports) */
     uint64_t interrupts;    /* delivered by KVM, injections and wake-ups from HLT */
@@ -29,21 +29,21 @@ struct assist_counters {
 };
 
 /* NULL: the engine linked in is the one that this module was written for, and works. Else what is wrong. */
-const char *assist_self_test(void);
+const char *softcpu_self_test(void);
 
 /* Unicorn's version that is linked in: major << 24 | minor << 16 | patch << 8. */
-uint32_t assist_engine_version(void);
+uint32_t softcpu_engine_version(void);
 
 /*
  * An engine for the machine, whose memory hooks it takes over. NULL: no memory.
  * core stays valid as long as the engine.
  */
-struct assist *assist_new(struct vmm_vm *vm, const struct vmm_core *core);
+struct softcpu *softcpu_new(struct vmm_vm *vm, const struct vmm_core *core);
 
 /* Stops nothing: every vCPU's run has returned. */
-void assist_free(struct assist *assist);
+void softcpu_free(struct softcpu *softcpu);
 
-struct assist_cpuid_leaf {
+struct softcpu_cpuid_leaf {
     uint32_t function;
     uint32_t subleaf; /* counts if indexed */
     uint32_t eax;
@@ -59,18 +59,18 @@ struct assist_cpuid_leaf {
  * hardware virtualization adds what user programs would see natively.
  * 0 or a negative errno.
  */
-int assist_add_vcpu(struct assist *assist, struct vmm_vcpu *vcpu, const struct assist_cpuid_leaf *leaves,
+int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *vcpu, const struct softcpu_cpuid_leaf *leaves,
                     uint32_t count);
 
 /* vcpu_end.detail where the outcome is VCPU_INTERNAL_ERROR: none of KVM's suberrors, which are small. */
-enum assist_end {
-    ASSIST_END_UNREPRESENTABLE = 0x10001, /* the guest set up what the engine cannot run, such as ring 3 without a TSS */
-    ASSIST_END_REFUSED_STATE = 0x10002,   /* KVM refuses the vCPU's registers: end.error is errno */
+enum softcpu_end {
+    SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the guest set up what the engine cannot run, such as ring 3 without a TSS */
+    SOFTCPU_END_REFUSED_STATE = 0x10002,   /* KVM refuses the vCPU's registers: end.error is errno */
 };
 
 /* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. */
-int assist_vcpu_run(struct vmm_vcpu *vcpu);
+int softcpu_vcpu_run(struct vmm_vcpu *vcpu);
 
-void assist_read_counters(const struct assist *assist, struct assist_counters *counters);
+void softcpu_read_counters(const struct softcpu *softcpu, struct softcpu_counters *counters);
 
 #endif

@@ -49,7 +49,7 @@ static const uint8_t engine_register[] = {
 
 static const uint8_t engine_segment[] = {R_CS, R_DS, R_ES, R_FS, R_GS, R_SS};
 
-static void load_regs(struct assist_vcpu *vcpu)
+static void load_regs(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     const __u64 *from = &vcpu->kvm_regs.rax;
@@ -61,7 +61,7 @@ static void load_regs(struct assist_vcpu *vcpu)
     env->eflags = vcpu->kvm_regs.rflags;
 }
 
-static void store_regs(struct assist_vcpu *vcpu, struct kvm_regs *regs)
+static void store_regs(struct softcpu_vcpu *vcpu, struct kvm_regs *regs)
 {
     const CPUX86State *env = &vcpu->cpu.env;
     __u64 *to = &regs->rax;
@@ -73,7 +73,7 @@ static void store_regs(struct assist_vcpu *vcpu, struct kvm_regs *regs)
     regs->rflags = env->eflags;
 }
 
-static bool load_sregs(struct assist_vcpu *vcpu)
+static bool load_sregs(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     const struct kvm_sregs *sregs = &vcpu->kvm_sregs;
@@ -100,7 +100,7 @@ static bool load_sregs(struct assist_vcpu *vcpu)
     return paging_changed;
 }
 
-static void store_sregs(const struct assist_vcpu *vcpu, struct kvm_sregs *sregs)
+static void store_sregs(const struct softcpu_vcpu *vcpu, struct kvm_sregs *sregs)
 {
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_segment *to = &sregs->cs;
@@ -125,7 +125,7 @@ static void store_sregs(const struct assist_vcpu *vcpu, struct kvm_sregs *sregs)
     memset(sregs->interrupt_bitmap, 0, sizeof(sregs->interrupt_bitmap));
 }
 
-int state_load(struct assist_vcpu *vcpu)
+int state_load(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     int fd = vcpu->core->fd;
@@ -145,7 +145,7 @@ int state_load(struct assist_vcpu *vcpu)
     return 0;
 }
 
-static int store_interrupt_shadow(struct assist_vcpu *vcpu)
+static int store_interrupt_shadow(struct softcpu_vcpu *vcpu)
 {
     struct kvm_vcpu_events events;
     bool shadow = (vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK) != 0;
@@ -161,7 +161,7 @@ static int store_interrupt_shadow(struct assist_vcpu *vcpu)
     return ioctl(vcpu->core->fd, KVM_SET_VCPU_EVENTS, &events) == 0 ? 0 : -errno;
 }
 
-int state_store(struct assist_vcpu *vcpu)
+int state_store(struct softcpu_vcpu *vcpu)
 {
     struct kvm_regs regs = {0};
     struct kvm_sregs sregs;
@@ -182,7 +182,7 @@ int state_store(struct assist_vcpu *vcpu)
     return store_interrupt_shadow(vcpu);
 }
 
-static int load_fpu(struct assist_vcpu *vcpu)
+static int load_fpu(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     struct kvm_fpu fpu;
@@ -204,7 +204,7 @@ static int load_fpu(struct assist_vcpu *vcpu)
     return 0;
 }
 
-static int store_fpu(struct assist_vcpu *vcpu)
+static int store_fpu(struct softcpu_vcpu *vcpu)
 {
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_fpu fpu = {0};
@@ -244,7 +244,7 @@ static const struct msr_place engine_msrs[] = {
     IN_ENV(MSR_PAT, pat),
 };
 
-static void load_msrs(struct assist_vcpu *vcpu)
+static void load_msrs(struct softcpu_vcpu *vcpu)
 {
     for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
         uint64_t value;
@@ -256,7 +256,7 @@ static void load_msrs(struct assist_vcpu *vcpu)
     }
 }
 
-static void store_msrs(struct assist_vcpu *vcpu)
+static void store_msrs(struct softcpu_vcpu *vcpu)
 {
     for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
         uint64_t value = 0;
@@ -266,7 +266,7 @@ static void store_msrs(struct assist_vcpu *vcpu)
     }
 }
 
-static int load_debug_registers(struct assist_vcpu *vcpu)
+static int load_debug_registers(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     struct kvm_debugregs registers;
@@ -282,12 +282,12 @@ static int load_debug_registers(struct assist_vcpu *vcpu)
     env->dr[6] = registers.dr6;
     cpu_x86_update_dr7(env, (uint32_t)registers.dr7);
     if ((registers.dr7 & 0xff) != 0) {
-        memory_drop_all_code(vcpu->assist);
+        memory_drop_all_code(vcpu->softcpu);
     }
     return 0;
 }
 
-static int store_debug_registers(struct assist_vcpu *vcpu)
+static int store_debug_registers(struct softcpu_vcpu *vcpu)
 {
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_debugregs registers = {.dr6 = env->dr[6], .dr7 = env->dr[7]};
@@ -298,7 +298,7 @@ static int store_debug_registers(struct assist_vcpu *vcpu)
     return ioctl(vcpu->core->fd, KVM_SET_DEBUGREGS, &registers) == 0 ? 0 : -errno;
 }
 
-int state_load_all(struct assist_vcpu *vcpu)
+int state_load_all(struct softcpu_vcpu *vcpu)
 {
     int error = state_load(vcpu);
 
@@ -312,7 +312,7 @@ int state_load_all(struct assist_vcpu *vcpu)
     return error;
 }
 
-int state_store_all(struct assist_vcpu *vcpu)
+int state_store_all(struct softcpu_vcpu *vcpu)
 {
     int error = state_store(vcpu);
 

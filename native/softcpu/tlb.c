@@ -7,7 +7,7 @@
 #include "engine.h"
 
 /* Chips inside KVM: only an instruction that KVM executes reaches them. */
-static bool belongs_to_kvm(const struct assist_vcpu *vcpu, uint64_t gpa)
+static bool belongs_to_kvm(const struct softcpu_vcpu *vcpu, uint64_t gpa)
 {
     return gpa - vcpu->lapic_base < LAPIC_SIZE || gpa - IOAPIC_BASE < IOAPIC_SIZE;
 }
@@ -46,9 +46,9 @@ static void note_large_page(CPUTLBDesc *desc, target_ulong vaddr, target_ulong s
     desc->large_page_mask = mask;
 }
 
-static CPUTLBEntry make_entry(struct assist *assist, target_ulong vaddr, hwaddr paddr, int prot, hwaddr *iotlb)
+static CPUTLBEntry make_entry(struct softcpu *softcpu, target_ulong vaddr, hwaddr paddr, int prot, hwaddr *iotlb)
 {
-    struct engine_region *region = memory_find(assist, paddr);
+    struct engine_region *region = memory_find(softcpu, paddr);
     target_ulong read = vaddr;
     target_ulong write = vaddr;
     target_ulong code = vaddr;
@@ -65,7 +65,7 @@ static CPUTLBEntry make_entry(struct assist *assist, target_ulong vaddr, hwaddr 
     } else if (region->flips) {
         /* One entry cannot point at memory for code and away from it for data: the kind that asked gets it. */
         *iotlb = paddr;
-        if (assist->fill_is_fetch) {
+        if (softcpu->fill_is_fetch) {
             region->fetched = true;
             read = (target_ulong)-1;
             write = (target_ulong)-1;
@@ -98,7 +98,7 @@ static CPUTLBEntry make_entry(struct assist *assist, target_ulong vaddr, hwaddr 
 void WRAP(tlb_set_page_with_attrs)(CPUState *cs, target_ulong vaddr, hwaddr paddr, MemTxAttrs attrs, int prot,
                                    int mmu_idx, target_ulong size)
 {
-    struct assist_vcpu *vcpu = (struct assist_vcpu *)cs;
+    struct softcpu_vcpu *vcpu = (struct softcpu_vcpu *)cs;
     CPUX86State *env = cs->env_ptr;
     CPUTLB *tlb = env_tlb(env);
     CPUTLBDesc *desc = &tlb->d[mmu_idx];
@@ -128,7 +128,7 @@ void WRAP(tlb_set_page_with_attrs)(CPUState *cs, target_ulong vaddr, hwaddr padd
             evict(desc, entry, index);
         }
     }
-    *entry = make_entry(vcpu->assist, vaddr, paddr, prot, &iotlb);
+    *entry = make_entry(vcpu->softcpu, vaddr, paddr, prot, &iotlb);
     desc->iotlb[index].addr = iotlb;
     desc->iotlb[index].attrs = attrs;
     desc->n_used_entries++;
@@ -138,7 +138,7 @@ void WRAP(tlb_set_page_with_attrs)(CPUState *cs, target_ulong vaddr, hwaddr padd
 bool tlb_fill_noting_access(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe,
                             uintptr_t return_address)
 {
-    ((struct assist_vcpu *)cs)->assist->fill_is_fetch = access == MMU_INST_FETCH;
+    ((struct softcpu_vcpu *)cs)->softcpu->fill_is_fetch = access == MMU_INST_FETCH;
     return x86_cpu_tlb_fill(cs, addr, size, access, mmu_idx, probe, return_address);
 }
 
@@ -147,11 +147,11 @@ MemoryRegionSection *WRAP(iotlb_to_section)(CPUState *cs, hwaddr index, MemTxAtt
 {
     (void)index;
     (void)attrs;
-    return &((struct assist_vcpu *)cs)->assist->io_section;
+    return &((struct softcpu_vcpu *)cs)->softcpu->io_section;
 }
 
 /* Leave before the instruction whose access this is, for KVM to execute it. */
-static void hand_to_kvm(struct assist_vcpu *vcpu, uint64_t gpa, bool is_write)
+static void hand_to_kvm(struct softcpu_vcpu *vcpu, uint64_t gpa, bool is_write)
 {
     CPUState *cs = CPU(&vcpu->cpu);
 
@@ -167,14 +167,14 @@ static void hand_to_kvm(struct assist_vcpu *vcpu, uint64_t gpa, bool is_write)
 MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion *region, hwaddr gpa, uint64_t *value,
                                               MemOp op, MemTxAttrs attrs)
 {
-    struct assist_vcpu *vcpu = (struct assist_vcpu *)uc->cpu;
+    struct softcpu_vcpu *vcpu = (struct softcpu_vcpu *)uc->cpu;
     uint32_t size = 1u << (op & MO_SIZE);
     struct engine_region *flash;
 
     (void)region;
     (void)attrs;
     *value = UINT64_MAX;
-    flash = memory_find(vcpu->assist, gpa);
+    flash = memory_find(vcpu->softcpu, gpa);
     if (flash != NULL && flash->present && gpa + size - 1 <= flash->last) {
         *value = 0;
         memcpy(value, flash->hva + (gpa - flash->gpa), size);
@@ -184,7 +184,7 @@ MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion
         hand_to_kvm(vcpu, gpa, false);
         return MEMTX_OK;
     }
-    vcpu->assist->core->mmio_access(vcpu->core, gpa, size, (uint8_t *)value, false);
+    vcpu->softcpu->core->mmio_access(vcpu->core, gpa, size, (uint8_t *)value, false);
     memory_after_device(vcpu);
     return MEMTX_OK;
 }
@@ -192,7 +192,7 @@ MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion
 MemTxResult WRAP(memory_region_dispatch_write)(struct uc_struct *uc, MemoryRegion *region, hwaddr gpa, uint64_t value,
                                                MemOp op, MemTxAttrs attrs)
 {
-    struct assist_vcpu *vcpu = (struct assist_vcpu *)uc->cpu;
+    struct softcpu_vcpu *vcpu = (struct softcpu_vcpu *)uc->cpu;
 
     (void)region;
     (void)attrs;
@@ -200,7 +200,7 @@ MemTxResult WRAP(memory_region_dispatch_write)(struct uc_struct *uc, MemoryRegio
         hand_to_kvm(vcpu, gpa, true);
         return MEMTX_OK;
     }
-    vcpu->assist->core->mmio_access(vcpu->core, gpa, 1u << (op & MO_SIZE), (uint8_t *)&value, true);
+    vcpu->softcpu->core->mmio_access(vcpu->core, gpa, 1u << (op & MO_SIZE), (uint8_t *)&value, true);
     memory_after_device(vcpu);
     return MEMTX_OK;
 }
@@ -211,7 +211,7 @@ MemTxResult WRAP(memory_region_dispatch_write)(struct uc_struct *uc, MemoryRegio
  */
 static uint8_t *physical(CPUState *cs, hwaddr gpa, uint32_t size, bool write)
 {
-    struct engine_region *region = memory_find(((struct assist_vcpu *)cs)->assist, gpa);
+    struct engine_region *region = memory_find(((struct softcpu_vcpu *)cs)->softcpu, gpa);
 
     if (region == NULL || !region->present || gpa + size - 1 > region->last || (write && region->read_only)) {
         return NULL;

@@ -21,7 +21,7 @@ from vmm.cpu import cpuid
 from vmm.cpu.reset import reset_vcpu
 from vmm.kvm import Kvm, Vcpu
 from vmm.memory import GuestMemory
-from vmm.softcpu.assist import Assist
+from vmm.softcpu.engine import SoftwareCpu
 
 MIB = 1 << 20
 CODE = 0x1000
@@ -221,7 +221,7 @@ class _Port(Device):
         self._write(value)
 
 
-class AssistRig:
+class SoftcpuRig:
     """One machine with a guest in it; a context manager."""
 
     def __init__(self, source: str, *, cpus: int = 1, ram: int = 16 * MIB, software_cpu: bool = True) -> None:
@@ -246,9 +246,9 @@ class AssistRig:
         self.ports.add(REPORT, REPORT + 3, _Port(self.values.append), "report")
         self.ports.add(DONE, DONE + 3, _Port(lambda _: self._finish()), "done")
         self.ports.add(ACTION, ACTION + 3, _Port(lambda number: self.actions[number]()), "action")
-        self.assist = Assist(self.core) if software_cpu else None
-        if self.assist is not None:
-            self._closers.callback(self.assist.close)
+        self.softcpu = SoftwareCpu(self.core) if software_cpu else None
+        if self.softcpu is not None:
+            self._closers.callback(self.softcpu.close)
         self.vcpus: list[Vcpu] = []
         self.cores: list[Any] = []
         for index in range(cpus):
@@ -268,8 +268,8 @@ class AssistRig:
         reset_vcpu(vcpu, index)
         core = lib.vmm_vcpu_new(self.core, vcpu.fd, vcpu.run, index)
         self._closers.callback(lib.vmm_vcpu_free, core)
-        if self.assist is not None:
-            self.assist.add_vcpu(core, entries)
+        if self.softcpu is not None:
+            self.softcpu.add_vcpu(core, entries)
         self.vcpus.append(vcpu)
         self.cores.append(core)
 
@@ -285,7 +285,7 @@ class AssistRig:
         """Run until the guest is done, a vCPU ends, or the time is over; the outcome of each vCPU."""
         outcomes = [-1] * len(self.vcpus)
         lib.vmm_vm_resume(self.core)
-        execute = lib.vmm_vcpu_run if self.assist is None else self.assist.run
+        execute = lib.vmm_vcpu_run if self.softcpu is None else self.softcpu.run
 
         def vcpu_thread(index: int) -> None:
             outcomes[index] = execute(self.cores[index])
@@ -315,10 +315,10 @@ class AssistRig:
 
 
 def values_of(
-    source: str, *, cpus: int = 1, actions: dict[int, Callable[[AssistRig], None]] | None = None
+    source: str, *, cpus: int = 1, actions: dict[int, Callable[[SoftcpuRig], None]] | None = None
 ) -> list[int]:
     """What a guest reports until it is done."""
-    with AssistRig(source, cpus=cpus) as rig:
+    with SoftcpuRig(source, cpus=cpus) as rig:
         for number, act in (actions or {}).items():
             rig.actions[number] = lambda act=act: act(rig)  # type: ignore[misc]
         outcomes = rig.run()

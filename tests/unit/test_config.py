@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from vmm.config.machine import AssistMode, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
+from vmm.config.machine import Accelerator, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
 from vmm.config.parts import FwCtlItem, PflashDrive, parse_memory, parse_smp
 from vmm.devices.fwctl_format import encode_value
 from vmm.errors import ConfigError, ExitStatus
@@ -22,7 +22,7 @@ def test_defaults(image: FirmwareImages) -> None:
     config = MachineConfig.create(image)
     assert (config.cpus, config.max_cpus, config.memory) == (1, 1, 256 << 20)
     assert config.interface is Interface.AUTO
-    assert config.assist is AssistMode.AUTO
+    assert config.accel is Accelerator.AUTO
     assert config.serial.kind is TargetKind.NONE
     assert config.machine_type is MachineType.PC
 
@@ -37,7 +37,7 @@ def test_words_of_python(image: FirmwareImages) -> None:
         fwcfg="bhyve",
         uuid="4600cb32-38ec-4b2f-8acb-81c6ea54f2d8",
         serial="file:log",
-        assist="off",
+        accel="kvm",
         fwctl={"hw.ncpu": 3},
     )
     assert (config.cpus, config.max_cpus, config.memory) == (3, 8, 512 << 20)
@@ -45,7 +45,7 @@ def test_words_of_python(image: FirmwareImages) -> None:
     assert config.interface is Interface.BHYVE
     assert config.uuid == UUID("4600cb32-38ec-4b2f-8acb-81c6ea54f2d8").bytes
     assert config.serial == Target(TargetKind.FILE, Path("log"))
-    assert config.assist is AssistMode.OFF
+    assert config.accel is Accelerator.KVM
     assert config.fwctl == (FwCtlItem("hw.ncpu", 3),)
 
 
@@ -76,7 +76,7 @@ def test_bytes_of_the_command_line_that_are_no_text() -> None:
         ({"memory": "1G,slots=2"}, "unknown key 'slots'"),
         ({"machine": "virt"}, "-machine virt: not known; known are auto, q35, pc, bhyve"),
         ({"fwcfg": "xen"}, "fwcfg=xen: not known"),
-        ({"assist": "maybe"}, "--assist maybe"),
+        ({"accel": "maybe"}, "-accel maybe"),
         ({"uuid": "1234"}, "-uuid 1234: not a UUID"),
         ({"serial": "tcp:1"}, "-serial tcp:1: not a target"),
         ({"fw_cfg": {"": b""}}, "needs a name"),

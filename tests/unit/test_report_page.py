@@ -78,7 +78,7 @@ def report() -> Report:
             "by_device": [{"name": "debugcon", "first": 0x402, "last": 0x402, "reads": 1, "writes": 2178}],
             "times": times,
         },
-        "assist": {"mode": "off", "why": "switched off", "instructions": 0, "kvm_steps": 0, "interrupts": 0},
+        "accelerator": {"name": "kvm", "why": "asked for", "instructions": 0, "kvm_steps": 0, "interrupts": 0},
         "timeline": [
             {"t_s": 0.0, "event": "vCPU 0 started"},
             {"t_s": 0.001, "event": "first output on debugcon"},
@@ -125,7 +125,7 @@ def test_the_page_says_what_the_run_did(report: Report) -> None:
         "of all vCPUs together: io 1,234.",
         "out 0x402 debugcon 3 2.05 µs",
         "ROM or flash 0xfffc0000-0xffffffff 256 KiB",
-        "Not used (switched off)",
+        "Not used (asked for)",
     ):
         assert words in text
 
@@ -138,7 +138,7 @@ def test_nothing_of_guest_or_user_is_markup(report: Report) -> None:
     report["console_tails"]["debugcon"] = HOSTILE
     report["timeline"].append({"t_s": 0.07, "event": HOSTILE})
     report["exits"]["by_device"][0]["name"] = HOSTILE
-    report["assist"]["why"] = HOSTILE
+    report["accelerator"]["why"] = HOSTILE
     html = report_page.render(report)
     check_self_contained(html)
     # Once in each of the above, and where they show twice: title, facts and picture.
@@ -304,7 +304,13 @@ def test_a_page_of_memory_is_its_devices(report: Report) -> None:
 
 
 def test_the_software_cpus_counters(report: Report) -> None:
-    report["assist"] = {"mode": "on", "why": "switched on", "instructions": 1234567, "kvm_steps": 8, "swaps": 3}
+    report["accelerator"] = {
+        "name": "kvm+softcpu",
+        "why": "asked for",
+        "instructions": 1234567,
+        "kvm_steps": 8,
+        "swaps": 3,
+    }
     text = text_of(report)
     assert "1,234,567 instructions that the software CPU executed 8 single instructions" in text
     assert "interrupts delivered" not in text

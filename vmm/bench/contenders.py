@@ -92,7 +92,7 @@ class Vmm(Contender):
 
     def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
-        command = [*self._boot(), str(guests.path("latency")), "--assist", "off", "--dispatch", self.dispatch]
+        command = [*self._boot(), str(guests.path("latency")), "-accel", "kvm", "--dispatch", self.dispatch]
         command += ["-m", f"{memory_mib}M", "-serial", "none", "-debugcon", "stdio", "-q"]
         return [*command, *_items(options, bulk)]
 
@@ -103,7 +103,7 @@ class Vmm(Contender):
 
     def guest_command(self, guest: Path) -> list[str]:
         """See `Contender.guest_command`."""
-        return [*self._boot(), str(guest), "--assist", "off", "-q", "-serial", "none", "-debugcon", "none"]
+        return [*self._boot(), str(guest), "-accel", "kvm", "-q", "-serial", "none", "-debugcon", "none"]
 
     @staticmethod
     def _boot() -> list[str]:

@@ -175,7 +175,7 @@ def _vmm_times(plan: latency.Plan, mode: str) -> list[dict[str, Any]]:
     with latency.Bulk(plan.bulk_bytes) as bulk:
         items = {"opt/vmm/latency": plan.options(mode), "opt/vmm/bulk": bulk}
         image = str(guests.path("latency"))
-        with Machine(image, assist="off", memory=plan.memory_mib << 20, fw_cfg=items, exit_times=True) as machine:
+        with Machine(image, accel="kvm", memory=plan.memory_mib << 20, fw_cfg=items, exit_times=True) as machine:
             outcome = machine.run(deadline=boot.DEADLINE_S * 4)
             if not outcome.reached:
                 raise ContenderFailedError(f"vmm with histograms: {outcome.message}")

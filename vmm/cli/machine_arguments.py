@@ -149,10 +149,11 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     host = parser.add_argument_group("host")
     host.add_argument(
-        "--assist",
-        metavar="MODE",
+        "-accel",
+        metavar="ACCELERATOR",
         default="auto",
-        help="the software CPU for hosts whose KVM interprets ring 0: auto (default: only there), off, on",
+        help="who executes the guest: kvm, or kvm+softcpu, the software CPU beside KVM, for hosts whose KVM interprets "
+        "ring 0; auto (the default) decides",
     )
     host.add_argument(
         "--dispatch",
@@ -223,7 +224,7 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         direct=arguments.direct,
         bootorder=arguments.bootorder,
         devices=arguments.device,
-        assist=arguments.assist,
+        accel=arguments.accel,
         dispatch=arguments.dispatch,
         trace=arguments.trace,
         exit_times=arguments.exit_times,

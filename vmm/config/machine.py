@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from vmm.config.interface import InterfaceChoice, check_options, choose
 from vmm.config.parts import (
     MAX_CPUS,
-    AssistMode,
+    Accelerator,
     Dispatch,
     FwCfgItem,
     FwCtlItem,
@@ -76,7 +76,7 @@ class MachineConfig(NamedTuple):
     """The VM generation id, 16 bytes in GUID order; None: the machine has no such device."""
     vmcoreinfo: bool = False
     """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
-    assist: AssistMode = AssistMode.AUTO
+    accel: Accelerator = Accelerator.AUTO
     dispatch: Dispatch = Dispatch.C
     exit_times: bool = False
     """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
@@ -183,7 +183,7 @@ class MachineConfig(NamedTuple):
         e820: Iterable[str] = (),
         bootorder: Iterable[str] = (),
         devices: Iterable[str] = (),
-        assist: AssistMode | str = AssistMode.AUTO,
+        accel: Accelerator | str = Accelerator.AUTO,
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
         trace: str | Path | None = None,
@@ -218,7 +218,7 @@ class MachineConfig(NamedTuple):
             e820: ``-e820`` texts.
             bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
             devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``.
-            assist: ``auto``, ``off`` or ``on``.
+            accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
             dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
             exit_times: time every exit and device access.
             trace: path of the access log, "-" for stderr.
@@ -258,7 +258,7 @@ class MachineConfig(NamedTuple):
             e820=tuple(e820),
             bootorder=tuple(bootorder),
             **_devices(devices),
-            assist=parse_choice(AssistMode, assist, "--assist"),
+            accel=parse_choice(Accelerator, accel, "-accel"),
             dispatch=parse_choice(Dispatch, dispatch, "--dispatch"),
             exit_times=exit_times,
             trace=None if trace is None else str(trace),
@@ -328,7 +328,7 @@ def _fw_cfg_item(name: str, value: bytes | str | Path) -> FwCfgItem:
 
 
 __all__ = [
-    "AssistMode",
+    "Accelerator",
     "BootOptions",
     "Dispatch",
     "FirmwareImages",

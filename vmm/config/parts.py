@@ -38,13 +38,14 @@ class MachineType(StrEnum):
     BHYVE = "bhyve"
 
 
-class AssistMode(StrEnum):
-    """Whether the software CPU executes what KVM would interpret."""
+class Accelerator(StrEnum):
+    """Who executes the guest's instructions."""
 
     AUTO = "auto"
-    """Only where the host has no hardware virtualization."""
-    OFF = "off"
-    ON = "on"
+    """KVM where it has hardware virtualization; the software CPU beside it elsewhere."""
+    KVM = "kvm"
+    KVM_SOFTCPU = "kvm+softcpu"
+    """The software CPU; KVM has the interrupt controllers and timers."""
 
 
 class Dispatch(StrEnum):

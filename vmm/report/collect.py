@@ -59,7 +59,7 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
         report["vmcoreinfo"] = machine.vmcoreinfo and machine.vmcoreinfo._asdict()
     report |= _interface(machine)
     report["exits"] = _exits(machine)
-    report["assist"] = machine.assist_report()
+    report["accelerator"] = machine.accelerator_report()
     report["timeline"] = [{"t_s": round(event.t_s, 6), "event": event.event} for event in machine.timeline]
     return report
 

@@ -65,6 +65,7 @@ def render(report: Report) -> str:
     meaning = _MEANINGS.get(outcome["reason"], "")
     if outcome["reason"] == "power-off" and outcome["exit_status"]:
         meaning += _TOO_EARLY
+    accelerator = report["accelerator"]
     times = report["exits"]["times"]
     filters: dict[str, Callable[..., object]] = {
         "seconds": seconds,
@@ -83,7 +84,7 @@ def render(report: Report) -> str:
         events=events(report),
         memory=memory(report),
         items=_items(report),
-        counters=[(report["assist"][key], words) for key, words in _COUNTERS.items() if key in report["assist"]],
+        counters=[(accelerator[key], words) for key, words in _COUNTERS.items() if key in accelerator],
         times=times,
         devices=[_device(report, row) for row in times],
         sparks=sparks(times),

@@ -65,7 +65,7 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
             words = f"ELF note of {size(note['size'])} at GPA {note['address']:#x}, format {note['guest_format']}"
         yield "vmcoreinfo", words
     yield "exits", _exit_words(report["exits"])
-    yield "host", _host_words(report["assist"])
+    yield "host", _host_words(report["accelerator"])
     if not any(report["consoles"].values()):
         yield "consoles", SILENT
 
@@ -127,12 +127,12 @@ def _exit_words(exits: Report) -> str:
     return f"{reasons or 'none'}{f'; accesses: {devices}' if devices else ''}"
 
 
-def _host_words(assist: Report) -> str:
-    if assist["mode"] == "off":
-        return f"plain KVM ({assist['why']})" if assist["why"] else "plain KVM"
-    words = f"software CPU beside KVM ({assist['why']})"
-    if assist.get("instructions") is not None:
-        words += f": {assist['instructions']:,} instructions there, {assist['kvm_steps']:,} steps in KVM"
+def _host_words(accelerator: Report) -> str:
+    if accelerator["name"] == "kvm":
+        return f"plain KVM ({accelerator['why']})" if accelerator["why"] else "plain KVM"
+    words = f"software CPU beside KVM ({accelerator['why']})"
+    if accelerator.get("instructions") is not None:
+        words += f": {accelerator['instructions']:,} instructions there, {accelerator['kvm_steps']:,} steps in KVM"
     return words
 
 

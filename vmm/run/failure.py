@@ -19,13 +19,13 @@ _RESET_VECTOR = 0xFFFFFFF0
 """Linear RIP after INIT (SDM volume 3, 10.1.4). After SVM's SHUTDOWN intercept the VMCB is undefined (APM volume 2,
 15.14.3), so that kvm-amd brings the vCPU there (shutdown_interception in arch/x86/kvm/svm/svm.c)."""
 
-_USE_THE_ASSIST = "run with --assist auto or on: the software CPU executes what this host's KVM refuses"
+_USE_THE_SOFTWARE_CPU = "run with -accel auto or kvm+softcpu: the software CPU executes what this host's KVM refuses"
 
 _SOFTWARE_CPU_ENDS = {
     0x10001: "the guest set up what the software CPU cannot run, such as a fault in ring 3 without a TSS",
     0x10002: "KVM refuses the registers that the guest gave its CPU",
 }
-"""native/softcpu/softcpu.h, enum assist_end; its module is loaded only where it is used."""
+"""native/softcpu/softcpu.h, enum softcpu_end; its module is loaded only where it is used."""
 
 
 def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: bool) -> tuple[Reason, str, str]:
@@ -35,7 +35,7 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
         vcpu: the vCPU; its registers are read.
         end: the C core's ``struct vcpu_end``.
         memory: where the instruction bytes are, when KVM did not hand them over.
-        software_cpu: was it the assist that ran the vCPU?
+        software_cpu: was it the software CPU that ran the vCPU?
     """
     registers = Registers.of(vcpu)
     where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}"
@@ -46,7 +46,7 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
         return Reason.TRIPLE_FAULT, f"triple fault on {where}", registers.text
     if end.outcome == lib.VCPU_EMULATION_FAILURE:
         code = bytes(end.instruction)[: end.instruction_size] or _bytes_at(vcpu, registers, memory)
-        remedy = "" if software_cpu else f"; {_USE_THE_ASSIST}"
+        remedy = "" if software_cpu else f"; {_USE_THE_SOFTWARE_CPU}"
         return (
             Reason.EMULATION_FAILURE,
             f"KVM refused the instruction {disassemble(code, registers)} on {where}{remedy}",

@@ -27,7 +27,7 @@ QEMU_CAUSES_TOO: Final[dict[MachineType, tuple[str, ...]]] = {
     # No PCI Express on a 440FX, so no MCFG.
     MachineType.PC: ("fail to add MMCONFIG information",),
 }
-"""What Linux 6.1 says about the tables of QEMU's machine of that type; tests/kvm/firmware/test_linux.py asks it, too."""
+"""What Linux 6.1 says about QEMU's tables for that machine, too; tests/kvm/firmware/test_linux.py asks it."""
 
 
 def complaints(report: GuestReport) -> list[str]:

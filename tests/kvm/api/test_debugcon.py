@@ -35,7 +35,7 @@ def image(code: str) -> bytes:
     return bytes(rom)
 
 
-@pytest.mark.parametrize("assist", ["off", "auto"])
+@pytest.mark.parametrize("accel", ["kvm", "auto"])
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
@@ -44,11 +44,11 @@ def image(code: str) -> bytes:
         pytest.param(HALT, Reason.TIMEOUT, id="halt"),
     ],
 )
-def test_everything_is_in_the_file(tmp_path: Path, assist: str, end: str, reason: Reason) -> None:
+def test_everything_is_in_the_file(tmp_path: Path, accel: str, end: str, reason: Reason) -> None:
     rom, log = tmp_path / "rom.bin", tmp_path / "log"
     rom.write_bytes(image(PRINT + end))
     expected = bytes(count & 0xFF for count in range(COUNT, 0, -1))
-    with Machine(str(rom), machine="pc", assist=assist, debugcon=f"file:{log}") as machine:
+    with Machine(str(rom), machine="pc", accel=accel, debugcon=f"file:{log}") as machine:
         outcome = machine.run(deadline=3 if reason is Reason.TIMEOUT else 60)
         assert outcome.reason is reason
         assert log.read_bytes() == expected
@@ -58,5 +58,5 @@ def test_everything_is_in_the_file(tmp_path: Path, assist: str, end: str, reason
 def test_the_last_byte_is_seen_while_the_guest_runs_on(tmp_path: Path) -> None:
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image(PRINT + HANG))
-    with Machine(str(rom), machine="pc", assist="off") as machine:
+    with Machine(str(rom), machine="pc", accel="kvm") as machine:
         assert machine.run(until=r"\x03\x02\x01\Z", deadline=60).reason is Reason.UNTIL

@@ -22,7 +22,7 @@ GENEROUS = 60.0
 
 
 def run_guest(vmm_machine: MachineFactory, name: str, **run: object) -> Outcome:
-    outcome: Outcome = vmm_machine(guests.path(name), assist="off").run(**{"deadline": GENEROUS, **run})
+    outcome: Outcome = vmm_machine(guests.path(name), accel="kvm").run(**{"deadline": GENEROUS, **run})
     return outcome
 
 
@@ -45,7 +45,7 @@ def test_what_a_guest_printed_before_it_powered_off_counts(vmm_machine: MachineF
 
 @pytest.mark.parametrize("cpus", [1, 4, 8])
 def test_every_cpu_starts(vmm_machine: MachineFactory, cpus: int) -> None:
-    machine = vmm_machine("probe", cpus=cpus, assist="off")
+    machine = vmm_machine("probe", cpus=cpus, accel="kvm")
     assert machine.run(deadline=GENEROUS).reached
     assert f"cpus started: {cpus}\n" in machine.debugcon.text()
     started = machine.started_s()
@@ -53,11 +53,11 @@ def test_every_cpu_starts(vmm_machine: MachineFactory, cpus: int) -> None:
     assert len(started) == cpus
 
 
-@pytest.mark.parametrize("assist", ["off", "auto"])
+@pytest.mark.parametrize("accel", ["kvm", "auto"])
 def test_a_cpu_whose_thread_comes_after_its_startup_message_is_counted(
-    vmm_machine: MachineFactory, monkeypatch: pytest.MonkeyPatch, assist: str
+    vmm_machine: MachineFactory, monkeypatch: pytest.MonkeyPatch, accel: str
 ) -> None:
-    machine = vmm_machine("probe", cpus=2, assist=assist)
+    machine = vmm_machine("probe", cpus=2, accel=accel)
     with monkeypatch.context() as patch:
         patch.setattr(machine, "_core_vcpus", machine._core_vcpus[:1])
         assert machine.run(deadline=1).reason is Reason.TIMEOUT
@@ -69,7 +69,7 @@ def test_a_cpu_whose_thread_comes_after_its_startup_message_is_counted(
 
 
 def test_a_cpu_that_nobody_starts_is_not_counted(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("exit"), cpus=3, assist="off")
+    machine = vmm_machine(guests.path("exit"), cpus=3, accel="kvm")
     assert machine.run(deadline=GENEROUS).reached
     assert machine.started_s() == [0.0, None, None]
 
@@ -95,13 +95,13 @@ def test_a_triple_fault_names_the_place(vmm_machine: MachineFactory) -> None:
 
 
 def test_stop_comes_from_another_thread(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), assist="off")
+    machine = vmm_machine(guests.path("hang"), accel="kvm")
     threading.Timer(0.2, machine.stop).start()
     assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
 
 
 def test_ctrl_c_ends_the_run_and_is_reported(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), assist="off")
+    machine = vmm_machine(guests.path("hang"), accel="kvm")
     main = threading.main_thread().ident
     assert main is not None
     threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
@@ -110,7 +110,7 @@ def test_ctrl_c_ends_the_run_and_is_reported(vmm_machine: MachineFactory) -> Non
 
 
 def test_a_stopped_guest_goes_on_where_it_was(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("seabios", assist="off")
+    machine = vmm_machine("seabios", accel="kvm")
     assert machine.run(until="PCI: init bdf", deadline=GENEROUS).reached
     assert machine.run(until="Space available for UMB", deadline=GENEROUS).reached
     assert machine.debugcon.text().count("Found QEMU fw_cfg") == 1
@@ -124,7 +124,7 @@ def test_a_failing_device_stops_the_machine_and_reaches_the_caller(vmm_machine: 
         def write(self, offset: int, size: int, value: int) -> None:
             raise ZeroDivisionError(offset, size, value)
 
-    machine = vmm_machine("probe", assist="off")
+    machine = vmm_machine("probe", accel="kvm")
     machine.ports.remove(layout.PORT_DEBUG_QEMU.start)
     machine.ports.add(layout.PORT_DEBUG_QEMU.start, layout.PORT_DEBUG_QEMU.start, Broken(), "broken")
     with pytest.raises(DeviceError, match="ZeroDivisionError"):
@@ -136,7 +136,7 @@ def test_a_failing_device_stops_the_machine_and_reaches_the_caller(vmm_machine: 
     [("16M", 16 << 20, 0), ("2816M", 0xB0000000, 0), ("6G", 0xB0000000, (6 << 30) - 0xB0000000)],
 )
 def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, low: int, high: int) -> None:
-    machine = vmm_machine(guests.path("probe"), memory=memory, assist="off")
+    machine = vmm_machine(guests.path("probe"), memory=memory, accel="kvm")
     assert machine.run(deadline=GENEROUS).reached
     lines = [f"e820: base 0x{0:016x} length 0x{low:016x} type 1"]
     if high:
@@ -159,7 +159,7 @@ def test_machines_leave_nothing_behind() -> None:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
     def one_machine() -> None:
-        with Machine("probe", cpus=2, assist="off") as machine:
+        with Machine("probe", cpus=2, accel="kvm") as machine:
             machine.run(deadline=GENEROUS)
 
     one_machine()
@@ -172,13 +172,13 @@ def test_machines_leave_nothing_behind() -> None:
 
 
 def test_close_may_be_called_twice(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("exit"), assist="off")
+    machine = vmm_machine(guests.path("exit"), accel="kvm")
     machine.close()
     machine.close()
 
 
 def test_two_machines_run_side_by_side(vmm_machine: MachineFactory) -> None:
-    machines = [vmm_machine("probe", cpus=2, assist="off") for _ in range(2)]
+    machines = [vmm_machine("probe", cpus=2, accel="kvm") for _ in range(2)]
     threads = [threading.Thread(target=machine.run, kwargs={"deadline": GENEROUS}) for machine in machines]
     for thread in threads:
         thread.start()
@@ -188,7 +188,7 @@ def test_two_machines_run_side_by_side(vmm_machine: MachineFactory) -> None:
 
 
 def test_the_timeline_is_in_order(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", cpus=2, assist="off")
+    machine = vmm_machine("probe", cpus=2, accel="kvm")
     began = time.monotonic()
     machine.run(deadline=GENEROUS)
     elapsed = time.monotonic() - began
@@ -198,14 +198,14 @@ def test_the_timeline_is_in_order(vmm_machine: MachineFactory) -> None:
     assert machine.timeline[-1].event == "power-off"
 
 
-@pytest.mark.parametrize("assist", ["off", "auto"])
-def test_a_closed_machine_tells_what_it_counted_and_runs_no_more(vmm_machine: MachineFactory, assist: str) -> None:
-    machine = vmm_machine("exit", assist=assist, exit_times=True)
+@pytest.mark.parametrize("accel", ["kvm", "auto"])
+def test_a_closed_machine_tells_what_it_counted_and_runs_no_more(vmm_machine: MachineFactory, accel: str) -> None:
+    machine = vmm_machine("exit", accel=accel, exit_times=True)
     machine.run(deadline=GENEROUS)
-    open_machine = (machine.started_s(), machine.exit_counts(), machine.assist_report(), len(machine.exit_times()))
+    open_machine = (machine.started_s(), machine.exit_counts(), machine.accelerator_report(), len(machine.exit_times()))
     machine.close()
     gc.collect()
-    assert (machine.started_s(), machine.exit_counts(), machine.assist_report(), len(machine.exit_times())) == (
+    assert (machine.started_s(), machine.exit_counts(), machine.accelerator_report(), len(machine.exit_times())) == (
         open_machine
     )
     assert machine.fw_cfg is not None

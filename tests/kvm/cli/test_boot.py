@@ -33,7 +33,7 @@ def vmm(*arguments: str | Path, timeout: float = 120, **options: object) -> subp
 
 
 def test_report_for_a_person() -> None:
-    run = vmm("boot", "-smp", "3", "probe", "-m", "96M", "--assist", "off")
+    run = vmm("boot", "-smp", "3", "probe", "-m", "96M", "-accel", "kvm")
     assert run.returncode == 0, run.stderr
     assert "cpus started: 3" in run.stdout
     assert "3 asked for, 3 started" in run.stderr
@@ -45,7 +45,7 @@ def test_report_for_a_person() -> None:
 @pytest.mark.hw
 def test_report_for_a_program(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    run = vmm("boot", "probe", "-smp", "2,maxcpus=5", "-m", "64", "--json", path, "--quiet", "--assist", "off")
+    run = vmm("boot", "probe", "-smp", "2,maxcpus=5", "-m", "64", "--json", path, "--quiet", "-accel", "kvm")
     assert run.returncode == 0
     assert not run.stderr
     report = json.loads(path.read_text())
@@ -65,7 +65,7 @@ def test_report_for_a_program(tmp_path: Path) -> None:
     assert report["fw_cfg"]["probes"] >= 1
     assert report["exits"]["by_reason"]["io"] > 0
     assert report["exits"]["by_device"][0]["name"] == "debugcon"
-    assert report["assist"]["mode"] == "off"
+    assert report["accelerator"]["name"] == "kvm"
     assert [event["event"] for event in report["timeline"]][-1] == "power-off"
 
 
@@ -105,7 +105,7 @@ def test_consoles_go_to_files(tmp_path: Path) -> None:
 
 def test_until() -> None:
     run = vmm(
-        "boot", "seabios", "-debugcon", "stdio", "-serial", "none", "--until", r"Found QEMU\s+fw_cfg", "--assist", "off"
+        "boot", "seabios", "-debugcon", "stdio", "-serial", "none", "--until", r"Found QEMU\s+fw_cfg", "-accel", "kvm"
     )
     assert run.returncode == 0
     assert "the console showed" in run.stderr
@@ -127,14 +127,14 @@ def test_timeout() -> None:
 
 @pytest.mark.hw
 def test_refused_instruction_is_named() -> None:
-    run = vmm("boot", guests.path("refused"), "--assist", "off")
+    run = vmm("boot", guests.path("refused"), "-accel", "kvm")
     assert run.stdout.startswith("refused: before FLDCW\n")
     if run.returncode == 0:  # a host with VMX or SVM executes it
         assert "refused: after FLDCW\n" in run.stdout
         return
     assert run.returncode == 1
     assert "fldcw" in run.stderr
-    assert "--assist" in run.stderr
+    assert "-accel" in run.stderr
     assert "RIP" in run.stderr
 
 
@@ -165,7 +165,7 @@ def wait_for_vcpu(pid: int) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_run() -> None:
-    command = [*VMM, "boot", "seabios", "-debugcon", "stdio", "--assist", "off"]
+    command = [*VMM, "boot", "seabios", "-debugcon", "stdio", "-accel", "kvm"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(10)
@@ -266,7 +266,7 @@ def test_info() -> None:
     assert str(guests.path("probe")) in run.stdout
     found = json.loads(vmm("info", "--json").stdout)
     assert found["kvm"]["missing"] == []
-    assert found["assist"]["auto"] == ("off" if found["cpu"]["virtualization"] else "on")
+    assert found["accelerator"]["auto"] == ("kvm" if found["cpu"]["virtualization"] else "kvm+softcpu")
     assert found["kvm"]["capabilities"]["KVM_CAP_USER_MEMORY"] == 1
     assert found["kvm"]["cpuid"][0]["function"] == "0x00000000"
 

@@ -35,7 +35,7 @@ class Terminal:
 @pytest.fixture
 def hang() -> Iterator[Terminal]:
     """A guest that does nothing, on an interactive console."""
-    terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off")
+    terminal = Terminal("boot", str(guests.path("hang")), "-accel", "kvm")
     yield terminal
     terminal.child.close(force=True)
 
@@ -71,7 +71,7 @@ def test_terminal_is_restored_when_the_process_is_told_to_end(hang: Terminal) ->
 
 @pytest.mark.hw
 def test_terminal_is_restored_after_a_timeout() -> None:
-    terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off", "--timeout", "0.5")
+    terminal = Terminal("boot", str(guests.path("hang")), "-accel", "kvm", "--timeout", "0.5")
     before = termios.tcgetattr(terminal.child.child_fd)
     terminal.child.expect("0.5 s passed")
     assert termios.tcgetattr(terminal.child.child_fd) == before
@@ -80,7 +80,7 @@ def test_terminal_is_restored_after_a_timeout() -> None:
 
 @pytest.mark.hw
 def test_control_c_interrupts_where_the_console_is_elsewhere() -> None:
-    terminal = Terminal("boot", str(guests.path("hang")), "--assist", "off", "-serial", "none", "-debugcon", "none")
+    terminal = Terminal("boot", str(guests.path("hang")), "-accel", "kvm", "-serial", "none", "-debugcon", "none")
     terminal.child.expect("fw_cfg items read")  # progress: it runs
     terminal.child.send("\x03")
     terminal.child.expect("vmm: interrupted")
@@ -90,7 +90,7 @@ def test_control_c_interrupts_where_the_console_is_elsewhere() -> None:
 @pytest.mark.hw_long
 def test_progress_shows_seconds_and_what_the_guest_said() -> None:
     terminal = Terminal(
-        "boot", "seabios", "--assist", "off", "-serial", "none", "-debugcon", "none", "--until", "No boot"
+        "boot", "seabios", "-accel", "kvm", "-serial", "none", "-debugcon", "none", "--until", "No boot"
     )
     terminal.child.expect(r" \d+\.\d s  \d+ fw_cfg items read: \S")
     terminal.child.expect("vmm: the console showed")

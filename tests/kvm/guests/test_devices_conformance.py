@@ -58,7 +58,7 @@ def test_on_ours(vmm_machine: Callable[..., Any], tmp_path: Path, board: str) ->
     variables.write_bytes(VARIABLES)
     store = firmware.VariableStore(variables, VARIABLES, persist=True)
     images = firmware.load(guests.path(GUEST))._replace(variables=store)
-    machine = vmm_machine(images, machine=board, assist="off")
+    machine = vmm_machine(images, machine=board, accel="kvm")
     # These boards have none; this is the device with the in-kernel IOAPIC and LAPIC behind it.
     hpet = Hpet(machine.vm.irq_line, machine.vm.signal_msi, machine.platform.timers)
     machine.mmio.add(layout.HPET.start, layout.HPET.stop - 1, hpet, "HPET")
@@ -77,7 +77,7 @@ def test_what_the_guest_programs_is_in_the_file(vmm_machine: Callable[..., Any],
     variables.write_bytes(contents)
     store = firmware.VariableStore(variables, contents, persist=True)
     images = firmware.load(guests.path(GUEST))._replace(variables=store)
-    machine = vmm_machine(images, assist="off")
+    machine = vmm_machine(images, accel="kvm")
     assert machine.run(deadline=120).reached
     # While the machine still stands: nothing waits for a clean end to be written.
     assert variables.read_bytes() == contents[:-SECTOR] + b"\xff" * SECTOR

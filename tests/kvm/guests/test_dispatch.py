@@ -24,7 +24,7 @@ def test_python_answers_every_conformance_case_as_c_does(ours: Callable[..., str
 @pytest.mark.hw
 def test_the_statistics_do_not_depend_on_who_dispatches() -> None:
     def statistics(dispatch: str) -> list[object]:
-        with Machine(str(guests.path("probe")), assist="off", dispatch=dispatch) as machine:
+        with Machine(str(guests.path("probe")), accel="kvm", dispatch=dispatch) as machine:
             assert machine.run(deadline=60).reached
             assert machine.fw_cfg is not None
             return [*machine.fw_cfg.items(), machine.fw_cfg.probes]
@@ -34,7 +34,7 @@ def test_the_statistics_do_not_depend_on_who_dispatches() -> None:
 
 @pytest.mark.hw
 def test_exit_times_count_what_the_bus_counts() -> None:
-    with Machine(str(guests.path("probe")), assist="off", cpus=2, exit_times=True) as machine:
+    with Machine(str(guests.path("probe")), accel="kvm", cpus=2, exit_times=True) as machine:
         assert machine.run(deadline=60).reached
         times = machine.exit_times()
         ports = next(area for area in machine.ports.ranges() if area.name == "fw_cfg")
@@ -52,6 +52,6 @@ def test_exit_times_count_what_the_bus_counts() -> None:
 
 @pytest.mark.hw
 def test_nobody_times_unasked() -> None:
-    with Machine(str(guests.path("exit")), assist="off") as machine:
+    with Machine(str(guests.path("exit")), accel="kvm") as machine:
         assert machine.run(deadline=60).reached
         assert machine.exit_times() == []

@@ -128,13 +128,13 @@ def test_on_ours_with_an_item_of_the_user(ours: Callable[..., str]) -> None:
 @pytest.mark.hw
 @pytest.mark.needs_kvm
 def test_refused_ends_on_an_interpreting_host_or_runs(vmm_machine: Callable[..., Any]) -> None:
-    machine = vmm_machine(str(guests.path("refused")), assist="off")
+    machine = vmm_machine(str(guests.path("refused")), accel="kvm")
     outcome = machine.run(deadline=60)
     printed = machine.debugcon.text()
     if outcome.reason is Reason.EMULATION_FAILURE:
         assert printed == "refused: before FLDCW\n"
         assert "fldcw" in outcome.message
-        assert "--assist" in outcome.message
+        assert "-accel" in outcome.message
     else:
         assert outcome.reason is Reason.POWER_OFF, outcome.message
         assert printed == "refused: before FLDCW\nrefused: after FLDCW\n"
@@ -150,7 +150,7 @@ def test_exit_powers_ours_off(ours: Callable[..., str], machine: str) -> None:
 @pytest.mark.needs_kvm
 @pytest.mark.parametrize("name", ["hang", "silent"])
 def test_a_guest_that_does_nothing_ends_at_the_deadline(vmm_machine: Callable[..., Any], name: str) -> None:
-    outcome = vmm_machine(str(guests.path(name)), assist="off").run(deadline=1)
+    outcome = vmm_machine(str(guests.path(name)), accel="kvm").run(deadline=1)
     assert outcome.reason is Reason.TIMEOUT
     assert "nothing" in outcome.message
 
@@ -159,5 +159,5 @@ def test_a_guest_that_does_nothing_ends_at_the_deadline(vmm_machine: Callable[..
 @pytest.mark.needs_kvm
 def test_triple_fault_is_told_from_a_reset(vmm_machine: Callable[..., Any]) -> None:
     # KVM without hardware virtualization was seen to hang the vCPU instead: then the deadline has to end it.
-    outcome = vmm_machine(str(guests.path("triple-fault")), assist="off").run(deadline=20)
+    outcome = vmm_machine(str(guests.path("triple-fault")), accel="kvm").run(deadline=20)
     assert outcome.reason in {Reason.TRIPLE_FAULT, Reason.TIMEOUT}

@@ -3,10 +3,10 @@
 import mmap
 
 import pytest
-from softcpu_rig import CODE, NOT_HERE, AssistRig, values_of
+from softcpu_rig import CODE, NOT_HERE, SoftcpuRig, values_of
 
 from vmm.bus import Device
-from vmm.softcpu.assist import has_hardware_virtualization
+from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = [
     pytest.mark.needs_kvm,
@@ -36,11 +36,11 @@ def test_a_device_that_stores_over_code() -> None:
     """
     counts = {"function": 9, "behind": 1000}
 
-    def rewrite_function(rig: AssistRig) -> None:
+    def rewrite_function(rig: SoftcpuRig) -> None:
         counts["function"] += 1
         rig.memory.write(0x9000, b"\xbb" + counts["function"].to_bytes(4, "little") + b"\xc3")  # mov $n, %ebx; ret
 
-    def rewrite_behind(rig: AssistRig) -> None:
+    def rewrite_behind(rig: SoftcpuRig) -> None:
         counts["behind"] += 1
         out = bytes.fromhex("b801000000 e7fc bb")  # mov $1, %eax; out %eax, $0xfc; mov $n, %ebx
         at = CODE + rig.memory.read(CODE, 0x2000).index(out) + len(out)
@@ -173,15 +173,15 @@ def test_code_in_ram_that_is_shown_piece_by_piece() -> None:
         done
     """
 
-    def show_one(rig: AssistRig) -> None:
+    def show_one(rig: SoftcpuRig) -> None:
         rig.memory.map_ram(0xD0000, 0x1000)
         store(rig, 1)
 
-    def show_two(rig: AssistRig) -> None:
+    def show_two(rig: SoftcpuRig) -> None:
         rig.memory.unmap(0xD0000)
         rig.memory.map_ram(0xD0000, 0x2000)
 
-    def store(rig: AssistRig, number: int) -> None:
+    def store(rig: SoftcpuRig, number: int) -> None:
         rig.memory.write(0xD0000, b"\xbb" + number.to_bytes(4, "little") + b"\xc3")  # mov $n, %ebx; ret
 
     assert values_of(source, actions={0: show_one, 1: show_two, 2: lambda rig: store(rig, 3)}) == [1, 1, 2, 3]
@@ -203,17 +203,17 @@ def test_read_only_memory_ignores_stores() -> None:
         done
     """
 
-    def show_ram(rig: AssistRig) -> None:
+    def show_ram(rig: SoftcpuRig) -> None:
         rig.memory.unmap(0xD0000)
         rig.memory.map_ram(0xD0000, 0x1000)
 
-    def show_rom(rig: AssistRig) -> None:
+    def show_rom(rig: SoftcpuRig) -> None:
         rig.memory.unmap(0xD0000)
         rig.memory.map_rom(0xD0000, rom)
 
     rom = mmap.mmap(-1, 0x1000)
     rom[:] = b"\x44\x33\x22\x11" * 1024
-    with AssistRig(source) as rig:
+    with SoftcpuRig(source) as rig:
         rig.memory.map_rom(0xD0000, rom)
         rig.actions = {0: lambda: show_ram(rig), 1: lambda: show_rom(rig)}
         rig.run()
@@ -224,7 +224,7 @@ def test_read_only_memory_ignores_stores() -> None:
 class Chip(Device):
     """A flash chip in little: 70h shows a status, ffh the array."""
 
-    def __init__(self, rig: AssistRig, array: mmap.mmap) -> None:
+    def __init__(self, rig: SoftcpuRig, array: mmap.mmap) -> None:
         self.rig, self.array = rig, array
         self.reads = 0
         rig.memory.map_rom(0xD0000, array)
@@ -270,7 +270,7 @@ def test_a_flash_chip_changes_modes_between_two_instructions() -> None:
     array = mmap.mmap(-1, 0x1000)
     array[:4] = b"\x44\x33\x22\x11"
     array[0x100:0x106] = bytes.fromhex("bb37000000 c3")  # mov $55, %ebx; ret
-    with AssistRig(source) as rig:
+    with SoftcpuRig(source) as rig:
         rig.memory.park_roms(True)
         chip = Chip(rig, array)
         rig.mmio.add(0xD0000, 0xD0FFF, chip, "chip")

@@ -3,7 +3,7 @@
 import pytest
 from softcpu_rig import NOT_HERE, values_of
 
-from vmm.softcpu.assist import has_hardware_virtualization
+from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = [
     pytest.mark.needs_kvm,

@@ -1,6 +1,6 @@
 """Where the CPU has VMX or SVM, guests run in plain KVM, and the software CPU stays on the disk.
 
-Every test here uses ``--assist auto``, each in a process of its own. scripts/test-svm-host runs them where no machine
+Every test here uses ``-accel auto``, each in a process of its own. scripts/test-svm-host runs them where no machine
 with such a CPU is at hand.
 """
 
@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from vmm.config.machine import MachineConfig
-from vmm.softcpu import assist
+from vmm.softcpu.decision import has_hardware_virtualization
 from vmm.verify import linux_guest
 
 pytestmark = [
     pytest.mark.needs_kvm,
     pytest.mark.hw,
     pytest.mark.skipif(
-        not assist.has_hardware_virtualization(), reason="this host's CPU has neither VMX nor SVM in /proc/cpuinfo"
+        not has_hardware_virtualization(), reason="this host's CPU has neither VMX nor SVM in /proc/cpuinfo"
     ),
 ]
 
@@ -35,10 +35,10 @@ with Machine(firmware, memory="256M", **fields) as machine:
     assert outcome.reached, f"{outcome.message}\\n{outcome.details}\\n{machine.serial.text()}"
     assert all(seconds is not None for seconds in machine.started_s()), machine.started_s()
     assert machine.exit_counts()["io"] > 100, machine.exit_counts()
-    assert machine.assist_decision.use is False, machine.assist_decision
+    assert machine.accelerator.name == "kvm", machine.accelerator
     print(outcome.reason.value)
     print(machine.serial.text())
-loaded = {"vmm._assist", "unicorn"} & sys.modules.keys()
+loaded = {"vmm._softcpu", "unicorn"} & sys.modules.keys()
 assert not loaded, loaded
 """
 
@@ -94,7 +94,10 @@ def test_verify_ovmf() -> None:
 
 def test_the_software_cpu_is_refused() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vmm", "boot", "probe", "--assist", "on"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vmm", "boot", "probe", "-accel", "kvm+softcpu"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 4
     assert "this host's CPU has hardware virtualization" in done.stderr

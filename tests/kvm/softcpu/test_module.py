@@ -8,20 +8,20 @@ from types import ModuleType
 
 import pytest
 import unicorn
-from softcpu_rig import NOT_HERE, AssistRig
+from softcpu_rig import NOT_HERE, SoftcpuRig
 from unicorn import x86_const
 
 from vmm import Machine
-from vmm.config.parts import AssistMode
+from vmm.config.parts import Accelerator
 from vmm.errors import HostError
 from vmm.firmware import guests
 from vmm.kvm import Kvm
 from vmm.pytest_plugin.plugin import MachineFactory
-from vmm.softcpu import assist
+from vmm.softcpu import decision, engine
 
 pytestmark = [
     pytest.mark.needs_kvm,
-    pytest.mark.skipif(assist.has_hardware_virtualization(), reason=NOT_HERE),
+    pytest.mark.skipif(decision.has_hardware_virtualization(), reason=NOT_HERE),
 ]
 
 
@@ -31,88 +31,88 @@ def cpuinfo(path: Path, flags: str) -> Path:
 
 
 @pytest.mark.parametrize("flag", ["vmx", "svm"])
-def test_auto_is_off_where_the_cpu_has_virtualization(
+def test_auto_is_kvm_where_the_cpu_has_virtualization(
     kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
-    monkeypatch.setattr(assist, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", flag))
-    decision = assist.decide(AssistMode.AUTO, kvm)
-    assert not decision.use
-    assert "hardware virtualization" in decision.why
+    monkeypatch.setattr(decision, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", flag))
+    decided = decision.decide(Accelerator.AUTO, kvm)
+    assert decided.name is Accelerator.KVM
+    assert "hardware virtualization" in decided.why
 
 
-def test_on_is_refused_where_the_cpu_has_virtualization(
+def test_the_software_cpu_is_refused_where_the_cpu_has_virtualization(
     kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assist, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", "svm"))
-    with pytest.raises(HostError, match=r"--assist on.*use auto"):
-        assist.decide(AssistMode.ON, kvm)
+    monkeypatch.setattr(decision, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", "svm"))
+    with pytest.raises(HostError, match=r"-accel kvm\+softcpu.*use auto"):
+        decision.decide(Accelerator.KVM_SOFTCPU, kvm)
 
 
 def test_auto_measures_where_the_flags_are_silent(kvm: Kvm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assist, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", "vmxnet"))
-    assert not assist.has_hardware_virtualization()
-    measured = assist.ring0_speed(kvm)
+    monkeypatch.setattr(decision, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", "vmxnet"))
+    assert not decision.has_hardware_virtualization()
+    measured = decision.ring0_speed(kvm)
     assert measured > 1000
-    monkeypatch.setattr(assist, "INTERPRETED_BELOW", 2 * 10**12)
-    decision = assist.decide(AssistMode.AUTO, kvm)
-    assert decision.use
-    assert "million instructions/s" in decision.why
-    monkeypatch.setattr(assist, "INTERPRETED_BELOW", 0)
-    assert not assist.decide(AssistMode.AUTO, kvm).use
+    monkeypatch.setattr(decision, "INTERPRETED_BELOW", 2 * 10**12)
+    decided = decision.decide(Accelerator.AUTO, kvm)
+    assert decided.name is Accelerator.KVM_SOFTCPU
+    assert "million instructions/s" in decided.why
+    monkeypatch.setattr(decision, "INTERPRETED_BELOW", 0)
+    assert decision.decide(Accelerator.AUTO, kvm).name is Accelerator.KVM
 
 
-def test_on_and_off_are_what_they_say(kvm: Kvm) -> None:
-    assert assist.decide(AssistMode.ON, kvm).use
-    assert not assist.decide(AssistMode.OFF, kvm).use
+@pytest.mark.parametrize("wanted", [Accelerator.KVM, Accelerator.KVM_SOFTCPU])
+def test_what_is_asked_for_is_decided(kvm: Kvm, wanted: Accelerator) -> None:
+    assert decision.decide(wanted, kvm).name is wanted
 
 
 def test_the_module_is_loaded_only_by_machines_that_use_it() -> None:
     script = f"""
 import sys
 from vmm import Machine
-for mode, loaded in (("off", False), ("on", True)):
-    with Machine({str(guests.path("exit"))!r}, assist=mode) as machine:
+for mode, loaded in (("kvm", False), ("kvm+softcpu", True)):
+    with Machine({str(guests.path("exit"))!r}, accel=mode) as machine:
         assert machine.run(deadline=60).reached
-    assert ("vmm._assist" in sys.modules) is loaded, mode
+    assert ("vmm._softcpu" in sys.modules) is loaded, mode
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_a_missing_module_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vmm._assist", None)
-    monkeypatch.delattr("vmm._assist", raising=False)
-    with pytest.raises(HostError, match=r"vmm\._assist.*scripts/setup.*--assist off"):
-        Machine(guests.path("exit"), assist="on")
+    monkeypatch.setitem(sys.modules, "vmm._softcpu", None)
+    monkeypatch.delattr("vmm._softcpu", raising=False)
+    with pytest.raises(HostError, match=r"vmm\._softcpu.*scripts/setup.*-accel kvm"):
+        Machine(guests.path("exit"), accel="kvm+softcpu")
 
 
 def test_another_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = assist.load()
+    module = engine.load()
 
     class Lib:
         def __getattr__(self, name: str) -> object:
             return getattr(module.lib, name)
 
-        def assist_self_test(self) -> object:
+        def softcpu_self_test(self) -> object:
             return text
 
     text = module.ffi.new("char[]", b"the software CPU needs Unicorn 2.1.4, another version is linked in")
-    fake = ModuleType("vmm._assist")
+    fake = ModuleType("vmm._softcpu")
     fake.lib, fake.ffi = Lib(), module.ffi  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vmm._assist", fake)
-    monkeypatch.setattr("vmm._assist", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "vmm._softcpu", fake)
+    monkeypatch.setattr("vmm._softcpu", fake, raising=False)
     with pytest.raises(HostError, match=r"Unicorn 2\.1\.4"):
-        assist.load()
+        engine.load()
 
 
 def test_the_engine_is_the_pinned_one() -> None:
-    assert assist.load().lib.assist_engine_version() >> 8 == 0x020104
+    assert engine.load().lib.softcpu_engine_version() >> 8 == 0x020104
 
 
 def test_the_module_shows_nothing_but_pythons_entry() -> None:
-    path = assist.load().__file__
+    path = engine.load().__file__
     assert path is not None
     symbols = subprocess.run(["nm", "-D", "--defined-only", path], check=True, capture_output=True, text=True).stdout
-    assert [line.split()[2] for line in symbols.splitlines()] == ["PyInit__assist"]
+    assert [line.split()[2] for line in symbols.splitlines()] == ["PyInit__softcpu"]
 
 
 def count_with_unicorn() -> int:
@@ -127,7 +127,7 @@ def count_with_unicorn() -> int:
 
 def test_the_unicorn_package_and_the_software_cpu_do_not_meet() -> None:
     assert count_with_unicorn() == 50_000
-    with AssistRig("main:\n1: inc %rbx\ncmpl $0, 0x9000\nje 1b\nreport $77\ndone") as rig:
+    with SoftcpuRig("main:\n1: inc %rbx\ncmpl $0, 0x9000\nje 1b\nreport $77\ndone") as rig:
         runner = threading.Thread(target=rig.run)
         runner.start()
         for _ in range(20):
@@ -140,7 +140,7 @@ def test_the_unicorn_package_and_the_software_cpu_do_not_meet() -> None:
 
 def test_two_machines_run_side_by_side() -> None:
     source = "main:\nmov $3000000, %ecx\n1: lock incl 0x9000\nloop 1b\nreport 0x9000\ndone"
-    with AssistRig(source) as one, AssistRig(source) as other:
+    with SoftcpuRig(source) as one, SoftcpuRig(source) as other:
         threads = [threading.Thread(target=rig.run) for rig in (one, other)]
         for thread in threads:
             thread.start()
@@ -152,8 +152,8 @@ def test_two_machines_run_side_by_side() -> None:
 @pytest.mark.parametrize("cpus", [1, 4])
 def test_our_probe_finds_the_same_machine(vmm_machine: MachineFactory, cpus: int) -> None:
     printed = []
-    for mode in ("off", "on"):
-        machine = vmm_machine("probe", cpus=cpus, assist=mode)
+    for mode in ("kvm", "kvm+softcpu"):
+        machine = vmm_machine("probe", cpus=cpus, accel=mode)
         assert machine.run(deadline=120).reached
         printed.append(machine.debugcon.text())
     assert printed[0] == printed[1]
@@ -161,21 +161,21 @@ def test_our_probe_finds_the_same_machine(vmm_machine: MachineFactory, cpus: int
 
 
 def test_the_report_says_who_ran_the_guest(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("exit"), assist="on")
+    machine = vmm_machine(guests.path("exit"), accel="kvm+softcpu")
     assert machine.run(deadline=60).reached
-    report = machine.assist_report()
-    assert (report["mode"], report["why"]) == ("on", "switched on")
+    report = machine.accelerator_report()
+    assert (report["name"], report["why"]) == ("kvm+softcpu", "asked for")
     assert report["instructions"] > 0
 
 
 def test_seabios_boots(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("seabios", assist="on", memory="128M")
+    machine = vmm_machine("seabios", accel="kvm+softcpu", memory="128M")
     assert machine.run(until="No bootable device", deadline=120).reached
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4, 8])
 def test_ovmf_reaches_its_shell(vmm_machine: MachineFactory, cpus: int) -> None:
-    machine = vmm_machine("ovmf", assist="on", cpus=cpus, memory="256M")
+    machine = vmm_machine("ovmf", accel="kvm+softcpu", cpus=cpus, memory="256M")
     outcome = machine.run(until="Shell>", deadline=240, send=[("any other key to continue", "x")])
     assert outcome.reached, outcome.message
     assert all(seconds is not None for seconds in machine.started_s())

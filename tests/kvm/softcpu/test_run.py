@@ -1,12 +1,12 @@
 """How a run of the software CPU ends: stops that leave nothing half done, faults that end it, and what was counted."""
 
 import pytest
-from softcpu_rig import NOT_HERE, AssistRig
+from softcpu_rig import NOT_HERE, SoftcpuRig
 from vmm._native import lib
 
 from vmm.bus import Device
 from vmm.run import failure
-from vmm.softcpu.assist import has_hardware_virtualization
+from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = [
     pytest.mark.needs_kvm,
@@ -47,7 +47,7 @@ def test_a_stop_never_repeats_a_store() -> None:
         report %esp
         done
     """
-    with AssistRig(source) as rig:
+    with SoftcpuRig(source) as rig:
         for _ in range(STOPS):
             assert rig.run(seconds=0.0005) == [lib.VCPU_STOPPED]
         rig.memory.write(0xA000, b"\1")
@@ -62,7 +62,7 @@ def test_a_stop_never_repeats_a_store() -> None:
 class StoppingDevice(Device):
     """Asks for a stop the first time it is reached; its bytes are their own offsets."""
 
-    def __init__(self, rig: AssistRig) -> None:
+    def __init__(self, rig: SoftcpuRig) -> None:
         self._rig = rig
         self.written = bytearray(PAGE_CROSSING_SIZE)
 
@@ -89,12 +89,12 @@ def test_a_stop_leaves_no_access_half_done(software_cpu: bool) -> None:
         mov (%rdi), %rbx
     1:  jmp 1b
     """
-    with AssistRig(load, software_cpu=software_cpu) as rig:
+    with SoftcpuRig(load, software_cpu=software_cpu) as rig:
         rig.mmio.add(PAGE_CROSSING, PAGE_CROSSING + PAGE_CROSSING_SIZE - 1, StoppingDevice(rig), "stopping")
         assert rig.run() == [lib.VCPU_STOPPED]
         assert rig.vcpus[0].get_regs().rbx == 0x0706050403020100
     store = load.replace("mov (%rdi), %rbx", "mov $0x1122334455667788, %rbx\n mov %rbx, (%rdi)")
-    with AssistRig(store, software_cpu=software_cpu) as rig:
+    with SoftcpuRig(store, software_cpu=software_cpu) as rig:
         device = StoppingDevice(rig)
         rig.mmio.add(PAGE_CROSSING, PAGE_CROSSING + PAGE_CROSSING_SIZE - 1, device, "stopping")
         assert rig.run() == [lib.VCPU_STOPPED]
@@ -102,7 +102,7 @@ def test_a_stop_leaves_no_access_half_done(software_cpu: bool) -> None:
 
 
 def test_a_stop_is_prompt() -> None:
-    with AssistRig("main:\n1: jmp 1b", cpus=1) as rig:
+    with SoftcpuRig("main:\n1: jmp 1b", cpus=1) as rig:
         best = 1.0
         for _ in range(10):
             rig.run(seconds=0.01)
@@ -112,7 +112,7 @@ def test_a_stop_is_prompt() -> None:
 
 @pytest.mark.parametrize("loop", ["1: jmp 1b", "1: pause\njmp 1b", "1: cli\nhlt\njmp 1b"])
 def test_a_guest_that_spins_with_interrupts_off_obeys_a_stop(loop: str) -> None:
-    with AssistRig(f"main:\ncli\n{loop}", cpus=1) as rig:
+    with SoftcpuRig(f"main:\ncli\n{loop}", cpus=1) as rig:
         assert rig.run(seconds=0.2) == [lib.VCPU_STOPPED]
         assert rig.stop_seconds < 5
 
@@ -127,7 +127,7 @@ def test_registers_are_kvms_after_a_stop_and_changes_to_them_count() -> None:
         report %ecx
         done
     """
-    with AssistRig(source) as rig:
+    with SoftcpuRig(source) as rig:
         rig.run(seconds=0.1)
         regs = rig.vcpus[0].get_regs()
         assert regs.rbx == 0x1122334455667788
@@ -147,7 +147,7 @@ def test_a_triple_fault_is_an_outcome() -> None:
     nothing: .word 0
         .quad 0
     """
-    with AssistRig(source) as rig:
+    with SoftcpuRig(source) as rig:
         assert rig.run() == [lib.VCPU_SHUTDOWN]
         assert rig.values == [1]
 
@@ -163,7 +163,7 @@ def test_a_tss_that_was_never_loaded_ends_the_run_and_nothing_else() -> None:
     user:
         ud2
     """
-    with AssistRig(source) as rig:
+    with SoftcpuRig(source) as rig:
         assert rig.run() == [lib.VCPU_INTERNAL_ERROR]
         message = failure.describe(rig.vcpus[0], rig.cores[0].end, rig.memory, software_cpu=True)[1]
         assert "without a TSS" in message
@@ -179,10 +179,10 @@ def test_counters_say_what_ran_where() -> None:
         in $0x21, %al                       # another
         done
     """
-    with AssistRig(source) as rig:
+    with SoftcpuRig(source) as rig:
         rig.run()
-        assert rig.assist is not None
-        counters = rig.assist.counters()
+        assert rig.softcpu is not None
+        counters = rig.softcpu.counters()
         assert 1_000_000 <= counters.instructions < 1_200_000
         assert counters.kvm_steps == 2
         assert counters.swaps == 1

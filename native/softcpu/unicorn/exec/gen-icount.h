@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * What a translated block does first and last; found in place of Unicorn's
- * header of this name while Unicorn is compiled for vmm._assist.
+ * header of this name while Unicorn is compiled for vmm._softcpu.
  *
  * Unicorn calls a helper at the start of every block to ask whether to leave.
  * Here the block itself looks at the word that asks it to (QEMU's icount

@@ -1,0 +1,93 @@
+"""Who executes the guest's instructions on this host: KVM, or the software CPU beside it."""
+
+import errno
+import mmap
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm._native import lib
+from vmm.config.parts import Accelerator
+from vmm.errors import HostError
+from vmm.kvm import Kvm
+
+CPUINFO = Path("/proc/cpuinfo")
+
+INTERPRETED_BELOW = 10_000_000
+"""Instructions a second: well above the kernel's emulator (10^6), well below any CPU, entry and exit included."""
+
+_PROBE_ITERATIONS = 2048
+
+
+class Decision(NamedTuple):
+    """What was decided, and why.
+
+    Attributes:
+        name: never AUTO.
+        why: one clause, for people.
+    """
+
+    name: Accelerator
+    why: str
+
+
+def has_hardware_virtualization() -> bool:
+    """Does the host's CPU have VMX or SVM, as ``/proc/cpuinfo`` says?"""
+    try:
+        text = CPUINFO.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return not {"vmx", "svm"}.isdisjoint(line.split())
+    return True
+
+
+def ring0_speed(kvm: Kvm) -> float:
+    """Instructions a second that KVM executes in ring 0, measured for a millisecond on a guest of its own.
+
+    Raises:
+        KvmError: KVM refuses to make or run that guest.
+    """
+    code = b"\xb9" + _PROBE_ITERATIONS.to_bytes(2, "little") + b"\xe2\xfe\xf4"  # mov cx, n; loop $; hlt
+    with mmap.mmap(-1, mmap.PAGESIZE) as memory, kvm.create_vm() as vm:
+        memory[: len(code)] = code
+        vm.set_user_memory_region(0, 0, len(memory), memory)
+        with vm.create_vcpu(0) as vcpu:
+            sregs = vcpu.get_sregs()
+            sregs.cs.base = sregs.cs.selector = 0
+            vcpu.set_sregs(sregs)
+            regs = vcpu.get_regs()
+            regs.rip, regs.rflags = 0, 2
+            vcpu.set_regs(regs)
+            began = time.perf_counter()
+            # Not run_once: making the classes of its typed exits takes longer than this measurement.
+            while lib.kvm_abi_ioctl_value(vcpu.fd, lib.KVM_RUN, 0) == -errno.EINTR:
+                pass
+            return _PROBE_ITERATIONS / max(time.perf_counter() - began, 1e-9)
+
+
+def decide(wanted: Accelerator, kvm: Kvm) -> Decision:
+    """Which accelerator shall run a machine on this host?
+
+    Raises:
+        HostError: it is asked for where KVM would not stay out of its way.
+    """
+    if wanted is Accelerator.KVM:
+        return Decision(Accelerator.KVM, "asked for")
+    if has_hardware_virtualization():
+        if wanted is Accelerator.KVM_SOFTCPU:
+            # It single-steps KVM where an interpreter runs ring 0; a real CPU would run on instead.
+            raise HostError(
+                "-accel kvm+softcpu: this host's CPU has hardware virtualization, KVM runs guests by itself; use auto"
+            )
+        return Decision(Accelerator.KVM, "the CPU has hardware virtualization")
+    if wanted is Accelerator.KVM_SOFTCPU:
+        return Decision(Accelerator.KVM_SOFTCPU, "asked for")
+    speed = ring0_speed(kvm)
+    if speed >= INTERPRETED_BELOW:
+        return Decision(Accelerator.KVM, f"KVM runs {speed / 1e6:.0f} million instructions/s in ring 0")
+    return Decision(
+        Accelerator.KVM_SOFTCPU,
+        f"no hardware virtualization: KVM interprets {speed / 1e6:.1f} million instructions/s in ring 0",
+    )

@@ -1,0 +1,118 @@
+"""The software CPU beside KVM: its module, and its handle.
+
+On a host without hardware virtualization KVM interprets ring 0 slowly, and refuses instructions that every firmware
+uses. There, `SoftwareCpu` executes the guest's instructions in Unicorn's x86 engine on the guest's own RAM, while KVM
+keeps being the machine around the CPU: interrupt controllers, timers, HLT, INIT and SIPI.
+
+``vmm._softcpu``, the module with the engine in it, is imported when a machine uses it and never else. It is the only
+part of vmm that is linked with Unicorn (GPL version 2).
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from vmm._native import ffi, lib
+from vmm.errors import HostError, KvmError
+from vmm.kvm import CpuidEntry
+
+
+class Counters(NamedTuple):
+    """What ran where, summed over the vCPUs.
+
+    Attributes:
+        instructions: executed by the engine; counted by translated blocks, so one that faults or is handed to KVM
+            counts for the rest of its block too.
+        kvm_steps: single instructions that KVM executed, because they reach its chips.
+        interrupts: interrupts delivered by KVM.
+        halts: HLT instructions, for which KVM waits.
+        swaps: how often the engine went from one vCPU to another.
+        invalidations: how often a device's write or a change of the memory map dropped translated code.
+        translations_flushed: how often all translated code was dropped because its buffer was full.
+    """
+
+    instructions: int
+    kvm_steps: int
+    interrupts: int
+    halts: int
+    swaps: int
+    invalidations: int
+    translations_flushed: int
+
+
+def load() -> ModuleType:
+    """Import ``vmm._softcpu`` and check that it works.
+
+    Raises:
+        HostError: the module was not built, cannot be loaded, or is not the engine that it was written for.
+    """
+    remedy = "run scripts/setup, which builds it, or use -accel kvm"
+    try:
+        from vmm import _softcpu  # noqa: PLC0415 - loaded by those machines alone that use it
+    except ImportError as error:
+        raise HostError(f"the software CPU (vmm._softcpu) cannot be loaded: {error}; {remedy}") from error
+    problem = _softcpu.lib.softcpu_self_test()
+    if problem != _softcpu.ffi.NULL:
+        raise HostError(f"{_softcpu.ffi.string(problem).decode('ascii')}; {remedy}")
+    module: ModuleType = _softcpu
+    return module
+
+
+class SoftwareCpu:
+    """The software CPU of one machine; a handle of C's ``struct softcpu``.
+
+    Args:
+        core: the machine's ``struct vmm_vm``, which outlives this object.
+
+    Raises:
+        HostError: see `load`; or there is no memory for it.
+    """
+
+    def __init__(self, core: Any) -> None:
+        module = load()
+        self._ffi, self._lib = module.ffi, module.lib
+        self._at_end: Counters | None = None
+        native = self._pointer("struct vmm_core *", ffi.addressof(lib.vmm_core))
+        self._handle = self._lib.softcpu_new(self._pointer("struct vmm_vm *", core), native)
+        if self._handle == self._ffi.NULL:
+            raise HostError("no memory for the software CPU: it needs 256 MiB of address space")
+
+    def close(self) -> None:
+        """Give the engine back. No vCPU may be running; may be called twice."""
+        handle, self._handle = self._handle, self._ffi.NULL
+        if handle != self._ffi.NULL:
+            self._at_end = self._read_counters(handle)
+            self._lib.softcpu_free(handle)
+
+    def add_vcpu(self, core_vcpu: Any, cpuid: Sequence[CpuidEntry]) -> None:
+        """Let the engine run this vCPU (a ``struct vmm_vcpu``), whose guest finds ``cpuid``.
+
+        Raises:
+            KvmError: there is no room for another vCPU, or no TSC offset to be had from KVM.
+        """
+        leaves = self._ffi.new("struct softcpu_cpuid_leaf[]", len(cpuid))
+        for leaf, entry in zip(leaves, cpuid, strict=True):
+            leaf.function, leaf.subleaf, leaf.indexed = entry.function, entry.subleaf, entry.indexed
+            leaf.eax, leaf.ebx, leaf.ecx, leaf.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+        vcpu = self._pointer("struct vmm_vcpu *", core_vcpu)
+        error = -self._lib.softcpu_add_vcpu(self._handle, vcpu, leaves, len(cpuid))
+        if error:
+            raise KvmError(f"the software CPU cannot take over a vCPU: errno {error}", error)
+
+    def run(self, core_vcpu: Any) -> int:
+        """Run on this thread until the guest or a stop ends it, like ``vmm_vcpu_run``; returns ``end.outcome``."""
+        outcome: int = self._lib.softcpu_vcpu_run(self._pointer("struct vmm_vcpu *", core_vcpu))
+        return outcome
+
+    def counters(self) -> Counters:
+        """What ran where until now, or until it was closed; may be called while vCPUs run."""
+        return self._read_counters(self._handle) if self._at_end is None else self._at_end
+
+    def _read_counters(self, handle: Any) -> Counters:
+        counters = self._ffi.new("struct softcpu_counters *")
+        self._lib.softcpu_read_counters(handle, counters)
+        return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
+
+    def _pointer(self, kind: str, native: Any) -> Any:
+        """Return a pointer of the other module's as this one's: the two share memory, not types."""
+        return self._ffi.cast(kind, int(ffi.cast("uintptr_t", native)))
