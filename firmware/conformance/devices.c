@@ -18,18 +18,6 @@
 #define PAM_ROM 0x00
 #define SEGMENT_F 0xf0000u
 
-static uint16_t timer_port;
-
-uint32_t ticks(void)
-{
-    return in32(timer_port) & 0xffffffu;
-}
-
-uint32_t ticks_since(uint32_t start)
-{
-    return (ticks() - start) & 0xffffffu;
-}
-
 static void select(uint8_t device, uint8_t function, uint8_t offset)
 {
     (void)pci_read32(device, function, offset);
@@ -113,7 +101,7 @@ void suite_pci(enum platform platform)
 
 void suite_acpi(enum platform platform)
 {
-    const uint16_t base = timer_port - 8;
+    const uint16_t base = power_timer_port() - 8;
     const uint16_t status = base;
     const uint16_t enable = base + 2;
     const uint16_t control = base + 4;
@@ -159,8 +147,7 @@ uint32_t main(void)
 
     console_init();
     tap_begin("PC devices");
-    timer_port = power_timer_port();
-    if (timer_port == 0) {
+    if (!clock_init()) {
         tap_bail_out("no host bridge that this guest knows");
         return tap_end();
     }
