@@ -1,195 +1,21 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/*
- * Inside the software CPU. Unicorn's internal headers are visible here, with
- * its names ending in _x86_64 by way of x86_64.h, which the build force-includes.
- *
- * Locks, outermost first: softcpu->lock (who may execute) is held by the vCPU
- * that runs translated code; the core's io_lock is taken below it by device
- * accesses; softcpu->map_mutex is a leaf. A thread in the core's memory hooks
- * holds io_lock and takes map_mutex only, never softcpu->lock: it leaves work
- * for the owner behind instead.
- */
+/* Inside the software CPU: who calls what. The structures are inside.h's. */
 #ifndef VMM_SOFTCPU_ENGINE_H
 #define VMM_SOFTCPU_ENGINE_H
 
-/* clang-format off */
-#include "qemu/osdep.h"
-#include "cpu.h"
-#include "exec/exec-all.h"
-#include "exec/cpu_ldst.h"
-#include "exec/cputlb.h"
-#include "exec/memory.h"
-#include "exec/helper-proto.h"
-#include "exec/tb-hash.h"
-#include "tcg/tcg.h"
-#include "uc_priv.h"
-/* clang-format on */
-
-#include <linux/kvm.h>
-#include <pthread.h>
-#include <sys/ioctl.h>
-
-#include "softcpu.h"
-
-/* The linker sends Unicorn's calls of NAME to __wrap_NAME (-Wl,--wrap, see CMakeLists.txt). */
-#define WRAP_PASTE(name) __wrap_##name
-#define WRAP(name) WRAP_PASTE(name)
-#define REAL_PASTE(name) __real_##name
-#define REAL(name) REAL_PASTE(name)
-
-/* Why translated code was left, beyond QEMU's own EXCP_*; values at or above EXCP_INTERRUPT end cpu_exec. */
-enum leave_reason {
-    LEAVE_STEP = 0x10100, /* the instruction at RIP belongs to KVM */
-    LEAVE_HALT,           /* HLT executed, RIP is behind it */
-    LEAVE_PAUSE,          /* PAUSE executed: let another vCPU run */
-    LEAVE_WINDOW,         /* an interrupt waits and can be taken now */
-    LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
-    LEAVE_SHUTDOWN,       /* triple fault */
-    LEAVE_ABORT,          /* the engine cannot represent what the guest set up */
-};
-
-#define LAPIC_SIZE 0x1000u
-#define APIC_TIMER_INITIAL 0x380
-#define IOAPIC_BASE 0xfec00000u
-#define IOAPIC_SIZE 0x1000u
-
-#define TICK_NS 1000000
-/* Host TSC ticks between two looks at KVM from a loop of PAUSE, which need not wait for the ticker. */
-#define PAUSE_LOOK_TSC 500000
-
-#define HOST_RANGES 64
-#define PENDING_WRITES 256
-
-/* One bit a page of host memory that backs guest memory: translated code exists for it. */
-struct host_range {
-    uintptr_t start;
-    uintptr_t size;
-    unsigned long *code_pages;
-};
-
-/* The engine's copy of the core's region table, plus what it learned about each region. */
-struct engine_region {
-    uint64_t gpa;
-    uint64_t last;
-    uint8_t *hva;
-    struct host_range *host;
-    bool read_only;
-    bool present; /* false: a flash device took it over to answer commands */
-    bool flips;   /* has been taken over before: data reads ask each time instead of going through the TLB */
-    bool fetched; /* code was fetched from here since the last flush */
-};
-
-struct pending_write {
-    uintptr_t hva;
-    uintptr_t length;
-};
-
-struct softcpu_vcpu {
-    X86CPU cpu; /* first: the engine hands out pointers to it */
-    struct softcpu *softcpu;
-    struct vmm_vcpu *core;
-    struct softcpu_cpuid_leaf *cpuid;
-    uint32_t cpuid_count;
-    uint32_t physical_bits; /* of a guest physical address, as CPUID says */
-
-    /* What KVM's registers were when they were last read or written. */
-    struct kvm_regs kvm_regs;
-    struct kvm_sregs kvm_sregs;
-
-    uint64_t tsc_offset;
-    uint64_t tsc_deadline; /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */
-    uint64_t timer_due_ns; /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
-    uint64_t timer_period_ns;
-    uint64_t lapic_base;
-    uint64_t looked_tsc; /* host TSC at the last look at KVM */
-    bool nmi_masked; /* KVM delivered an NMI whose IRET the engine will execute */
-    bool timer_armed; /* the last step wrote the LAPIC's initial count */
-    bool step_wrote_lapic;
-    bool waiting; /* for INIT or SIPI */
-    bool unfinished; /* stopped in the middle of KVM's delivery of an interrupt */
-    bool halted; /* executed HLT: KVM waits for what ends it */
-    bool shutdown; /* set below a triple fault, on the way out */
-    bool abort;
-
-    bool look_at_kvm; /* atomic: another vCPU may have sent something */
-    bool flush_tlb; /* owner or holder of map_mutex */
-    uint32_t code_generation;
-    uint32_t tb_flushes;
-
-    /* Queue of the lock. */
-    struct softcpu_vcpu *next_waiting;
-    pthread_cond_t turn;
-
-    /* Bounded stay in KVM_RUN: the ticker kicks the thread when it is over. */
-    pthread_t thread;
-    uint32_t kick_after_ticks; /* atomic; 0: as long as it takes */
-
-    uintptr_t io_return; /* where in translated code a port access was made that is being served; else 0 */
-
-    uint64_t kvm_steps;
-    uint64_t interrupts;
-    uint64_t halts;
-};
-
-#define SOFTCPU_MAX_VCPUS 256
-
-struct softcpu {
-    struct vmm_vm *vm;
-    const struct vmm_core *core;
-    struct uc_struct *uc;
-    uc_hook hook;
-    CPUState *template_cpu; /* the engine's first CPU: copied, never run */
-    uint32_t vcpu_count;
-    struct softcpu_vcpu *vcpus[SOFTCPU_MAX_VCPUS];
-
-    /* The fair lock: who executes. */
-    pthread_mutex_t lock_mutex;
-    struct softcpu_vcpu *owner;
-    struct softcpu_vcpu *first_waiting;
-    struct softcpu_vcpu *last_waiting;
-    uint32_t waiting; /* atomic */
-    struct softcpu_vcpu *last_owner;
-
-    pthread_t ticker;
-    pthread_cond_t ticker_wake;
-    bool ticker_started;
-    bool ticker_stop;
-    uint32_t bounded_stays; /* atomic: vCPUs with kick_after_ticks */
-
-    /* Memory; regions are the owner's, changed under map_mutex. */
-    pthread_mutex_t map_mutex;
-    bool map_work; /* atomic: the fields below ask for apply_map_work */
-    bool table_stale;
-    uint32_t table_count;
-    struct guest_region table[GUEST_MEMORY_MAX_REGIONS];
-    uint32_t region_count;
-    struct engine_region regions[2 * GUEST_MEMORY_MAX_REGIONS];
-    struct engine_region *last_region;
-    uint32_t host_count;
-    struct host_range hosts[HOST_RANGES];
-    uint32_t pending_count; /* PENDING_WRITES + 1: overrun, drop everything */
-    struct pending_write pending[PENDING_WRITES];
-    uint32_t code_generation; /* counts pages that got their first translated block */
-    bool fill_is_fetch; /* the TLB fill under way is for an instruction fetch */
-    MemoryRegion any_region;
-    MemoryRegionSection io_section;
-
-    uint64_t swaps;
-    uint64_t invalidations;
-};
-
-static inline struct softcpu_vcpu *owner_of(CPUX86State *env)
-{
-    return (struct softcpu_vcpu *)env_archcpu(env);
-}
+#include "inside.h"
 
 /* engine.c */
 struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core);
 void engine_free_vcpu(struct softcpu_vcpu *vcpu);
-/* Make a vCPU leave translated code at the start of the next block; from any thread. */
-void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
 /* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */
 int engine_execute(struct softcpu_vcpu *vcpu);
+/* The guest's CPUID leaf, or NULL. */
+const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, uint32_t function, uint32_t subleaf);
+
+/* leave.c */
+/* Make a vCPU leave translated code at the start of the next block; from any thread. */
+void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
 void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason);
 
 /* lock.c */
@@ -210,10 +36,6 @@ uint64_t engine_io_rip(struct vmm_vcpu *core);
 void memory_attach(struct softcpu *softcpu);
 void memory_detach(struct softcpu *softcpu);
 void memory_apply_work(struct softcpu *softcpu);
-static inline bool memory_has_work(const struct softcpu *softcpu)
-{
-    return __atomic_load_n(&softcpu->map_work, __ATOMIC_ACQUIRE);
-}
 /* After a device access on the owner's thread: what it changed takes effect before the next instruction's access. */
 void memory_after_device(struct softcpu_vcpu *vcpu);
 /* All translations go before the next block; from the owner's thread. */
@@ -221,15 +43,10 @@ void memory_drop_all_code(struct softcpu *softcpu);
 struct engine_region *memory_find(struct softcpu *softcpu, uint64_t gpa);
 
 /* code_pages.c */
-#define CODE_PAGE_BITS 12
-#define CODE_PAGE_BYTES (1ul << CODE_PAGE_BITS)
 /* The range that holds [hva, hva + size), new or not; NULL: no memory, or no room. Needs map_mutex. */
 struct host_range *code_pages_range(struct softcpu *softcpu, uintptr_t hva, uintptr_t size);
 bool code_pages_has(const struct host_range *range, uintptr_t hva);
 void code_pages_free(struct softcpu *softcpu);
-
-/* The guest's CPUID leaf, or NULL. */
-const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, uint32_t function, uint32_t subleaf);
 
 /* state.c */
 int state_load(struct softcpu_vcpu *vcpu);
@@ -241,12 +58,12 @@ int state_store_all(struct softcpu_vcpu *vcpu);
 /* msr.c */
 bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
+
+/* kvm_msr.c */
 bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 
 /* interrupts.c */
-/* What a look at KVM found. */
-enum found { FOUND_NOTHING, FOUND_INTERRUPT, FOUND_NMI, FOUND_RESET, FOUND_ERROR };
 enum found interrupts_look(struct softcpu_vcpu *vcpu);
 /* Read the LAPIC timer's state after KVM executed something that may have changed it. */
 void interrupts_note_timer(struct softcpu_vcpu *vcpu);

@@ -6,35 +6,10 @@
  */
 #include "engine.h"
 
-#include <errno.h>
-
 #define MSR_TSC 0x10u
 #define MSR_TSC_DEADLINE 0x6e0u
 #define MSR_X2APIC_FIRST 0x800u
 #define MSR_X2APIC_LAST 0x8ffu
-
-struct one_msr {
-    struct kvm_msrs header;
-    struct kvm_msr_entry entry;
-};
-
-bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
-{
-    struct one_msr msr = {.header.nmsrs = 1, .entry.index = index};
-
-    if (ioctl(vcpu->core->fd, KVM_GET_MSRS, &msr) != 1) {
-        return false;
-    }
-    *value = msr.entry.data;
-    return true;
-}
-
-bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
-{
-    struct one_msr msr = {.header.nmsrs = 1, .entry = {.index = index, .data = value}};
-
-    return ioctl(vcpu->core->fd, KVM_SET_MSRS, &msr) == 1;
-}
 
 /* KVM takes the host's word for MSRs that a guest must not reach: its paravirtual ones, which CPUID does not offer. */
 static bool hidden(uint32_t index)

@@ -5,7 +5,7 @@
  * instructions of all vCPUs of one machine on the machine's own RAM, while KVM
  * keeps interrupt controllers, timers, HLT, INIT/SIPI and most MSRs.
  *
- * Everything that Python and the core need; engine.h is for the inside.
+ * Everything that Python and the core need; inside.h and engine.h are for the inside.
  */
 #ifndef VMM_SOFTCPU_H
 #define VMM_SOFTCPU_H
