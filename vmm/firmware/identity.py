@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vmm import directories
 from vmm.firmware.images import Identity, Interface
 
 _LOOKS = ("clients.py", "volumes.py")
@@ -36,8 +37,7 @@ def identify(data: bytes, path: Path) -> Identity:
 
 
 def _directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vmm" / "firmware-identity"
+    return directories.cache() / "firmware-identity"
 
 
 @cache

@@ -4,10 +4,10 @@ QEMU's firmware descriptors come first (docs/interop/firmware.json in QEMU's sou
 file is what, and which VARS belongs to which CODE), then the places where distributions are known to put images.
 """
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vmm import directories
 from vmm.errors import ConfigError
 from vmm.firmware import guests
 
@@ -134,8 +134,7 @@ def _expand(place: str) -> Path:
     if not place.startswith("$"):
         return Path(place)
     variable, _, rest = place[1:].partition("/")
-    base = os.environ.get(variable) or str(Path.home() / _XDG_DEFAULTS[variable])
-    return Path(base) / rest
+    return directories.base(variable, _XDG_DEFAULTS[variable]) / rest
 
 
 def _descriptor(path: Path) -> Descriptor | None:

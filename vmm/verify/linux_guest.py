@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from vmm import directories
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class LinuxFiles:
         Raises:
             HostError: they were never fetched.
         """
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmm" / "linux"
+        base = directories.cache() / "linux"
         paths = [base / name for name in _FILES]
         if not all(path.is_file() for path in paths):
             raise HostError(f"no Linux to boot in {base}: run scripts/fetch-linux, which gets Debian's cloud kernel")
