@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -26,7 +27,7 @@ def write_junit(console: Path, output: Path, why: str) -> None:
     started = list(_STARTED.finditer(text))
     suite = ET.Element("testsuite", name="pytest")
     counts = {"tests": len(started), "failures": 0, "errors": 0, "skipped": 0}
-    for test, following in zip(started, [*started[1:], None], strict=True):
+    for test, following in pairwise([*started, None]):
         case = ET.SubElement(suite, "testcase", classname=test["file"].replace("/", "."), name=test["name"])
         verdict = _VERDICT.search(text, test.end(), following.start() if following else len(text))
         if verdict is None:

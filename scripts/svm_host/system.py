@@ -20,6 +20,8 @@ from pathlib import Path
 
 from svm_host.archive import Archive
 
+from vmm import directories
+
 KERNEL = "linux-image-cloud-amd64"
 BUSYBOX = "busybox-static"
 
@@ -61,7 +63,7 @@ class HostError(Exception):
 
 def cache() -> Path:
     """Where everything that is downloaded or built stays."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmm" / "svm-host"
+    return directories.cache() / "svm-host"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,7 +106,9 @@ def unpacked(package: str, *, depends: str | None = None) -> Path:
 def _meant(package: str, depends: str | None) -> str:
     if depends is None:
         return package
-    shown = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=False).stdout
+    english = {**os.environ, "LC_ALL": "C"}
+    command = ["apt-cache", "depends", package]
+    shown = subprocess.run(command, env=english, capture_output=True, text=True, check=False).stdout
     names = re.findall(rf"^\s*Depends: ({re.escape(depends)}\S*)", shown, re.MULTILINE)
     return names[0] if names else package
 
