@@ -1,0 +1,25 @@
+# shellcheck shell=bash
+# What the shell scripts beside this file begin with; they source it. It sets $top, the clone's folder, and answers
+# --help, given first, with the script's own header.
+
+# shellcheck disable=SC2034 # for those who source this
+top=$(dirname "$(dirname "$(readlink -f "$0")")")
+
+# The header of the script that runs: its first comment, without the marks.
+print_header() { sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"; }
+
+# Say what is wrong with the command line, and how it is to be; ends the script.
+wrong_usage() {
+  {
+    [ $# -eq 0 ] || printf '%s: %s\n' "${0##*/}" "$*"
+    print_header | sed -n '/^usage: /,/^$/p'
+  } >&2
+  exit 2
+}
+
+case ${1-} in
+  -h | --help)
+    print_header
+    exit
+    ;;
+esac
