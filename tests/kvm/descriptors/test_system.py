@@ -97,7 +97,7 @@ def test_open_without_permission(public_directory: Path, mode: int, gid: int, fa
     device.chmod(mode)
     # The session's groups are not the account's; what is imported later may lie where this user cannot read.
     program = (
-        "import grp, os, pwd, sys; from vmm.kvm import Kvm; os.setgroups([]); os.setresgid(100, 100, 100);"
+        "import grp, os, pwd, sys; from vmm.kvm import Kvm, access; os.setgroups([]); os.setresgid(100, 100, 100);"
         "os.setresuid(65534, 65534, 65534); Kvm(sys.argv[1])"
     )
     ended = subprocess.run(

@@ -1,0 +1,120 @@
+"""What scripts/setup says on a host that lacks something: one line, which names the remedy."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CLONE = Path(__file__).parents[3]
+
+NEEDED = (
+    *("bash", "cat", "cut", "df", "dirname", "find", "flock", "grep", "id", "mkdir", "readlink", "rm", "sed"),
+    *("sha256sum", "sort", "tail", "touch", "xargs"),
+)
+"""What scripts/setup takes for granted."""
+
+TOOLS = ("cc", "cmake", "ld", "make")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """As much of one as scripts/setup looks at before it builds."""
+    made = tmp_path / "a clone"
+    for name in ("scripts/common.sh", "scripts/setup", "vmm/kvm/access.py"):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CLONE / name, made / name)
+    for name in ("native", "firmware"):
+        (made / name).mkdir()
+    (made / "pyproject.toml").touch()
+    return made
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """A folder for PATH with the host's commands, but no dpkg-query, and so not a Debian's, and no compiler."""
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    for name in NEEDED:
+        found = shutil.which(name)
+        assert found, name
+        (folder / name).symlink_to(found)
+    return folder
+
+
+def give(commands: Path, *names: str) -> None:
+    for name in names:
+        (commands / name).write_text("#!/bin/sh\nexit 1\n", encoding="ascii")
+        (commands / name).chmod(0o755)
+
+
+def setup(clone: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    command = [str(clone / "scripts/setup"), *arguments]
+    environment = {**os.environ, **environment}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return ended.returncode, ended.stderr
+
+
+def setup_mounted(clone: Path, mount: str) -> tuple[int, str]:
+    """Run it on /mnt, in a mount namespace where ``mount`` has put the clone, "$1", there."""
+    within = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    if subprocess.run([*within, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode:
+        pytest.skip("this host lets this user mount nothing, not even in a namespace of his own")
+    command = [*within, "bash", "-c", f"{mount} && exec /mnt/scripts/setup", "-", str(clone)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return ended.returncode, ended.stderr
+
+
+def test_a_read_only_clone(clone: Path) -> None:
+    status, said = setup_mounted(clone, 'mount --bind "$1" /mnt && mount -o remount,bind,ro /mnt')
+    assert status == 4
+    assert said == "setup: /mnt is read-only for you: work in a clone of your own (git clone '/mnt' vmm)\n"
+
+
+def test_no_space(clone: Path) -> None:
+    status, said = setup_mounted(clone, 'mount -t tmpfs -o size=4m none /mnt && cp -r "$1"/. /mnt')
+    assert status == 4
+    assert said == "setup: no space left on /mnt: make room for 1 GB, and run this again\n"
+
+
+def test_no_compiler(clone: Path, commands: Path) -> None:
+    give(commands, "ld", "make")
+    status, said = setup(clone, PATH=str(commands))
+    assert status == 4
+    assert said.startswith("setup: please install, then run this again: cc cmake (packages like gcc, cmake, ")
+    assert said.count("\n") == 1
+
+
+def test_python_that_is_too_old(clone: Path, commands: Path) -> None:
+    give(commands, *TOOLS)
+    older = "#!/bin/sh\n[ $1 = --version ] && echo Python 3.10.12\n"
+    (commands / "python3").write_text(older, encoding="ascii")
+    (commands / "python3").chmod(0o755)
+    # No other one, which setup would take.
+    source = (clone / "scripts/setup").read_text(encoding="utf-8")
+    (clone / "scripts/setup").write_text(source.replace("/usr/bin/python3", "python3"), encoding="utf-8")
+    status, said = setup(clone, PATH=str(commands))
+    assert status == 4
+    assert said.startswith("setup: Python 3.11 or newer is needed, and python3 is Python 3.10.12: install one (")
+    assert said.count("\n") == 1
+
+
+def test_no_network(clone: Path) -> None:
+    # Port 9 of this machine, where nothing listens: an address that does not answer, without waiting for it.
+    index = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": ""}
+    status, said = setup(clone, PIP_CONFIG_FILE="/dev/null", PIP_RETRIES="0", no_proxy="*", **index)
+    assert status == 4, said
+    assert "the network is needed, and gives no answer (see build/setup.log): connect to it, or name a proxy" in said
+    assert [line[:7] for line in said.splitlines()] == ["setup: "] * 2
+
+
+def test_no_kvm_before_a_build(clone: Path, commands: Path) -> None:
+    give(commands, *TOOLS)
+    (commands / "python3").symlink_to("/usr/bin/python3")
+    program = clone / "vmm/kvm/access.py"
+    program.write_text(program.read_text(encoding="utf-8").replace('"/dev/kvm"', '"/dev/no-kvm"'), encoding="utf-8")
+    status, said = setup(clone, "boot", PATH=str(commands))
+    assert status == 4
+    assert said.startswith("vmm: cannot open /dev/no-kvm: No such file or directory; load KVM with 'sudo modprobe kvm_")
+    assert not (clone / ".venv").exists()

@@ -1,0 +1,74 @@
+"""Why ``/dev/kvm`` does not open, and what to do about it.
+
+Run as a program, this looks into it before anything is built (scripts/setup), so it imports nothing of vmm, and no
+Python is too old for it: status 0 if the device opens, else 4, and the reason on stderr.
+"""
+
+import errno
+import os
+import sys
+
+
+def cannot_open(path: str, error: OSError) -> str:
+    """Return one line: why ``path`` did not open, and what to do about it."""
+    why = f"cannot open {path}: {error.strerror}"
+    if error.errno == errno.ENOENT:
+        return (
+            f"{why}; load KVM with 'sudo modprobe {_kvm_module()}', and enable virtualization in the host's "
+            "firmware set-up if that fails; in a container, pass --device=/dev/kvm"
+        )
+    if error.errno in {errno.ENXIO, errno.ENODEV}:
+        return f"{why}; load KVM with 'sudo modprobe {_kvm_module()}'"
+    if error.errno == errno.EACCES:
+        return f"{why} {_permission_remedy(path)}"
+    if error.errno == errno.EPERM:
+        return f"{why}; the container or sandbox forbids the device: start it with --device=/dev/kvm"
+    return f"{why}; check what {path} is"
+
+
+def _kvm_module() -> str:
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:  # noqa: PTH123  # pathlib costs start-up time
+        return "kvm_amd" if "AuthenticAMD" in cpuinfo.read(4096) else "kvm_intel"
+
+
+def _permission_remedy(path: str) -> str:
+    import grp  # noqa: PLC0415  # only on the way to an error
+    import pwd  # noqa: PLC0415
+
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return f"; a directory above {path} is closed to this user"
+    try:
+        account = pwd.getpwuid(os.geteuid())
+        user, primary_group = account.pw_name, account.pw_gid
+    except KeyError:
+        user, primary_group = str(os.geteuid()), os.getegid()
+    try:
+        entry = grp.getgrgid(status.st_gid)
+        group, members = entry.gr_name, entry.gr_mem
+    except KeyError:
+        group, members = str(status.st_gid), []
+    facts = f"for user {user} (uid {os.geteuid()}): its group is {group}, its mode {status.st_mode & 0o7777:04o}"
+    group_may = status.st_mode & 0o060 == 0o060 and status.st_gid != 0
+    if group_may and (user in members or primary_group == status.st_gid):
+        return f"{facts}; {user} has joined {group} after this session began: log out and in again"
+    command = f"sudo usermod -aG {group if group_may else 'kvm'} {user}"
+    if not group_may:
+        command = f"sudo chgrp kvm {path} && sudo chmod 0660 {path} && {command}"
+    return f"{facts}; run '{command}', then log out and in again"
+
+
+def main() -> int:
+    """Open the device that the command line names, or KVM's."""
+    path = sys.argv[1] if len(sys.argv) > 1 else "/dev/kvm"
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        print(f"vmm: {cannot_open(path, error)}", file=sys.stderr)
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
