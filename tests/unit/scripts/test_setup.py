@@ -24,7 +24,8 @@ def clone(tmp_path: Path) -> Path:
     made = tmp_path / "a clone"
     for name in ("scripts/common.sh", "scripts/setup", "vmm/kvm/access.py"):
         (made / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(CLONE / name, made / name)
+        shutil.copyfile(CLONE / name, made / name)
+        (made / name).chmod(0o755)
     for name in ("native", "firmware"):
         (made / name).mkdir()
     (made / "pyproject.toml").touch()
