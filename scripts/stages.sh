@@ -16,11 +16,15 @@ stage_last=                                # the name of the one that is shown l
 stage_last_end=
 stage_failed=()
 
-# The subshell has errexit, which a command whose status is asked for would lose.
+# The subshell keeps errexit, which a command whose status is asked for would lose, and ends by itself, where a command
+# in its place might end by a signal: bash forgets the status of such a job before anyone waits for it.
 stage_start() {
   local name=$1
   shift
-  ("$@") </dev/null &
+  (
+    "$@"
+    exit
+  ) </dev/null &
   stage_running[$!]=$name
   stage_began[$!]=$SECONDS
 }
@@ -105,6 +109,7 @@ stage_interrupt() {
   killer=$!
   wait "${!stage_running[@]}" 2>/dev/null || true
   kill -KILL -- "-$killer" 2>/dev/null || true
+  stage_kill -KILL # what ignores an interrupt, as the background jobs of shells do
   exit 130
 }
 trap stage_interrupt INT TERM HUP
