@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# For sourcing: where this host fetches Debian from, by its own apt configuration.
+
+# Print "URI SUITE" for each repository that apt knows, without asking the network.
+apt_repositories() {
+  LC_ALL=C apt-get --print-uris update 2>/dev/null | sed -n "s,^'\([^']*\)/dists/\([^']*\)/InRelease'.*,\1 \2,p"
+}
+
+# Print lines of a sources.list for a suite of Debian, from the mirrors that have this host's own suite; prints nothing
+# if there are none, for instance where the host is no Debian. A mirror carries all suites.
+#
+# usage: debian_sources SUITE
+debian_sources() {
+  local host uri suite
+  host=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  apt_repositories | while read -r uri suite; do
+    case $suite in
+      "${host:-sid}" | stable | testing | unstable) printf 'deb %s %s main\n' "$uri" "$1" ;;
+      "$host"-updates | "$host"-security | stable-updates | stable-security)
+        [ "$1" = sid ] || printf 'deb %s %s-%s main\n' "$uri" "$1" "${suite##*-}"
+        ;;
+    esac
+  done | sort -u
+}
