@@ -19,6 +19,7 @@
 #include "exec/cpu_ldst.h"
 #include "exec/cputlb.h"
 #include "exec/memory.h"
+#include "exec/ram_addr.h"
 #include "exec/helper-proto.h"
 #include "exec/tb-hash.h"
 #include "tcg/tcg.h"
