@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from debian import version
 
 from vmm.config.parts import PflashDrive, pflash_images
 from vmm.errors import ConfigError
@@ -247,13 +248,16 @@ def test_flash_drives(code: Path, variables: Path, single: Path) -> None:
 
 REAL = {
     "/usr/share/OVMF/OVMF_CODE_4M.fd": ("ovmf", "q35", 0xFFC84000, 0xFFC00000),
-    "/usr/share/OVMF/OVMF_CODE.fd": ("ovmf", "q35", 0xFFE20000, 0xFFE00000),
     "/usr/share/OVMF/OVMF32_CODE_4M.secboot.fd": ("ovmf", "q35", 0xFFC84000, 0xFFC00000),
-    "/usr/share/ovmf/OVMF.fd": ("ovmf", "q35", 0xFFE20000, 0xFFE00000),
     "/usr/share/seabios/bios.bin": ("seabios", "pc", 0xFFFE0000, 0xFFFE0000),
     "/usr/share/seabios/bios-256k.bin": ("seabios", "pc", 0xFFFC0000, 0xFFFC0000),
     "/usr/share/qemu/qboot.rom": ("unknown", "pc", 0xFFFF0000, 0xFFFF0000),
 }
+if version("ovmf") < (2023, 0):
+    REAL["/usr/share/OVMF/OVMF_CODE.fd"] = ("ovmf", "q35", 0xFFE20000, 0xFFE00000)
+    REAL["/usr/share/ovmf/OVMF.fd"] = ("ovmf", "q35", 0xFFE20000, 0xFFE00000)
+else:  # no images of 2 MiB any more
+    REAL["/usr/share/ovmf/OVMF.fd"] = ("ovmf", "q35", 0xFFC84000, 0xFFC00000)
 
 
 @pytest.mark.parametrize("path", REAL)

@@ -20,6 +20,7 @@ BROTLI = UUID("3d532050-5cda-4fd0-879e-0f7f630d5afb")
 IDENTITY = UUID("01234567-89ab-cdef-0123-456789abcdef")
 
 LOAD_510 = bytes.fromhex("ba10050000")
+PUSH_510 = bytes.fromhex("6810050000")
 LOAD_511_16_BIT = bytes.fromhex("66ba1105")
 COMPARE_BHYV = bytes.fromhex("ec3c427516 ec3c487511 ec3c59750c ec3c567507")
 CALL_AND_COMPARE_BHYV = bytes.fromhex("e8000000003c42750e e800000000 80f848 7504 e8000000003c59 e80000000080fb56")
@@ -94,6 +95,7 @@ EVIDENCE = {
     "fw_cfg by its constant": (LOAD_510 + b"\x81\xf9QEMU", {FW_CFG}),
     "fw_cfg by a file's name": (LOAD_510 + b"\0etc/e820\0", {FW_CFG}),
     "the port in 16 bits": (b"\x66\xba\x10\x05" + b"QEMU", {FW_CFG}),
+    "the port as an argument": (PUSH_510 + b"\0etc/e820\0", {FW_CFG}),
     "fwctl by comparisons": (LOAD_510 + COMPARE_BHYV, {FWCTL}),
     "fwctl by comparisons between calls": (LOAD_510 + CALL_AND_COMPARE_BHYV, {FWCTL}),
     "fwctl by its constant": (LOAD_510 + b"\0BHYV\0", {FWCTL}),
@@ -114,6 +116,13 @@ def test_evidence(code: bytes, clients: set[str]) -> None:
     hidden = analysis_of(volume(file(compressed(section(0x17, volume(module(code)))), kind=11)))
     assert set(plain.clients) == set(hidden.clients) == clients
     assert plain.recommended_interface == ("bhyve" if clients == {FWCTL} else "qemu")
+
+
+@pytest.mark.parametrize("before", [b"\0", b"\0\x90"], ids=["strings in a row", "aligned by NOPs"])
+def test_version_of_seabios(before: bytes) -> None:
+    image = b"SeaBIOS (version %s)\0gcc: 12.2.0 binutils: 2.40" + before + b"1.16.3-debian-1.16.3-2\0"
+    analysis = analysis_of(image.ljust(4096, b"\0"))
+    assert (analysis.kind, analysis.version) == ("seabios", "1.16.3-debian-1.16.3-2")
 
 
 def test_evidence_must_be_in_one_executable() -> None:

@@ -2,7 +2,7 @@
 
 Both interfaces sit behind the same ports, so a machine has one, and the image decides which is of use. Nothing in an
 image declares it: the evidence is in the instructions. An executable counts as a client if it loads the port's number
-0x510 into a register, and if it also knows the interface:
+0x510 into a register, or pushes it as an argument (32-bit code), and if it also knows the interface:
 
 * fw_cfg: the 32-bit constant "QEMU", or names of fw_cfg's files such as "etc/e820";
 * fwctl: the signature "BHYV", as four bytes in a row or as four comparisons (what a compiler makes of edk2's loop).
@@ -34,9 +34,9 @@ BHYVE = "bhyve"
 PORTS = {FW_CFG: (0x510, 0x511, 0x514, 0x518), FWCTL: (0x510, 0x511)}
 """The first of each is the one that a client can't do without. 0x514 and 0x518 mean DMA."""
 
-# mov r32, imm32 (b8+r), or mov r16, imm16 with its operand-size prefix.
-_MOVE = {
-    port: re.compile(rb"[\xb8-\xbf]%b\0\0|\x66[\xb8-\xbf]%b" % ((re.escape(port.to_bytes(2, "little")),) * 2))
+# mov r32, imm32 (b8+r) or push imm32 (68), or mov r16, imm16 with its operand-size prefix.
+_LOAD = {
+    port: re.compile(rb"[\x68\xb8-\xbf]%b\0\0|\x66[\xb8-\xbf]%b" % ((re.escape(port.to_bytes(2, "little")),) * 2))
     for port in PORTS[FW_CFG]
 }
 
@@ -48,7 +48,8 @@ _BHYV = re.compile(
 _FW_CFG_NAME = re.compile(rb"(?:etc|opt)/[A-Za-z0-9._/-]{2,50}(?=\0)")
 _OID = re.compile(rb"(?<![A-Za-z0-9._-])hw\.[a-z]{2,20}(?=\0)")
 
-_VERSION = re.compile(rb"(?<=\0)(?:rel-)?\d+\.\d+\.\d+[-+.~A-Za-z0-9]{0,60}(?=\0)")
+# Between strings, binutils 2.41 fills up with NOPs.
+_VERSION = re.compile(rb"(?<=[\0\x90])(?:rel-)?\d+\.\d+\.\d+[-+.~A-Za-z0-9]{0,60}(?=\0)")
 """What SeaBIOS's build puts behind "SeaBIOS (version %s)"."""
 
 MAX_NAMES = 4
@@ -251,11 +252,11 @@ def _facts(executables: list[Module], look: Callable[[Module], Fact | None]) -> 
 
 
 def _ports(data: bytes, client: str) -> tuple[int, ...]:
-    """The client's ports that the code loads into a register, if the indispensable one is among them."""
+    """The client's ports that the code loads, if the indispensable one is among them."""
     first, *others = PORTS[client]
-    if not _MOVE[first].search(data):
+    if not _LOAD[first].search(data):
         return ()
-    return (first, *(port for port in others if _MOVE[port].search(data)))
+    return (first, *(port for port in others if _LOAD[port].search(data)))
 
 
 def _fw_cfg(module: Module) -> Fact | None:
