@@ -6,18 +6,21 @@ apt_repositories() {
   LC_ALL=C apt-get --print-uris update 2>/dev/null | sed -n "s,^'\([^']*\)/dists/\([^']*\)/InRelease'.*,\1 \2,p"
 }
 
+host_suite() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
+
 # Print lines of a sources.list for a suite of Debian, from the mirrors that have this host's own suite; prints nothing
 # if there are none, for instance where the host is no Debian. A mirror carries all suites.
 #
 # usage: debian_sources SUITE
 debian_sources() {
-  local host uri suite
-  host=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  local host uri suite signed='' keys=/usr/share/keyrings/debian-archive-keyring.gpg
+  host=$(host_suite)
+  [ -e "$keys" ] && signed="[signed-by=$keys] "
   apt_repositories | while read -r uri suite; do
     case $suite in
-      "${host:-sid}" | stable | testing | unstable) printf 'deb %s %s main\n' "$uri" "$1" ;;
+      "${host:-sid}" | stable | testing | unstable) printf 'deb %s%s %s main\n' "$signed" "$uri" "$1" ;;
       "$host"-updates | "$host"-security | stable-updates | stable-security)
-        [ "$1" = sid ] || printf 'deb %s %s-%s main\n' "$uri" "$1" "${suite##*-}"
+        [ "$1" = sid ] || printf 'deb %s%s %s-%s main\n' "$signed" "$uri" "$1" "${suite##*-}"
         ;;
     esac
   done | sort -u

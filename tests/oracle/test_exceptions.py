@@ -8,6 +8,8 @@ import pytest
 from fw_cfg_rig import BUFFER, DESCRIPTOR, ERROR, READ, SELECT, WRITE, Rig
 from qemu_qtest import Qemu, QemuSide
 
+pytestmark = pytest.mark.usefixtures("each_qemu")
+
 MEMORY = 4 << 20
 VMCOREINFO = bytes.fromhex("0100 0000 00000000 0000000000000000")
 

@@ -84,6 +84,7 @@ LINUX = {
 }
 
 
+@pytest.mark.usefixtures("each_qemu")
 @pytest.mark.parametrize("name", LINUX)
 @pytest.mark.parametrize("with_initrd", [False, True])
 @pytest.mark.parametrize("append", ["", "console=ttyS0 quiet"])
@@ -97,6 +98,7 @@ def test_linux(tmp_path: Path, name: str, with_initrd: bool, append: str) -> Non
     assert bytes(ours.files[WHOLE_KERNEL]) == kernel.read_bytes()
 
 
+@pytest.mark.usefixtures("each_qemu")
 def test_pvh(tmp_path: Path) -> None:
     kernel = pvh_kernel(tmp_path / "vmlinux")
     initrd = tmp_path / "initrd"

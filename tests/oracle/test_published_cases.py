@@ -13,6 +13,8 @@ from qemu_qtest import Qemu, QemuSide
 from vmm.devices.fw_cfg_format import Key
 from vmm.devices.fw_cfg_items import PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 
+pytestmark = pytest.mark.usefixtures("each_qemu")
+
 MEMORY = 128 << 20
 UUID_TEXT = "4600cb32-38ec-4b2f-8acb-81c6ea54f2d8"
 

@@ -11,6 +11,8 @@ import pytest
 from fw_cfg_duel import MEMORY, QEMU_ARGUMENTS, Duel
 from qemu_qtest import Qemu
 
+pytestmark = pytest.mark.usefixtures("each_qemu")
+
 ACCESSES = int(os.environ.get("VMM_ORACLE_ACCESSES", "20000"))
 SEEDS = range(1, 5)
 

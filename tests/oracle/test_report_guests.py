@@ -16,6 +16,8 @@ from vmm.verify import guest_report
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.memory import found_map
 
+pytestmark = pytest.mark.usefixtures("each_qemu")
+
 Report = Callable[..., GuestReport]
 MEMORY = 256 << 20
 
