@@ -103,7 +103,7 @@ def _compare_other(
     view = e820.ovmf_view(offered) if evidence.is_ovmf else e820.seabios_view(offered)
     reason = evidence.never_read(E820_FILE)
     if not reason and entry in view.dropped:
-        taken = "only RAM" if evidence.is_ovmf else "only RAM and reserved"
+        taken = "only RAM (a newer one reserved, too)" if evidence.is_ovmf else "only RAM and reserved"
         reason = f"{evidence.firmware} takes {taken} records from etc/e820 and drops the others"
     instead = _overlaps(entry, (other for other in found if other.type != entry.type))
     subject.add(

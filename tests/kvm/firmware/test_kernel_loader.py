@@ -30,8 +30,8 @@ def test_ovmf_starts_a_uefi_program() -> None:
     with Machine("ovmf", kernel=image, append="some words", customize=add_mailbox) as machine:
         outcome = machine.run(deadline=120)
         assert outcome.reason is Reason.POWER_OFF, outcome.message
-        assert machine.trace.was_read_to_end("kernel_data")
-        assert machine.trace.was_read_to_end("setup_data")
+        # OVMF of Debian 12 reads the file and the items, that of Debian 13 the file alone.
+        assert machine.trace.was_read_to_end("etc/boot/kernel")
         assert machine.trace.was_read_to_end("cmdline_data")
     assert reported
 
