@@ -36,7 +36,7 @@ MODULES = (
     "kvm",
     "kvm-amd",
 )
-"""In the order of their dependencies."""
+"""In the order of their dependencies; a newer kernel has some built in."""
 
 NOT_IN_THE_LIBRARY = re.compile(
     r"__pycache__|config-.*|dist-packages|ensurepip|idlelib|lib2to3|site-packages|test|tests|tkinter|turtledemo"
@@ -239,7 +239,8 @@ def _write_base(archive: Archive, clone: Path, library: Path) -> None:
 
 def _add_modules(archive: Archive) -> None:
     tree = unpacked(KERNEL, depends="linux-image-")
-    for number, module in enumerate(MODULES):
+    built_in = next(tree.rglob("modules.builtin")).read_text("utf-8")
+    for number, module in enumerate(module for module in MODULES if f"/{module}.ko" not in built_in):
         file = next(tree.rglob(f"{module}.ko*"))
         name = f"modules/{number}-{module}.ko"
         if file.suffix == ".xz":
