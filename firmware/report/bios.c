@@ -53,6 +53,8 @@ static void report_processors(void)
     stream_bytes(counts, sizeof(counts));
 }
 
+void bios_main(const char *product); /* from bios.S */
+
 void bios_main(const char *product)
 {
     uint16_t segment;

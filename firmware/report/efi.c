@@ -119,6 +119,8 @@ static void EFIAPI report(void *event, void *context)
     system_table->runtime->reset_system(EFI_RESET_SHUTDOWN, EFI_SUCCESS, 0, NULL);
 }
 
+efi_status EFIAPI efi_main(efi_handle image, struct efi_system_table *table); /* from efi.ld */
+
 efi_status EFIAPI efi_main(efi_handle image, struct efi_system_table *table)
 {
     void *event;

@@ -86,9 +86,9 @@ void report_acpi(uintptr_t address)
 void report_smbios(uintptr_t address)
 {
     bool version3 = memcmp((const void *)address, "_SM3_", 5) == 0;
-    size_t length = load(address + (version3 ? 6 : 5), 1);
+    size_t length = (size_t)load(address + (version3 ? 6 : 5), 1);
     uint64_t table = version3 ? load(address + 16, 8) : load(address + 24, 4);
-    size_t size = version3 ? load(address + 12, 4) : load(address + 22, 2);
+    size_t size = (size_t)(version3 ? load(address + 12, 4) : load(address + 22, 2));
 
     stream_memory("SMEP", address, length);
     if (table && table == (uintptr_t)table && size <= TABLE_LIMIT)

@@ -9,16 +9,13 @@
  */
 #include "engine.h"
 
-bool tlb_fill_noting_access(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe,
-                            uintptr_t return_address);
-
 /* CPUClass.cpu_exec_interrupt: asked between blocks while interrupt_request is set. */
 static bool leave_for_interrupt(CPUState *cs, int request)
 {
     CPUX86State *env = cs->env_ptr;
 
     if ((request & CPU_INTERRUPT_HARD) && (env->eflags & IF_MASK) && !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
-        cs->interrupt_request &= ~CPU_INTERRUPT_HARD;
+        cs->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
         engine_leave((struct softcpu_vcpu *)cs, LEAVE_WINDOW);
     }
     return false;
@@ -62,7 +59,7 @@ static void clone_cpu(struct softcpu_vcpu *vcpu, const X86CPU *template)
     cs->stopped = false;
     cs->halted = 0;
     cs->random_seed = 0;
-    cs->cflags_next_tb = -1;
+    cs->cflags_next_tb = UINT32_MAX;
     tlb_init(cs);
     cpu_tb_jmp_cache_clear(cs);
 }

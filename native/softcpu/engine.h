@@ -42,6 +42,11 @@ void memory_after_device(struct softcpu_vcpu *vcpu);
 void memory_drop_all_code(struct softcpu *softcpu);
 struct engine_region *memory_find(struct softcpu *softcpu, uint64_t gpa);
 
+/* tlb.c */
+/* CPUClass.tlb_fill. */
+bool tlb_fill_noting_access(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe,
+                            uintptr_t return_address);
+
 /* code_pages.c */
 /* The range that holds [hva, hva + size), new or not; NULL: no memory, or no room. Needs map_mutex. */
 struct host_range *code_pages_range(struct softcpu *softcpu, uintptr_t hva, uintptr_t size);

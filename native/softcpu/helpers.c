@@ -209,14 +209,14 @@ void WRAP(helper_cpuid)(CPUX86State *env)
 
 void WRAP(helper_hlt)(CPUX86State *env, int length)
 {
-    env->eip += length;
-    env->hflags &= ~HF_INHIBIT_IRQ_MASK;
+    env->eip += (target_ulong)length;
+    env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
     engine_leave(owner_of(env), LEAVE_HALT);
 }
 
 void WRAP(helper_pause)(CPUX86State *env, int length)
 {
-    env->eip += length;
+    env->eip += (target_ulong)length;
     engine_leave(owner_of(env), LEAVE_PAUSE);
 }
 
@@ -224,8 +224,6 @@ target_ulong WRAP(helper_read_crN)(CPUX86State *env, int reg)
 {
     return reg == 8 ? env->v_tpr : env->cr[reg];
 }
-
-void REAL(helper_write_crN)(CPUX86State *env, int reg, target_ulong value);
 
 /* Control register 4's bits that go with a CPUID feature. */
 static target_ulong cr4_allowed(const CPUX86State *env)
@@ -285,8 +283,6 @@ void WRAP(helper_write_crN)(CPUX86State *env, int reg, target_ulong value)
     REAL(helper_write_crN)(env, reg, value);
 }
 
-void REAL(helper_set_dr)(CPUX86State *env, int reg, target_ulong value);
-
 /* A breakpoint is found when its instruction is translated: code translated before knows nothing of it. */
 void WRAP(helper_set_dr)(CPUX86State *env, int reg, target_ulong value)
 {
@@ -315,14 +311,14 @@ void WRAP(helper_syscall)(CPUX86State *env, int length)
         raise_exception_err_ra(env, EXCP06_ILLOP, 0, GETPC());
     }
     if (!(env->hflags & HF_LMA_MASK)) {
-        env->regs[R_ECX] = (uint32_t)(env->eip + length);
+        env->regs[R_ECX] = (uint32_t)env->eip + (uint32_t)length;
         cpu_load_eflags(env, (int)(flags & ~(target_ulong)(IF_MASK | RF_MASK | VM_MASK)), IF_MASK | RF_MASK | VM_MASK);
         flat_segment(env, R_CS, selector, DESC_B_MASK | DESC_CS_MASK | DESC_R_MASK);
         flat_segment(env, R_SS, selector + 8, DESC_B_MASK | DESC_W_MASK);
         env->eip = (uint32_t)env->star;
         return;
     }
-    env->regs[R_ECX] = env->eip + length;
+    env->regs[R_ECX] = env->eip + (target_ulong)length;
     env->regs[11] = flags & ~(target_ulong)RF_MASK;
     flags &= ~(env->fmask | RF_MASK);
     cpu_load_eflags(env, (int)flags,
@@ -349,8 +345,6 @@ void WRAP(helper_sysenter)(CPUX86State *env, int length)
     env->regs[R_ESP] = long_mode ? env->sysenter_esp : (uint32_t)env->sysenter_esp;
     env->eip = long_mode ? env->sysenter_eip : (uint32_t)env->sysenter_eip;
 }
-
-void REAL(raise_exception_err)(CPUX86State *env, int vector, int error_code);
 
 /*
  * A fault on the way through a 64-bit IDT: Unicorn makes the error code from

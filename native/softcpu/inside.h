@@ -31,12 +31,7 @@
 #include <sys/ioctl.h>
 
 #include "softcpu.h"
-
-/* The linker sends Unicorn's calls of NAME to __wrap_NAME (-Wl,--wrap, see CMakeLists.txt). */
-#define WRAP_PASTE(name) __wrap_##name
-#define WRAP(name) WRAP_PASTE(name)
-#define REAL_PASTE(name) __real_##name
-#define REAL(name) REAL_PASTE(name)
+#include "wrapped.h"
 
 /* Why translated code was left, beyond QEMU's own EXCP_*; values at or above EXCP_INTERRUPT end cpu_exec. */
 enum leave_reason {

@@ -128,7 +128,7 @@ static bool take_back(struct softcpu_vcpu *vcpu)
         return true;
     }
     vcpu->softcpu->core->note_start(vcpu->core);
-    CPU(&vcpu->cpu)->interrupt_request &= ~CPU_INTERRUPT_HARD;
+    CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
     error = state_load(vcpu);
     if (error != 0) {
         return end_with_errno(vcpu, error);
@@ -290,7 +290,7 @@ static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
         *next = LEAVE_ABORT;
         return false;
     default:
-        CPU(&vcpu->cpu)->interrupt_request &= ~CPU_INTERRUPT_HARD;
+        CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
         return true;
     }
 }

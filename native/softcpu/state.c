@@ -138,7 +138,7 @@ int state_load(struct softcpu_vcpu *vcpu)
         vcpu->flush_tlb = true;
     }
     x86_update_hflags(env);
-    env->hflags &= ~HF_INHIBIT_IRQ_MASK;
+    env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
     env->hflags2 |= HF2_GIF_MASK;
     env->old_exception = -1;
     env->a20_mask = -1;
@@ -182,6 +182,10 @@ int state_store(struct softcpu_vcpu *vcpu)
     return store_interrupt_shadow(vcpu);
 }
 
+/* Of the status word: which physical register is the top of the stack. */
+#define FSW_TOP 0x3800u
+#define FSW_TOP_SHIFT 11
+
 static int load_fpu(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
@@ -190,9 +194,9 @@ static int load_fpu(struct softcpu_vcpu *vcpu)
     if (ioctl(vcpu->core->fd, KVM_GET_FPU, &fpu) != 0) {
         return -errno;
     }
-    env->fpstt = (fpu.fsw >> 11) & 7;
-    env->fpus = fpu.fsw & ~0x3800;
-    for (int i = 0; i < 8; i++) {
+    env->fpstt = (fpu.fsw & FSW_TOP) >> FSW_TOP_SHIFT;
+    env->fpus = (uint16_t)(fpu.fsw & ~FSW_TOP);
+    for (uint32_t i = 0; i < 8; i++) {
         env->fptags[i] = !((fpu.ftwx >> i) & 1);
         memcpy(&env->fpregs[(env->fpstt + i) & 7].d, fpu.fpr[i], 10);
     }
@@ -209,9 +213,9 @@ static int store_fpu(struct softcpu_vcpu *vcpu)
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_fpu fpu = {0};
 
-    fpu.fsw = (uint16_t)((env->fpus & ~0x3800) | (env->fpstt & 7) << 11);
+    fpu.fsw = (uint16_t)((env->fpus & ~FSW_TOP) | (env->fpstt << FSW_TOP_SHIFT & FSW_TOP));
     fpu.fcw = env->fpuc;
-    for (int i = 0; i < 8; i++) {
+    for (uint32_t i = 0; i < 8; i++) {
         fpu.ftwx |= (uint8_t)((!env->fptags[i]) << i);
         memcpy(fpu.fpr[i], &env->fpregs[(env->fpstt + i) & 7].d, 10);
     }

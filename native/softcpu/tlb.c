@@ -118,8 +118,8 @@ void WRAP(tlb_set_page_with_attrs)(CPUState *cs, target_ulong vaddr, hwaddr padd
             desc->n_used_entries--;
         }
     }
-    index = tlb_index(env, mmu_idx, vaddr);
-    entry = tlb_entry(env, mmu_idx, vaddr);
+    index = tlb_index(env, (uintptr_t)mmu_idx, vaddr);
+    entry = tlb_entry(env, (uintptr_t)mmu_idx, vaddr);
     if (entry->addr_read != (target_ulong)-1 || entry->addr_write != (target_ulong)-1 ||
         entry->addr_code != (target_ulong)-1) {
         if (entry_is_for(cs->uc, entry, vaddr)) {
@@ -134,7 +134,7 @@ void WRAP(tlb_set_page_with_attrs)(CPUState *cs, target_ulong vaddr, hwaddr padd
     desc->n_used_entries++;
 }
 
-/* CPUClass.tlb_fill: QEMU's page walker, which calls the above. */
+/* QEMU's page walker, which calls the above. */
 bool tlb_fill_noting_access(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe,
                             uintptr_t return_address)
 {

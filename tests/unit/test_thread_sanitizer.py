@@ -11,10 +11,11 @@ CORE = ("exit_times", "fw_cfg", "guest_memory", "io_table", "trace", "vcpu_run")
 def test_vcpus_share_fw_cfg_without_a_race(tmp_path: Path) -> None:
     program = tmp_path / "stress"
     sources = [NATIVE / "stress" / "fw_cfg_stress.c", *(NATIVE / f"{name}.c" for name in CORE)]
+    flags = [f"@{NATIVE / 'warnings.txt'}", "-Werror", f"-I{NATIVE / 'include'}"]
     # Another sanitizer, preloaded into this interpreter, is none of theirs.
     clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run(
-        ["clang", "-std=gnu11", "-g", "-O1", "-fsanitize=thread", f"-I{NATIVE / 'include'}", "-o", program, *sources],
+        ["clang", "-std=gnu11", "-g", "-O1", "-fsanitize=thread", *flags, "-o", program, *sources],
         check=True,
         env=clean,
     )
