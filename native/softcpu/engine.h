@@ -64,6 +64,15 @@ int state_store_all(struct softcpu_vcpu *vcpu);
 bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 
+/* engine_msr.c */
+/* NULL: the MSR is KVM's. */
+const struct engine_msr *engine_msr_find(uint32_t index);
+uint64_t engine_msr_read(const struct softcpu_vcpu *vcpu, const struct engine_msr *msr);
+void engine_msr_write(struct softcpu_vcpu *vcpu, const struct engine_msr *msr, uint64_t value);
+/* From KVM and back, without those in its special registers. */
+void engine_msrs_load(struct softcpu_vcpu *vcpu);
+int engine_msrs_store(struct softcpu_vcpu *vcpu);
+
 /* kvm_msr.c */
 bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);

@@ -45,6 +45,8 @@ enum leave_reason {
 };
 
 #define LAPIC_SIZE 0x1000u
+/* Of MSR 1b; the bits below are flags. */
+#define APIC_BASE_ADDRESS (((1ull << 52) - 1) & ~0xfffull)
 #define APIC_TIMER_INITIAL 0x380
 #define IOAPIC_BASE 0xfec00000u
 #define IOAPIC_SIZE 0x1000u
@@ -80,6 +82,23 @@ struct pending_write {
     uintptr_t length;
 };
 
+/* Which values a guest's WRMSR may write; others are #GP. */
+enum msr_takes {
+    MSR_TAKES_ANYTHING,
+    MSR_TAKES_ADDRESSES,      /* canonical ones */
+    MSR_TAKES_WHAT_KVM_TAKES, /* which keeps it too: PAT, that its LAPIC and interpreter go by */
+    MSR_TAKES_FEATURES,       /* EFER: bits of features that the guest's CPUID offers */
+};
+
+/* An MSR that lives in the engine's CPU structure. */
+struct engine_msr {
+    uint32_t index;
+    uint16_t offset; /* of its place in CPUX86State */
+    uint8_t width;   /* bytes that count; the others read as zeros */
+    enum msr_takes takes;
+    bool in_sregs; /* KVM gives and takes it with the special registers */
+};
+
 struct softcpu_vcpu {
     X86CPU cpu; /* first: the engine hands out pointers to it */
     struct softcpu *softcpu;
@@ -91,6 +110,7 @@ struct softcpu_vcpu {
     /* What KVM's registers were when they were last read or written. */
     struct kvm_regs kvm_regs;
     struct kvm_sregs kvm_sregs;
+    uint32_t msrs_of_kvm; /* a bit each: the engine's MSRs that KVM has, too */
 
     uint64_t tsc_offset;
     uint64_t tsc_deadline; /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * RDMSR and WRMSR. What translated code itself depends on lives in the engine;
- * everything else is KVM's, which also says which MSRs exist: one that it
- * refuses is #GP in the guest.
+ * RDMSR and WRMSR. What translated code itself depends on lives in the engine
+ * (engine_msr.c); everything else is KVM's, which also says which MSRs exist:
+ * one that it refuses is #GP in the guest.
  */
 #include "engine.h"
 
@@ -55,7 +55,7 @@ static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t va
         break;
     case MSR_IA32_APICBASE:
         vcpu->kvm_sregs.apic_base = value;
-        vcpu->lapic_base = value & ~0xfffull & ((1ull << 52) - 1);
+        vcpu->lapic_base = value & APIC_BASE_ADDRESS;
         tlb_flush(CPU(&vcpu->cpu));
         break;
     case MSR_TSC:
@@ -77,118 +77,38 @@ static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t va
 
 bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
-    CPUX86State *env = &vcpu->cpu.env;
+    const struct engine_msr *msr = engine_msr_find(index);
 
-    switch (index) {
-    case MSR_EFER:
-        return write_efer(vcpu, value);
-    case MSR_STAR:
-        env->star = value;
-        return true;
-    case MSR_FMASK:
-        env->fmask = value;
-        return true;
-    case MSR_TSC_AUX:
-        env->tsc_aux = (uint32_t)value;
-        return true;
-    case MSR_IA32_SYSENTER_CS:
-        env->sysenter_cs = (uint32_t)value;
-        return true;
-    case MSR_PAT:
-        if (!kvm_msr_write(vcpu, index, value)) {
-            return false;
-        }
-        env->pat = value;
-        return true;
-    default:
-        break;
+    if (msr == NULL) {
+        return write_kvm_msr(vcpu, index, value);
     }
-    switch (index) {
-    case MSR_LSTAR:
-    case MSR_CSTAR:
-    case MSR_FSBASE:
-    case MSR_GSBASE:
-    case MSR_KERNELGSBASE:
-    case MSR_IA32_SYSENTER_ESP:
-    case MSR_IA32_SYSENTER_EIP:
+    switch (msr->takes) {
+    case MSR_TAKES_FEATURES:
+        return write_efer(vcpu, value);
+    case MSR_TAKES_ADDRESSES:
         if (!canonical(value)) {
             return false;
         }
         break;
-    default:
-        return write_kvm_msr(vcpu, index, value);
-    }
-    switch (index) {
-    case MSR_LSTAR:
-        env->lstar = value;
+    case MSR_TAKES_WHAT_KVM_TAKES:
+        if (!kvm_msr_write(vcpu, index, value)) {
+            return false;
+        }
         break;
-    case MSR_CSTAR:
-        env->cstar = value;
-        break;
-    case MSR_FSBASE:
-        env->segs[R_FS].base = value;
-        break;
-    case MSR_GSBASE:
-        env->segs[R_GS].base = value;
-        break;
-    case MSR_KERNELGSBASE:
-        env->kernelgsbase = value;
-        break;
-    case MSR_IA32_SYSENTER_ESP:
-        env->sysenter_esp = value;
-        break;
-    default:
-        env->sysenter_eip = value;
+    case MSR_TAKES_ANYTHING:
         break;
     }
+    engine_msr_write(vcpu, msr, value);
     return true;
 }
 
 bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
-    const CPUX86State *env = &vcpu->cpu.env;
+    const struct engine_msr *msr = engine_msr_find(index);
 
-    switch (index) {
-    case MSR_EFER:
-        *value = env->efer;
-        return true;
-    case MSR_STAR:
-        *value = env->star;
-        return true;
-    case MSR_LSTAR:
-        *value = env->lstar;
-        return true;
-    case MSR_CSTAR:
-        *value = env->cstar;
-        return true;
-    case MSR_FMASK:
-        *value = env->fmask;
-        return true;
-    case MSR_FSBASE:
-        *value = env->segs[R_FS].base;
-        return true;
-    case MSR_GSBASE:
-        *value = env->segs[R_GS].base;
-        return true;
-    case MSR_KERNELGSBASE:
-        *value = env->kernelgsbase;
-        return true;
-    case MSR_TSC_AUX:
-        *value = env->tsc_aux;
-        return true;
-    case MSR_IA32_SYSENTER_CS:
-        *value = env->sysenter_cs;
-        return true;
-    case MSR_IA32_SYSENTER_ESP:
-        *value = env->sysenter_esp;
-        return true;
-    case MSR_IA32_SYSENTER_EIP:
-        *value = env->sysenter_eip;
-        return true;
-    case MSR_PAT:
-        *value = env->pat;
-        return true;
-    default:
+    if (msr == NULL) {
         return !hidden(index) && kvm_msr_read(vcpu, index, value);
     }
+    *value = engine_msr_read(vcpu, msr);
+    return true;
 }

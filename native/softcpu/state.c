@@ -96,7 +96,7 @@ static bool load_sregs(struct softcpu_vcpu *vcpu)
     env->cr[4] = sregs->cr4;
     env->v_tpr = (uint8_t)sregs->cr8;
     env->efer = sregs->efer;
-    vcpu->lapic_base = sregs->apic_base & ~0xfffull & ((1ull << 52) - 1);
+    vcpu->lapic_base = sregs->apic_base & APIC_BASE_ADDRESS;
     return paging_changed;
 }
 
@@ -226,50 +226,6 @@ static int store_fpu(struct softcpu_vcpu *vcpu)
     return ioctl(vcpu->core->fd, KVM_SET_FPU, &fpu) == 0 ? 0 : -errno;
 }
 
-struct msr_place {
-    uint32_t index;
-    size_t offset;
-    size_t size;
-};
-
-#define IN_ENV(index, field) {index, offsetof(CPUX86State, field), sizeof(((CPUX86State *)0)->field)}
-
-/* MSRs whose truth is in the engine while it runs the vCPU. */
-static const struct msr_place engine_msrs[] = {
-    IN_ENV(MSR_STAR, star),
-    IN_ENV(MSR_LSTAR, lstar),
-    IN_ENV(MSR_CSTAR, cstar),
-    IN_ENV(MSR_FMASK, fmask),
-    IN_ENV(MSR_KERNELGSBASE, kernelgsbase),
-    IN_ENV(MSR_TSC_AUX, tsc_aux),
-    IN_ENV(MSR_IA32_SYSENTER_CS, sysenter_cs),
-    IN_ENV(MSR_IA32_SYSENTER_ESP, sysenter_esp),
-    IN_ENV(MSR_IA32_SYSENTER_EIP, sysenter_eip),
-    IN_ENV(MSR_PAT, pat),
-};
-
-static void load_msrs(struct softcpu_vcpu *vcpu)
-{
-    for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
-        uint64_t value;
-
-        /* A host without one of them (TSC_AUX) leaves it to the engine. */
-        if (kvm_msr_read(vcpu, engine_msrs[i].index, &value)) {
-            memcpy((char *)&vcpu->cpu.env + engine_msrs[i].offset, &value, engine_msrs[i].size);
-        }
-    }
-}
-
-static void store_msrs(struct softcpu_vcpu *vcpu)
-{
-    for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
-        uint64_t value = 0;
-
-        memcpy(&value, (const char *)&vcpu->cpu.env + engine_msrs[i].offset, engine_msrs[i].size);
-        kvm_msr_write(vcpu, engine_msrs[i].index, value);
-    }
-}
-
 static int load_debug_registers(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
@@ -310,7 +266,7 @@ int state_load_all(struct softcpu_vcpu *vcpu)
         error = load_fpu(vcpu);
     }
     if (error == 0) {
-        load_msrs(vcpu);
+        engine_msrs_load(vcpu);
         error = load_debug_registers(vcpu);
     }
     return error;
@@ -324,7 +280,9 @@ int state_store_all(struct softcpu_vcpu *vcpu)
         error = store_fpu(vcpu);
     }
     if (error == 0) {
-        store_msrs(vcpu);
+        error = engine_msrs_store(vcpu);
+    }
+    if (error == 0) {
         error = store_debug_registers(vcpu);
     }
     return error;
