@@ -1,16 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "vmm/vcpu_run.h"
 
-#include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 
 #include "vmm/clock.h"
-
-/* Delivered only to make KVM_RUN return; SIGRTMIN itself is taken by some threading libraries. */
-#define KICK_SIGNAL (SIGRTMIN + 4)
 
 static void on_kick(int signal)
 {
@@ -22,7 +16,7 @@ static void install_kick_handler(void)
     struct sigaction action = {.sa_handler = on_kick};
 
     sigemptyset(&action.sa_mask);
-    sigaction(KICK_SIGNAL, &action, NULL);
+    sigaction(VMM_KICK_SIGNAL, &action, NULL);
 }
 
 struct vmm_vm *vmm_vm_new(int fd)
@@ -95,7 +89,7 @@ void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count)
         if (vcpu->running) {
             /* Covers the window between the loop's look at stop and its KVM_RUN. */
             vcpu->run->immediate_exit = 1;
-            pthread_kill(vcpu->thread, KICK_SIGNAL);
+            pthread_kill(vcpu->thread, VMM_KICK_SIGNAL);
         }
         pthread_mutex_unlock(&vcpu->thread_lock);
     }
@@ -116,11 +110,6 @@ void vmm_io_unlock(struct vmm_vm *vm)
     pthread_mutex_unlock(&vm->io_lock);
 }
 
-static bool stop_requested(const struct vmm_vcpu *vcpu)
-{
-    return __atomic_load_n(&vcpu->vm->stop, __ATOMIC_SEQ_CST) != 0;
-}
-
 bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
 {
     pthread_mutex_lock(&vcpu->thread_lock);
@@ -129,10 +118,7 @@ bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
     vcpu->run->immediate_exit = 0;
     pthread_mutex_unlock(&vcpu->thread_lock);
     vcpu->end = (struct vcpu_end){.outcome = VCPU_STOPPED};
-    if (vcpu->index == 0) {
-        vmm_vcpu_note_start(vcpu);
-    }
-    return !stop_requested(vcpu);
+    return (vcpu->index != 0 || vmm_vcpu_note_start(vcpu)) && !vmm_stop_requested(vcpu->vm);
 }
 
 void vmm_vcpu_leave(struct vmm_vcpu *vcpu)
@@ -181,54 +167,46 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
     exit_times_add(vcpu->times, EXIT_TIMES_MMIO, gpa & ~(uint64_t)0xfff, is_write, monotonic_ns() - began);
 }
 
-static void set_single_step(struct vmm_vcpu *vcpu, bool on)
+static bool set_single_step(struct vmm_vcpu *vcpu, bool on)
 {
     struct kvm_guest_debug debug = {.control = on ? KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP : 0};
 
-    ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug);
+    if (!vmm_vcpu_ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug)) {
+        return false;
+    }
     vcpu->start_watched = on;
+    return true;
 }
 
-void vmm_vcpu_note_start(struct vmm_vcpu *vcpu)
+bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu)
 {
-    if (vcpu->start_watched) {
-        set_single_step(vcpu, false);
+    if (vcpu->start_watched && !set_single_step(vcpu, false)) {
+        return false;
     }
     if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) == 0) {
         __atomic_store_n(&vcpu->started_ns, monotonic_ns(), __ATOMIC_RELAXED);
     }
+    return true;
 }
 
 /*
  * KVM_RUN of an AP returns EAGAIN once INIT woke it, but not at the SIPI that starts it. One single step there makes
  * the AP's first instruction an exit: it tells a started CPU from one that was only created, and when.
  */
-static void watch_for_start(struct vmm_vcpu *vcpu)
+static bool watch_for_start(struct vmm_vcpu *vcpu)
 {
     struct kvm_mp_state state;
 
-    if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) != 0 || ioctl(vcpu->fd, KVM_GET_MP_STATE, &state) != 0) {
-        return;
+    if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) != 0) {
+        return true;
+    }
+    if (!vmm_vcpu_ioctl(vcpu, KVM_GET_MP_STATE, &state)) {
+        return false;
     }
     if (state.mp_state == KVM_MP_STATE_RUNNABLE || state.mp_state == KVM_MP_STATE_HALTED) {
-        vmm_vcpu_note_start(vcpu);
-    } else if (state.mp_state == KVM_MP_STATE_INIT_RECEIVED) {
-        set_single_step(vcpu, true);
+        return vmm_vcpu_note_start(vcpu);
     }
-}
-
-static bool end_run(struct vmm_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
-{
-    vcpu->end.outcome = outcome;
-    vcpu->end.kvm_exit_reason = vcpu->run->exit_reason;
-    vcpu->end.detail = detail;
-    return false;
-}
-
-static bool end_with_errno(struct vmm_vcpu *vcpu, int error)
-{
-    vcpu->end.error = error;
-    return end_run(vcpu, VCPU_ERROR, 0);
+    return state.mp_state != KVM_MP_STATE_INIT_RECEIVED || set_single_step(vcpu, true);
 }
 
 static bool end_with_internal_error(struct vmm_vcpu *vcpu)
@@ -236,7 +214,7 @@ static bool end_with_internal_error(struct vmm_vcpu *vcpu)
     const struct kvm_run *run = vcpu->run;
 
     if (run->internal.suberror != KVM_INTERNAL_ERROR_EMULATION) {
-        return end_run(vcpu, VCPU_INTERNAL_ERROR, run->internal.suberror);
+        return vmm_vcpu_end(vcpu, VCPU_INTERNAL_ERROR, run->internal.suberror);
     }
     if (run->emulation_failure.ndata >= 1 &&
         (run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)) {
@@ -245,7 +223,7 @@ static bool end_with_internal_error(struct vmm_vcpu *vcpu)
         vcpu->end.instruction_size = size < 15 ? size : 15;
         memcpy(vcpu->end.instruction, run->emulation_failure.insn_bytes, vcpu->end.instruction_size);
     }
-    return end_run(vcpu, VCPU_EMULATION_FAILURE, run->internal.suberror);
+    return vmm_vcpu_end(vcpu, VCPU_EMULATION_FAILURE, run->internal.suberror);
 }
 
 static void count(uint64_t *counter)
@@ -263,21 +241,23 @@ static bool serve_exit(struct vmm_vcpu *vcpu, int result)
         int error = errno;
 
         if (error != EINTR && error != EAGAIN) {
-            return end_with_errno(vcpu, error);
+            return vmm_vcpu_fail(vcpu, KVM_RUN, error);
         }
-        if (error == EAGAIN) {
-            watch_for_start(vcpu);
-        } else {
+        if (error == EINTR) {
             count(&vcpu->interrupted);
+        } else if (!watch_for_start(vcpu)) {
+            return false;
         }
-        return !stop_requested(vcpu);
+        return !vmm_stop_requested(vcpu->vm);
     }
     reason = run->exit_reason < VCPU_EXIT_REASONS ? run->exit_reason : VCPU_EXIT_REASONS - 1;
     count(&vcpu->exits[reason]);
     if (vcpu->start_watched) {
-        vmm_vcpu_note_start(vcpu);
+        if (!vmm_vcpu_note_start(vcpu)) {
+            return false;
+        }
         if (run->exit_reason == KVM_EXIT_DEBUG) {
-            return !stop_requested(vcpu);
+            return !vmm_stop_requested(vcpu->vm);
         }
     }
     switch (run->exit_reason) {
@@ -289,19 +269,19 @@ static bool serve_exit(struct vmm_vcpu *vcpu, int result)
         vmm_mmio_access(vcpu, run->mmio.phys_addr, run->mmio.len, run->mmio.data, run->mmio.is_write);
         break;
     case KVM_EXIT_SHUTDOWN:
-        return end_run(vcpu, VCPU_SHUTDOWN, 0);
+        return vmm_vcpu_end(vcpu, VCPU_SHUTDOWN, 0);
     case KVM_EXIT_INTERNAL_ERROR:
         return end_with_internal_error(vcpu);
     case KVM_EXIT_FAIL_ENTRY:
-        return end_run(vcpu, VCPU_FAIL_ENTRY, run->fail_entry.hardware_entry_failure_reason);
+        return vmm_vcpu_end(vcpu, VCPU_FAIL_ENTRY, run->fail_entry.hardware_entry_failure_reason);
     case KVM_EXIT_SYSTEM_EVENT:
-        return end_run(vcpu, VCPU_SYSTEM_EVENT, run->system_event.type);
+        return vmm_vcpu_end(vcpu, VCPU_SYSTEM_EVENT, run->system_event.type);
     case KVM_EXIT_DEBUG:
-        return end_run(vcpu, VCPU_DEBUG, run->debug.arch.dr6);
+        return vmm_vcpu_end(vcpu, VCPU_DEBUG, run->debug.arch.dr6);
     default:
-        return end_run(vcpu, VCPU_UNSUPPORTED, run->exit_reason);
+        return vmm_vcpu_end(vcpu, VCPU_UNSUPPORTED, run->exit_reason);
     }
-    return !stop_requested(vcpu);
+    return !vmm_stop_requested(vcpu->vm);
 }
 
 bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
@@ -318,16 +298,18 @@ bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result)
     return go_on;
 }
 
-void vmm_vcpu_finish_access(struct vmm_vcpu *vcpu)
+bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu)
 {
     const struct kvm_run *run = vcpu->run;
+    int result;
 
     vcpu->run->immediate_exit = 1;
     /* The same instruction may ask for more: an access across two pages, a string, which KVM leaves every 1024 elements. */
-    while (ioctl(vcpu->fd, KVM_RUN, 0) == 0 &&
+    while ((result = ioctl(vcpu->fd, KVM_RUN, 0)) == 0 &&
            (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO)) {
         vmm_vcpu_serve_exit(vcpu, 0);
     }
+    return result == 0 || errno == EINTR || errno == EAGAIN || vmm_vcpu_fail(vcpu, KVM_RUN, errno);
 }
 
 int vmm_vcpu_run(struct vmm_vcpu *vcpu)

@@ -53,12 +53,12 @@ struct host_range *code_pages_range(struct softcpu *softcpu, uintptr_t hva, uint
 bool code_pages_has(const struct host_range *range, uintptr_t hva);
 void code_pages_free(struct softcpu *softcpu);
 
-/* state.c */
-int state_load(struct softcpu_vcpu *vcpu);
-int state_store(struct softcpu_vcpu *vcpu);
+/* state.c; false where KVM fails: core->end says how. */
+bool state_load(struct softcpu_vcpu *vcpu);
+bool state_store(struct softcpu_vcpu *vcpu);
 /* Also FPU, MSRs, debug registers: when the vCPU changes hands for longer than a step. */
-int state_load_all(struct softcpu_vcpu *vcpu);
-int state_store_all(struct softcpu_vcpu *vcpu);
+bool state_load_all(struct softcpu_vcpu *vcpu);
+bool state_store_all(struct softcpu_vcpu *vcpu);
 
 /* msr.c */
 bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
@@ -69,20 +69,20 @@ bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 const struct engine_msr *engine_msr_find(uint32_t index);
 uint64_t engine_msr_read(const struct softcpu_vcpu *vcpu, const struct engine_msr *msr);
 void engine_msr_write(struct softcpu_vcpu *vcpu, const struct engine_msr *msr, uint64_t value);
-/* From KVM and back, without those in its special registers. */
+/* From KVM and back, without those in its special registers. False: KVM does not take one back; core->end says so. */
 void engine_msrs_load(struct softcpu_vcpu *vcpu);
-int engine_msrs_store(struct softcpu_vcpu *vcpu);
+bool engine_msrs_store(struct softcpu_vcpu *vcpu);
 
 /* kvm_msr.c */
 bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 
-/* interrupts.c */
+/* interrupts.c; false where KVM fails: core->end says how. */
 enum found interrupts_look(struct softcpu_vcpu *vcpu);
 /* Read the LAPIC timer's state after KVM executed something that may have changed it. */
-void interrupts_note_timer(struct softcpu_vcpu *vcpu);
+bool interrupts_note_timer(struct softcpu_vcpu *vcpu);
 /* After KVM_RUN: a timer that was due has been seen to. */
-void interrupts_after_delivery(struct softcpu_vcpu *vcpu);
+bool interrupts_after_delivery(struct softcpu_vcpu *vcpu);
 /* After a LAPIC access: any other vCPU may have got an interrupt, INIT or SIPI. */
 void interrupts_wake_others(struct softcpu_vcpu *vcpu);
 uint64_t guest_tsc(const struct softcpu_vcpu *vcpu);

@@ -65,13 +65,13 @@ void engine_msrs_load(struct softcpu_vcpu *vcpu)
     }
 }
 
-int engine_msrs_store(struct softcpu_vcpu *vcpu)
+bool engine_msrs_store(struct softcpu_vcpu *vcpu)
 {
     for (uint32_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
         if ((vcpu->msrs_of_kvm >> i & 1) &&
             !kvm_msr_write(vcpu, engine_msrs[i].index, engine_msr_read(vcpu, &engine_msrs[i]))) {
-            return -EINVAL;
+            return vmm_vcpu_fail(vcpu->core, KVM_SET_MSRS, EINVAL);
         }
     }
-    return 0;
+    return true;
 }

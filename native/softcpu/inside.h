@@ -40,6 +40,7 @@ enum leave_reason {
     LEAVE_PAUSE,          /* PAUSE executed: let another vCPU run */
     LEAVE_WINDOW,         /* an interrupt waits and can be taken now */
     LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
+    LEAVE_ENDED,          /* an ioctl failed: core->end says which */
     LEAVE_SHUTDOWN,       /* triple fault */
     LEAVE_ABORT,          /* the engine cannot represent what the guest set up */
 };
@@ -195,7 +196,13 @@ struct softcpu {
 };
 
 /* What a look at KVM found. */
-enum found { FOUND_NOTHING, FOUND_INTERRUPT, FOUND_NMI, FOUND_RESET, FOUND_ERROR };
+enum found {
+    FOUND_NOTHING,
+    FOUND_INTERRUPT,
+    FOUND_NMI,
+    FOUND_RESET,
+    FOUND_ERROR, /* it could not be looked at: core->end says why */
+};
 
 #define CODE_PAGE_BITS 12
 #define CODE_PAGE_BYTES (1ul << CODE_PAGE_BITS)

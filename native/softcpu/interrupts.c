@@ -66,14 +66,15 @@ static bool lapic_has_interrupt(const struct kvm_lapic_state *lapic)
 }
 
 /* Would the 8259 pair raise its line? The slave's request shows as the master's IR2. */
-static bool pic_has_interrupt(const struct softcpu *softcpu)
+static enum found look_at_pic(struct softcpu_vcpu *vcpu)
 {
     struct kvm_irqchip chip = {.chip_id = KVM_IRQCHIP_PIC_MASTER};
     uint8_t requests;
     uint8_t in_service;
 
-    if (ioctl(softcpu->vm->fd, KVM_GET_IRQCHIP, &chip) != 0) {
-        return false;
+    if (ioctl(vcpu->softcpu->vm->fd, KVM_GET_IRQCHIP, &chip) != 0) {
+        vmm_vcpu_fail(vcpu->core, KVM_GET_IRQCHIP, errno);
+        return FOUND_ERROR;
     }
     requests = chip.chip.pic.irr & (uint8_t)~chip.chip.pic.imr;
     in_service = chip.chip.pic.isr;
@@ -81,8 +82,11 @@ static bool pic_has_interrupt(const struct softcpu *softcpu)
         in_service &= (uint8_t)~(1u << 2);
     }
     /* Fixed priorities, IR0 first; with rotated ones an entry too many does no harm: KVM decides. */
-    return requests != 0 && (in_service == 0 || (requests & -requests) < (in_service & -in_service) ||
-                             chip.chip.pic.priority_add != 0);
+    if (requests != 0 && (in_service == 0 || (requests & -requests) < (in_service & -in_service) ||
+                          chip.chip.pic.priority_add != 0)) {
+        return FOUND_INTERRUPT;
+    }
+    return FOUND_NOTHING;
 }
 
 static bool takes_pic(const struct softcpu_vcpu *vcpu, const struct kvm_lapic_state *lapic)
@@ -106,55 +110,59 @@ static bool timer_is_due(struct softcpu_vcpu *vcpu)
  * KVM masks further NMIs until it sees an IRET. The engine executes it, and
  * clears HF2_NMI_MASK there: pass that on.
  */
-static bool has_nmi(struct softcpu_vcpu *vcpu)
+static enum found look_for_nmi(struct softcpu_vcpu *vcpu)
 {
     struct kvm_vcpu_events events;
     bool unmasked = !(vcpu->cpu.env.hflags2 & HF2_NMI_MASK);
 
-    if (ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) != 0) {
-        return false;
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_VCPU_EVENTS, &events)) {
+        return FOUND_ERROR;
     }
     if (vcpu->nmi_masked && unmasked) {
         vcpu->nmi_masked = false;
         events.flags = 0;
         events.nmi.masked = 0;
-        ioctl(vcpu->core->fd, KVM_SET_VCPU_EVENTS, &events);
+        if (!vmm_vcpu_ioctl(vcpu->core, KVM_SET_VCPU_EVENTS, &events)) {
+            return FOUND_ERROR;
+        }
     }
-    return events.nmi.pending && unmasked;
+    return events.nmi.pending && unmasked ? FOUND_NMI : FOUND_NOTHING;
 }
 
 enum found interrupts_look(struct softcpu_vcpu *vcpu)
 {
     struct kvm_mp_state state;
     struct kvm_lapic_state lapic;
+    enum found found;
 
     __atomic_store_n(&vcpu->look_at_kvm, false, __ATOMIC_RELAXED);
     vcpu->looked_tsc = __builtin_ia32_rdtsc();
-    if (ioctl(vcpu->core->fd, KVM_GET_MP_STATE, &state) != 0) {
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_MP_STATE, &state)) {
         return FOUND_ERROR;
     }
     if (state.mp_state != KVM_MP_STATE_HALTED) {
         return FOUND_RESET;
     }
-    if (vcpu->cpu.env.v_tpr != vcpu->kvm_sregs.cr8 && state_store(vcpu) != 0) {
+    if (vcpu->cpu.env.v_tpr != vcpu->kvm_sregs.cr8 && !state_store(vcpu)) {
         return FOUND_ERROR;
     }
-    if (has_nmi(vcpu)) {
-        return FOUND_NMI;
+    found = look_for_nmi(vcpu);
+    if (found != FOUND_NOTHING) {
+        return found;
     }
     if (timer_is_due(vcpu)) {
         return FOUND_INTERRUPT;
     }
-    if (ioctl(vcpu->core->fd, KVM_GET_LAPIC, &lapic) != 0) {
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_LAPIC, &lapic)) {
         return FOUND_ERROR;
     }
     if (lapic_has_interrupt(&lapic)) {
         return FOUND_INTERRUPT;
     }
-    return takes_pic(vcpu, &lapic) && pic_has_interrupt(vcpu->softcpu) ? FOUND_INTERRUPT : FOUND_NOTHING;
+    return takes_pic(vcpu, &lapic) ? look_at_pic(vcpu) : FOUND_NOTHING;
 }
 
-void interrupts_note_timer(struct softcpu_vcpu *vcpu)
+bool interrupts_note_timer(struct softcpu_vcpu *vcpu)
 {
     struct kvm_lapic_state lapic;
     uint32_t lvt;
@@ -162,13 +170,13 @@ void interrupts_note_timer(struct softcpu_vcpu *vcpu)
     uint32_t shift;
 
     vcpu->timer_due_ns = 0;
-    if (ioctl(vcpu->core->fd, KVM_GET_LAPIC, &lapic) != 0) {
-        return;
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_LAPIC, &lapic)) {
+        return false;
     }
     lvt = lapic_register(&lapic, APIC_LVT_TIMER);
     if ((lvt & LVT_MASKED) || LVT_TIMER_MODE(lvt) > TIMER_PERIODIC ||
         lapic_register(&lapic, APIC_TIMER_INITIAL) == 0) {
-        return;
+        return true;
     }
     /* KVM's LAPIC counts nanoseconds. Divide configuration 0 is 2, 1 is 4, ... 7 is 1. */
     divide = lapic_register(&lapic, APIC_TIMER_DIVIDE);
@@ -177,18 +185,22 @@ void interrupts_note_timer(struct softcpu_vcpu *vcpu)
                                 ? (uint64_t)lapic_register(&lapic, APIC_TIMER_INITIAL) << (shift & 7)
                                 : 0;
     if (vcpu->timer_period_ns == 0 && lapic_register(&lapic, APIC_TIMER_CURRENT) == 0 && !vcpu->timer_armed) {
-        return; /* a one-shot that is over */
+        return true; /* a one-shot that is over */
     }
     vcpu->timer_armed = false;
     vcpu->timer_due_ns = monotonic_ns() + ((uint64_t)lapic_register(&lapic, APIC_TIMER_CURRENT) << (shift & 7));
+    return true;
 }
 
-void interrupts_after_delivery(struct softcpu_vcpu *vcpu)
+bool interrupts_after_delivery(struct softcpu_vcpu *vcpu)
 {
     struct kvm_vcpu_events events;
     uint64_t now;
 
-    if (ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) == 0 && events.nmi.masked) {
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_VCPU_EVENTS, &events)) {
+        return false;
+    }
+    if (events.nmi.masked) {
         vcpu->nmi_masked = true;
         vcpu->cpu.env.hflags2 |= HF2_NMI_MASK;
     }
@@ -203,6 +215,7 @@ void interrupts_after_delivery(struct softcpu_vcpu *vcpu)
             vcpu->timer_due_ns += ((now - vcpu->timer_due_ns) / vcpu->timer_period_ns + 1) * vcpu->timer_period_ns;
         }
     }
+    return true;
 }
 
 void interrupts_wake_others(struct softcpu_vcpu *vcpu)

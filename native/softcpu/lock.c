@@ -8,14 +8,6 @@
 #include <signal.h>
 #include <time.h>
 
-/* Only has to make KVM_RUN return; the core's own kick is one below. */
-#define KICK_SIGNAL (SIGRTMIN + 5)
-
-static void on_kick(int signal)
-{
-    (void)signal;
-}
-
 static void kick_bounded_stays(struct softcpu *softcpu)
 {
     for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
@@ -27,7 +19,7 @@ static void kick_bounded_stays(struct softcpu *softcpu)
                                         __ATOMIC_RELAXED);
         } else if (ticks == 1) {
             /* Again each tick until it is out: a signal between the look and KVM_RUN is lost. */
-            pthread_kill(vcpu->thread, KICK_SIGNAL);
+            pthread_kill(vcpu->thread, VMM_KICK_SIGNAL);
         }
     }
 }
@@ -57,12 +49,9 @@ static void *tick(void *opaque)
 
 int lock_init(struct softcpu *softcpu)
 {
-    struct sigaction action = {.sa_handler = on_kick};
     sigset_t all, before;
     int error;
 
-    sigemptyset(&action.sa_mask);
-    sigaction(KICK_SIGNAL, &action, NULL);
     pthread_mutex_init(&softcpu->lock_mutex, NULL);
     pthread_cond_init(&softcpu->ticker_wake, NULL);
     /* The process's signals are for its other threads. */

@@ -67,7 +67,9 @@ static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t va
         break;
     default:
         if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
-            interrupts_note_timer(vcpu);
+            if (!interrupts_note_timer(vcpu)) {
+                engine_leave(vcpu, LEAVE_ENDED);
+            }
             interrupts_wake_others(vcpu);
         }
         break;

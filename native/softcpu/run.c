@@ -29,54 +29,44 @@ enum ran {
 
 static bool stop_requested(const struct softcpu_vcpu *vcpu)
 {
-    return __atomic_load_n(&vcpu->softcpu->vm->stop, __ATOMIC_SEQ_CST) != 0;
-}
-
-static bool end_run(struct softcpu_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
-{
-    vcpu->core->end.outcome = outcome;
-    vcpu->core->end.detail = detail;
-    if (outcome == VCPU_SHUTDOWN) {
-        vcpu->core->end.kvm_exit_reason = KVM_EXIT_SHUTDOWN;
-    }
-    return false;
-}
-
-static bool end_with_errno(struct softcpu_vcpu *vcpu, int error)
-{
-    vcpu->core->end.error = error < 0 ? -error : error;
-    return end_run(vcpu, VCPU_ERROR, 0);
+    return vmm_stop_requested(vcpu->softcpu->vm);
 }
 
 static bool set_mp_state(struct softcpu_vcpu *vcpu, uint32_t value)
 {
     struct kvm_mp_state state = {.mp_state = value};
 
-    return ioctl(vcpu->core->fd, KVM_SET_MP_STATE, &state) == 0;
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_MP_STATE, &state);
 }
 
-static uint32_t mp_state(struct softcpu_vcpu *vcpu)
+static bool get_mp_state(struct softcpu_vcpu *vcpu, uint32_t *value)
 {
-    struct kvm_mp_state state = {.mp_state = KVM_MP_STATE_RUNNABLE};
+    struct kvm_mp_state state;
 
-    ioctl(vcpu->core->fd, KVM_GET_MP_STATE, &state);
-    return state.mp_state;
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_MP_STATE, &state)) {
+        return false;
+    }
+    *value = state.mp_state;
+    return true;
 }
 
 static bool set_stepping(struct softcpu_vcpu *vcpu, uint32_t control)
 {
     struct kvm_guest_debug debug = {.control = control};
 
-    return ioctl(vcpu->core->fd, KVM_SET_GUEST_DEBUG, &debug) == 0;
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_GUEST_DEBUG, &debug);
 }
 
 /* A signal came after KVM took the interrupt from its controller and before the vCPU saw it: only KVM can go on. */
-static bool delivery_unfinished(const struct softcpu_vcpu *vcpu)
+static bool look_for_unfinished_delivery(struct softcpu_vcpu *vcpu, bool *unfinished)
 {
     struct kvm_vcpu_events events;
 
-    return ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) == 0 &&
-           (events.interrupt.injected || events.nmi.injected || events.exception.injected);
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_VCPU_EVENTS, &events)) {
+        return false;
+    }
+    *unfinished = events.interrupt.injected || events.nmi.injected || events.exception.injected;
+    return true;
 }
 
 /* The caller has switched stepping on. */
@@ -87,6 +77,7 @@ static enum ran enter_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks)
     for (;;) {
         int result = bounded_kvm_run(vcpu, ticks);
         bool access;
+        bool unfinished;
 
         if (result == 0 && run->exit_reason == KVM_EXIT_DEBUG) {
             return RAN_INSTRUCTION;
@@ -97,7 +88,10 @@ static enum ran enter_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks)
         }
         if (result != 0 && (errno == EINTR || errno == EAGAIN)) {
             __atomic_fetch_add(&vcpu->core->interrupted, errno == EINTR, __ATOMIC_RELAXED);
-            if (delivery_unfinished(vcpu) && !stop_requested(vcpu)) {
+            if (!look_for_unfinished_delivery(vcpu, &unfinished)) {
+                return RAN_END;
+            }
+            if (unfinished && !stop_requested(vcpu)) {
                 continue;
             }
             return RAN_NOTHING;
@@ -108,8 +102,7 @@ static enum ran enter_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks)
                 return RAN_END;
             }
             if (access) {
-                vcpu->softcpu->core->finish_access(vcpu->core);
-                return RAN_INSTRUCTION;
+                return vcpu->softcpu->core->finish_access(vcpu->core) ? RAN_INSTRUCTION : RAN_END;
             }
             return RAN_NOTHING;
         }
@@ -119,26 +112,23 @@ static enum ran enter_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks)
 /* After KVM ran: what the vCPU does next. */
 static bool take_back(struct softcpu_vcpu *vcpu)
 {
-    uint32_t state = mp_state(vcpu);
-    int error;
+    uint32_t state;
 
+    if (!get_mp_state(vcpu, &state)) {
+        return false;
+    }
     vcpu->waiting = state == KVM_MP_STATE_UNINITIALIZED || state == KVM_MP_STATE_INIT_RECEIVED;
     if (vcpu->waiting) {
         vcpu->halted = false;
         return true;
     }
-    vcpu->softcpu->core->note_start(vcpu->core);
     CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
-    error = state_load(vcpu);
-    if (error != 0) {
-        return end_with_errno(vcpu, error);
+    if (!vcpu->softcpu->core->note_start(vcpu->core) || !state_load(vcpu)) {
+        return false;
     }
     /* Still halted: nothing arrived (yet). */
     vcpu->halted = vcpu->halted && state == KVM_MP_STATE_HALTED;
-    if (state != KVM_MP_STATE_HALTED && !set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
-        return end_with_errno(vcpu, errno);
-    }
-    return true;
+    return state == KVM_MP_STATE_HALTED || set_mp_state(vcpu, KVM_MP_STATE_HALTED);
 }
 
 /*
@@ -151,52 +141,38 @@ static bool step_without_trap_flag(struct softcpu_vcpu *vcpu)
 {
     struct kvm_regs nowhere = {.rip = (uint64_t)-2, .rflags = 2};
 
-    return (ioctl(vcpu->core->fd, KVM_SET_REGS, &nowhere) == 0 &&
-            set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)) ||
-           end_with_errno(vcpu, errno);
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_REGS, &nowhere) &&
+           set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP);
 }
 
 static bool wait_for_start(struct softcpu_vcpu *vcpu)
 {
-    if (!set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)) {
-        return end_with_errno(vcpu, errno);
-    }
-    return enter_kvm(vcpu, 0) != RAN_END && take_back(vcpu);
-}
-
-static bool give_to_kvm(struct softcpu_vcpu *vcpu)
-{
-    int error = state_store(vcpu);
-
-    if (error != 0) {
-        vcpu->core->end.error = -error;
-        return end_run(vcpu, VCPU_INTERNAL_ERROR, SOFTCPU_END_REFUSED_STATE);
-    }
-    return true;
+    return set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP) && enter_kvm(vcpu, 0) != RAN_END &&
+           take_back(vcpu);
 }
 
 static bool halt(struct softcpu_vcpu *vcpu)
 {
-    if (!step_without_trap_flag(vcpu) || !give_to_kvm(vcpu)) {
+    if (!step_without_trap_flag(vcpu) || !state_store(vcpu)) {
         return false;
     }
     if (enter_kvm(vcpu, 0) == RAN_END || !take_back(vcpu)) {
         return false;
     }
-    if (!vcpu->halted) {
-        vcpu->interrupts++;
-        interrupts_after_delivery(vcpu);
+    if (vcpu->halted) {
+        return true;
     }
-    return true;
+    vcpu->interrupts++;
+    return interrupts_after_delivery(vcpu);
 }
 
 static bool deliver(struct softcpu_vcpu *vcpu)
 {
-    if (!step_without_trap_flag(vcpu) || !give_to_kvm(vcpu)) {
+    if (!step_without_trap_flag(vcpu) || !state_store(vcpu)) {
         return false;
     }
     if (vcpu->unfinished && !set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE)) {
-        return end_with_errno(vcpu, errno);
+        return false;
     }
     vcpu->unfinished = false;
     switch (enter_kvm(vcpu, DELIVERY_TICKS)) {
@@ -208,8 +184,7 @@ static bool deliver(struct softcpu_vcpu *vcpu)
         vcpu->interrupts++;
         break;
     }
-    interrupts_after_delivery(vcpu);
-    return take_back(vcpu);
+    return interrupts_after_delivery(vcpu) && take_back(vcpu);
 }
 
 /*
@@ -230,12 +205,9 @@ static bool step(struct softcpu_vcpu *vcpu)
         env->segs[R_SS].flags &= ~(uint32_t)DESC_DPL_MASK;
         env->segs[R_SS].selector &= ~3u;
     }
-    if (!give_to_kvm(vcpu)) {
-        return false;
-    }
-    if (!set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE) ||
+    if (!state_store(vcpu) || !set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE) ||
         !set_stepping(vcpu, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)) {
-        return end_with_errno(vcpu, errno);
+        return false;
     }
     ran = enter_kvm(vcpu, STEP_TICKS);
     vcpu->kvm_steps++;
@@ -253,7 +225,9 @@ static bool step(struct softcpu_vcpu *vcpu)
     }
     if (vcpu->step_wrote_lapic) {
         vcpu->step_wrote_lapic = false;
-        interrupts_note_timer(vcpu);
+        if (!interrupts_note_timer(vcpu)) {
+            return false;
+        }
         interrupts_wake_others(vcpu);
     }
     __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
@@ -287,7 +261,7 @@ static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
         *next = LEAVE_AGAIN;
         return false;
     case FOUND_ERROR:
-        *next = LEAVE_ABORT;
+        *next = LEAVE_ENDED;
         return false;
     default:
         CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
@@ -347,49 +321,48 @@ static bool run_round(struct softcpu_vcpu *vcpu)
         return deliver(vcpu);
     case LEAVE_AGAIN:
         return take_back(vcpu);
+    case LEAVE_ENDED:
+        return false;
     case LEAVE_SHUTDOWN:
-        return end_run(vcpu, VCPU_SHUTDOWN, 0);
+        return vmm_vcpu_end(vcpu->core, VCPU_SHUTDOWN, 0);
     default:
-        return end_run(vcpu, VCPU_INTERNAL_ERROR, SOFTCPU_END_UNREPRESENTABLE);
+        return vmm_vcpu_end(vcpu->core, VCPU_INTERNAL_ERROR, SOFTCPU_END_UNREPRESENTABLE);
     }
 }
 
 static bool begin(struct softcpu_vcpu *vcpu)
 {
-    uint32_t state = mp_state(vcpu);
-    int error = state_load_all(vcpu);
+    uint32_t state;
 
-    if (error != 0) {
-        return end_with_errno(vcpu, error);
+    if (!get_mp_state(vcpu, &state) || !state_load_all(vcpu) || !look_for_unfinished_delivery(vcpu, &vcpu->unfinished)) {
+        return false;
     }
     vcpu->shutdown = false;
     vcpu->abort = false;
-    vcpu->unfinished = delivery_unfinished(vcpu);
     vcpu->halted = state == KVM_MP_STATE_HALTED;
     vcpu->waiting = state == KVM_MP_STATE_UNINITIALIZED || state == KVM_MP_STATE_INIT_RECEIVED;
     if (!vcpu->waiting) {
         /* An AP, too: its SIPI may have come before this thread did. */
-        vcpu->softcpu->core->note_start(vcpu->core);
-        if (!set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
-            return end_with_errno(vcpu, errno);
+        if (!vcpu->softcpu->core->note_start(vcpu->core) || !set_mp_state(vcpu, KVM_MP_STATE_HALTED)) {
+            return false;
         }
     }
-    interrupts_note_timer(vcpu);
     __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
-    return true;
+    return interrupts_note_timer(vcpu);
 }
 
+/* Leave the vCPU in KVM as if KVM had run it; what fails here ends the run if nothing else has. */
 static void finish(struct softcpu_vcpu *vcpu)
 {
-    int error = vcpu->waiting ? 0 : state_store_all(vcpu);
+    uint32_t state;
 
+    if (!vcpu->waiting) {
+        state_store_all(vcpu);
+    }
     set_stepping(vcpu, 0);
     /* A step that failed has left the vCPU runnable already. */
-    if (!vcpu->waiting && !vcpu->halted && mp_state(vcpu) == KVM_MP_STATE_HALTED) {
+    if (!vcpu->waiting && !vcpu->halted && get_mp_state(vcpu, &state) && state == KVM_MP_STATE_HALTED) {
         set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE);
-    }
-    if (error != 0 && vcpu->core->end.outcome == VCPU_STOPPED) {
-        end_with_errno(vcpu, error);
     }
 }
 

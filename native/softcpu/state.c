@@ -125,13 +125,13 @@ static void store_sregs(const struct softcpu_vcpu *vcpu, struct kvm_sregs *sregs
     memset(sregs->interrupt_bitmap, 0, sizeof(sregs->interrupt_bitmap));
 }
 
-int state_load(struct softcpu_vcpu *vcpu)
+bool state_load(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
-    int fd = vcpu->core->fd;
 
-    if (ioctl(fd, KVM_GET_REGS, &vcpu->kvm_regs) != 0 || ioctl(fd, KVM_GET_SREGS, &vcpu->kvm_sregs) != 0) {
-        return -errno;
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_REGS, &vcpu->kvm_regs) ||
+        !vmm_vcpu_ioctl(vcpu->core, KVM_GET_SREGS, &vcpu->kvm_sregs)) {
+        return false;
     }
     load_regs(vcpu);
     if (load_sregs(vcpu)) {
@@ -142,26 +142,35 @@ int state_load(struct softcpu_vcpu *vcpu)
     env->hflags2 |= HF2_GIF_MASK;
     env->old_exception = -1;
     env->a20_mask = -1;
-    return 0;
+    return true;
 }
 
-static int store_interrupt_shadow(struct softcpu_vcpu *vcpu)
+static bool store_interrupt_shadow(struct softcpu_vcpu *vcpu)
 {
     struct kvm_vcpu_events events;
     bool shadow = (vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK) != 0;
 
     if (!shadow) {
-        return 0;
+        return true;
     }
-    if (ioctl(vcpu->core->fd, KVM_GET_VCPU_EVENTS, &events) != 0) {
-        return -errno;
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_VCPU_EVENTS, &events)) {
+        return false;
     }
     events.flags = KVM_VCPUEVENT_VALID_SHADOW;
     events.interrupt.shadow = KVM_X86_SHADOW_INT_STI;
-    return ioctl(vcpu->core->fd, KVM_SET_VCPU_EVENTS, &events) == 0 ? 0 : -errno;
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_VCPU_EVENTS, &events);
 }
 
-int state_store(struct softcpu_vcpu *vcpu)
+/* The guest's doing: it set up registers that the engine runs with and KVM does not. */
+static bool end_with_refused_state(struct softcpu_vcpu *vcpu, int error)
+{
+    if (vcpu->core->end.outcome == VCPU_STOPPED) {
+        vcpu->core->end.error = error;
+    }
+    return vmm_vcpu_end(vcpu->core, VCPU_INTERNAL_ERROR, SOFTCPU_END_REFUSED_STATE);
+}
+
+bool state_store(struct softcpu_vcpu *vcpu)
 {
     struct kvm_regs regs = {0};
     struct kvm_sregs sregs;
@@ -170,13 +179,13 @@ int state_store(struct softcpu_vcpu *vcpu)
     store_sregs(vcpu, &sregs);
     if (memcmp(&sregs, &vcpu->kvm_sregs, sizeof(sregs)) != 0) {
         if (ioctl(fd, KVM_SET_SREGS, &sregs) != 0) {
-            return -errno;
+            return end_with_refused_state(vcpu, errno);
         }
         vcpu->kvm_sregs = sregs;
     }
     store_regs(vcpu, &regs);
     if (ioctl(fd, KVM_SET_REGS, &regs) != 0) {
-        return -errno;
+        return end_with_refused_state(vcpu, errno);
     }
     vcpu->kvm_regs = regs;
     return store_interrupt_shadow(vcpu);
@@ -186,13 +195,13 @@ int state_store(struct softcpu_vcpu *vcpu)
 #define FSW_TOP 0x3800u
 #define FSW_TOP_SHIFT 11
 
-static int load_fpu(struct softcpu_vcpu *vcpu)
+static bool load_fpu(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     struct kvm_fpu fpu;
 
-    if (ioctl(vcpu->core->fd, KVM_GET_FPU, &fpu) != 0) {
-        return -errno;
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_FPU, &fpu)) {
+        return false;
     }
     env->fpstt = (fpu.fsw & FSW_TOP) >> FSW_TOP_SHIFT;
     env->fpus = (uint16_t)(fpu.fsw & ~FSW_TOP);
@@ -205,10 +214,10 @@ static int load_fpu(struct softcpu_vcpu *vcpu)
     }
     cpu_set_fpuc(env, fpu.fcw);
     cpu_set_mxcsr(env, fpu.mxcsr);
-    return 0;
+    return true;
 }
 
-static int store_fpu(struct softcpu_vcpu *vcpu)
+static bool store_fpu(struct softcpu_vcpu *vcpu)
 {
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_fpu fpu = {0};
@@ -223,16 +232,16 @@ static int store_fpu(struct softcpu_vcpu *vcpu)
         memcpy(fpu.xmm[i], &env->xmm_regs[i], 16);
     }
     fpu.mxcsr = env->mxcsr;
-    return ioctl(vcpu->core->fd, KVM_SET_FPU, &fpu) == 0 ? 0 : -errno;
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_FPU, &fpu);
 }
 
-static int load_debug_registers(struct softcpu_vcpu *vcpu)
+static bool load_debug_registers(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     struct kvm_debugregs registers;
 
-    if (ioctl(vcpu->core->fd, KVM_GET_DEBUGREGS, &registers) != 0) {
-        return -errno;
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_DEBUGREGS, &registers)) {
+        return false;
     }
     /* Disarmed first: breakpoints are listed by their addresses. */
     cpu_x86_update_dr7(env, 0);
@@ -244,10 +253,10 @@ static int load_debug_registers(struct softcpu_vcpu *vcpu)
     if ((registers.dr7 & 0xff) != 0) {
         memory_drop_all_code(vcpu->softcpu);
     }
-    return 0;
+    return true;
 }
 
-static int store_debug_registers(struct softcpu_vcpu *vcpu)
+static bool store_debug_registers(struct softcpu_vcpu *vcpu)
 {
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_debugregs registers = {.dr6 = env->dr[6], .dr7 = env->dr[7]};
@@ -255,35 +264,19 @@ static int store_debug_registers(struct softcpu_vcpu *vcpu)
     for (int i = 0; i < 4; i++) {
         registers.db[i] = env->dr[i];
     }
-    return ioctl(vcpu->core->fd, KVM_SET_DEBUGREGS, &registers) == 0 ? 0 : -errno;
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_DEBUGREGS, &registers);
 }
 
-int state_load_all(struct softcpu_vcpu *vcpu)
+bool state_load_all(struct softcpu_vcpu *vcpu)
 {
-    int error = state_load(vcpu);
-
-    if (error == 0) {
-        error = load_fpu(vcpu);
+    if (!state_load(vcpu) || !load_fpu(vcpu)) {
+        return false;
     }
-    if (error == 0) {
-        engine_msrs_load(vcpu);
-        error = load_debug_registers(vcpu);
-    }
-    return error;
+    engine_msrs_load(vcpu);
+    return load_debug_registers(vcpu);
 }
 
-int state_store_all(struct softcpu_vcpu *vcpu)
+bool state_store_all(struct softcpu_vcpu *vcpu)
 {
-    int error = state_store(vcpu);
-
-    if (error == 0) {
-        error = store_fpu(vcpu);
-    }
-    if (error == 0) {
-        error = engine_msrs_store(vcpu);
-    }
-    if (error == 0) {
-        error = store_debug_registers(vcpu);
-    }
-    return error;
+    return state_store(vcpu) && store_fpu(vcpu) && engine_msrs_store(vcpu) && store_debug_registers(vcpu);
 }

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmm._native import lib
 from vmm.cpu.registers import Registers
+from vmm.errors import KvmError
+from vmm.kvm.descriptor import kvm_error
 from vmm.run.outcome import Reason
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
         memory: where the instruction bytes are, when KVM did not hand them over.
         software_cpu: was it the software CPU that ran the vCPU?
     """
+    if end.outcome == lib.VCPU_ERROR:
+        return _failed_ioctl(vcpu, end)
     registers = Registers.of(vcpu)
     where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}"
     if end.outcome == lib.VCPU_SHUTDOWN:
@@ -56,10 +60,22 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
         lib.VCPU_INTERNAL_ERROR: _SOFTWARE_CPU_ENDS.get(end.detail, f"KVM internal error, suberror {end.detail}"),
         lib.VCPU_FAIL_ENTRY: f"KVM could not enter the guest, hardware reason {end.detail:#x}",
         lib.VCPU_SYSTEM_EVENT: f"KVM system event {end.detail}",
-        lib.VCPU_UNSUPPORTED: f"KVM exit reason {end.kvm_exit_reason}, which vmm does not know",
-        lib.VCPU_ERROR: f"KVM_RUN failed with errno {end.error}",
+        lib.VCPU_UNSUPPORTED: f"KVM exit reason {end.detail}, which vmm does not know",
     }.get(end.outcome, f"run outcome {end.outcome}")
     return Reason.KVM_FAILURE, f"{what}, {where}", registers.text
+
+
+def _failed_ioctl(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
+    message = str(kvm_error(end.error, _ioctl_name(end.detail), f"vCPU {vcpu.index}"))
+    try:
+        return Reason.KVM_FAILURE, message, Registers.of(vcpu).text
+    except KvmError:
+        return Reason.KVM_FAILURE, message, ""  # what made the run fail may make this fail too
+
+
+def _ioctl_name(request: int) -> str:
+    names = (name for name in dir(lib) if name == "KVM_RUN" or name.startswith(("KVM_GET_", "KVM_SET_")))
+    return next((name for name in names if getattr(lib, name) == request), f"ioctl {request:#x}")
 
 
 def _bytes_at(vcpu: "Vcpu", registers: Registers, memory: "GuestMemory") -> bytes:

@@ -9,14 +9,20 @@
 #ifndef VMM_VCPU_RUN_H
 #define VMM_VCPU_RUN_H
 
+#include <errno.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <signal.h>
+#include <sys/ioctl.h>
 
 #include "vmm/exit_times.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 
 #define VCPU_EXIT_REASONS 64
+
+/* Only makes KVM_RUN return; its handler does nothing. SIGRTMIN itself is taken by some threading libraries. */
+#define VMM_KICK_SIGNAL (SIGRTMIN + 4)
 
 /* Why vmm_vcpu_run returned. */
 enum vcpu_outcome {
@@ -27,13 +33,12 @@ enum vcpu_outcome {
     VCPU_FAIL_ENTRY,        /* KVM_EXIT_FAIL_ENTRY: detail is the hardware's reason */
     VCPU_SYSTEM_EVENT,      /* KVM_EXIT_SYSTEM_EVENT: detail is the type */
     VCPU_DEBUG,             /* KVM_EXIT_DEBUG */
-    VCPU_UNSUPPORTED,       /* an exit reason we don't know: kvm_exit_reason */
-    VCPU_ERROR,             /* KVM_RUN failed: error is errno */
+    VCPU_UNSUPPORTED,       /* an exit reason we don't know: detail */
+    VCPU_ERROR,             /* an ioctl failed: detail is its request, error is errno */
 };
 
 struct vcpu_end {
     uint32_t outcome; /* enum vcpu_outcome */
-    uint32_t kvm_exit_reason;
     uint64_t detail;
     int32_t error;
     uint32_t instruction_size; /* bytes valid in instruction[], 0 to 15 */
@@ -49,7 +54,6 @@ struct vmm_vm {
     struct io_table mmio;
     pthread_mutex_t io_lock; /* recursive; serializes devices and table changes */
     uint32_t stop; /* accessed atomically */
-    uint64_t start_ns; /* CLOCK_MONOTONIC at the first run */
 };
 
 struct vmm_vcpu {
@@ -101,6 +105,36 @@ void vmm_io_unlock(struct vmm_vm *vm);
 
 /* Pieces that the software CPU shares with the KVM loop. */
 
+static inline bool vmm_stop_requested(const struct vmm_vm *vm)
+{
+    return __atomic_load_n(&vm->stop, __ATOMIC_SEQ_CST) != 0;
+}
+
+/* End the run; the first reason stays. False, for the caller to return. */
+static inline bool vmm_vcpu_end(struct vmm_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
+{
+    if (vcpu->end.outcome == VCPU_STOPPED) {
+        vcpu->end.outcome = outcome;
+        vcpu->end.detail = detail;
+    }
+    return false;
+}
+
+/* End the run because of an ioctl that failed with `error`, an errno. */
+static inline bool vmm_vcpu_fail(struct vmm_vcpu *vcpu, unsigned long request, int error)
+{
+    if (vcpu->end.outcome == VCPU_STOPPED) {
+        vcpu->end.error = error;
+    }
+    return vmm_vcpu_end(vcpu, VCPU_ERROR, request);
+}
+
+/* An ioctl of the vCPU that a run cannot do without. False: it failed, which ends the run. */
+static inline bool vmm_vcpu_ioctl(struct vmm_vcpu *vcpu, unsigned long request, void *argument)
+{
+    return ioctl(vcpu->fd, request, argument) == 0 || vmm_vcpu_fail(vcpu, request, errno);
+}
+
 /* Bracket a run: the thread can be kicked in between. False: a stop is already asked for. */
 bool vmm_vcpu_enter(struct vmm_vcpu *vcpu);
 void vmm_vcpu_leave(struct vmm_vcpu *vcpu);
@@ -114,12 +148,13 @@ bool vmm_vcpu_serve_exit(struct vmm_vcpu *vcpu, int result);
 /*
  * A port or MMIO access is finished by the next KVM_RUN, so a run that is
  * stopped right behind one must enter KVM once more, or the vCPU's registers
- * are those of an instruction half done (Documentation/virt/kvm/api.rst, KVM_EXIT_IO).
+ * are those of an instruction half done (Documentation/virt/kvm/api.rst,
+ * KVM_EXIT_IO). False: it cannot be finished, and vcpu->end says why.
  */
-void vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
+bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
 
-/* The vCPU is about to execute its first instruction, if it never did before. */
-void vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
+/* The vCPU is about to execute its first instruction, if it never did before. False: vcpu->end says why not. */
+bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
 /* The above, for a module that is linked separately. */
 struct vmm_core {
@@ -128,8 +163,8 @@ struct vmm_core {
     void (*port_access)(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write);
     void (*mmio_access)(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write);
     bool (*serve_exit)(struct vmm_vcpu *vcpu, int result);
-    void (*finish_access)(struct vmm_vcpu *vcpu);
-    void (*note_start)(struct vmm_vcpu *vcpu);
+    bool (*finish_access)(struct vmm_vcpu *vcpu);
+    bool (*note_start)(struct vmm_vcpu *vcpu);
 };
 
 extern const struct vmm_core vmm_core;
