@@ -111,7 +111,7 @@ static inline bool vmm_stop_requested(const struct vmm_vm *vm)
 }
 
 /* End the run; the first reason stays. False, for the caller to return. */
-static inline bool vmm_vcpu_end(struct vmm_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
+static inline __attribute__((cold)) bool vmm_vcpu_end(struct vmm_vcpu *vcpu, enum vcpu_outcome outcome, uint64_t detail)
 {
     if (vcpu->end.outcome == VCPU_STOPPED) {
         vcpu->end.outcome = outcome;
@@ -121,7 +121,7 @@ static inline bool vmm_vcpu_end(struct vmm_vcpu *vcpu, enum vcpu_outcome outcome
 }
 
 /* End the run because of an ioctl that failed with `error`, an errno. */
-static inline bool vmm_vcpu_fail(struct vmm_vcpu *vcpu, unsigned long request, int error)
+static inline __attribute__((cold)) bool vmm_vcpu_fail(struct vmm_vcpu *vcpu, unsigned long request, int error)
 {
     if (vcpu->end.outcome == VCPU_STOPPED) {
         vcpu->end.error = error;
