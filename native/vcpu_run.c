@@ -332,6 +332,10 @@ int vmm_vcpu_run(struct vmm_vcpu *vcpu)
 }
 
 const struct vmm_core vmm_core = {
+    .version = VMM_CORE_VERSION,
+    .core_size = sizeof(struct vmm_core),
+    .vm_size = sizeof(struct vmm_vm),
+    .vcpu_size = sizeof(struct vmm_vcpu),
     .enter = vmm_vcpu_enter,
     .leave = vmm_vcpu_leave,
     .port_access = vmm_port_access,

@@ -14,6 +14,12 @@
 /* mov ax, 1234h; mov [800h], ax; inc word [800h]; hlt */
 static const uint8_t code[] = {0xb8, 0x34, 0x12, 0xa3, 0x00, 0x08, 0xff, 0x06, 0x00, 0x08, 0xf4};
 
+bool softcpu_fits(const struct vmm_core *core)
+{
+    return core->version == VMM_CORE_VERSION && core->core_size == sizeof(*core) &&
+           core->vm_size == sizeof(struct vmm_vm) && core->vcpu_size == sizeof(struct vmm_vcpu);
+}
+
 uint32_t softcpu_engine_version(void)
 {
     return uc_version(NULL, NULL);

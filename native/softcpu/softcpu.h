@@ -31,6 +31,9 @@ struct softcpu_counters {
 /* NULL: the engine linked in is the one that this module was written for, and works. Else what is wrong. */
 const char *softcpu_self_test(void);
 
+/* Was this module built for that core? If not, nothing else here may be called. */
+bool softcpu_fits(const struct vmm_core *core);
+
 /* Unicorn's version that is linked in: major << 24 | minor << 16 | patch << 8. */
 uint32_t softcpu_engine_version(void);
 

@@ -44,18 +44,26 @@ def load() -> ModuleType:
     """Import ``vmm._softcpu`` and check that it works.
 
     Raises:
-        HostError: the module was not built, cannot be loaded, or is not the engine that it was written for.
+        HostError: the module was not built, cannot be loaded, was built for another ``vmm._native``, or has another
+            engine in it than it was written for.
     """
     remedy = "run scripts/setup, which builds it, or use -accel kvm"
     try:
         from vmm import _softcpu  # noqa: PLC0415 - loaded by those machines alone that use it
     except ImportError as error:
         raise HostError(f"the software CPU (vmm._softcpu) cannot be loaded: {error}; {remedy}") from error
+    if not _softcpu.lib.softcpu_fits(_as_pointer(_softcpu.ffi, "struct vmm_core *", ffi.addressof(lib.vmm_core))):
+        raise HostError(f"vmm._softcpu and vmm._native are of different builds of vmm; {remedy}")
     problem = _softcpu.lib.softcpu_self_test()
     if problem != _softcpu.ffi.NULL:
         raise HostError(f"{_softcpu.ffi.string(problem).decode('ascii')}; {remedy}")
     module: ModuleType = _softcpu
     return module
+
+
+def _as_pointer(their_ffi: Any, kind: str, native: Any) -> Any:
+    """Return a pointer of ``vmm._native``'s as the other module's: the two share memory, not types."""
+    return their_ffi.cast(kind, int(ffi.cast("uintptr_t", native)))
 
 
 class SoftwareCpu:
@@ -72,8 +80,8 @@ class SoftwareCpu:
         module = load()
         self._ffi, self._lib = module.ffi, module.lib
         self._at_end: Counters | None = None
-        native = self._pointer("struct vmm_core *", ffi.addressof(lib.vmm_core))
-        self._handle = self._lib.softcpu_new(self._pointer("struct vmm_vm *", core), native)
+        native = _as_pointer(self._ffi, "struct vmm_core *", ffi.addressof(lib.vmm_core))
+        self._handle = self._lib.softcpu_new(_as_pointer(self._ffi, "struct vmm_vm *", core), native)
         if self._handle == self._ffi.NULL:
             raise HostError("no memory for the software CPU: it needs 256 MiB of address space")
 
@@ -94,14 +102,14 @@ class SoftwareCpu:
         for leaf, entry in zip(leaves, cpuid, strict=True):
             leaf.function, leaf.subleaf, leaf.indexed = entry.function, entry.subleaf, entry.indexed
             leaf.eax, leaf.ebx, leaf.ecx, leaf.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
-        vcpu = self._pointer("struct vmm_vcpu *", core_vcpu)
+        vcpu = _as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu)
         error = -self._lib.softcpu_add_vcpu(self._handle, vcpu, leaves, len(cpuid))
         if error:
             raise KvmError(f"the software CPU cannot take over a vCPU: errno {error}", error)
 
     def run(self, core_vcpu: Any) -> int:
         """Run on this thread until the guest or a stop ends it, like ``vmm_vcpu_run``; returns ``end.outcome``."""
-        outcome: int = self._lib.softcpu_vcpu_run(self._pointer("struct vmm_vcpu *", core_vcpu))
+        outcome: int = self._lib.softcpu_vcpu_run(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu))
         return outcome
 
     def counters(self) -> Counters:
@@ -112,7 +120,3 @@ class SoftwareCpu:
         counters = self._ffi.new("struct softcpu_counters *")
         self._lib.softcpu_read_counters(handle, counters)
         return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
-
-    def _pointer(self, kind: str, native: Any) -> Any:
-        """Return a pointer of the other module's as this one's: the two share memory, not types."""
-        return self._ffi.cast(kind, int(ffi.cast("uintptr_t", native)))

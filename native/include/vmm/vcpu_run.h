@@ -156,8 +156,18 @@ bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
 /* The vCPU is about to execute its first instruction, if it never did before. False: vcpu->end says why not. */
 bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
-/* The above, for a module that is linked separately. */
+/* Raise it when a function of struct vmm_core, or a field of the structures that it shares, changes its meaning. */
+#define VMM_CORE_VERSION 1u
+
+/*
+ * The above, for a module that is linked separately. It must have been built
+ * for the same structures: it compares the first four fields with its own.
+ */
 struct vmm_core {
+    uint32_t version;
+    uint32_t core_size; /* bytes of this structure */
+    uint32_t vm_size;   /* of struct vmm_vm */
+    uint32_t vcpu_size; /* of struct vmm_vcpu */
     bool (*enter)(struct vmm_vcpu *vcpu);
     void (*leave)(struct vmm_vcpu *vcpu);
     void (*port_access)(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write);

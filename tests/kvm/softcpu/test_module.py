@@ -4,12 +4,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import unicorn
 from softcpu_rig import NOT_HERE, SoftcpuRig
 from unicorn import x86_const
+from vmm._native import ffi, lib
 
 from vmm import Machine
 from vmm.config.parts import Accelerator
@@ -70,6 +71,7 @@ def test_the_module_is_loaded_only_by_machines_that_use_it() -> None:
     script = f"""
 import sys
 from vmm import Machine
+from vmm._native import ffi, lib
 for mode, loaded in (("kvm", False), ("kvm+softcpu", True)):
     with Machine({str(guests.path("exit"))!r}, accel=mode) as machine:
         assert machine.run(deadline=60).reached
@@ -101,6 +103,15 @@ def test_another_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vmm._softcpu", fake)
     monkeypatch.setattr("vmm._softcpu", fake, raising=False)
     with pytest.raises(HostError, match=r"Unicorn 2\.1\.4"):
+        engine.load()
+
+
+@pytest.mark.parametrize("field", ["version", "core_size", "vm_size", "vcpu_size"])
+def test_modules_of_different_builds_are_refused(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    core = ffi.new("struct vmm_core *", lib.vmm_core)
+    setattr(core, field, getattr(core, field) + 8)
+    monkeypatch.setattr(engine, "lib", SimpleNamespace(vmm_core=core[0]))
+    with pytest.raises(HostError, match=r"vmm\._softcpu and vmm\._native are of different builds.*scripts/setup"):
         engine.load()
 
 
