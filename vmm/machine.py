@@ -368,6 +368,10 @@ class Machine:
 
         return collect(self._exit_times)
 
+    def exit_times_lost(self) -> int:
+        """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
+        return sum(table.lost for table in self._exit_times)
+
     @property
     def started_ns(self) -> int:
         """When the first run began, CLOCK_MONOTONIC; 0 before."""

@@ -77,6 +77,7 @@ def report() -> Report:
             "by_reason": {"io": 1234},
             "by_device": [{"name": "debugcon", "first": 0x402, "last": 0x402, "reads": 1, "writes": 2178}],
             "times": times,
+            "times_lost": 0,
         },
         "accelerator": {"name": "kvm", "why": "asked for", "instructions": 0, "kvm_steps": 0, "interrupts": 0},
         "timeline": [
@@ -171,7 +172,7 @@ def test_a_guest_that_does_nothing(report: Report) -> None:
     report["consoles"] = {"serial": 0, "debugcon": 0}
     report["console_tails"] = {"serial": "", "debugcon": ""}
     report["fw_cfg"] |= {"items": [item("signature", 0)], "never_read": ["signature"], "probes": 0}
-    report["exits"] = {"by_reason": {}, "by_device": [], "times": []}
+    report["exits"] = {"by_reason": {}, "by_device": [], "times": [], "times_lost": 0}
     report["cpus"] |= {"started": 0, "all_started_s": None}
     report["timeline"] = []
     report["memory"]["regions"] = []

@@ -115,4 +115,5 @@ def _exits(machine: Machine) -> Report:
             if area.reads or area.writes
         ],
         "times": [times.summary() for times in machine.exit_times()],
+        "times_lost": machine.exit_times_lost(),
     }

@@ -124,7 +124,8 @@ def _exit_words(exits: Report) -> str:
     )
     busiest: Sequence[Report] = exits["by_device"][:SHOWN_PORTS]
     devices = ", ".join(f"{area['name']} {area['reads'] + area['writes']:,}" for area in busiest)
-    return f"{reasons or 'none'}{f'; accesses: {devices}' if devices else ''}"
+    words = f"{reasons or 'none'}{f'; accesses: {devices}' if devices else ''}"
+    return words + (f"; {exits['times_lost']:,} too many for the table of times" if exits["times_lost"] else "")
 
 
 def _host_words(accelerator: Report) -> str:

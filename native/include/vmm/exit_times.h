@@ -39,7 +39,7 @@ struct exit_times_row {
     struct histogram times;
 };
 
-/* A power of two: open addressing. More than an OVMF boot needs. */
+/* Of one vCPU's table, a power of two: open addressing. More than an OVMF boot needs. */
 #define EXIT_TIMES_ROWS 512
 
 struct exit_times {

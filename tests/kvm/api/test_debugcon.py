@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
+from real_mode_rom import RESET, image
 
 from vmm import Machine
 from vmm.run.outcome import Reason
 
 pytestmark = pytest.mark.needs_kvm
 
-SIZE = 0x20000
-START = 0xFF00
 COUNT = 5000
 
 PRINT = (
@@ -20,19 +19,8 @@ PRINT = (
     + "88 c8 ee"  # next: mov al, cl; out dx, al
     "49 75 fa"  # dec cx; jnz next
 )
-RESET = "ba f9 0c b0 06 ee eb fe"  # mov dx, 0xcf9; mov al, 6; out dx, al; jmp $
 HANG = "eb fe"  # jmp $
 HALT = "f4 eb fd"  # hlt; jmp to it
-
-
-def image(code: str) -> bytes:
-    """128 KiB that begin at `START` in their last 64 KiB."""
-    rom = bytearray(SIZE)
-    data = bytes.fromhex(code)
-    rom[SIZE - 0x10000 + START : SIZE - 0x10000 + START + len(data)] = data
-    jump = b"\xe9" + (START - 0xFFF3 & 0xFFFF).to_bytes(2, "little")
-    rom[-16 : -16 + len(jump)] = jump
-    return bytes(rom)
 
 
 @pytest.mark.parametrize("accel", ["kvm", "auto"])
