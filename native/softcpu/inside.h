@@ -3,11 +3,18 @@
  * Inside the software CPU. Unicorn's internal headers are visible here, with
  * its names ending in _x86_64 by way of x86_64.h, which the build force-includes.
  *
- * Locks, outermost first: softcpu->lock (who may execute) is held by the vCPU
- * that runs translated code; the core's io_lock is taken below it by device
- * accesses; softcpu->map_mutex is a leaf. A thread in the core's memory hooks
- * holds io_lock and takes map_mutex only, never softcpu->lock: it leaves work
- * for the owner behind instead.
+ * Locks, as they fit into the order of vmm/vcpu_run.h: outermost is the turn
+ * to execute, softcpu->owner (lock_acquire), which the vCPU that runs
+ * translated code has; device accesses take the core's io_lock below it.
+ * map_mutex (the region table and the work that it leaves) and lock_mutex (the
+ * turn's queue, the ticker) are leaves, never held together. A thread in the
+ * core's memory hooks holds io_lock and never waits for the turn: it leaves
+ * work behind for the owner.
+ *
+ * Ownership: softcpu_new and softcpu_add_vcpu allocate, softcpu_free frees all
+ * of it. Unicorn owns its engine and its first CPU; the CPU structures that
+ * run are ours, and their TLBs with them. Guest memory, vmm_vm and vmm_vcpu
+ * are the core's, and outlive this.
  */
 #ifndef VMM_SOFTCPU_INSIDE_H
 #define VMM_SOFTCPU_INSIDE_H

@@ -3,8 +3,24 @@
  * The machine as C sees it, and the loop that runs one vCPU on the calling
  * thread until something ends it.
  *
- * Lock order: io_lock of the machine, then Python's GIL. A thread that holds
- * the GIL must release it before it takes io_lock (every cffi call does).
+ * Locks of a machine, outermost first; a thread may take any number of them in
+ * this order:
+ *   1. the software CPU's turn to execute, if there is one (softcpu/inside.h)
+ *   2. vmm_vm.io_lock: devices, their tables and guest memory's
+ *   3. Python's GIL. A thread that holds it must let go of it before it takes
+ *      io_lock (every cffi call does).
+ *   4. leaves, under which nothing else is taken: vmm_vcpu.thread_lock, and the
+ *      software CPU's map_mutex and lock_mutex
+ * io_lock is recursive because devices change the tables that they are called
+ * from: a chipset that maps RAM or moves a BAR does so in the middle of the
+ * access that asks for it, on the thread that took io_lock for that access.
+ *
+ * Ownership: Python owns everything. It makes and frees vmm_vm, vmm_vcpu and
+ * exit_times, closes the descriptors, and keeps what the tables point at
+ * (guest memory, handlers' opaque, items) until no vCPU runs any more and the
+ * table has let go of it. C frees only what it allocated itself, in the _free
+ * function of the same name. The software CPU goes before the vmm_vm whose
+ * hooks it has and the vmm_vcpu that it runs; among those, any order will do.
  */
 #ifndef VMM_VCPU_RUN_H
 #define VMM_VCPU_RUN_H
@@ -52,7 +68,7 @@ struct vmm_vm {
     struct guest_memory memory;
     struct io_table ports;
     struct io_table mmio;
-    pthread_mutex_t io_lock; /* recursive; serializes devices and table changes */
+    pthread_mutex_t io_lock;
     uint32_t stop; /* accessed atomically */
 };
 
