@@ -12,8 +12,8 @@
 #define SELECTOR 0
 #define DATA 1
 #define UNASSIGNED 2
-#define DMA_HIGH 4
-#define DMA_LOW 8
+#define DMA_HIGH (FW_CFG_PORT_DMA_HIGH - FW_CFG_PORT_FIRST)
+#define DMA_LOW (FW_CFG_PORT_DMA_LOW - FW_CFG_PORT_FIRST)
 
 /* What the DMA register reads as, so that a guest can tell that it is there. */
 static const uint8_t dma_signature[8] = {'Q', 'E', 'M', 'U', ' ', 'C', 'F', 'G'};

@@ -1,9 +1,6 @@
 /* See devices_suite.h. This file: PCI, the chipset, ACPI, ports without a home. */
 #include "devices_suite.h"
 
-#define PCI_ADDRESS 0xcf8
-#define PCI_DATA 0xcfc
-#define RESET_CONTROL 0xcf9
 #define SYSTEM_CONTROL_A 0x92
 #define SMI_COMMAND 0xb2
 

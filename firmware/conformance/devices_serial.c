@@ -1,7 +1,6 @@
 /* See devices_suite.h. This file: COM1 (National Semiconductor PC16550D). */
 #include "devices_suite.h"
 
-#define COM1 0x3f8
 #define COM1_IRQ 4
 #define DATA (COM1 + 0)
 #define INTERRUPT_ENABLE (COM1 + 1)

@@ -33,8 +33,7 @@ void interrupts_acknowledge(void (*acknowledge)(void));
 /* Lets interrupts in until `vector` was hit `count` times more, for a few seconds at most: was it? */
 bool interrupts_wait(uint8_t vector, uint32_t count);
 
-/* The PM timer: ticks of 3.579545 MHz since `start`, 24 bits. */
-#define PM_TIMER_HZ 3579545u
+/* The PM timer: ticks of PM_TIMER_HZ since `start`, 24 bits. */
 bool clock_init(void); /* false: a machine without one that this guest knows */
 uint32_t ticks(void);
 uint32_t ticks_since(uint32_t start);

@@ -345,7 +345,7 @@ static uint32_t tsc_khz(uint16_t timer)
     if (passed < wanted)
         return 0;
     /* Without the compiler's 64-bit division, which is a library's. */
-    __asm__("mull %4; divl %5" : "=&a"(quotient), "=&d"(high) : "0"(ticks), "1"(0), "rm"(3579545u), "rm"(passed * 1000));
+    __asm__("mull %4; divl %5" : "=&a"(quotient), "=&d"(high) : "0"(ticks), "1"(0), "rm"(PM_TIMER_HZ), "rm"(passed * 1000));
     return quotient;
 }
 

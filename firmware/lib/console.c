@@ -3,28 +3,24 @@
 
 #include <stdarg.h>
 
-#define DEBUGCON_PORT 0x402 /* where firmware expects isa-debugcon (OVMF, SeaBIOS) */
-#define BOCHS_PORT 0xe9     /* isa-debugcon's own default */
-#define DEBUGCON_ANSWER 0xe9
-#define COM1_DATA 0x3f8
-#define COM1_LINE_STATUS 0x3fd
+#define COM1_LINE_STATUS (COM1 + 5)
 #define LINE_STATUS_THR_EMPTY 0x20
 
 static uint16_t console_port;
 
 void console_init(void)
 {
-    if (in8(DEBUGCON_PORT) == DEBUGCON_ANSWER)
-        console_port = DEBUGCON_PORT;
-    else if (in8(BOCHS_PORT) == DEBUGCON_ANSWER)
-        console_port = BOCHS_PORT;
+    if (in8(DEBUGCON) == DEBUGCON_ANSWER)
+        console_port = DEBUGCON;
+    else if (in8(DEBUGCON_BOCHS) == DEBUGCON_ANSWER)
+        console_port = DEBUGCON_BOCHS;
     else
-        console_port = COM1_DATA;
+        console_port = COM1;
 }
 
 void put_char(char c)
 {
-    if (console_port == COM1_DATA)
+    if (console_port == COM1)
         while (!(in8(COM1_LINE_STATUS) & LINE_STATUS_THR_EMPTY))
             ;
     out8(console_port, (uint8_t)c);

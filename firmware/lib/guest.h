@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ports.h"
+
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
 static inline void out8(uint16_t port, uint8_t value)
@@ -87,7 +89,8 @@ const char *platform_name(enum platform platform);
 uint32_t pci_read32(uint8_t device, uint8_t function, uint8_t offset);
 void pci_write32(uint8_t device, uint8_t function, uint8_t offset, uint32_t value);
 
-/* The port of the ACPI PM timer (3.579545 MHz, 24 bits are safe), made accessible; 0 if the platform is unknown. */
+/* The port of the ACPI PM timer (24 bits are safe), made accessible; 0 if the platform is unknown. */
+#define PM_TIMER_HZ 3579545u
 uint16_t power_timer_port(void);
 
 /*

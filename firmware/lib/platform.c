@@ -1,9 +1,6 @@
 /* See guest.h. */
 #include "guest.h"
 
-#define PCI_ADDRESS 0xcf8
-#define PCI_DATA 0xcfc
-
 /* Host bridges at 00:00.0, device id in the high half (edk2 OvmfPkg/Include/OvmfPlatforms.h). */
 #define HOST_BRIDGE_I440FX 0x1237
 #define HOST_BRIDGE_Q35 0x29c0
@@ -33,8 +30,6 @@
 #define PM1_SLP_EN (1u << 13)
 #define PM1_SLP_TYP_SHIFT 10
 
-#define ISA_DEBUG_EXIT_PORT 0xf4
-#define RESET_CONTROL_PORT 0xcf9
 #define RESET_CONTROL_HARD 0x06
 #define KEYBOARD_COMMAND_PORT 0x64
 #define KEYBOARD_PULSE_RESET 0xfe
@@ -117,8 +112,8 @@ void power_end(uint32_t status)
     if (status == 0) {
         power_off();
     } else {
-        out8(ISA_DEBUG_EXIT_PORT, (uint8_t)status);
-        out8(RESET_CONTROL_PORT, RESET_CONTROL_HARD);
+        out8(ISA_DEBUG_EXIT, (uint8_t)status);
+        out8(RESET_CONTROL, RESET_CONTROL_HARD);
         out8(KEYBOARD_COMMAND_PORT, KEYBOARD_PULSE_RESET);
     }
     for (;;)

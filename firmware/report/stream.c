@@ -2,8 +2,6 @@
 #include "report.h"
 
 #define REPORT_FILE "opt/vmm/report"
-#define DEBUG_PORT 0x402
-#define DEBUG_ANSWER 0xe9
 
 static uint8_t buffer[0x10000];
 static size_t fill;
@@ -33,7 +31,7 @@ static void flush(void)
     if (report_key)
         client_dma(FW_CFG_DMA_KEY(report_key) | FW_CFG_DMA_WRITE, (uint32_t)fill, buffer);
     else
-        __asm__ volatile("rep outsb" : "+S"(from), "+c"(count) : "d"((uint16_t)DEBUG_PORT) : "memory");
+        __asm__ volatile("rep outsb" : "+S"(from), "+c"(count) : "d"((uint16_t)DEBUGCON) : "memory");
     fill = 0;
 }
 
@@ -49,7 +47,7 @@ bool stream_open(enum report_kind kind)
         report_key = file.key;
         if (file.size < limit)
             limit = file.size;
-    } else if (in8(DEBUG_PORT) != DEBUG_ANSWER) {
+    } else if (in8(DEBUGCON) != DEBUGCON_ANSWER) {
         return false;
     }
     stream_record("VMMR", sizeof(head));

@@ -4,8 +4,7 @@
  *
  * Real mode, no stack, no memory. The registers written are those of power_off() in lib/platform.c.
  */
-#define PCI_ADDRESS 0xcf8
-#define PCI_DATA 0xcfc
+#include "ports.h"
 
     .macro  pci_write device, function, register, value
     movw    $PCI_ADDRESS, %dx

@@ -26,6 +26,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmm/fw_cfg.h"
+
 #define FAILED 1
 #define NO_KVM 4
 
@@ -37,14 +39,8 @@
 
 #define MAX_CPUID_ENTRIES 128
 
-/* QEMU's docs/specs/fw_cfg.rst. */
-#define KEY_SIGNATURE 0x00
-#define KEY_ID 0x01
-#define KEY_DIRECTORY 0x19
-#define KEY_FILES 0x20
-#define DMA_CONTROL_READ 0x02
-#define DMA_CONTROL_SELECT 0x08
-#define KEYS (KEY_FILES + 3)
+#define KEYS (FW_CFG_FIRST_FILE_KEY + 3)
+#define DEBUG_PORT 0x402
 
 /* What firmware/lib/platform.c looks for: an i440FX whose PIIX4 has its power management at 0x600. */
 #define HOST_BRIDGE 0x12378086u
@@ -97,14 +93,17 @@ static struct item read_file(const char *path)
 
 static void add_file(const char *name, struct item item)
 {
-    struct directory_entry entry = {.size = htobe32((uint32_t)item.length), .key = htobe16((uint16_t)(KEY_FILES + files))};
+    struct directory_entry entry = {
+        .size = htobe32((uint32_t)item.length),
+        .key = htobe16((uint16_t)(FW_CFG_FIRST_FILE_KEY + files)),
+    };
     uint32_t count = htobe32(files + 1);
 
     strncpy(entry.name, name, sizeof(entry.name) - 1);
     memcpy(directory + 4 + files * sizeof(entry), &entry, sizeof(entry));
     memcpy(directory, &count, sizeof(count));
-    items[KEY_FILES + files++] = item;
-    items[KEY_DIRECTORY] = (struct item){directory, 4 + files * sizeof(entry)};
+    items[FW_CFG_FIRST_FILE_KEY + files++] = item;
+    items[FW_CFG_DIRECTORY_KEY] = (struct item){directory, 4 + files * sizeof(entry)};
 }
 
 static void select_key(uint32_t key)
@@ -130,10 +129,10 @@ static void transfer(uint32_t address)
     uint32_t *descriptor = (uint32_t *)(ram + be32toh(address));
     uint32_t control = be32toh(descriptor[0]);
 
-    if (control & DMA_CONTROL_SELECT) {
+    if (control & FW_CFG_DMA_SELECT) {
         select_key(control >> 16);
     }
-    if (control & DMA_CONTROL_READ) {
+    if (control & FW_CFG_DMA_READ) {
         read_data(ram + be32toh(descriptor[3]), be32toh(descriptor[1]));
     }
     descriptor[0] = 0;
@@ -150,13 +149,13 @@ static void serve_read(uint16_t port, uint8_t *data, size_t size)
     uint32_t value = UINT32_MAX;
 
     switch (port) {
-    case 0x511:
+    case FW_CFG_PORT_DATA:
         read_data(data, size);
         return;
     case 0x71:
         value = 0;
         break;
-    case 0x402:
+    case DEBUG_PORT:
         value = 0xe9;
         break;
     case 0xcfc:
@@ -179,14 +178,14 @@ static bool serve_write(uint16_t port, const uint8_t *data, size_t size)
     uint32_t word = 0;
 
     switch (port) {
-    case 0x510:
+    case FW_CFG_PORT_FIRST:
         select_key((uint32_t)data[0] | (uint32_t)data[1] << 8);
         break;
-    case 0x518:
+    case FW_CFG_PORT_DMA_LOW:
         memcpy(&word, data, sizeof(word));
         transfer(word);
         break;
-    case 0x402:
+    case DEBUG_PORT:
         fwrite(data, 1, size, stdout);
         break;
     case PM1_CONTROL:
@@ -303,13 +302,13 @@ int main(int argc, char **argv)
         errx(2, "RAM_MIB %s: from 16 to 2048", argv[2]);
     }
     e820 = (struct e820_entry){0, htole64(ram_size), htole32(1)};
-    items[KEY_SIGNATURE] = (struct item){signature, sizeof(signature)};
-    items[KEY_ID] = (struct item){id, sizeof(id)};
+    items[FW_CFG_SIGNATURE_KEY] = (struct item){signature, sizeof(signature)};
+    items[FW_CFG_ID_KEY] = (struct item){id, sizeof(id)};
     add_file("etc/e820", (struct item){(const uint8_t *)&e820, sizeof(e820)});
     add_file("opt/vmm/latency", (struct item){(const uint8_t *)argv[3], strlen(argv[3])});
     if (argc == 5) {
         add_file("opt/vmm/bulk", read_file(argv[4]));
     }
-    select_key(KEY_SIGNATURE);
+    select_key(FW_CFG_SIGNATURE_KEY);
     return boot(read_file(argv[1]), ram_size);
 }

@@ -54,11 +54,11 @@ __attribute__((noinline)) static void serve_bare(void)
     switch (run->exit_reason) {
     case KVM_EXIT_IO:
         switch (run->io.port) {
-        case 0x510:
+        case FW_CFG_PORT_FIRST:
             bare_selected = &items[(data[0] | (uint32_t)data[1] << 8) % (FW_CFG_FIRST_FILE_KEY + 2)];
             bare_offset = 0;
             break;
-        case 0x511:
+        case FW_CFG_PORT_DATA:
             bare_read(data, (size_t)run->io.size * run->io.count);
             break;
         default:
@@ -97,9 +97,9 @@ struct port_case {
 };
 
 static const struct port_case cases[] = {
-    {"port-read", 0x511, 1, 1, false},
-    {"select", 0x510, 2, 1, true},
-    {"rep-insb", 0x511, 1, STRING, false},
+    {"port-read", FW_CFG_PORT_DATA, 1, 1, false},
+    {"select", FW_CFG_PORT_FIRST, 2, 1, true},
+    {"rep-insb", FW_CFG_PORT_DATA, 1, STRING, false},
 };
 
 static void rewind_items(void)
@@ -163,7 +163,7 @@ static void time_dma(void)
     double ours = 1e18;
     double bare = 1e18;
 
-    exit_for(0x518, 4, 1, true);
+    exit_for(FW_CFG_PORT_DMA_LOW, 4, 1, true);
     for (int round = 0; round < BULK_ROUNDS; round++) {
         double began = now_ns();
         double took;

@@ -110,9 +110,9 @@ static void transfer(const struct record *record)
     memcpy(&words[2], &buffer, sizeof(buffer));
     guest_memory_write(&memory, gpa, words, sizeof(words));
     half = htobe32((uint32_t)(gpa >> 32));
-    port(0x514, 4, 1, (uint8_t *)&half, true);
+    port(FW_CFG_PORT_DMA_HIGH, 4, 1, (uint8_t *)&half, true);
     half = htobe32((uint32_t)gpa);
-    port(0x518, 4, 1, (uint8_t *)&half, true);
+    port(FW_CFG_PORT_DMA_LOW, 4, 1, (uint8_t *)&half, true);
     if (descriptor != NULL && span == sizeof(words)) {
         PROMISE(descriptor[0] == 0 && descriptor[1] == 0 && descriptor[2] == 0 && descriptor[3] <= FW_CFG_DMA_ERROR);
     }
@@ -147,10 +147,10 @@ static void perform(const struct record *record)
     switch (record->operation % 8) {
     case 0:
         memcpy(data, &record->number, 2);
-        port(0x510, 2, 1, data, true);
+        port(FW_CFG_PORT_FIRST, 2, 1, data, true);
         break;
     case 1:
-        port(0x511, 1, count, data, false);
+        port(FW_CFG_PORT_DATA, 1, count, data, false);
         break;
     case 2:
         port(number, size, count, data, false);

@@ -54,7 +54,7 @@ static uint32_t transfer(struct guest *guest, uint32_t control, uint32_t length,
 
     memcpy(guest->ram, descriptor, sizeof(descriptor));
     /* The high half is left alone: another vCPU could trigger in between. All of them use 0. */
-    out(guest, 0x518, 4, htobe32((uint32_t)gpa));
+    out(guest, FW_CFG_PORT_DMA_LOW, 4, htobe32((uint32_t)gpa));
     memcpy(&answer, guest->ram, sizeof(answer));
     return be32toh(answer);
 }
@@ -76,8 +76,8 @@ static void *run_guest(void *opaque)
         } else if (memcmp(guest->ram + PAGE, expected, ITEM_SIZE) != 0) {
             guest->torn++;
         }
-        out(guest, 0x510, 2, key);
-        vmm_port_access(guest->vcpu, 0x511, 1, sizeof(data), data, false);
+        out(guest, FW_CFG_PORT_FIRST, 2, key);
+        vmm_port_access(guest->vcpu, FW_CFG_PORT_DATA, 1, sizeof(data), data, false);
         vmm_port_access(guest->vcpu, (uint16_t)(0x50e + i % 16), 4, 1, data, false);
         /* Memory that comes and goes: any answer, but no other place. */
         transfer(guest, key << 16 | FW_CFG_DMA_SELECT | FW_CFG_DMA_READ, ITEM_SIZE, MOVING_GPA - 100);

@@ -23,10 +23,15 @@
 #include "vmm/io_table.h"
 #include "vmm/trace.h"
 
-#define FW_CFG_PORT_FIRST 0x510
+#define FW_CFG_PORT_FIRST 0x510 /* selector */
+#define FW_CFG_PORT_DATA 0x511
+#define FW_CFG_PORT_DMA_HIGH 0x514 /* big-endian halves of a descriptor's address; the low one starts it */
+#define FW_CFG_PORT_DMA_LOW 0x518
 #define FW_CFG_PORT_LAST 0x51b
 
 #define FW_CFG_SIGNATURE_KEY 0x0000
+#define FW_CFG_ID_KEY 0x0001
+#define FW_CFG_DIRECTORY_KEY 0x0019
 #define FW_CFG_FIRST_FILE_KEY 0x0020
 #define FW_CFG_WRITE_CHANNEL 0x4000 /* historical; ignored */
 #define FW_CFG_ARCH_LOCAL 0x8000
