@@ -23,7 +23,7 @@ static const struct engine_msr engine_msrs[] = {
     IN_ENV(MSR_IA32_SYSENTER_CS, sysenter_cs, 4, MSR_TAKES_ANYTHING),
     IN_ENV(MSR_IA32_SYSENTER_ESP, sysenter_esp, 8, MSR_TAKES_ADDRESSES),
     IN_ENV(MSR_IA32_SYSENTER_EIP, sysenter_eip, 8, MSR_TAKES_ADDRESSES),
-    IN_ENV(MSR_PAT, pat, 8, MSR_TAKES_WHAT_KVM_TAKES),
+    IN_ENV(MSR_PAT, pat, 8, MSR_TAKES_MEMORY_TYPES),
 };
 
 _Static_assert(ARRAY_SIZE(engine_msrs) <= 32, "a bit each in msrs_of_kvm");

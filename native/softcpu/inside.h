@@ -93,9 +93,9 @@ struct pending_write {
 /* Which values a guest's WRMSR may write; others are #GP. */
 enum msr_takes {
     MSR_TAKES_ANYTHING,
-    MSR_TAKES_ADDRESSES,      /* canonical ones */
-    MSR_TAKES_WHAT_KVM_TAKES, /* which keeps it too: PAT, that its LAPIC and interpreter go by */
-    MSR_TAKES_FEATURES,       /* EFER: bits of features that the guest's CPUID offers */
+    MSR_TAKES_ADDRESSES,    /* canonical ones */
+    MSR_TAKES_MEMORY_TYPES, /* PAT: eight of them */
+    MSR_TAKES_FEATURES,     /* EFER: bits of features that the guest's CPUID offers */
 };
 
 /* An MSR that lives in the engine's CPU structure. */
@@ -176,7 +176,6 @@ struct softcpu {
 
     pthread_t ticker;
     pthread_cond_t ticker_wake;
-    bool ticker_started;
     bool ticker_stop;
     uint32_t bounded_stays; /* atomic: vCPUs with kick_after_ticks */
 

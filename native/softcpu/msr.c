@@ -23,6 +23,19 @@ static bool canonical(uint64_t address)
     return (uint64_t)((int64_t)(address << 16) >> 16) == address;
 }
 
+/* Intel SDM, volume 3, table 12-10: 2, 3 and all above 7 are reserved. Not every KVM looks. */
+static bool memory_types(uint64_t value)
+{
+    for (uint32_t shift = 0; shift < 64; shift += 8) {
+        uint32_t type = value >> shift & 0xff;
+
+        if (type > 7 || type == 2 || type == 3) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool write_efer(struct softcpu_vcpu *vcpu, uint64_t value)
 {
     CPUX86State *env = &vcpu->cpu.env;
@@ -92,8 +105,8 @@ bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
             return false;
         }
         break;
-    case MSR_TAKES_WHAT_KVM_TAKES:
-        if (!kvm_msr_write(vcpu, index, value)) {
+    case MSR_TAKES_MEMORY_TYPES:
+        if (!memory_types(value)) {
             return false;
         }
         break;

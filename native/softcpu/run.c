@@ -334,7 +334,8 @@ static bool begin(struct softcpu_vcpu *vcpu)
 {
     uint32_t state;
 
-    if (!get_mp_state(vcpu, &state) || !state_load_all(vcpu) || !look_for_unfinished_delivery(vcpu, &vcpu->unfinished)) {
+    if (!get_mp_state(vcpu, &state) || !state_load_all(vcpu) ||
+        !look_for_unfinished_delivery(vcpu, &vcpu->unfinished)) {
         return false;
     }
     vcpu->shutdown = false;

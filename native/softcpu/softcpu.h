@@ -67,7 +67,7 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *vcpu, const struc
 
 /* vcpu_end.detail where the outcome is VCPU_INTERNAL_ERROR: none of KVM's suberrors, which are small. */
 enum softcpu_end {
-    SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the guest set up what the engine cannot run, such as ring 3 without a TSS */
+    SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the engine cannot run what the guest set up (ring 3 without a TSS) */
     SOFTCPU_END_REFUSED_STATE = 0x10002,   /* KVM refuses the vCPU's registers: end.error is errno */
 };
 

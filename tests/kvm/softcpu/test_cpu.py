@@ -1,7 +1,8 @@
 """The software CPU as one guest sees it: faults, MSRs, control registers, FPU. Each test is a trap once fallen into."""
 
 import pytest
-from softcpu_rig import NOT_HERE, values_of
+from softcpu_rig import NOT_HERE, SoftcpuRig, values_of
+from vmm._native import lib
 
 from vmm.softcpu.decision import has_hardware_virtualization
 
@@ -52,6 +53,59 @@ def test_wrmsr_reaches_what_code_depends_on_and_what_kvm_keeps() -> None:
         0x00070406, 0x00070406,
         0xFEE00900, 0,
     ]  # fmt: skip
+
+
+ADDRESS = 0xFFFF_8123_4567_89AB
+ENGINE_MSRS = {
+    "STAR": (0xC0000081, 0x0123_4567_89AB_CDEF),
+    "LSTAR": (0xC0000082, ADDRESS),
+    "CSTAR": (0xC0000083, ADDRESS + 1),
+    "FMASK": (0xC0000084, 0x47700),
+    "FS_BASE": (0xC0000100, ADDRESS + 2),
+    "GS_BASE": (0xC0000101, ADDRESS + 3),
+    "KERNEL_GS_BASE": (0xC0000102, ADDRESS + 4),
+    "TSC_AUX": (0xC0000103, 0x89AB_CDEF),
+    "SYSENTER_CS": (0x174, 0x89AB_CDEF),
+    "SYSENTER_ESP": (0x175, ADDRESS + 5),
+    "SYSENTER_EIP": (0x176, ADDRESS + 6),
+    "PAT": (0x277, 0x0007_0406_0107_0405),
+}
+
+
+@pytest.mark.parametrize("name", ENGINE_MSRS)
+def test_an_msr_of_the_engine_is_the_guests_and_then_kvms(name: str) -> None:
+    index, value = ENGINE_MSRS[name]
+    source = f"""
+    handler:
+        movl $13, 0x9000
+        addq $8, %rsp                       # error code
+        addq $2, (%rsp)                     # behind WRMSR
+        iretq
+    main:
+        gate 13, handler
+        mov ${index}, %ecx
+        mov ${value >> 32}, %edx
+        mov ${value & 0xFFFFFFFF}, %eax
+        wrmsr
+        rdmsr
+        mov %edx, %r8d
+        report %eax
+        report %r8d
+        mov $0x00800000, %edx               # neither canonical nor types of memory
+        mov $0x08080808, %eax
+        movl $0, 0x9000
+        wrmsr
+        report 0x9000
+        mov ${value >> 32}, %edx
+        mov ${value & 0xFFFFFFFF}, %eax
+        wrmsr
+        done
+    """
+    takes_anything = name in {"STAR", "FMASK", "TSC_AUX", "SYSENTER_CS"}
+    with SoftcpuRig(source) as rig:
+        assert rig.run() == [lib.VCPU_STOPPED]
+        assert rig.values == [value & 0xFFFFFFFF, value >> 32, 0 if takes_anything else 13]
+        assert rig.vcpus[0].get_msrs([index]) == {index: value}
 
 
 def test_an_msr_that_kvm_refuses_is_a_general_protection_fault() -> None:
