@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError, HostError, KvmError
 from vmm.firmware import search
+from vmm.installation import version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,7 @@ Info = dict[str, Any]
 def collect() -> Info:
     """Ask the host; what is missing is described, not raised."""
     return {
-        "vmm": version("vmm"),
+        "vmm": version(),
         "python": platform.python_version(),
         "kernel": os.uname().release,
         "cpu": cpu_facts(),
@@ -78,15 +77,16 @@ def accelerator_facts() -> Info:
     """Return whether the software CPU was built, and what ``-accel auto`` decides here and why."""
     from vmm.config.parts import Accelerator  # noqa: PLC0415
     from vmm.kvm import Kvm  # noqa: PLC0415
-    from vmm.softcpu import decision  # noqa: PLC0415  # as above
+    from vmm.softcpu import decision, engine  # noqa: PLC0415  # as above
 
-    built = find_spec("vmm._softcpu") is not None
+    built = engine.is_built()
+    facts = {"built": built} if built else {"built": built, "remedy": engine.build_remedy()}
     try:
         with Kvm() as kvm:
             decided = decision.decide(Accelerator.AUTO, kvm)
     except (HostError, KvmError):
-        return {"built": built, "auto": None, "why": "KVM cannot be asked"}
-    return {"built": built, "auto": str(decided.name), "why": decided.why}
+        return facts | {"auto": None, "why": "KVM cannot be asked"}
+    return facts | {"auto": str(decided.name), "why": decided.why}
 
 
 def firmware_facts() -> Iterator[tuple[str, Info]]:
@@ -108,7 +108,7 @@ def text(info: Info) -> str:
     rows.append(("processor", f"{cpu['online']} x {cpu['name']}, {extension}"))
     rows += _kvm_rows(info["kvm"])
     accelerator = info["accelerator"]
-    built = "built" if accelerator["built"] else "not built (scripts/setup builds it)"
+    built = "built" if accelerator["built"] else f"not built: {accelerator['remedy']}"
     rows.append(("software CPU", f"{built}; -accel auto: {accelerator['auto'] or 'unknown'} ({accelerator['why']})"))
     for name, found in info["firmware"].items():
         if found["path"] is None:

@@ -118,7 +118,7 @@ class Machine:
         self.kvm = self._closers.enter_context(Kvm())
         self.kvm.require()
         cpuid.check_count(self.kvm, config.max_cpus)
-        self.accelerator = decision.decide(config.accel, self.kvm)
+        self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)

@@ -78,7 +78,7 @@ def test_whatever_linux_sends_is_decoded_or_refused(noise: bytes, at: int) -> No
 
 def test_a_host_without_linux_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(HostError, match="scripts/fetch-linux"):
+    with pytest.raises(HostError, match="vmm fetch-linux"):
         LinuxFiles.find()
 
 

@@ -6,11 +6,11 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from vmm.info import cpu_facts
+from vmm.installation import version
 
 QUIET_LOAD = 0.5
 """Processes of others that wanted a processor, a processor, before the run: more is a warning."""
@@ -38,7 +38,7 @@ def facts() -> dict[str, Any]:
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "load_average": list(os.getloadavg()),
         "python": platform.python_version(),
-        "vmm": version("vmm"),
+        "vmm": version(),
         "qemu": qemu_version(),
     }
 

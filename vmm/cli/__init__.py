@@ -26,6 +26,9 @@ COMMANDS = {
     "firmware": Command("vmm.cli.firmware", "what an image is: volumes, and which of fw_cfg and fwctl it speaks"),
     "bench": Command("vmm.cli.bench", "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop"),
     "verify": Command("vmm.cli.verify", "did the guest get the tables that fw_cfg offered?"),
+    "fetch-linux": Command(
+        "vmm.cli.fetch_linux", "get Debian's Linux, which verify linux boots, without installing it"
+    ),
     "info": Command("vmm.cli.info", "what this host can do, and which firmware it has"),
 }
 
@@ -78,9 +81,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(usage())
         return ExitStatus.OK
     if name == "--version":
-        from importlib.metadata import version  # noqa: PLC0415  # 10 ms that only --version needs
+        from vmm.installation import version  # noqa: PLC0415  # only --version needs it
 
-        print(f"vmm {version('vmm')}")
+        print(f"vmm {version()}")
         return ExitStatus.OK
     command = COMMANDS.get(name)
     if command is None:

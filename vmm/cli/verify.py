@@ -28,7 +28,7 @@ Boot OVMF or SeaBIOS with a report guest of ours, and compare what fw_cfg offere
 map, every ACPI table byte by byte, SMBIOS, processors, boot order, and the items. What is missing or altered gets its
 reason, from evidence.
 
-With the word linux in front, the guest is Debian's kernel (scripts/fetch-linux gets it once): what Linux found in dmesg
+With the word linux in front, the guest is Debian's kernel (vmm fetch-linux gets it once): what Linux found in dmesg
 and /sys/firmware, what it says about our tables, its vmcoreinfo note, and whether it can power the machine off. It
 starts through OVMF or SeaBIOS, or with -direct without firmware.
 """

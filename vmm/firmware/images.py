@@ -129,6 +129,11 @@ class FirmwareImages(NamedTuple):
         """Bytes of guest RAM below which this firmware does not start."""
         return MINIMUM_MEMORY.get(self.kind, LEAST_MEMORY)
 
+    @property
+    def interpretable(self) -> bool:
+        """Whether it runs where KVM interprets ring 0: edk2's uses instructions that the kernel's emulator lacks."""
+        return self.layout is not Layout.FLASH
+
 
 NO_FIRMWARE = FirmwareImages(FirmwareKind.NONE, Layout.BIOS, Path("none"), b"")
 """For a machine whose kernel is started without firmware."""

@@ -7,7 +7,7 @@ file is what, and which VARS belongs to which CODE), then the places where distr
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmm import directories
+from vmm import directories, installation
 from vmm.errors import ConfigError
 from vmm.firmware import guests
 
@@ -44,7 +44,11 @@ BHYVE_PLACES = (
 REMEDIES = {
     "ovmf": "install it (Debian: apt-get install ovmf), give a path, or boot 'probe', which comes with vmm",
     "seabios": "install it (Debian: apt-get install seabios), or give a path",
-    "bhyve": "build it with scripts/build-bhyve-firmware, or give a path",
+    "bhyve": installation.remedy(
+        "build-bhyve-firmware",
+        "build it with scripts/build-bhyve-firmware, or give a path",
+        "give the path of FreeBSD's BHYVE_UEFI.fd (package edk2-bhyve), or build one from edk2's OvmfPkg/Bhyve",
+    ),
 }
 
 _XDG_DEFAULTS = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}

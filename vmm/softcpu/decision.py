@@ -10,6 +10,7 @@ from vmm._native import lib
 from vmm.config.parts import Accelerator
 from vmm.errors import HostError
 from vmm.kvm import Kvm
+from vmm.softcpu import engine
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -67,11 +68,16 @@ def ring0_speed(kvm: Kvm) -> float:
             return _PROBE_ITERATIONS / max(time.perf_counter() - began, 1e-9)
 
 
-def decide(wanted: Accelerator, kvm: Kvm) -> Decision:
+def decide(wanted: Accelerator, kvm: Kvm, *, interpretable: bool = True) -> Decision:
     """Which accelerator shall run a machine on this host?
 
+    Args:
+        wanted: what the user asks for.
+        kvm: the host's.
+        interpretable: whether the firmware also runs where KVM interprets ring 0.
+
     Raises:
-        HostError: it is asked for where KVM would not stay out of its way.
+        HostError: it is asked for where KVM would not stay out of its way; or nothing here can run the firmware.
     """
     if wanted is Accelerator.KVM:
         return Decision(Accelerator.KVM, "asked for")
@@ -87,7 +93,11 @@ def decide(wanted: Accelerator, kvm: Kvm) -> Decision:
     speed = ring0_speed(kvm)
     if speed >= INTERPRETED_BELOW:
         return Decision(Accelerator.KVM, f"KVM runs {speed / 1e6:.0f} million instructions/s in ring 0")
-    return Decision(
-        Accelerator.KVM_SOFTCPU,
-        f"no hardware virtualization: KVM interprets {speed / 1e6:.1f} million instructions/s in ring 0",
-    )
+    why = f"no hardware virtualization: KVM interprets {speed / 1e6:.1f} million instructions/s in ring 0"
+    if engine.is_built():
+        return Decision(Accelerator.KVM_SOFTCPU, why)
+    if not interpretable:
+        raise HostError(
+            f"{why}, and lacks some that this firmware uses; the software CPU is not built: {engine.build_remedy()}"
+        )
+    return Decision(Accelerator.KVM, f"{why}; the software CPU is not built: {engine.build_remedy()}")

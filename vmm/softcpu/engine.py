@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from vmm import installation
 from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
 from vmm.kvm import CpuidEntry
@@ -40,6 +41,23 @@ class Counters(NamedTuple):
     translations_flushed: int
 
 
+def is_built() -> bool:
+    """Is the module there? A build that cannot get Unicorn goes on without it."""
+    from importlib.util import find_spec  # noqa: PLC0415 - only hosts without hardware virtualization ask
+
+    return find_spec("vmm._softcpu") is not None
+
+
+def build_remedy() -> str:
+    """Return how to get the module, for people."""
+    return installation.remedy(
+        "setup",
+        "run scripts/setup where it can download unicorn",
+        "install vmm again where pip can download unicorn (pip install --force-reinstall --no-cache-dir -v says why, if "
+        "it cannot), or from a wheel that has it",
+    )
+
+
 def load() -> ModuleType:
     """Import ``vmm._softcpu`` and check that it works.
 
@@ -47,7 +65,7 @@ def load() -> ModuleType:
         HostError: the module was not built, cannot be loaded, was built for another ``vmm._native``, or has another
             engine in it than it was written for.
     """
-    remedy = "run scripts/setup, which builds it, or use -accel kvm"
+    remedy = f"{build_remedy()}, or use -accel kvm"
     try:
         from vmm import _softcpu  # noqa: PLC0415 - loaded by those machines alone that use it
     except ImportError as error:

@@ -21,13 +21,18 @@ COMMAND_LINE = "console=ttyS0 quiet panic=-1 no_timer_check"
 PIT ticks four times in its first 60 ms or so, which a busy host may not manage; where it knows that it runs on KVM, it
 leaves that check out by itself (kvm_guest_init in arch/x86/kernel/kvm.c)."""
 
-_FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
+FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
 _TRAILER = "TRAILER!!!"
+
+
+def cache() -> Path:
+    """Return the directory, outside of any clone, where they are kept."""
+    return directories.cache() / "linux"
 
 
 @dataclass(frozen=True)
 class LinuxFiles:
-    """What scripts/fetch-linux left in the cache."""
+    """What `vmm.verify.fetch_linux` left in the cache."""
 
     kernel: Path
     module: Path
@@ -41,10 +46,13 @@ class LinuxFiles:
         Raises:
             HostError: they were never fetched.
         """
-        base = directories.cache() / "linux"
-        paths = [base / name for name in _FILES]
+        base = cache()
+        paths = [base / name for name in FILES]
         if not all(path.is_file() for path in paths):
-            raise HostError(f"no Linux to boot in {base}: run scripts/fetch-linux, which gets Debian's cloud kernel")
+            raise HostError(
+                f"no Linux to boot in {base}: vmm fetch-linux gets Debian's there; elsewhere, put {', '.join(FILES)} "
+                "(a static one) there yourself"
+            )
         return cls(*paths)
 
 

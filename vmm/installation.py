@@ -1,0 +1,20 @@
+"""How vmm came onto this host: its distribution, and whether it runs in a clone, whose scripts a remedy may name."""
+
+from pathlib import Path
+
+DISTRIBUTION = "firmware-vmm"
+"""What pip knows it by; the distribution named vmm is somebody else's."""
+
+_SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def version() -> str:
+    """Return the version that is installed."""
+    from importlib import metadata  # noqa: PLC0415  # takes 10 ms, which few runs need
+
+    return metadata.version(DISTRIBUTION)
+
+
+def remedy(script: str, in_clone: str, elsewhere: str) -> str:
+    """Return what to do: in a clone, which has that script, or where vmm was installed by pip."""
+    return in_clone if (_SCRIPTS / script).is_file() else elsewhere
