@@ -11,6 +11,7 @@ def test_greeting(vmm_machine):
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ MachineFactory = Callable[..., "Machine"]
 
 _FAILED = pytest.StashKey[bool]()
 _NO_KVM = pytest.StashKey[str | None]()
+_LONGEST_NAME = 150
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,13 +76,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+# hookwrapper, because wrapper needs pluggy 1.2, which came after pytest 7.0.
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     """Remember failures until fixtures are torn down."""
-    report = yield
-    if report.failed:
+    outcome = yield
+    if outcome.get_result().failed:
         item.stash[_FAILED] = True
-    return report
+
+
+def _folder(nodeid: str) -> str:
+    """Return the name of the folder for a test's artifacts, its own even where parameters differ in / and _ alone."""
+    name = re.sub(r"[^\w.-]+", "_", nodeid, flags=re.ASCII)
+    if "[" not in nodeid and len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{sha256(nodeid.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
 @pytest.fixture
@@ -107,6 +117,6 @@ def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
 
         yield create
         if artifacts is not None and request.node.stash.get(_FAILED, False):
-            name = re.sub(r"[^\w.-]+", "_", request.node.nodeid)
+            name = _folder(request.node.nodeid)
             for number, machine in enumerate(recorded):
                 machine.keep(artifacts / (name if number == 0 else f"{name}-{number}"))

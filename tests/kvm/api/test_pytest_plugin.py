@@ -28,6 +28,12 @@ def test_fails_twice_over(vmm_machine):
         machine.run(deadline=60)
     vmm_machine("exit")
     raise AssertionError
+
+
+@pytest.mark.parametrize("name", ["a/b", "a_b", "long" * 60])
+def test_parameters(vmm_machine, name):
+    vmm_machine(fw_cfg={f"opt/{name}"[:40]: b"x"}).run(deadline=60)
+    raise AssertionError
 """
 
 
@@ -44,16 +50,23 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=120,
         check=False,
     )
-    assert "2 failed, 1 passed" in run.stdout, run.stdout + run.stderr
+    assert "5 failed, 1 passed" in run.stdout, run.stdout + run.stderr
     return directory / "kept"
 
 
 def test_one_folder_for_each_machine_of_a_failed_test(artifacts: Path) -> None:
-    assert sorted(path.name for path in artifacts.iterdir()) == [
+    assert sorted(path.name for path in artifacts.iterdir() if "parameters" not in path.name) == [
         "test_machines.py_test_fails",
         "test_machines.py_test_fails_twice_over",
         "test_machines.py_test_fails_twice_over-1",
     ]
+
+
+def test_parameters_that_look_alike_have_folders_of_their_own(artifacts: Path) -> None:
+    kept = [path / "trace.jsonl" for path in artifacts.iterdir() if "test_parameters" in path.name]
+    last = [json.loads(trace.read_text().splitlines()[-1]) for trace in kept]
+    names = {name for line in last for name in line["never_read"] if name.startswith("opt/")}
+    assert names == {"opt/a/b", "opt/a_b", "opt/" + "long" * 9}
 
 
 def test_consoles_trace_and_report_are_kept(artifacts: Path) -> None:
