@@ -100,4 +100,4 @@ def decide(wanted: Accelerator, kvm: Kvm, *, interpretable: bool = True) -> Deci
         raise HostError(
             f"{why}, and lacks some that this firmware uses; the software CPU is not built: {engine.build_remedy()}"
         )
-    return Decision(Accelerator.KVM, f"{why}; the software CPU is not built: {engine.build_remedy()}")
+    return Decision(Accelerator.KVM, f"{why}; the software CPU is not built (vmm info says how to get it)")

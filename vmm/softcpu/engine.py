@@ -53,8 +53,8 @@ def build_remedy() -> str:
     return installation.remedy(
         "setup",
         "run scripts/setup where it can download unicorn",
-        "install vmm again where pip can download unicorn (pip install --force-reinstall --no-cache-dir -v says why, if "
-        "it cannot), or from a wheel that has it",
+        "install vmm again where pip can download unicorn (pip install --force-reinstall --no-cache-dir -v says why "
+        "if it cannot), or from a wheel that has it",
     )
 
 

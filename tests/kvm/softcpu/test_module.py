@@ -12,12 +12,14 @@ from softcpu_rig import NOT_HERE, SoftcpuRig
 from unicorn import x86_const
 from vmm._native import ffi, lib
 
-from vmm import Machine
+from vmm import Machine, info
 from vmm.config.parts import Accelerator
 from vmm.errors import HostError
 from vmm.firmware import guests
 from vmm.kvm import Kvm
 from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.report import text
+from vmm.report.collect import collect
 from vmm.softcpu import decision, engine
 
 pytestmark = [
@@ -71,7 +73,6 @@ def test_the_module_is_loaded_only_by_machines_that_use_it() -> None:
     script = f"""
 import sys
 from vmm import Machine
-from vmm._native import ffi, lib
 for mode, loaded in (("kvm", False), ("kvm+softcpu", True)):
     with Machine({str(guests.path("exit"))!r}, accel=mode) as machine:
         assert machine.run(deadline=60).reached
@@ -80,9 +81,39 @@ for mode, loaded in (("kvm", False), ("kvm+softcpu", True)):
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
-def test_a_missing_module_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vmm._softcpu", None)
     monkeypatch.delattr("vmm._softcpu", raising=False)
+
+
+@pytest.mark.usefixtures("not_built")
+@pytest.mark.parametrize(("firmware", "until"), [("probe", None), ("seabios", "No bootable device")])
+def test_auto_does_without_where_the_firmware_can(
+    vmm_machine: MachineFactory, firmware: str, until: str | None
+) -> None:
+    machine = vmm_machine(firmware, memory="128M")
+    outcome = machine.run(until=until, deadline=120)
+    assert outcome.reached, outcome.message
+    assert "plain KVM" in text.text(collect(machine, outcome))
+    assert "the software CPU is not built (vmm info" in machine.accelerator.why
+
+
+@pytest.mark.usefixtures("not_built")
+def test_info_says_how_to_get_it() -> None:
+    row = next(line for line in info.text(info.collect()).splitlines() if line.startswith("software CPU"))
+    assert "not built: run scripts/setup" in row
+    assert "-accel auto: kvm (" in row
+
+
+@pytest.mark.usefixtures("not_built")
+def test_auto_says_what_to_do_where_the_firmware_cannot() -> None:
+    with pytest.raises(HostError, match=r"this firmware uses; the software CPU is not built: run scripts/setup"):
+        Machine("ovmf")
+
+
+@pytest.mark.usefixtures("not_built")
+def test_a_missing_module_is_named_with_the_remedy() -> None:
     with pytest.raises(HostError, match=r"vmm\._softcpu.*scripts/setup.*-accel kvm"):
         Machine(guests.path("exit"), accel="kvm+softcpu")
 
