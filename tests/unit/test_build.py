@@ -1,0 +1,80 @@
+"""The package's build where something is missing: one line that says what, and what to do; and what pip is told."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+import scikit_build_core
+
+from vmm import installation
+
+NATIVE = Path(__file__).parents[2] / "native"
+
+
+def configure(build: Path, *definitions: str, **variables: str) -> tuple[int, str]:
+    """Let CMake configure; return its exit status, and what it said with its own line breaks taken out."""
+    # CMake 3.25's module knows no stable ABI; scikit-build-core, which runs CMake otherwise, brings a later one.
+    modules = Path(scikit_build_core.__file__).parent / "resources/find_python"
+    found = (f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MODULE_PATH={modules}")
+    done = subprocess.run(
+        ["cmake", "-S", NATIVE, "-B", build, *found, *definitions],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    return done.returncode, re.sub(r"\s+", " ", done.stdout)
+
+
+@pytest.fixture
+def unicorn(tmp_path: Path) -> Path:
+    directory = tmp_path / "unicorn"
+    directory.mkdir()
+    return directory
+
+
+OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    status, said = configure(tmp_path / "build", CC="/nonexistent/cc")
+    assert status != 0
+    assert "vmm: no C compiler that works: install gcc (Debian: apt-get install gcc libc6-dev)" in said
+
+
+def test_without_network_the_build_goes_on_without_the_software_cpu(tmp_path: Path, unicorn: Path) -> None:
+    status, said = configure(tmp_path / "build", f"-DVMM_UNICORN_DIR={unicorn}", **OFFLINE)
+    assert status == 0, said
+    assert "vmm is built without its software CPU: pip cannot download unicorn 2.1.4: ERROR: No matching" in said
+    assert "WITHOUT its software CPU" in (tmp_path / "build/cmake_install.cmake").read_text()
+
+
+def test_without_network_a_build_that_must_have_it_fails(tmp_path: Path, unicorn: Path) -> None:
+    status, said = configure(tmp_path / "build", f"-DVMM_UNICORN_DIR={unicorn}", "-DVMM_SOFTCPU=ON", **OFFLINE)
+    assert status != 0
+    assert "vmm: pip cannot download unicorn 2.1.4" in said
+
+
+def test_another_archive_is_refused(tmp_path: Path, unicorn: Path) -> None:
+    (unicorn / "unicorn-2.1.4.tar.gz").write_bytes(b"not it")
+    status, said = configure(tmp_path / "build", VMM_UNICORN_DIR=str(unicorn), **OFFLINE)
+    assert status == 0, said
+    assert "unicorn-2.1.4.tar.gz is not the file that is meant" in said
+
+
+def test_both_licences_are_stated_and_included() -> None:
+    known = metadata(installation.DISTRIBUTION)
+    assert known["License-Expression"] == "BSD-2-Clause AND GPL-2.0-only"
+    assert set(known.get_all("License-File") or []) == {"LICENSE", "LICENSES/GPL-2.0-only.txt"}
+
+
+def test_a_remedy_names_scripts_only_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert installation.remedy("setup", "a script", "pip") == "a script"
+    monkeypatch.setattr(installation, "_SCRIPTS", tmp_path)
+    assert installation.remedy("setup", "a script", "pip") == "pip"
