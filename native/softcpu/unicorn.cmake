@@ -67,7 +67,7 @@ function(vmm_get_unicorn)
   endif()
   file(SHA256 ${archive} digest)
   if(NOT digest STREQUAL hash)
-    set(UNICORN_PROBLEM "${archive} is not the file that is meant: its SHA-256 is ${digest}" PARENT_SCOPE)
+    set(UNICORN_PROBLEM "${archive} is not the file that is meant (its SHA-256 is ${digest}): remove it" PARENT_SCOPE)
     return()
   endif()
 

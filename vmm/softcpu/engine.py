@@ -52,7 +52,7 @@ def build_remedy() -> str:
     """Return how to get the module, for people."""
     return installation.remedy(
         "setup",
-        "run scripts/setup where it can download unicorn",
+        "run scripts/setup --again where it can download unicorn",
         "install vmm again where pip can download unicorn (pip install --force-reinstall --no-cache-dir -v says why "
         "if it cannot), or from a wheel that has it",
     )
