@@ -2,6 +2,7 @@
 # Commands side by side, each shown in one piece when it ends. Sourced, by scripts/test.
 #
 #   first NAME COMMAND ...       run it before all others, with its output as it comes; if it fails, end with its status
+#   first NAME optional COMMAND  the same, but if it fails, go on
 #   stage NAME COMMAND ...       start it as soon as a processor is free
 #   shown_last NAME COMMAND ...  the same, but what it prints is shown after all others
 #   finish                       wait for all, show what is left, name those that failed; ends the script
@@ -65,6 +66,9 @@ first() {
     exit "$status"
   fi
 }
+
+# For what the checks can do without: run it, and only say so if it fails.
+optional() { "$@" || printf 'going on without it\n'; }
 
 stage() {
   while [ "${#stage_running[@]}" -ge "$(nproc)" ]; do
