@@ -6,6 +6,7 @@ usage: make_corpus.py DIRECTORY      writes DIRECTORY/fw_cfg/* and DIRECTORY/gue
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 SELECT, READ_DATA, PORT_IN, PORT_OUT, RESET, TRACE, DMA = range(7)
 DMA_READ, DMA_SKIP, DMA_SELECT, DMA_WRITE = 2, 4, 8, 16
@@ -69,7 +70,7 @@ def guest_memory_seeds() -> dict[str, bytes]:
     seeds = {}
     for number, name in enumerate(("read", "write", "scatter", "zero", "readable", "store32")):
         for length in (0, 1, 0x20, 0x3F, 0x7F):
-            step = {"number": number, "length": length, "data": b"abcdefgh"}
+            step: dict[str, Any] = {"number": number, "length": length, "data": b"abcdefgh"}
             seeds[f"{name}_{length}"] = (
                 neighbours
                 + record(COPY, address=0x08, **step)

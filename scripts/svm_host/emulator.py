@@ -100,8 +100,8 @@ class Host:
             # Half written, if the host ended in the middle of it: what is whole counts.
             for member in archive:
                 archive.extract(member, self.results, filter="data")
-        for file in (disk, alive, monitor):
-            file.unlink(missing_ok=True)
+        for path in (disk, alive, monitor):
+            path.unlink(missing_ok=True)
         return end
 
     def _watch(self, qemu: subprocess.Popen[bytes], alive: Path) -> End:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -27,9 +26,10 @@ def write_junit(console: Path, output: Path, why: str) -> None:
     started = list(_STARTED.finditer(text))
     suite = ET.Element("testsuite", name="pytest")
     counts = {"tests": len(started), "failures": 0, "errors": 0, "skipped": 0}
-    for test, following in pairwise([*started, None]):
+    ends = [*(test.start() for test in started), len(text)][1:]
+    for test, end in zip(started, ends, strict=True):
         case = ET.SubElement(suite, "testcase", classname=test["file"].replace("/", "."), name=test["name"])
-        verdict = _VERDICT.search(text, test.end(), following.start() if following else len(text))
+        verdict = _VERDICT.search(text, test.end(), end)
         if verdict is None:
             ET.SubElement(case, "error", message=f"was running when there was an end: {why}")
             counts["errors"] += 1

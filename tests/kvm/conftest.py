@@ -26,7 +26,7 @@ def ours(vmm_machine: Callable[..., Any]) -> OurRun:
     def run(name: str, /, *, reason: Reason = Reason.POWER_OFF, **options: Any) -> str:
         machine = vmm_machine(str(guests.path(name)), **({"accel": "kvm"} | options))
         outcome = machine.run(deadline=120)
-        printed = machine.debugcon.text()
+        printed: str = machine.debugcon.text()
         assert outcome.reason is reason, f"{outcome.message}\n{printed}"
         return printed
 

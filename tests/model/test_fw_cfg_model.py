@@ -67,10 +67,10 @@ class Both(RuleBasedStateMachine):
             ModelMemory([ModelRegion(gpa, bytearray(part), read_only) for gpa, part, read_only in self.parts]),
             dma,
         )
-        writable = self.model.items[device.key_of("etc/writable")]
-        writable.writable = True
+        item = self.model.items[device.key_of("etc/writable")]
+        item.writable = True
         note = self._note(1)
-        writable.on_write = lambda offset, length: note(offset, bytes(length))
+        item.on_write = lambda offset, length: note(offset, bytes(length))
         self.model.__post_init__()
 
     def _note(self, side: int):  # type: ignore[no-untyped-def]  # noqa: ANN202

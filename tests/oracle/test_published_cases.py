@@ -1,7 +1,7 @@
 """QEMU's own published fw_cfg cases (tests/qtest/fw_cfg-test.c there), asked of QEMU and of us."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -27,7 +27,7 @@ class Case:
     item: int | str
     expected: bytes | tuple[bytes, ...]
     qemu: tuple[str, ...] = ()
-    ours: dict[str, object] = field(default_factory=dict)
+    ours: Mapping[str, object] = field(default_factory=dict)
 
     def size(self) -> int:
         return len(self.expected if isinstance(self.expected, bytes) else self.expected[0])

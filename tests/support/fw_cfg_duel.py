@@ -8,10 +8,13 @@ which key and offset are current; QEMU then gets the same accesses in one batch.
 import random
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fw_cfg_rig import READ, SELECT, SKIP, WRITE, Rig
 from qemu_qtest import Qemu, in_command, out_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MEMORY = 4 << 20
 ROM = 0xC0000
@@ -141,7 +144,7 @@ class Duel:
 
     def run(self, accesses: int) -> Score:
         """Go on until so many port accesses were compared, or something differs."""
-        steps: list[tuple[int, Any]] = [
+        steps: list[tuple[float, Callable[[], None]]] = [
             (30, self._select),
             (25, self._read_data),
             (15, self._odd_read),

@@ -50,10 +50,11 @@ def test_words_of_python(image: FirmwareImages) -> None:
 
 
 def test_items_of_python(image: FirmwareImages) -> None:
-    config = MachineConfig.create(image, fw_cfg={"opt/a": b"bytes", "opt/b": "text"})
+    items: dict[str, bytes | str | Path] = {"opt/a": b"bytes", "opt/b": "text"}
+    config = MachineConfig.create(image, fw_cfg=items)
     assert config.fw_cfg == (FwCfgItem("opt/a", b"bytes"), FwCfgItem("opt/b", b"text"))
     with pytest.raises(TypeError, match="an integer has no width"):
-        MachineConfig.create(image, fw_cfg={"opt/a": 3})  # type: ignore[dict-item]
+        MachineConfig.create(image, fw_cfg={"opt/a": 3})  # type: ignore[arg-type]
 
 
 def test_bytes_of_the_command_line_that_are_no_text() -> None:

@@ -3,6 +3,7 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from debian import version
@@ -47,7 +48,7 @@ def single(tmp_path: Path) -> Path:
     return path
 
 
-def refused(*arguments: Path, **options: bool) -> str:
+def refused(*arguments: Path, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         load(*arguments, **options)
     message = str(caught.value)

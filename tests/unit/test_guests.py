@@ -16,9 +16,11 @@ def test_an_image_is_its_elf_file_laid_out_below_4_gib(name: str) -> None:
     assert len(image) == 0x10000
     elf = ELFFile(BytesIO(guests.symbols(name).read_bytes()))
     reset = elf.get_section_by_name(".reset")
+    assert reset is not None
     assert reset["sh_addr"] == 0xFFFFFFF0
     assert image[-16:] == reset.data()
     text = elf.get_section_by_name(".text")
+    assert text is not None
     start = text["sh_addr"] - 0xFFFF0000
     assert image[start : start + len(text.data())] == text.data()
 

@@ -8,8 +8,8 @@ import pytest
 from vmm.config.machine import FwCfgItem, FwCtlItem, Interface, MachineConfig, MachineType
 from vmm.errors import ConfigError
 from vmm.firmware import clients, guests
-from vmm.firmware.identity import Identity, identify
-from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout
+from vmm.firmware.identity import identify
+from vmm.firmware.images import FirmwareImages, FirmwareKind, Identity, Layout
 from vmm.firmware.load import find, load
 
 FWCTL_CLIENT = b"\xb8\x10\x05\0\0BHYV\0hw.ncpu\0"
@@ -58,7 +58,7 @@ def test_firmware_known_by_name_is_not_looked_into(name: str, monkeypatch: pytes
 
 
 def test_uefi_by_path_is_told_apart(bhyve_firmware: dict[str, Path]) -> None:
-    found = {}
+    found: dict[str, set[Interface]] = {}
     for variant, directory in bhyve_firmware.items():
         for image in ("BHYVE.fd", "BHYVE_CODE.fd"):
             config = MachineConfig.create(directory / image)

@@ -20,7 +20,7 @@ def test_vcpus_share_fw_cfg_without_a_race(tmp_path: Path) -> None:
         env=clean,
     )
     # Without address randomization: ThreadSanitizer's shadow does not fit beside every layout.
-    command = ["setarch", "-R", program, "2000"]
+    command = ["setarch", "-R", str(program), "2000"]
     run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env=clean)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "2000 transfers a vCPU, 0 torn, 0 refused" in run.stdout

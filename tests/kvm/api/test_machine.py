@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ GENEROUS = 60.0
 """Seconds; a busy machine must not fail a test that isn't about time."""
 
 
-def run_guest(vmm_machine: MachineFactory, name: str, **run: object) -> Outcome:
+def run_guest(vmm_machine: MachineFactory, name: str, **run: Any) -> Outcome:
     outcome: Outcome = vmm_machine(guests.path(name), accel="kvm").run(**{"deadline": GENEROUS, **run})
     return outcome
 

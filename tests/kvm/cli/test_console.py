@@ -29,7 +29,7 @@ class Terminal:
         self.child.expect(pexpect.EOF)
         self.child.wait()
         assert self.child.signalstatus is None
-        return self.child.exitstatus  # type: ignore[no-any-return]
+        return self.child.exitstatus
 
 
 @pytest.fixture

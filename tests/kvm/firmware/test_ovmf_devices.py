@@ -66,6 +66,7 @@ def test_the_clock_shows_the_hosts_time(vmm_machine: MachineFactory) -> None:
     assert date is not None
     assert time is not None
     month, day, year = map(int, date.groups())
-    shown = datetime(year, month, day, *map(int, time.groups()), tzinfo=UTC)
+    hour, minute, second = map(int, time.groups())
+    shown = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     # The two commands may stand on both sides of midnight.
     assert any(began <= shown + timedelta(days=days) <= ended for days in (0, 1))

@@ -11,6 +11,7 @@ from vmm import layout
 from vmm.devices.hpet import Hpet
 from vmm.firmware import guests
 from vmm.firmware import load as firmware
+from vmm.firmware.images import VariableStore
 from vmm.run.outcome import Reason
 
 GUEST = "conformance-devices"
@@ -56,7 +57,7 @@ def test_on_qemu(qemu: Callable[..., str], flash_options: list[str], board: str)
 def test_on_ours(vmm_machine: Callable[..., Any], tmp_path: Path, board: str) -> None:
     variables = tmp_path / "variables.fd"
     variables.write_bytes(VARIABLES)
-    store = firmware.VariableStore(variables, VARIABLES, persist=True)
+    store = VariableStore(variables, VARIABLES, persist=True)
     images = firmware.load(guests.path(GUEST))._replace(variables=store)
     machine = vmm_machine(images, machine=board, accel="kvm")
     # These boards have none; this is the device with the in-kernel IOAPIC and LAPIC behind it.
@@ -75,7 +76,7 @@ def test_what_the_guest_programs_is_in_the_file(vmm_machine: Callable[..., Any],
     variables = tmp_path / "variables.fd"
     contents = bytes(SECTOR) * (len(VARIABLES) // SECTOR)
     variables.write_bytes(contents)
-    store = firmware.VariableStore(variables, contents, persist=True)
+    store = VariableStore(variables, contents, persist=True)
     images = firmware.load(guests.path(GUEST))._replace(variables=store)
     machine = vmm_machine(images, accel="kvm")
     assert machine.run(deadline=120).reached

@@ -115,7 +115,7 @@ def test_auto_says_what_to_do_where_the_firmware_cannot() -> None:
 @pytest.mark.usefixtures("not_built")
 def test_a_missing_module_is_named_with_the_remedy() -> None:
     with pytest.raises(HostError, match=r"vmm\._softcpu.*scripts/setup.*-accel kvm"):
-        Machine(guests.path("exit"), accel="kvm+softcpu")
+        Machine(str(guests.path("exit")), accel="kvm+softcpu")
 
 
 def test_another_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

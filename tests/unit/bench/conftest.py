@@ -32,7 +32,7 @@ def made_up() -> Callable[..., Result]:
         result.noise = noise or Noise(0.1, 0.0, 0.01)
         if kind == "boot":
             result.timelines = {"ovmf vmm": [(0.5, "first byte"), (1.2, "done")], "ovmf qemu-kvm": [(3.0, "done")]}
-            points = [(float(n), 100 + 4 * n) for n in (1, 2, 4, 8)]
+            points = [(float(n), 100.0 + 4 * n) for n in (1, 2, 4, 8)]
             curve = fit_growth([x for x, _ in points], [y for _, y in points])
             spreads = [(y - 1, y + 1) for _, y in points]
             result.scales = [Scale("cpus", "CPUs started", "CPUs", {"vmm": points}, {"vmm": spreads}, {"vmm": curve})]
