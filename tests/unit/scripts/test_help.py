@@ -7,7 +7,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 
-OF_VMM = {"fetch-linux", "fetch-unicorn", "vmm"}
+OF_VMM = {"fetch-linux", "vmm"}
 """Their help is a command's of vmm, which needs the environment."""
 
 HAVE_HELP = sorted(
