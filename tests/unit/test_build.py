@@ -19,10 +19,12 @@ def configure(build: Path, *definitions: str, **variables: str) -> tuple[int, st
     """Let CMake configure; return its exit status, and what it said with its own line breaks taken out."""
     # CMake 3.25's module knows no stable ABI; scikit-build-core, which runs CMake otherwise, brings a later one.
     modules = Path(scikit_build_core.__file__).parent / "resources/find_python"
+    # Sanitizers of this process are none of its business.
+    inherited = {name: value for name, value in os.environ.items() if name not in {"LD_PRELOAD", "PYTHONPATH"}}
     found = (f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MODULE_PATH={modules}")
     done = subprocess.run(
         ["cmake", "-S", NATIVE, "-B", build, *found, *definitions],
-        env=os.environ | variables,
+        env=inherited | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -75,6 +77,7 @@ def test_both_licences_are_stated_and_included() -> None:
 
 
 def test_a_remedy_names_scripts_only_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(installation, "_SCRIPTS", NATIVE.parent / "scripts")
     assert installation.remedy("setup", "a script", "pip") == "a script"
     monkeypatch.setattr(installation, "_SCRIPTS", tmp_path)
     assert installation.remedy("setup", "a script", "pip") == "pip"
