@@ -1,5 +1,5 @@
 /*
- * For LD_PRELOAD with QEMU 7.2 (Debian 12), whose emulation of SVM forgets a lock in two places.
+ * For LD_PRELOAD with QEMU 7.2 and 10.0 (Debian 12 and 13), whose emulation of SVM forgets a lock in two places.
  *
  * One: a guest's write to CR8 while a virtual interrupt is pending (V_IRQ in the VMCB: kvm-amd waits for the guest to
  * open its interrupt window) goes through helper_write_crN in target/i386/tcg/sysemu/misc_helper.c, which calls
@@ -12,8 +12,9 @@
  * another thread sets at the same time can get lost; others may do so too. Here each CPU is told, many times a second,
  * to look at its APIC: an interrupt then comes late instead of never.
  *
- * Debian's QEMU has tcg_handle_interrupt in a module that looks it up by name, so that this one is found first.
- * Where QEMU is built in another way, nothing here is called.
+ * tcg_handle_interrupt is called through a table, the class "tcg-accel-ops". Before the first CPU's thread starts, its
+ * entry there is replaced. The names of the lock changed in QEMU 9. Other programs that get this library, like a shell
+ * that starts QEMU, have none of the names, and nothing happens.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,20 +26,28 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MODULE "/accel-tcg-x86_64.so"
+#define MODULE "/accel-tcg-x86_64.so" /* where 7.2 has tcg_handle_interrupt; 10.0 has it in the program */
+#define CLASS "tcg-accel-ops"
+#define CLASS_WORDS 32            /* no larger than AccelOpsClass, and the entry is among them */
 #define CPU_INTERRUPT_POLL 0x0010 /* CPU_INTERRUPT_TGT_EXT_1 in include/exec/cpu-all.h */
 #define POLL_INTERVAL_US 50000
 #define MAX_CPUS 16
 
 typedef void interrupt_handler(void *cpu, int mask);
+typedef int create_thread(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
-bool qemu_mutex_iothread_locked(void);
-void qemu_mutex_lock_iothread_impl(const char *file, int line);
-void qemu_mutex_unlock_iothread(void);
-interrupt_handler tcg_handle_interrupt;
-
+static bool (*locked)(void);
+static void (*lock)(const char *file, int line);
+static void (*unlock)(void);
 static interrupt_handler *original;
 static void *cpus[MAX_CPUS]; /* all that were ever interrupted; under QEMU's lock */
+
+static void *either(const char *name, const char *older)
+{
+    void *found = dlsym(RTLD_DEFAULT, name);
+
+    return found != NULL ? found : dlsym(RTLD_DEFAULT, older);
+}
 
 static int find_module(struct dl_phdr_info *info, size_t size, void *found)
 {
@@ -51,45 +60,64 @@ static int find_module(struct dl_phdr_info *info, size_t size, void *found)
     return 1;
 }
 
-static void *poll_apics(void *unused)
+static void handle_interrupt(void *cpu, int mask)
 {
-    for (;;) {
-        usleep(POLL_INTERVAL_US);
-        qemu_mutex_lock_iothread_impl(__FILE__, __LINE__);
-        for (size_t i = 0; i < MAX_CPUS && cpus[i] != NULL; i++)
-            original(cpus[i], CPU_INTERRUPT_POLL);
-        qemu_mutex_unlock_iothread();
-    }
-    return unused;
-}
-
-static void start(void)
-{
-    pthread_t thread;
-    void *module = NULL;
-
-    dl_iterate_phdr(find_module, &module);
-    if (module == NULL)
-        abort();
-    original = (interrupt_handler *)dlsym(module, "tcg_handle_interrupt");
-    if (original == NULL || pthread_create(&thread, NULL, poll_apics, NULL) != 0)
-        abort();
-}
-
-void tcg_handle_interrupt(void *cpu, int mask)
-{
-    bool held = qemu_mutex_iothread_locked();
+    bool held = locked();
     size_t i = 0;
 
     if (!held)
-        qemu_mutex_lock_iothread_impl(__FILE__, __LINE__);
-    if (original == NULL)
-        start();
+        lock(__FILE__, __LINE__);
     while (i < MAX_CPUS && cpus[i] != NULL && cpus[i] != cpu)
         i++;
     if (i < MAX_CPUS)
         cpus[i] = cpu;
     original(cpu, mask);
     if (!held)
-        qemu_mutex_unlock_iothread();
+        unlock();
+}
+
+static void *poll_apics(void *unused)
+{
+    for (;;) {
+        usleep(POLL_INTERVAL_US);
+        lock(__FILE__, __LINE__);
+        for (size_t i = 0; i < MAX_CPUS && cpus[i] != NULL; i++)
+            original(cpus[i], CPU_INTERRUPT_POLL);
+        unlock();
+    }
+    return unused;
+}
+
+/* Under QEMU's lock, by the thread that builds the machine. Does nothing as long as the class is not filled in. */
+static void mend(create_thread *create)
+{
+    void *(*class_of)(const char *) = dlsym(RTLD_DEFAULT, "object_class_by_name");
+    void *module = RTLD_DEFAULT, **class;
+    interrupt_handler *handler;
+    pthread_t thread;
+
+    dl_iterate_phdr(find_module, &module);
+    handler = dlsym(module, "tcg_handle_interrupt");
+    class = class_of != NULL && handler != NULL ? class_of(CLASS) : NULL;
+    for (size_t i = 0; class != NULL && i < CLASS_WORDS; i++) {
+        if (class[i] == handler) {
+            original = handler;
+            class[i] = handle_interrupt;
+            if (create(&thread, NULL, poll_apics, NULL) != 0)
+                abort();
+            return;
+        }
+    }
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument)
+{
+    create_thread *create = dlsym(RTLD_NEXT, "pthread_create");
+
+    locked = either("bql_locked", "qemu_mutex_iothread_locked");
+    lock = either("bql_lock_impl", "qemu_mutex_lock_iothread_impl");
+    unlock = either("bql_unlock", "qemu_mutex_unlock_iothread");
+    if (original == NULL && locked != NULL && lock != NULL && unlock != NULL && locked())
+        mend(create);
+    return create(thread, attributes, run, argument);
 }

@@ -124,7 +124,7 @@ def kernel() -> Path:
 
 
 def preload() -> Path:
-    """Return the library that mends QEMU 7.2, compiled if its source changed; see ``mend_qemu.c``."""
+    """Return the library that mends QEMU, compiled if its source changed; see ``mend_qemu.c``."""
     source = Path(__file__).with_name("mend_qemu.c")
     library = cache() / f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.so"
     if not library.is_file():
