@@ -64,6 +64,13 @@ static void clone_cpu(struct softcpu_vcpu *vcpu, const X86CPU *template)
     cpu_tb_jmp_cache_clear(cs);
 }
 
+static void clone_template(void *opaque)
+{
+    struct softcpu_vcpu *vcpu = opaque;
+
+    clone_cpu(vcpu, (const X86CPU *)vcpu->softcpu->template_cpu);
+}
+
 struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core)
 {
     struct softcpu_vcpu *vcpu = aligned_alloc(64, ROUND_UP(sizeof(*vcpu), 64));
@@ -77,7 +84,10 @@ struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *c
     if (softcpu->template_cpu == NULL) {
         softcpu->template_cpu = softcpu->uc->cpu;
     }
-    clone_cpu(vcpu, (const X86CPU *)softcpu->template_cpu);
+    if (!rescue_run(softcpu, clone_template, vcpu)) {
+        free(vcpu);
+        return NULL;
+    }
     pthread_cond_init(&vcpu->turn, NULL);
     return vcpu;
 }
@@ -90,7 +100,7 @@ void engine_free_vcpu(struct softcpu_vcpu *vcpu)
     free(vcpu);
 }
 
-static void take_engine(struct softcpu_vcpu *vcpu)
+static bool take_engine(struct softcpu_vcpu *vcpu)
 {
     struct softcpu *softcpu = vcpu->softcpu;
     CPUState *cs = CPU(&vcpu->cpu);
@@ -101,8 +111,8 @@ static void take_engine(struct softcpu_vcpu *vcpu)
         softcpu->swaps++;
         softcpu->uc->last_tb = NULL;
     }
-    if (memory_has_work(softcpu)) {
-        memory_apply_work(softcpu);
+    if (memory_has_work(softcpu) && !memory_apply_work(softcpu)) {
+        return false;
     }
     if (vcpu->flush_tlb || vcpu->code_generation != softcpu->code_generation) {
         vcpu->flush_tlb = false;
@@ -111,16 +121,26 @@ static void take_engine(struct softcpu_vcpu *vcpu)
     if (vcpu->tb_flushes != softcpu->uc->tcg_ctx->tb_ctx.tb_flush_count) {
         cpu_tb_jmp_cache_clear(cs);
     }
+    return true;
 }
 
-int engine_execute(struct softcpu_vcpu *vcpu)
+struct execution {
+    struct softcpu_vcpu *vcpu;
+    int reason;
+};
+
+static void execute(void *opaque)
 {
+    struct execution *execution = opaque;
+    struct softcpu_vcpu *vcpu = execution->vcpu;
     struct softcpu *softcpu = vcpu->softcpu;
     struct uc_struct *uc = softcpu->uc;
     CPUState *cs = CPU(&vcpu->cpu);
-    int reason;
 
-    take_engine(vcpu);
+    if (!take_engine(vcpu)) {
+        execution->reason = LEAVE_ABORT;
+        return;
+    }
     uc->size_recur_mem = 0;
     uc->invalid_error = UC_ERR_OK;
     uc->quit_request = false;
@@ -128,11 +148,26 @@ int engine_execute(struct softcpu_vcpu *vcpu)
     cs->halted = 0;
     cs->exception_index = -1;
     cs->mem_io_pc = 0;
-    reason = cpu_exec(uc, cs);
+    execution->reason = cpu_exec(uc, cs);
     vcpu->code_generation = softcpu->code_generation;
     vcpu->tb_flushes = uc->tcg_ctx->tb_ctx.tb_flush_count;
+}
+
+int engine_execute(struct softcpu_vcpu *vcpu)
+{
+    struct execution execution = {.vcpu = vcpu};
+    bool entered = !engine_gave_up(vcpu->softcpu);
+
+    lock_assert_owner(vcpu);
+    if (!rescue_run(vcpu->softcpu, execute, &execution)) {
+        if (entered) {
+            /* What cpu_exec does on its way out: flags that were not computed yet. */
+            CPU(&vcpu->cpu)->cc->cpu_exec_exit(CPU(&vcpu->cpu));
+        }
+        return LEAVE_ABORT;
+    }
     if (vcpu->shutdown) {
         return LEAVE_SHUTDOWN;
     }
-    return vcpu->abort ? LEAVE_ABORT : reason;
+    return vcpu->abort ? LEAVE_ABORT : execution.reason;
 }

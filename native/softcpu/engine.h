@@ -18,11 +18,17 @@ const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, u
 void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
 void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason);
 
+/* rescue.c */
+/* Call step, which calls into the engine. False: the engine gave up in it or before; softcpu->why_gave_up says why. */
+bool rescue_run(struct softcpu *softcpu, void (*step)(void *opaque), void *opaque);
+
 /* lock.c */
 int lock_init(struct softcpu *softcpu);
 void lock_destroy(struct softcpu *softcpu);
 void lock_acquire(struct softcpu_vcpu *vcpu);
 void lock_release(struct softcpu_vcpu *vcpu);
+/* In builds with a sanitizer: end the process unless the vCPU owns the lock; what calls into the engine begins with it. */
+void lock_assert_owner(const struct softcpu_vcpu *vcpu);
 /* Let the others run first, if any wait. */
 void lock_yield(struct softcpu_vcpu *vcpu);
 /* KVM_RUN that returns with EINTR after about this many ticks; 0: unbounded. */
@@ -33,9 +39,11 @@ int bounded_kvm_run(struct softcpu_vcpu *vcpu, uint32_t ticks);
 uint64_t engine_io_rip(struct vmm_vcpu *core);
 
 /* memory.c */
-void memory_attach(struct softcpu *softcpu);
+/* False: the engine gave up. */
+bool memory_attach(struct softcpu *softcpu);
 void memory_detach(struct softcpu *softcpu);
-void memory_apply_work(struct softcpu *softcpu);
+/* The caller owns the lock. False: the engine gave up. */
+bool memory_apply_work(struct softcpu *softcpu);
 /* After a device access on the owner's thread: what it changed takes effect before the next instruction's access. */
 void memory_after_device(struct softcpu_vcpu *vcpu);
 /* All translations go before the next block; from the owner's thread. */
@@ -56,7 +64,10 @@ void code_pages_free(struct softcpu *softcpu);
 /* state.c; false where KVM fails: core->end says how. */
 bool state_load(struct softcpu_vcpu *vcpu);
 bool state_store(struct softcpu_vcpu *vcpu);
-/* Also FPU, MSRs, debug registers: when the vCPU changes hands for longer than a step. */
+/*
+ * Also FPU, MSRs, debug registers: when the vCPU changes hands for longer than a
+ * step. To load, the caller owns the lock: debug registers drop translations.
+ */
 bool state_load_all(struct softcpu_vcpu *vcpu);
 bool state_store_all(struct softcpu_vcpu *vcpu);
 

@@ -68,12 +68,22 @@ static uint32_t out_length(CPUX86State *env)
     return 0;
 }
 
+static void restore_rip(void *opaque)
+{
+    struct softcpu_vcpu *vcpu = opaque;
+
+    cpu_restore_state(CPU(&vcpu->cpu), vcpu->io_return, true);
+}
+
 uint64_t engine_io_rip(struct vmm_vcpu *core)
 {
     struct softcpu_vcpu *vcpu = core->engine;
 
+    /* A step that KVM does is served without the lock, and has no place in translated code. */
     if (vcpu->io_return != 0) {
-        cpu_restore_state(CPU(&vcpu->cpu), vcpu->io_return, true);
+        lock_assert_owner(vcpu);
+        /* The caller holds the core's io_lock: the way out of the engine must not lead past it. */
+        rescue_run(vcpu->softcpu, restore_rip, vcpu);
     }
     return vcpu->cpu.env.eip;
 }

@@ -11,6 +11,11 @@
  * core's memory hooks holds io_lock and never waits for the turn: it leaves
  * work behind for the owner.
  *
+ * Only the owner of the turn calls into the engine, each time by way of
+ * rescue_run. Exceptions are a machine's making and its end, when nothing runs,
+ * and functions that touch one vCPU's registers alone (x86_update_hflags,
+ * cpu_set_fpuc, cpu_set_mxcsr).
+ *
  * Ownership: softcpu_new and softcpu_add_vcpu allocate, softcpu_free frees all
  * of it. Unicorn owns its engine and its first CPU; the CPU structures that
  * run are ours, and their TLBs with them. Guest memory, vmm_vm and vmm_vcpu
@@ -49,7 +54,7 @@ enum leave_reason {
     LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
     LEAVE_ENDED,          /* an ioctl failed: core->end says which */
     LEAVE_SHUTDOWN,       /* triple fault */
-    LEAVE_ABORT,          /* the engine cannot represent what the guest set up */
+    LEAVE_ABORT,          /* the engine cannot represent what the guest set up, or gave up */
 };
 
 #define LAPIC_SIZE 0x1000u
@@ -168,7 +173,7 @@ struct softcpu {
 
     /* The fair lock: who executes. */
     pthread_mutex_t lock_mutex;
-    struct softcpu_vcpu *owner;
+    struct softcpu_vcpu *owner; /* stored atomically: lock_assert_owner reads it without the mutex */
     struct softcpu_vcpu *first_waiting;
     struct softcpu_vcpu *last_waiting;
     uint32_t waiting; /* atomic */
@@ -197,6 +202,9 @@ struct softcpu {
     MemoryRegion any_region;
     MemoryRegionSection io_section;
 
+    bool gave_up; /* atomic: the engine stopped in the middle of something, and is not entered again */
+    char why_gave_up[160]; /* written before gave_up, by one thread at a time */
+
     uint64_t swaps;
     uint64_t invalidations;
 };
@@ -216,6 +224,11 @@ enum found {
 static inline struct softcpu_vcpu *owner_of(CPUX86State *env)
 {
     return (struct softcpu_vcpu *)env_archcpu(env);
+}
+
+static inline bool engine_gave_up(const struct softcpu *softcpu)
+{
+    return __atomic_load_n(&softcpu->gave_up, __ATOMIC_ACQUIRE);
 }
 
 static inline bool memory_has_work(const struct softcpu *softcpu)

@@ -83,7 +83,7 @@ void lock_acquire(struct softcpu_vcpu *vcpu)
 
     pthread_mutex_lock(&softcpu->lock_mutex);
     if (softcpu->owner == NULL) {
-        softcpu->owner = vcpu;
+        __atomic_store_n(&softcpu->owner, vcpu, __ATOMIC_RELAXED);
         pthread_cond_signal(&softcpu->ticker_wake);
     } else {
         vcpu->next_waiting = NULL;
@@ -108,13 +108,25 @@ void lock_release(struct softcpu_vcpu *vcpu)
 
     pthread_mutex_lock(&softcpu->lock_mutex);
     next = softcpu->first_waiting;
-    softcpu->owner = next;
+    __atomic_store_n(&softcpu->owner, next, __ATOMIC_RELAXED);
     if (next != NULL) {
         softcpu->first_waiting = next->next_waiting;
         __atomic_fetch_sub(&softcpu->waiting, 1, __ATOMIC_RELAXED);
         pthread_cond_signal(&next->turn);
     }
     pthread_mutex_unlock(&softcpu->lock_mutex);
+}
+
+void lock_assert_owner(const struct softcpu_vcpu *vcpu)
+{
+#ifdef VMM_SANITIZE
+    if (__atomic_load_n(&vcpu->softcpu->owner, __ATOMIC_RELAXED) != vcpu) {
+        fprintf(stderr, "softcpu: vCPU %u calls into the engine without its lock\n", vcpu->core->index);
+        __builtin_trap();
+    }
+#else
+    (void)vcpu;
+#endif
 }
 
 void lock_yield(struct softcpu_vcpu *vcpu)

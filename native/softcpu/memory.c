@@ -240,10 +240,10 @@ static void drop_written_code(struct softcpu *softcpu)
     softcpu->pending_count = 0;
 }
 
-/* The caller owns the lock. */
-void memory_apply_work(struct softcpu *softcpu)
+static void apply_work(void *opaque)
 {
-    pthread_mutex_lock(&softcpu->map_mutex);
+    struct softcpu *softcpu = opaque;
+
     __atomic_store_n(&softcpu->map_work, false, __ATOMIC_RELAXED);
     if (softcpu->pending_count > 0) {
         drop_written_code(softcpu);
@@ -261,15 +261,27 @@ void memory_apply_work(struct softcpu *softcpu)
             softcpu->invalidations++;
         }
     }
+}
+
+bool memory_apply_work(struct softcpu *softcpu)
+{
+    bool done;
+
+    pthread_mutex_lock(&softcpu->map_mutex);
+    done = rescue_run(softcpu, apply_work, softcpu);
     pthread_mutex_unlock(&softcpu->map_mutex);
+    return done;
 }
 
 void memory_after_device(struct softcpu_vcpu *vcpu)
 {
+    lock_assert_owner(vcpu);
     if (!memory_has_work(vcpu->softcpu)) {
         return;
     }
-    memory_apply_work(vcpu->softcpu);
+    if (!memory_apply_work(vcpu->softcpu)) {
+        engine_leave(vcpu, LEAVE_ABORT);
+    }
     if (vcpu->flush_tlb) {
         vcpu->flush_tlb = false;
         tlb_flush(CPU(&vcpu->cpu));
@@ -278,7 +290,7 @@ void memory_after_device(struct softcpu_vcpu *vcpu)
     engine_ask_to_leave(vcpu);
 }
 
-void memory_attach(struct softcpu *softcpu)
+bool memory_attach(struct softcpu *softcpu)
 {
     struct guest_memory *memory = &softcpu->vm->memory;
 
@@ -286,7 +298,7 @@ void memory_attach(struct softcpu *softcpu)
     memory->written = on_written;
     memory->changed = on_changed;
     on_changed(softcpu, 0, 0);
-    memory_apply_work(softcpu);
+    return memory_apply_work(softcpu);
 }
 
 void memory_detach(struct softcpu *softcpu)

@@ -326,6 +326,10 @@ static bool run_round(struct softcpu_vcpu *vcpu)
     case LEAVE_SHUTDOWN:
         return vmm_vcpu_end(vcpu->core, VCPU_SHUTDOWN, 0);
     default:
+        if (engine_gave_up(vcpu->softcpu)) {
+            vcpu->core->end.why = vcpu->softcpu->why_gave_up;
+            return vmm_vcpu_end(vcpu->core, VCPU_INTERNAL_ERROR, SOFTCPU_END_GAVE_UP);
+        }
         return vmm_vcpu_end(vcpu->core, VCPU_INTERNAL_ERROR, SOFTCPU_END_UNREPRESENTABLE);
     }
 }
@@ -333,9 +337,12 @@ static bool run_round(struct softcpu_vcpu *vcpu)
 static bool begin(struct softcpu_vcpu *vcpu)
 {
     uint32_t state;
+    bool loaded;
 
-    if (!get_mp_state(vcpu, &state) || !state_load_all(vcpu) ||
-        !look_for_unfinished_delivery(vcpu, &vcpu->unfinished)) {
+    lock_acquire(vcpu);
+    loaded = state_load_all(vcpu);
+    lock_release(vcpu);
+    if (!loaded || !get_mp_state(vcpu, &state) || !look_for_unfinished_delivery(vcpu, &vcpu->unfinished)) {
         return false;
     }
     vcpu->shutdown = false;

@@ -39,12 +39,13 @@ static bool never_called(struct uc_struct *uc, uc_mem_type type, uint64_t addres
     return false;
 }
 
-static struct uc_struct *open_engine(uc_hook *hook)
+static void open_engine(void *opaque)
 {
+    struct softcpu *softcpu = opaque;
     struct uc_struct *uc;
 
     if (uc_open(UC_ARCH_X86, UC_MODE_64, &uc) != UC_ERR_OK) {
-        return NULL;
+        return;
     }
     uc_ctl_set_tcg_buffer_size(uc, CODE_BUFFER_BYTES);
     /*
@@ -52,18 +53,25 @@ static struct uc_struct *open_engine(uc_hook *hook)
      * become fast (memory.c): it would never look at the page's code again.
      */
     if (uc_ctl_exits_enable(uc) != UC_ERR_OK ||
-        uc_hook_add(uc, hook, UC_HOOK_MEM_WRITE_UNMAPPED, (void *)never_called, NULL, (uint64_t)1, (uint64_t)0) !=
+        uc_hook_add(uc, &softcpu->hook, UC_HOOK_MEM_WRITE_UNMAPPED, (void *)never_called, NULL, (uint64_t)1, (uint64_t)0) !=
             UC_ERR_OK ||
         uc_ctl_set_exits(uc, NULL, 0) != UC_ERR_OK) {
         uc_close(uc);
-        return NULL;
+        return;
     }
     uc->stop_interrupt = deliver_exception;
     uc->memory_mapping = any_region;
     uc->nested_level = 1;
     /* Else every load and store is followed by a way out, and what is left of the instruction happens twice. */
     uc->no_exit_request = true;
-    return uc;
+    softcpu->uc = uc;
+}
+
+static void close_engine(void *opaque)
+{
+    struct softcpu *softcpu = opaque;
+
+    uc_close(softcpu->uc);
 }
 
 struct softcpu *softcpu_new(struct vmm_vm *vm, const struct vmm_core *core)
@@ -78,19 +86,21 @@ struct softcpu *softcpu_new(struct vmm_vm *vm, const struct vmm_core *core)
     softcpu->any_region.perms = UC_PROT_ALL;
     softcpu->any_region.ram = true;
     softcpu->io_section.mr = &softcpu->any_region;
-    softcpu->uc = open_engine(&softcpu->hook);
-    if (softcpu->uc == NULL) {
+    if (!rescue_run(softcpu, open_engine, softcpu) || softcpu->uc == NULL) {
         free(softcpu);
         return NULL;
     }
     pthread_mutex_init(&softcpu->map_mutex, NULL);
     if (lock_init(softcpu) != 0) {
         pthread_mutex_destroy(&softcpu->map_mutex);
-        uc_close(softcpu->uc);
+        rescue_run(softcpu, close_engine, softcpu);
         free(softcpu);
         return NULL;
     }
-    memory_attach(softcpu);
+    if (!memory_attach(softcpu)) {
+        softcpu_free(softcpu);
+        return NULL;
+    }
     return softcpu;
 }
 
@@ -105,7 +115,8 @@ void softcpu_free(struct softcpu *softcpu)
     if (softcpu->template_cpu != NULL) {
         softcpu->uc->cpu = softcpu->template_cpu;
     }
-    uc_close(softcpu->uc);
+    softcpu->gave_up = false;
+    rescue_run(softcpu, close_engine, softcpu);
     pthread_mutex_destroy(&softcpu->map_mutex);
     free(softcpu);
 }

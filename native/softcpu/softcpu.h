@@ -69,6 +69,7 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *vcpu, const struc
 enum softcpu_end {
     SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the engine cannot run what the guest set up (ring 3 without a TSS) */
     SOFTCPU_END_REFUSED_STATE = 0x10002,   /* KVM refuses the vCPU's registers: end.error is errno */
+    SOFTCPU_END_GAVE_UP = 0x10003,         /* the engine stopped in the middle of something: end.why says where */
 };
 
 /* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. */

@@ -235,24 +235,39 @@ static bool store_fpu(struct softcpu_vcpu *vcpu)
     return vmm_vcpu_ioctl(vcpu->core, KVM_SET_FPU, &fpu);
 }
 
-static bool load_debug_registers(struct softcpu_vcpu *vcpu)
-{
-    CPUX86State *env = &vcpu->cpu.env;
-    struct kvm_debugregs registers;
+struct debug_registers {
+    struct softcpu_vcpu *vcpu;
+    struct kvm_debugregs kvm;
+};
 
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_DEBUGREGS, &registers)) {
-        return false;
-    }
+/* Breakpoints that come or go drop all translations. */
+static void set_debug_registers(void *opaque)
+{
+    const struct debug_registers *registers = opaque;
+    CPUX86State *env = &registers->vcpu->cpu.env;
+
     /* Disarmed first: breakpoints are listed by their addresses. */
     cpu_x86_update_dr7(env, 0);
     for (int i = 0; i < 4; i++) {
-        env->dr[i] = registers.db[i];
+        env->dr[i] = registers->kvm.db[i];
     }
-    env->dr[6] = registers.dr6;
-    cpu_x86_update_dr7(env, (uint32_t)registers.dr7);
-    if ((registers.dr7 & 0xff) != 0) {
-        memory_drop_all_code(vcpu->softcpu);
+    env->dr[6] = registers->kvm.dr6;
+    cpu_x86_update_dr7(env, (uint32_t)registers->kvm.dr7);
+    if ((registers->kvm.dr7 & 0xff) != 0) {
+        memory_drop_all_code(registers->vcpu->softcpu);
     }
+}
+
+static bool load_debug_registers(struct softcpu_vcpu *vcpu)
+{
+    struct debug_registers registers = {.vcpu = vcpu};
+
+    lock_assert_owner(vcpu);
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_DEBUGREGS, &registers.kvm)) {
+        return false;
+    }
+    /* Where the engine has given up, there is nothing left that they would matter to. */
+    rescue_run(vcpu->softcpu, set_debug_registers, &registers);
     return true;
 }
 

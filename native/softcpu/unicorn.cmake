@@ -71,13 +71,32 @@ function(vmm_get_unicorn)
     return()
   endif()
 
+  find_program(VMM_PATCH patch)
+  if(NOT VMM_PATCH)
+    set(UNICORN_PROBLEM "patch is not installed (Debian: apt-get install patch)" PARENT_SCOPE)
+    return()
+  endif()
   message(STATUS "Building the software CPU (unicorn ${version}, x86 only; about a minute, once)")
   file(REMOVE_RECURSE ${directory}/unicorn-${version} ${build} ${stamp})
   file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${directory})
+  file(GLOB patches ${override}/patches/*.patch)
+  list(SORT patches)
+  foreach(patch IN LISTS patches)
+    execute_process(
+      COMMAND ${VMM_PATCH} --quiet --strip=1 --directory=${directory}/unicorn-${version} --input=${patch}
+      OUTPUT_FILE ${log} ERROR_FILE ${log} RESULT_VARIABLE failed)
+    if(failed)
+      vmm_last_line(${log} last)
+      set(UNICORN_PROBLEM "${patch} does not apply to unicorn ${version}: ${last}" PARENT_SCOPE)
+      return()
+    endif()
+  endforeach()
+  # Without -DNDEBUG: a failed assertion ends the machine (rescue.c).
   cmake_host_system_information(RESULT processors QUERY NUMBER_OF_LOGICAL_CORES)
   execute_process(
     COMMAND ${CMAKE_COMMAND} -S ${source} -B ${build} -G ${CMAKE_GENERATOR} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}
-            -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON
+            -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_FLAGS_RELEASE=-O3
+            -DCMAKE_POSITION_INDEPENDENT_CODE=ON
             "-DCMAKE_C_FLAGS=-iquote \"${override}\" -fvisibility=hidden -w"
             -DUNICORN_ARCH=x86 -DBUILD_SHARED_LIBS=OFF -DUNICORN_LEGACY_STATIC_ARCHIVE=ON -DUNICORN_BUILD_TESTS=OFF
             -DUNICORN_INSTALL=OFF

@@ -15,7 +15,11 @@
 
 #define WRAPPED(name) extern __typeof__(name) WRAP(name), REAL(name);
 
+WRAPPED(__assert_fail)
+WRAPPED(abort)
 WRAPPED(cpu_abort_x86_64)
+WRAPPED(exit)
+WRAPPED(g_assertion_message_expr)
 WRAPPED(helper_cpuid_x86_64)
 WRAPPED(helper_hlt_x86_64)
 WRAPPED(helper_inb_x86_64)

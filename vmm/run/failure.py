@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vmm._native import lib
+from vmm._native import ffi, lib
 from vmm.cpu.registers import Registers
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import kvm_error
@@ -26,6 +26,7 @@ _USE_THE_SOFTWARE_CPU = "run with -accel auto or kvm+softcpu: the software CPU e
 _SOFTWARE_CPU_ENDS = {
     0x10001: "the guest set up what the software CPU cannot run, such as a fault in ring 3 without a TSS",
     0x10002: "KVM refuses the registers that the guest gave its CPU",
+    0x10003: "the software CPU gave up on the guest's code, which is a fault of vmm's to report",
 }
 """native/softcpu/softcpu.h, enum softcpu_end; its module is loaded only where it is used."""
 
@@ -62,7 +63,8 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
         lib.VCPU_SYSTEM_EVENT: f"KVM system event {end.detail}",
         lib.VCPU_UNSUPPORTED: f"KVM exit reason {end.detail}, which vmm does not know",
     }.get(end.outcome, f"run outcome {end.outcome}")
-    return Reason.KVM_FAILURE, f"{what}, {where}", registers.text
+    why = "" if end.why == ffi.NULL else f" ({ffi.string(end.why).decode('ascii')})"
+    return Reason.KVM_FAILURE, f"{what}{why}, {where}", registers.text
 
 
 def _failed_ioctl(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:

@@ -59,6 +59,7 @@ struct vcpu_end {
     int32_t error;
     uint32_t instruction_size; /* bytes valid in instruction[], 0 to 15 */
     uint8_t instruction[16];
+    const char *why; /* more words on detail, or NULL; the software CPU's, as long as it lives */
 };
 
 struct vmm_vcpu;
