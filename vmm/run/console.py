@@ -17,8 +17,12 @@ KEEP_BYTES = 4 << 20
 _SEARCH_OVERLAP = 4096
 """How far back a pattern may have begun in what was searched before."""
 
-_ESCAPE_SEQUENCE = rb"\x1b(?:\[[0-9;?=]*[@-~]|[()][0-9A-Za-z]|[=>78c])"
-_ESCAPE_BEGUN = rb"\x1b(?:\[[0-9;?=]*|[()])?\Z"
+MAX_PARAMETERS = 64
+"""Bytes between CSI and the letter that ends it; what is longer is text, so that a guest cannot make us wait for an end
+that never comes."""
+
+_ESCAPE_SEQUENCE = rb"\x1b(?:\[[0-9;?=]{0,%d}[@-~]|[()][0-9A-Za-z]|[=>78c])" % MAX_PARAMETERS
+_ESCAPE_BEGUN = rb"\x1b(?:\[[0-9;?=]{0,%d}|[()])?\Z" % MAX_PARAMETERS
 
 
 def strip_escapes(data: bytes) -> bytes:
@@ -57,9 +61,13 @@ class Stream:
 
     def since(self, position: int) -> bytes:
         """The bytes from ``position`` (counted from the first ever printed) on, as far as they are kept."""
+        return self.fresh(position)[0]
+
+    def fresh(self, position: int) -> tuple[bytes, int]:
+        """`since`, and the position from which to ask next."""
         with self._lock:
             first = self.total - len(self._kept)
-            return bytes(self._kept[max(0, position - first) :])
+            return bytes(self._kept[max(0, position - first) :]), self.total
 
     def text(self) -> str:
         """All that is kept, without escape sequences."""
@@ -106,10 +114,9 @@ class Watcher:
         return found
 
     def _poll_stream(self, searched: _Searched) -> int:
-        fresh = searched.stream.since(searched.position)
+        fresh, searched.position = searched.stream.fresh(searched.position)
         if not fresh:
             return 0
-        searched.position += len(fresh)
         fresh = searched.carry + fresh
         begun = re.search(_ESCAPE_BEGUN, fresh)
         searched.carry = fresh[begun.start() :] if begun else b""
