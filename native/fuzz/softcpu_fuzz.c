@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Runs programs of random instructions in the software CPU, two vCPUs at once
+ * on one memory, in all modes and in rings 0 and 3. What no guest may do is to
+ * end or stop the process, or to make the engine give up; the supervisor sees
+ * that from outside, keeps the program in a file, and says how to run it again.
+ *
+ * usage: softcpu_fuzz SECONDS DIRECTORY [SEED]   programs made from SEED, SEED + 1, …; findings go to DIRECTORY
+ *        softcpu_fuzz FILE...                    run these programs
+ *
+ * The exit status is 1 if anything was found.
+ */
+#include "softcpu_guest.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "x86_code.h"
+
+/* Rounds of both vCPUs that a program may go on for; each ends after a millisecond at the latest. */
+#define ROUNDS 3
+/* Without a finished program for so long, the worker hangs. A program is done in about 10 ms at most. */
+#define HANG_SECONDS 20
+
+/* Shared by the supervisor and its worker. */
+struct progress {
+    _Atomic uint64_t seed;
+    _Atomic uint64_t ran;
+    _Atomic uint64_t instructions;
+    _Atomic uint32_t gave_up;
+    char why[160];
+    struct program program;
+};
+
+static void make_program(uint64_t seed, struct program *program)
+{
+    struct random random = {seed};
+
+    memset(program, 0, sizeof(*program));
+    program->mode = (uint8_t)random_below(&random, MODES);
+    program->ring3 = random_below(&random, 3) == 0;
+    program->start = (uint8_t)random_next(&random);
+    program->trap_flag = random_below(&random, 50) == 0;
+    program->registers = (uint32_t)random_next(&random);
+    program->size = random_below(&random, 8) == 0 ? CODE_BYTES : 1 + random_below(&random, 512);
+    for (uint32_t i = 0; i < GUEST_CPUS; i++) {
+        x86_code_fill(&random, program_bits(program), program->code[i], program->size);
+    }
+}
+
+/* True: it goes on, or would if it had the time. */
+static bool run_cpu(struct softcpu_vcpu *vcpu)
+{
+    int reason = LEAVE_AGAIN;
+
+    lock_acquire(vcpu);
+    for (uint32_t times = 0; times < 64 && (reason == LEAVE_AGAIN || reason == LEAVE_PAUSE); times++) {
+        reason = engine_execute(vcpu);
+    }
+    lock_release(vcpu);
+    return reason < LEAVE_STEP || reason == LEAVE_AGAIN || reason == LEAVE_PAUSE;
+}
+
+/* False: the engine gave up. */
+static bool run_program(struct guest *guest, const struct program *program)
+{
+    bool running[GUEST_CPUS];
+
+    memset(running, true, sizeof(running));
+    lock_acquire(guest->vcpus[0]);
+    guest_load(guest, program);
+    lock_release(guest->vcpus[0]);
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        for (uint32_t i = 0; i < GUEST_CPUS; i++) {
+            running[i] = running[i] && run_cpu(guest->vcpus[i]);
+        }
+    }
+    return !engine_gave_up(guest->softcpu);
+}
+
+static int work(struct progress *progress)
+{
+    struct guest *guest = guest_new();
+    uint64_t before = 0;
+
+    if (guest == NULL) {
+        fprintf(stderr, "softcpu_fuzz: no memory\n");
+        return 2;
+    }
+    for (;;) {
+        make_program(progress->seed, &progress->program);
+        if (!run_program(guest, &progress->program)) {
+            memcpy(progress->why, guest->softcpu->why_gave_up, sizeof(progress->why));
+            progress->gave_up = 1;
+            return 1;
+        }
+        progress->instructions += guest->vcpus[0]->cpu.parent_obj.random_seed - before;
+        before = guest->vcpus[0]->cpu.parent_obj.random_seed;
+        progress->ran++;
+        progress->seed++;
+    }
+}
+
+static void save(const struct progress *progress, const char *directory, const char *what, const char *self)
+{
+    char path[4096];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "%s/softcpu-%s-%llu", directory, what, (unsigned long long)progress->seed);
+    file = fopen(path, "wb");
+    if (file == NULL || fwrite(&progress->program, sizeof(progress->program), 1, file) != 1 || fclose(file) != 0) {
+        fprintf(stderr, "softcpu_fuzz: cannot write %s: %s\n", path, strerror(errno));
+    }
+    fprintf(stderr, "softcpu_fuzz: seed %llu: %s%s%s\n  again: %s %s\n", (unsigned long long)progress->seed, what,
+            progress->gave_up ? ": " : "", progress->gave_up ? progress->why : "", self, path);
+}
+
+/* Wait for the worker until `end`. True: it found something. */
+static bool watch(pid_t worker, struct progress *progress, time_t end, const char *directory, const char *self)
+{
+    uint64_t last = progress->ran;
+    time_t moved = time(NULL);
+    int status;
+
+    for (;;) {
+        if (waitpid(worker, &status, WNOHANG) == worker) {
+            break;
+        }
+        usleep(100000);
+        if (progress->ran != last) {
+            last = progress->ran;
+            moved = time(NULL);
+        }
+        if (time(NULL) - moved > HANG_SECONDS || time(NULL) >= end) {
+            bool hangs = time(NULL) - moved > HANG_SECONDS;
+
+            kill(worker, SIGKILL);
+            waitpid(worker, &status, 0);
+            if (hangs) {
+                save(progress, directory, "hang", self);
+            }
+            return hangs;
+        }
+    }
+    save(progress, directory, progress->gave_up ? "gave-up" : "crash", self);
+    return true;
+}
+
+static int supervise(uint64_t seconds, const char *directory, uint64_t seed, const char *self)
+{
+    struct progress *progress = mmap(NULL, sizeof(*progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    time_t end = time(NULL) + (time_t)seconds;
+    uint32_t found = 0;
+
+    if (progress == MAP_FAILED) {
+        perror("softcpu_fuzz: mmap");
+        return 2;
+    }
+    progress->seed = seed;
+    while (time(NULL) < end) {
+        pid_t worker = fork();
+
+        if (worker == 0) {
+            _exit(work(progress));
+        }
+        found += watch(worker, progress, end, directory, self);
+        progress->gave_up = 0;
+        progress->seed++;
+    }
+    printf("softcpu_fuzz: seeds %llu to %llu: %llu programs, %.0f million instructions, %u found\n",
+           (unsigned long long)seed, (unsigned long long)progress->seed - 1, (unsigned long long)progress->ran,
+           (double)progress->instructions / 1e6, found);
+    return found != 0;
+}
+
+static int run_files(int count, char **paths)
+{
+    struct guest *guest = guest_new();
+
+    for (int i = 0; guest != NULL && i < count; i++) {
+        struct program program;
+        FILE *file = fopen(paths[i], "rb");
+
+        if (file == NULL || fread(&program, sizeof(program), 1, file) != 1) {
+            fprintf(stderr, "softcpu_fuzz: cannot read a program from %s\n", paths[i]);
+            return 2;
+        }
+        fclose(file);
+        if (!run_program(guest, &program)) {
+            fprintf(stderr, "softcpu_fuzz: %s: gave up: %s\n", paths[i], guest->softcpu->why_gave_up);
+            return 1;
+        }
+    }
+    if (guest != NULL) {
+        guest_free(guest);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    char *rest = NULL;
+    uint64_t seconds = argc > 2 ? strtoull(argv[1], &rest, 10) : 0;
+
+    if (rest != NULL && *rest == '\0') {
+        return supervise(seconds, argv[2], argc > 3 ? strtoull(argv[3], NULL, 10) : (uint64_t)time(NULL) << 20, argv[0]);
+    }
+    if (argc < 2) {
+        fprintf(stderr, "usage: %s SECONDS DIRECTORY [SEED] | FILE...\n", argv[0]);
+        return 2;
+    }
+    return run_files(argc - 1, argv + 1);
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A machine of two vCPUs and 256 KiB of RAM for the software CPU alone, without
+ * KVM, and the world that a fuzzed program finds: tables that skip one byte at
+ * each exception and go on.
+ */
+#ifndef VMM_FUZZ_SOFTCPU_GUEST_H
+#define VMM_FUZZ_SOFTCPU_GUEST_H
+
+#include "engine.h"
+
+#define GUEST_CPUS 2
+#define CODE_BYTES 0x2000u
+
+enum guest_mode { MODE_REAL, MODE_PROTECTED_16, MODE_PROTECTED_32, MODE_PAGED_32, MODE_COMPATIBILITY, MODE_LONG, MODES };
+
+/* One input; files hold exactly this. */
+struct program {
+    uint8_t mode;
+    uint8_t ring3;
+    uint8_t start;     /* where in its page the code begins, in units of 16 bytes */
+    uint8_t trap_flag; /* begin with RFLAGS.TF */
+    uint32_t registers; /* seed */
+    uint32_t size;      /* of each code, at most CODE_BYTES */
+    uint8_t code[GUEST_CPUS][CODE_BYTES];
+};
+
+struct guest {
+    struct vmm_vm vm;
+    struct vmm_vcpu core[GUEST_CPUS];
+    struct softcpu *softcpu;
+    struct softcpu_vcpu *vcpus[GUEST_CPUS];
+    CPUX86State pristine;
+    uint8_t *ram;
+    uint8_t *image;
+};
+
+uint32_t program_bits(const struct program *program);
+
+/* NULL: no memory. */
+struct guest *guest_new(void);
+void guest_free(struct guest *guest);
+
+/* Everything as it was before any program, then this one in memory and registers. */
+void guest_load(struct guest *guest, const struct program *program);
+
+#endif
