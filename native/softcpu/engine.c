@@ -108,7 +108,7 @@ static bool take_engine(struct softcpu_vcpu *vcpu)
     softcpu->uc->cpu = cs;
     if (softcpu->last_owner != vcpu) {
         softcpu->last_owner = vcpu;
-        softcpu->swaps++;
+        count(&softcpu->swaps);
         softcpu->uc->last_tb = NULL;
     }
     if (memory_has_work(softcpu) && !memory_apply_work(softcpu)) {

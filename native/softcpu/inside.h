@@ -226,6 +226,12 @@ static inline struct softcpu_vcpu *owner_of(CPUX86State *env)
     return (struct softcpu_vcpu *)env_archcpu(env);
 }
 
+/* Of one writer, read by any thread: the vCPU's thread, or the owner. */
+static inline void count(uint64_t *counter)
+{
+    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
+}
+
 static inline bool engine_gave_up(const struct softcpu *softcpu)
 {
     return __atomic_load_n(&softcpu->gave_up, __ATOMIC_ACQUIRE);

@@ -247,7 +247,7 @@ static void apply_work(void *opaque)
     __atomic_store_n(&softcpu->map_work, false, __ATOMIC_RELAXED);
     if (softcpu->pending_count > 0) {
         drop_written_code(softcpu);
-        softcpu->invalidations++;
+        count(&softcpu->invalidations);
     }
     if (softcpu->table_stale) {
         bool flush;
@@ -258,7 +258,7 @@ static void apply_work(void *opaque)
         flush |= add_new(softcpu);
         if (flush) {
             flush_all_tlbs(softcpu);
-            softcpu->invalidations++;
+            count(&softcpu->invalidations);
         }
     }
 }

@@ -162,7 +162,7 @@ static bool halt(struct softcpu_vcpu *vcpu)
     if (vcpu->halted) {
         return true;
     }
-    vcpu->interrupts++;
+    count(&vcpu->interrupts);
     return interrupts_after_delivery(vcpu);
 }
 
@@ -181,7 +181,7 @@ static bool deliver(struct softcpu_vcpu *vcpu)
     case RAN_NOTHING:
         break; /* it was not to be: masked by priority after all */
     default:
-        vcpu->interrupts++;
+        count(&vcpu->interrupts);
         break;
     }
     return interrupts_after_delivery(vcpu) && take_back(vcpu);
@@ -210,7 +210,7 @@ static bool step(struct softcpu_vcpu *vcpu)
         return false;
     }
     ran = enter_kvm(vcpu, STEP_TICKS);
-    vcpu->kvm_steps++;
+    count(&vcpu->kvm_steps);
     if (ran == RAN_REFUSED) {
         vcpu->softcpu->core->serve_exit(vcpu->core, 0);
         return false;
@@ -315,7 +315,7 @@ static bool run_round(struct softcpu_vcpu *vcpu)
         return step(vcpu);
     case LEAVE_HALT:
         vcpu->halted = true;
-        vcpu->halts++;
+        count(&vcpu->halts);
         return true;
     case LEAVE_WINDOW:
         return deliver(vcpu);

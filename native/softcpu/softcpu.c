@@ -211,16 +211,16 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core, const struc
 void softcpu_read_counters(const struct softcpu *softcpu, struct softcpu_counters *counters)
 {
     *counters = (struct softcpu_counters){
-        .swaps = softcpu->swaps,
-        .invalidations = softcpu->invalidations,
-        .translations_flushed = softcpu->uc->tcg_ctx->tb_ctx.tb_flush_count,
+        .swaps = __atomic_load_n(&softcpu->swaps, __ATOMIC_RELAXED),
+        .invalidations = __atomic_load_n(&softcpu->invalidations, __ATOMIC_RELAXED),
+        .translations_flushed = __atomic_load_n(&softcpu->uc->tcg_ctx->tb_ctx.tb_flush_count, __ATOMIC_RELAXED),
     };
     for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
         const struct softcpu_vcpu *vcpu = softcpu->vcpus[i];
 
-        counters->instructions += vcpu->cpu.parent_obj.random_seed;
-        counters->kvm_steps += vcpu->kvm_steps;
-        counters->interrupts += vcpu->interrupts;
-        counters->halts += vcpu->halts;
+        counters->instructions += __atomic_load_n(&vcpu->cpu.parent_obj.random_seed, __ATOMIC_RELAXED);
+        counters->kvm_steps += __atomic_load_n(&vcpu->kvm_steps, __ATOMIC_RELAXED);
+        counters->interrupts += __atomic_load_n(&vcpu->interrupts, __ATOMIC_RELAXED);
+        counters->halts += __atomic_load_n(&vcpu->halts, __ATOMIC_RELAXED);
     }
 }

@@ -1,7 +1,10 @@
 """Several CPUs on one software CPU: locked instructions, states of their own, INIT and SIPI."""
 
+import itertools
+import threading
+
 import pytest
-from softcpu_rig import NOT_HERE, values_of
+from softcpu_rig import NOT_HERE, SoftcpuRig, values_of
 
 from vmm.softcpu.decision import has_hardware_virtualization
 
@@ -175,3 +178,24 @@ def test_init_takes_a_cpu_out_of_a_loop() -> None:
     3:  jmp 3b
     """
     assert values_of(source, cpus=2) == [22]
+
+
+def test_counters_may_be_read_while_cpus_run() -> None:
+    source = """
+    main:
+        test %ebx, %ebx
+        jnz 1f
+        start_others
+    1:  pause
+        lock incl 0x9000
+        jmp 1b
+    """
+    with SoftcpuRig(source, cpus=4) as rig:
+        runner = threading.Thread(target=rig.run, kwargs={"seconds": 0.2})
+        runner.start()
+        seen = [rig.softcpu.counters() for _ in iter(runner.is_alive, False)]
+        runner.join()
+        seen.append(rig.softcpu.counters())
+    for before, after in itertools.pairwise(seen):
+        assert all(one <= other for one, other in zip(before, after, strict=True)), (before, after)
+    assert seen[-1].swaps > 3
