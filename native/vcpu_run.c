@@ -88,7 +88,7 @@ void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count)
         pthread_mutex_lock(&vcpu->thread_lock);
         if (vcpu->running) {
             /* Covers the window between the loop's look at stop and its KVM_RUN. */
-            vcpu->run->immediate_exit = 1;
+            __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
             pthread_kill(vcpu->thread, VMM_KICK_SIGNAL);
         }
         pthread_mutex_unlock(&vcpu->thread_lock);
@@ -115,7 +115,7 @@ bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
     pthread_mutex_lock(&vcpu->thread_lock);
     vcpu->thread = pthread_self();
     vcpu->running = true;
-    vcpu->run->immediate_exit = 0;
+    __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&vcpu->thread_lock);
     vcpu->end = (struct vcpu_end){.outcome = VCPU_STOPPED};
     return (vcpu->index != 0 || vmm_vcpu_note_start(vcpu)) && !vmm_stop_requested(vcpu->vm);
@@ -309,7 +309,7 @@ bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu)
     const struct kvm_run *run = vcpu->run;
     int result;
 
-    vcpu->run->immediate_exit = 1;
+    __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
     /* The same instruction may ask for more: an access across two pages, a string, which KVM leaves every 1024 elements. */
     while ((result = ioctl(vcpu->fd, KVM_RUN, 0)) == 0 &&
            (run->exit_reason == KVM_EXIT_IO || run->exit_reason == KVM_EXIT_MMIO)) {

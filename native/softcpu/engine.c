@@ -114,8 +114,8 @@ static bool take_engine(struct softcpu_vcpu *vcpu)
     if (memory_has_work(softcpu) && !memory_apply_work(softcpu)) {
         return false;
     }
-    if (vcpu->flush_tlb || vcpu->code_generation != softcpu->code_generation) {
-        vcpu->flush_tlb = false;
+    if (__atomic_exchange_n(&vcpu->flush_tlb, false, __ATOMIC_RELAXED) ||
+        vcpu->code_generation != softcpu->code_generation) {
         tlb_flush(cs);
     }
     if (vcpu->tb_flushes != softcpu->uc->tcg_ctx->tb_ctx.tb_flush_count) {

@@ -141,7 +141,7 @@ struct softcpu_vcpu {
     bool abort;
 
     bool look_at_kvm; /* atomic: another vCPU may have sent something */
-    bool flush_tlb; /* owner or holder of map_mutex */
+    bool flush_tlb; /* atomic: set by any thread, cleared by the vCPU's as the owner */
     uint32_t code_generation;
     uint32_t tb_flushes;
 

@@ -104,7 +104,7 @@ static void on_written(void *opaque, uint64_t gpa, uint64_t length)
 static void flush_all_tlbs(struct softcpu *softcpu)
 {
     for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
-        softcpu->vcpus[i]->flush_tlb = true;
+        __atomic_store_n(&softcpu->vcpus[i]->flush_tlb, true, __ATOMIC_RELAXED);
     }
     for (uint32_t i = 0; i < softcpu->region_count; i++) {
         softcpu->regions[i].fetched = false;
@@ -282,8 +282,7 @@ void memory_after_device(struct softcpu_vcpu *vcpu)
     if (!memory_apply_work(vcpu->softcpu)) {
         engine_leave(vcpu, LEAVE_ABORT);
     }
-    if (vcpu->flush_tlb) {
-        vcpu->flush_tlb = false;
+    if (__atomic_exchange_n(&vcpu->flush_tlb, false, __ATOMIC_RELAXED)) {
         tlb_flush(CPU(&vcpu->cpu));
     }
     /* Blocks chained to one another may have gone stale: end the chain. */

@@ -135,7 +135,7 @@ bool state_load(struct softcpu_vcpu *vcpu)
     }
     load_regs(vcpu);
     if (load_sregs(vcpu)) {
-        vcpu->flush_tlb = true;
+        __atomic_store_n(&vcpu->flush_tlb, true, __ATOMIC_RELAXED);
     }
     x86_update_hflags(env);
     env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
