@@ -37,8 +37,6 @@ bool rescue_run(struct softcpu *softcpu, void (*step)(void *opaque), void *opaqu
     return done;
 }
 
-void QEMU_NORETURN REAL(abort)(void);
-
 static void QEMU_NORETURN give_up(const char *file, int line, const char *what)
 {
     struct rescue *rescue = innermost;
@@ -52,11 +50,6 @@ static void QEMU_NORETURN give_up(const char *file, int line, const char *what)
     __atomic_store_n(&rescue->softcpu->gave_up, true, __ATOMIC_RELEASE);
     longjmp(rescue->back, 1);
 }
-
-void QEMU_NORETURN WRAP(g_assertion_message_expr)(const char *file, int line, const char *expression);
-void QEMU_NORETURN WRAP(__assert_fail)(const char *expression, const char *file, unsigned line, const char *function);
-void QEMU_NORETURN WRAP(abort)(void);
-void QEMU_NORETURN WRAP(exit)(int status);
 
 void WRAP(g_assertion_message_expr)(const char *file, int line, const char *expression)
 {

@@ -28,7 +28,16 @@ function(vmm_get_unicorn)
   if(NOT directory)
     set(directory ${CMAKE_BINARY_DIR}/unicorn)
   endif()
-  set(archive ${directory}/unicorn-${version}.tar.gz)
+  set(archives ${directory})
+  set(archive ${archives}/unicorn-${version}.tar.gz)
+  # Without -DNDEBUG: a failed assertion ends the machine (rescue.c).
+  set(flags -O3)
+  if(VMM_SANITIZE MATCHES address)
+    # Its other sanitizers are left out: QEMU counts on shifts and alignments that UndefinedBehaviorSanitizer refuses,
+    # and ThreadSanitizer sees nothing of translated code; one thread at a time is in the engine.
+    set(flags "-O1 -g -fsanitize=address -fno-omit-frame-pointer")
+    string(APPEND directory /address)
+  endif()
   set(source ${directory}/unicorn-${version}/src)
   set(build ${directory}/lib)
   set(stamp ${directory}/stamp)
@@ -37,7 +46,7 @@ function(vmm_get_unicorn)
   set(UNICORN_BUILD ${build} PARENT_SCOPE)
 
   file(GLOB_RECURSE inputs ${override}/*)
-  set(wanted "${CMAKE_C_COMPILER} ${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION}")
+  set(wanted "${flags} ${CMAKE_C_COMPILER} ${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION}")
   foreach(input IN ITEMS ${requirement} ${CMAKE_CURRENT_FUNCTION_LIST_FILE} ${inputs})
     file(SHA256 ${input} digest)
     string(APPEND wanted " ${digest}")
@@ -57,7 +66,7 @@ function(vmm_get_unicorn)
     message(STATUS "Downloading unicorn ${version} for the software CPU")
     execute_process(
       COMMAND ${Python_EXECUTABLE} -m pip download --quiet --disable-pip-version-check --retries 1 --no-deps
-              --no-binary unicorn --require-hashes --requirement ${requirement} --dest ${directory}
+              --no-binary unicorn --require-hashes --requirement ${requirement} --dest ${archives}
       OUTPUT_FILE ${log} ERROR_FILE ${log} RESULT_VARIABLE failed)
     if(failed OR NOT EXISTS ${archive})
       vmm_last_line(${log} last)
@@ -91,11 +100,10 @@ function(vmm_get_unicorn)
       return()
     endif()
   endforeach()
-  # Without -DNDEBUG: a failed assertion ends the machine (rescue.c).
   cmake_host_system_information(RESULT processors QUERY NUMBER_OF_LOGICAL_CORES)
   execute_process(
     COMMAND ${CMAKE_COMMAND} -S ${source} -B ${build} -G ${CMAKE_GENERATOR} -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM}
-            -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_FLAGS_RELEASE=-O3
+            -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} -DCMAKE_BUILD_TYPE=Release "-DCMAKE_C_FLAGS_RELEASE=${flags}"
             -DCMAKE_POSITION_INDEPENDENT_CODE=ON
             "-DCMAKE_C_FLAGS=-iquote \"${override}\" -fvisibility=hidden -w"
             -DUNICORN_ARCH=x86 -DBUILD_SHARED_LIBS=OFF -DUNICORN_LEGACY_STATIC_ARCHIVE=ON -DUNICORN_BUILD_TESTS=OFF

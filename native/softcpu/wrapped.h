@@ -13,6 +13,9 @@
 #define REAL_PASTE(name) __real_##name
 #define REAL(name) REAL_PASTE(name)
 
+/* <assert.h> declares it only where assertions are on. */
+void __assert_fail(const char *expression, const char *file, unsigned line, const char *function) QEMU_NORETURN;
+
 #define WRAPPED(name) extern __typeof__(name) WRAP(name), REAL(name);
 
 WRAPPED(__assert_fail)
