@@ -22,8 +22,9 @@
 
 #include "x86_code.h"
 
-/* Rounds of both vCPUs that a program may go on for; each ends after a millisecond at the latest. */
-#define ROUNDS 3
+/* Rounds of both vCPUs that a program may go on for; each is cut short after this time. */
+#define ROUNDS 4
+#define ROUND_NS 200000
 /* Without a finished program for so long, the worker hangs. A program is done in about 10 ms at most. */
 #define HANG_SECONDS 20
 
@@ -51,6 +52,33 @@ static void make_program(uint64_t seed, struct program *program)
     for (uint32_t i = 0; i < GUEST_CPUS; i++) {
         x86_code_fill(&random, program_bits(program), program->code[i], program->size);
     }
+}
+
+static void *hurry(void *opaque)
+{
+    struct guest *guest = opaque;
+    const struct timespec round = {.tv_nsec = ROUND_NS};
+
+    for (;;) {
+        nanosleep(&round, NULL);
+        for (uint32_t i = 0; i < GUEST_CPUS; i++) {
+            engine_ask_to_leave(guest->vcpus[i]);
+        }
+    }
+    return NULL;
+}
+
+/* A guest whose programs are cut short, or NULL; lives as long as the process. */
+static struct guest *hurried_guest(void)
+{
+    struct guest *guest = guest_new();
+    pthread_t thread;
+
+    if (guest == NULL || pthread_create(&thread, NULL, hurry, guest) != 0) {
+        fprintf(stderr, "softcpu_fuzz: no memory\n");
+        return NULL;
+    }
+    return guest;
 }
 
 /* True: it goes on, or would if it had the time. */
@@ -85,11 +113,10 @@ static bool run_program(struct guest *guest, const struct program *program)
 
 static int work(struct progress *progress)
 {
-    struct guest *guest = guest_new();
+    struct guest *guest = hurried_guest();
     uint64_t before = 0;
 
     if (guest == NULL) {
-        fprintf(stderr, "softcpu_fuzz: no memory\n");
         return 2;
     }
     for (;;) {
@@ -180,9 +207,12 @@ static int supervise(uint64_t seconds, const char *directory, uint64_t seed, con
 
 static int run_files(int count, char **paths)
 {
-    struct guest *guest = guest_new();
+    struct guest *guest = hurried_guest();
 
-    for (int i = 0; guest != NULL && i < count; i++) {
+    if (guest == NULL) {
+        return 2;
+    }
+    for (int i = 0; i < count; i++) {
         struct program program;
         FILE *file = fopen(paths[i], "rb");
 
@@ -195,9 +225,6 @@ static int run_files(int count, char **paths)
             fprintf(stderr, "softcpu_fuzz: %s: gave up: %s\n", paths[i], guest->softcpu->why_gave_up);
             return 1;
         }
-    }
-    if (guest != NULL) {
-        guest_free(guest);
     }
     return 0;
 }

@@ -262,12 +262,3 @@ struct guest *guest_new(void)
     guest->pristine = guest->vcpus[0]->cpu.env;
     return guest;
 }
-
-void guest_free(struct guest *guest)
-{
-    softcpu_free(guest->softcpu); /* and its vCPUs */
-    pthread_mutex_destroy(&guest->vm.io_lock);
-    munmap(guest->ram, RAM_BYTES);
-    free(guest->image);
-    free(guest);
-}

@@ -37,9 +37,8 @@ struct guest {
 
 uint32_t program_bits(const struct program *program);
 
-/* NULL: no memory. */
+/* NULL: no memory. There is no way to give it back: a process has one. */
 struct guest *guest_new(void);
-void guest_free(struct guest *guest);
 
 /* Everything as it was before any program, then this one in memory and registers. */
 void guest_load(struct guest *guest, const struct program *program);

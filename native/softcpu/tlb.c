@@ -111,7 +111,7 @@ void WRAP(tlb_set_page_with_attrs)(CPUState *cs, target_ulong vaddr, hwaddr padd
     if (size > TARGET_PAGE_SIZE) {
         note_large_page(desc, vaddr, size);
     }
-    tlb->c.dirty |= 1 << mmu_idx;
+    tlb->c.dirty = (uint16_t)(tlb->c.dirty | 1u << mmu_idx);
     for (int i = 0; i < CPU_VTLB_SIZE; i++) {
         if (entry_is_for(cs->uc, &desc->vtable[i], vaddr)) {
             memset(&desc->vtable[i], -1, sizeof(desc->vtable[i]));
