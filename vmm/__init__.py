@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmm.config.keywords import MachineOptions
     from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome, Reason
 
-__all__ = ["Machine", "MachineConfig", "Outcome", "Reason"]
+__all__ = ["Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
 
 _HOMES = {
     "Machine": "vmm.machine",
     "MachineConfig": "vmm.config.machine",
+    "MachineOptions": "vmm.config.keywords",
     "Outcome": "vmm.run.outcome",
     "Reason": "vmm.run.outcome",
 }
@@ -24,3 +26,7 @@ def __getattr__(name: str) -> Any:
     import importlib  # noqa: PLC0415
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -126,11 +126,11 @@ class Bus:
     """
 
     def __init__(
-        self, kind: str, table: Any, lock: IoLock, on_failure: Callable[[Exception], None] | None = None
+        self, kind: str, table: Any, lock: IoLock, on_failure: Callable[[BaseException], None] | None = None
     ) -> None:
         self.kind = kind
         self.lock = lock
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._table = table
         self._on_failure = on_failure
         self._entries: dict[int, _Entry] = {}
@@ -183,7 +183,7 @@ class Bus:
                 result.append(BusRange(name, row.first, row.last, reads + row.reads, writes + row.writes))
             return result
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Keep the first failure of a device and stop the machine."""
         if self.failure is None:
             self.failure = error
@@ -210,7 +210,7 @@ class Bus:
 # Nothing that a device raises may unwind through C: it stops the machine, and the guest reads ones.
 
 
-def _failed(binding: _Binding, offset: int, error: Exception) -> None:
+def _failed(binding: _Binding, offset: int, error: BaseException) -> None:
     error.add_note(f"in {binding.bus.kind} device {binding.name}, offset {offset:#x}")
     binding.bus.fail(error)
 
@@ -221,7 +221,7 @@ def vmm_python_read(handle: Any, offset: int, size: int) -> int:
     binding: _Binding = ffi.from_handle(handle)
     try:
         return binding.device.read(offset, size) & _LOW_64
-    except Exception as error:  # noqa: BLE001 - see above
+    except BaseException as error:  # noqa: BLE001 - see above
         _failed(binding, offset, error)
         return _LOW_64
 
@@ -232,7 +232,7 @@ def vmm_python_write(handle: Any, offset: int, size: int, value: int) -> None:
     binding: _Binding = ffi.from_handle(handle)
     try:
         binding.device.write(offset, size, value)
-    except Exception as error:  # noqa: BLE001 - see above
+    except BaseException as error:  # noqa: BLE001 - see above
         _failed(binding, offset, error)
 
 
@@ -247,7 +247,7 @@ def vmm_python_string(handle: Any, access: Any) -> None:
             device.write_string(offset, size, count, bytes(data))
         else:
             data[:] = device.read_string(offset, size, count)
-    except Exception as error:  # noqa: BLE001 - see above
+    except BaseException as error:  # noqa: BLE001 - see above
         if not access.is_write:
             data[:] = _ALL_ONES * len(data)
         _failed(binding, offset, error)

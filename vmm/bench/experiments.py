@@ -172,14 +172,20 @@ def _vmm_times(plan: latency.Plan, mode: str) -> list[dict[str, Any]]:
     from vmm.firmware import guests  # noqa: PLC0415
     from vmm.machine import Machine  # noqa: PLC0415  # loads the native module
 
-    with latency.Bulk(plan.bulk_bytes) as bulk:
-        items = {"opt/vmm/latency": plan.options(mode), "opt/vmm/bulk": bulk}
-        image = str(guests.path("latency"))
-        with Machine(image, accel="kvm", memory=plan.memory_mib << 20, fw_cfg=items, exit_times=True) as machine:
-            outcome = machine.run(deadline=boot.DEADLINE_S * 4)
-            if not outcome.reached:
-                raise ContenderFailedError(f"vmm with histograms: {outcome.message}")
-            return [times.summary() for times in machine.exit_times()]
+    with (
+        latency.Bulk(plan.bulk_bytes) as bulk,
+        Machine(
+            str(guests.path("latency")),
+            accel="kvm",
+            memory=plan.memory_mib << 20,
+            fw_cfg={"opt/vmm/latency": plan.options(mode), "opt/vmm/bulk": bulk},
+            exit_times=True,
+        ) as machine,
+    ):
+        outcome = machine.run(deadline=boot.DEADLINE_S * 4)
+        if not outcome.reached:
+            raise ContenderFailedError(f"vmm with histograms: {outcome.message}")
+        return [times.summary() for times in machine.exit_times()]
 
 
 def _typical_timeline(runs: Sequence[boot.BootRun]) -> list[tuple[float, str]]:

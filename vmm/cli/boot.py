@@ -12,7 +12,7 @@ from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, conf
 from vmm.cli.parser import Parser
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError
-from vmm.run.console import compile_pattern
+from vmm.run.expect import compile_pattern
 
 if TYPE_CHECKING:
     import argparse
@@ -163,7 +163,7 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
 
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
-    return Terminal(streams, machine.type if typed else None, machine.stop, say)
+    return Terminal(streams, machine.send if typed else None, machine.stop, say)
 
 
 def _refuse_two_on_stdout(arguments: argparse.Namespace, config: MachineConfig) -> None:

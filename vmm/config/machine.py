@@ -4,7 +4,7 @@ Everything that can be wrong before ``/dev/kvm`` is opened is found when a :clas
 :class:`vmm.errors.ConfigError`. Sizes are in bytes unless a name says otherwise.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -82,6 +82,16 @@ class MachineConfig(NamedTuple):
     """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
+
+    def __repr__(self) -> str:
+        """What differs from the defaults."""
+        defaults = self._field_defaults
+        fields = (
+            f"{name}={value!r}"
+            for name, value in zip(self._fields, self, strict=True)
+            if name not in defaults or value != defaults[name]
+        )
+        return f"MachineConfig({', '.join(fields)})"
 
     def _check(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -165,8 +175,8 @@ class MachineConfig(NamedTuple):
         memory: str | int = DEFAULT_MEMORY,
         machine: MachineType | str = MachineType.AUTO,
         fwcfg: Interface | str = Interface.AUTO,
-        fw_cfg: Mapping[str, bytes | str | Path] | Iterable[FwCfgItem] = (),
-        fwctl: Mapping[str, Any] | Iterable[FwCtlItem] = (),
+        fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem] = (),
+        fwctl: Mapping[str, Any] | Sequence[FwCtlItem] = (),
         fwctl_extensions: bool = False,
         cpu_count: bool = True,
         uuid: "UUID | str | None" = None,
@@ -190,38 +200,8 @@ class MachineConfig(NamedTuple):
     ) -> Self:
         """Return the machine that these words describe.
 
-        Args:
-            firmware: ``ovmf``, ``seabios``, ``bhyve``, ``probe``, a path, or loaded images; ``none`` goes with
-                ``direct``.
-            variables: the user's VARS file; without it the guest writes a private copy of the template.
-            persist: write what the guest stores back into ``variables``.
-            cpus: vCPUs at boot.
-            max_cpus: CPUs that the tables have room for; ``cpus`` if left out.
-            memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes.
-            machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
-            fwcfg: what answers at ports 0x510 and 0x511: ``auto``, ``qemu`` (fw_cfg) or ``bhyve`` (fwctl).
-            fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is mapped.
-            fwctl: OIDs by name: int (4 bytes), bytes, str, or a callable that returns one of these.
-            fwctl_extensions: answer fwctl's NULL, ECHO and SET.
-            cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
-            uuid: fw_cfg key 2 and SMBIOS type 1.
-            serial: COM1: ``none``, ``stdio`` or ``file:PATH``; read it from Python in any case.
-            debugcon: port 0x402, likewise.
-            boot: ``-boot``'s text.
-            kernel: bzImage, ELF with a PVH note, or UEFI program, handed over through fw_cfg.
-            initrd: initial RAM disk.
-            append: kernel command line.
-            direct: start the kernel, a bzImage, without firmware.
-            acpi_tables: ``-acpitable`` texts.
-            smbios: ``-smbios`` texts.
-            smbios_entry_point: 32 for SMBIOS 2.8, 64 for SMBIOS 3.0.
-            e820: ``-e820`` texts.
-            bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
-            devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``.
-            accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
-            dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
-            exit_times: time every exit and device access.
-            trace: path of the access log, "-" for stderr.
+        ``firmware`` is ``ovmf``, ``seabios``, ``bhyve``, ``probe``, a path, or loaded images; ``none`` goes with
+        ``direct``. `vmm.config.keywords.MachineOptions` says what the keywords mean.
 
         Raises:
             ConfigError: any of these makes no sense, or names a file that is unusable.

@@ -95,6 +95,12 @@ class FwCfgItem(NamedTuple):
     data: bytes | None = None
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        """With a few of its bytes."""
+        from reprlib import repr as shortened  # noqa: PLC0415  # for people who print one
+
+        return f"FwCfgItem({self.name!r}, {shortened(self.data) if self.path is None else repr(str(self.path))})"
+
     def check(self) -> None:
         """Refuse an item that no directory can hold.
 

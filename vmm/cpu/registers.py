@@ -48,6 +48,12 @@ class Registers:
             values |= {f"{name}_base": table.base, f"{name}_limit": table.limit}
         return cls(values, vcpu.get_mp_state())
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<Registers: {self.bits}-bit code at RIP {self.values['rip']:#x}, CPL {self.cpl}, {self.mp_state.name}>"
+
     @property
     def bits(self) -> int:
         """16, 32 or 64: how the CPU decodes instructions at RIP."""

@@ -10,7 +10,7 @@ from vmm.devices.signals import Sink
 from vmm.devices.timer import TimerService
 
 COLLECT_NS = 4_000_000
-"""How long a byte may wait: as long as between two looks at the consoles (`vmm.machine.POLL_SECONDS`)."""
+"""How long a byte may wait: as long as between two looks at the consoles (`vmm.run.runner.POLL_SECONDS`)."""
 
 BUFFER_SIZE: int = lib.DEBUGCON_BUFFER
 """Bytes that do not wait any longer once they are so many."""

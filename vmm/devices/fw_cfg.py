@@ -77,7 +77,9 @@ class FwCfg:
         on_failure: called with the exception when a callback of an item raises; it shall stop the machine.
     """
 
-    def __init__(self, core: Any, *, dma: bool = True, on_failure: Callable[[Exception], None] | None = None) -> None:
+    def __init__(
+        self, core: Any, *, dma: bool = True, on_failure: Callable[[BaseException], None] | None = None
+    ) -> None:
         self._core = core
         self._on_failure = on_failure
         self._native = ffi.gc(
@@ -92,7 +94,7 @@ class FwCfg:
         self._tables: tuple[Any, Any] | None = None
         self._python: PythonFwCfg | None = None
         self._unbuilt: list[BuildFiles] = []
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.add_item(Key.SIGNATURE, b"QEMU")
         self.add_item(Key.ID, struct.pack("<I", 3 if dma else 1))
 
@@ -366,7 +368,7 @@ class FwCfg:
                 item.on_select()
             elif event == lib.FW_CFG_EVENT_WRITE and item.on_write is not None:
                 item.on_write(offset, bytes(ffi.buffer(item.contents)[offset : offset + length]))
-        except Exception as error:  # noqa: BLE001 - an item's callback must not unwind through C
+        except BaseException as error:  # noqa: BLE001 - an item's callback must not unwind through C
             error.add_note(f"in a callback of fw_cfg item {self.name_of(key)}")
             if self.failure is None:
                 self.failure = error

@@ -34,7 +34,7 @@ class TimerService:
     def __init__(
         self,
         lock: AbstractContextManager[object],
-        on_failure: Callable[[Exception], None],
+        on_failure: Callable[[BaseException], None],
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self.clock = clock
@@ -96,7 +96,7 @@ class TimerService:
                 self._overtaken = False
             try:
                 wait = self.run_due()
-            except Exception as error:  # noqa: BLE001 - a defect of a device; it ends the machine, not this process
+            except BaseException as error:  # noqa: BLE001 - a defect of a device; it ends the machine, not this process
                 self._on_failure(error)
                 return
             with self._wake:

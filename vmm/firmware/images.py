@@ -92,6 +92,10 @@ class VariableStore(NamedTuple):
     persist: bool = False
     """Write what the guest stored back into ``path``, from its first byte; else the guest writes a private copy."""
 
+    def __repr__(self) -> str:
+        """Without the bytes, which are many."""
+        return f"<VariableStore {self.path}, {len(self.data)} bytes{', written back' if self.persist else ''}>"
+
 
 class FirmwareImages(NamedTuple):
     """The image or images that a machine starts from, checked."""
@@ -108,6 +112,11 @@ class FirmwareImages(NamedTuple):
     """What was decided about the files, one sentence each, for the user."""
     identity: Identity | None = None
     """What a look into the code found; None where nobody had to look."""
+
+    def __repr__(self) -> str:
+        """Without the bytes, which are many."""
+        variables = f", {self.variables!r}" if self.variables else ""
+        return f"<FirmwareImages {self.kind} {self.path}, {len(self.code)} bytes{variables}>"
 
     @property
     def code_address(self) -> int:

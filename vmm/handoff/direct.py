@@ -26,12 +26,14 @@ from vmm.tables.loader_rules import Rules
 from vmm.tables.table_loader import Allocate, Zone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from vmm.bus import IoLock
+    from vmm.config.machine import MachineConfig
     from vmm.devices.fw_cfg import FwCfg
     from vmm.kvm import Vcpu
-    from vmm.machine import Machine
     from vmm.memory import GuestMemory
+    from vmm.platform import Platform
 
 GDT: Final = 0x500
 BOOT_PARAMS: Final = 0x7000
@@ -57,26 +59,37 @@ _WRITE_BACK: Final = 0x806
 _PAM_RAM: Final = (0x30, *[0x33] * 6)
 
 
-def prepare(machine: Machine) -> None:
-    """Load the kernel, the tables and the first vCPU's registers.
+def prepare(
+    config: MachineConfig,
+    memory: GuestMemory,
+    fw_cfg: FwCfg | None,
+    platform: Platform,
+    io_lock: IoLock,
+    vcpus: Sequence[Vcpu],
+) -> None:
+    """Load the kernel, the tables and the first vCPU's registers into a machine that was not run yet.
 
     Args:
-        machine: built, and not yet run; it has fw_cfg, whose items the tables come from.
+        config: names the kernel.
+        memory: of the machine.
+        fw_cfg: its items are where the tables come from.
+        platform: the board.
+        io_lock: of the machine.
+        vcpus: as after power-on.
 
     Raises:
         ConfigError: the kernel cannot be started this way, or does not fit.
     """
-    config, memory, fw_cfg = machine.config, machine.memory, machine.fw_cfg
     if config.kernel is None or fw_cfg is None:
         raise ConfigError("-direct: needs a kernel (-kernel PATH) and fw_cfg")
-    _set_up_chipset(machine)
+    _set_up_chipset(config.machine_type, platform, io_lock)
     top, rsdp = _place_acpi(fw_cfg, memory)
     files = {name: fw_cfg.contents(name) for name in ("etc/smbios/smbios-anchor", "etc/smbios/smbios-tables")}
     memory.write(SMBIOS.start, smbios_placement.place(files, SMBIOS.start, len(SMBIOS)))
     kernel = load_kernel(config.kernel, config.initrd, config.append or "", top)
     setup = bytes(kernel.keys.get(Key.SETUP_DATA, b""))
     initrd = int.from_bytes(kernel.keys.get(Key.INITRD_ADDR, b""), "little") or top
-    _check(machine, setup, initrd)
+    _check(config, setup, initrd)
     entry = int.from_bytes(kernel.keys[Key.KERNEL_ADDR], "little")
     for address, data in (
         (entry, kernel.keys[Key.KERNEL_DATA]),
@@ -87,9 +100,9 @@ def prepare(machine: Machine) -> None:
     ranges = _memory_map(e820.decode(fw_cfg.contents(tables.E820_FILE)), memory.low_size, top, config.machine_type)
     memory.write(BOOT_PARAMS, boot_params(setup, ranges, rsdp))
     memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))
-    for vcpu in machine.vcpus:
+    for vcpu in vcpus:
         vcpu.set_msrs({_MSR_MTRR_DEF_TYPE: _WRITE_BACK})
-    _enter_protected_mode(machine.vcpus[0], entry)
+    _enter_protected_mode(vcpus[0], entry)
 
 
 def boot_params(setup: bytes, ranges: Iterable[E820Entry], rsdp: int) -> bytes:
@@ -110,8 +123,8 @@ def boot_params(setup: bytes, ranges: Iterable[E820Entry], rsdp: int) -> bytes:
     return bytes(page)
 
 
-def _check(machine: Machine, setup: bytes, end: int) -> None:
-    path = machine.config.kernel
+def _check(config: MachineConfig, setup: bytes, end: int) -> None:
+    path = config.kernel
     if setup[HEADER_MAGIC : HEADER_MAGIC + 4] != b"HdrS" or not setup[LOAD_FLAGS] & LOADED_HIGH:
         raise ConfigError(f"-direct: {path} is no Linux bzImage; boot it through firmware, without -direct")
     (protocol,) = struct.unpack_from("<H", setup, PROTOCOL)
@@ -119,26 +132,26 @@ def _check(machine: Machine, setup: bytes, end: int) -> None:
         preferred, size = struct.unpack_from("<QI", setup, _PREF_ADDRESS)
         if preferred + size > end:
             raise ConfigError(
-                f"-m {machine.config.memory >> 20}M: {path} needs {(preferred + size) >> 20} MiB below its initrd at "
+                f"-m {config.memory >> 20}M: {path} needs {(preferred + size) >> 20} MiB below its initrd at "
                 f"{end >> 20} MiB; more RAM would help"
             )
 
 
-def _set_up_chipset(machine: Machine) -> None:
+def _set_up_chipset(machine_type: MachineType, platform: Platform, io_lock: IoLock) -> None:
     """Decode ECAM and the ACPI block, and turn the legacy area into RAM; the tables say the same addresses."""
-    functions = machine.platform.pci.functions()
+    functions = platform.pci.functions()
     host = functions[0, 0]
     pmbase = (layout.PMBASE_DEFAULT | 1, 4)
     writes: list[tuple[tuple[int, int], int, int, int]] = []
-    if machine.config.machine_type is MachineType.Q35:
+    if machine_type is MachineType.Q35:
         pam = 0x90
         writes += [((0, 0), 0x60, layout.LOW_RAM_LIMIT | 1, 4), ((31, 0), 0x40, *pmbase), ((31, 0), 0x44, 0x80, 1)]
-    elif machine.config.machine_type is MachineType.PC:
+    elif machine_type is MachineType.PC:
         pam = 0x59
         writes += [((1, 3), 0x40, *pmbase), ((1, 3), 0x80, 0x01, 1)]
     else:
-        raise ConfigError(f"-direct: for the machines q35 and pc, not for {machine.config.machine_type}")
-    with machine.io_lock:
+        raise ConfigError(f"-direct: for the machines q35 and pc, not for {machine_type}")
+    with io_lock:
         for register, value in enumerate(_PAM_RAM, pam):
             host.write_config(register, 1, value)
         for where, register, value, size in writes:

@@ -42,7 +42,7 @@ def build_fw_cfg(
     config: MachineConfig,
     memory: "GuestMemory",
     core: Any,
-    on_failure: Callable[[Exception], None],
+    on_failure: Callable[[BaseException], None],
     *,
     processor_id: Callable[[], int],
     feature_control: int | None,

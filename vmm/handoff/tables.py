@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmm.config.machine import MachineConfig
+    from vmm.memory import GuestMemory
     from vmm.tables.acpi import AcpiDescription
 
 E820_FILE = "etc/e820"
@@ -59,6 +60,19 @@ def build(config: MachineConfig, low: int, high: int, processor_id: int) -> dict
     from vmm.tables.acpi import build_acpi  # noqa: PLC0415  # a guest that reads no table need not wait for them
 
     return build_acpi(acpi_description(config)) | smbios_files(config, low, high, processor_id)
+
+
+def place_smbios(config: MachineConfig, memory: GuestMemory, processor_id: int) -> None:
+    """Store SMBIOS in RAM, where bhyve's board has it; arguments as `build`.
+
+    Raises:
+        ConfigError: a ``-smbios`` option makes no sense.
+    """
+    from vmm.tables.smbios_placement import place  # noqa: PLC0415  # for this board alone
+
+    files = smbios_files(config, memory.low_size, memory.high_size, processor_id)
+    room = layout.SMBIOS_BHYVE
+    memory.write(room.start, place(files, room.start, len(room)))
 
 
 def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) -> dict[str, bytes]:

@@ -1,21 +1,26 @@
-"""The guest's console streams (serial port, debug port): kept, passed on, searched.
+"""The guest's console streams (serial port, debug port): kept, and passed on.
 
-Devices append from vCPU threads and must not be slowed down, so the search for
-``--until`` and ``--send`` patterns runs on the thread that waits for the machine.
+Devices append from vCPU threads and must not be slowed down: escape sequences are taken out, and patterns searched
+(`vmm.run.expect`), by the thread that waits for the machine.
 """
 
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from vmm.config.parts import Target
 
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""
 
-_SEARCH_OVERLAP = 4096
-"""How far back a pattern may have begun in what was searched before."""
+_LAST_LINE_BYTES = 8192
+"""Where the last line is looked for."""
 
 MAX_PARAMETERS = 64
 """Bytes between CSI and the letter that ends it; what is longer is text, so that a guest cannot make us wait for an end
@@ -28,6 +33,13 @@ _ESCAPE_BEGUN = rb"\x1b(?:\[[0-9;?=]{0,%d}|[()])?\Z" % MAX_PARAMETERS
 def strip_escapes(data: bytes) -> bytes:
     """``data`` without terminal escape sequences (ECMA-48 CSI, and the two- and three-byte ones)."""
     return re.sub(_ESCAPE_SEQUENCE, b"", data)
+
+
+def split_escapes(data: bytes) -> tuple[bytes, bytes]:
+    """``data`` without escape sequences, and apart from it the beginning of one at its end, which may go on."""
+    begun = re.search(_ESCAPE_BEGUN, data)
+    end = begun.start() if begun else len(data)
+    return strip_escapes(data[:end]), data[end:]
 
 
 class Stream:
@@ -61,13 +73,14 @@ class Stream:
 
     def since(self, position: int) -> bytes:
         """The bytes from ``position`` (counted from the first ever printed) on, as far as they are kept."""
-        return self.fresh(position)[0]
+        return self.after(position)[1]
 
-    def fresh(self, position: int) -> tuple[bytes, int]:
-        """`since`, and the position from which to ask next."""
+    def after(self, position: int) -> tuple[int, bytes]:
+        """What `since` gives, and before it the position of its first byte: more than asked for if that is not kept."""
         with self._lock:
             first = self.total - len(self._kept)
-            return bytes(self._kept[max(0, position - first) :]), self.total
+            start = min(max(position, first), self.total)
+            return start, bytes(self._kept[start - first :])
 
     def text(self) -> str:
         """All that is kept, without escape sequences."""
@@ -75,68 +88,34 @@ class Stream:
 
     def last_line(self) -> str:
         """The last line that is not blank, without escape sequences; "" if there is none."""
-        lines = [line.strip() for line in self.text()[-_SEARCH_OVERLAP:].splitlines()]
+        end = strip_escapes(self.since(self.total - _LAST_LINE_BYTES)).decode("utf-8", "replace")
+        lines = [line.strip() for line in end.splitlines()]
         return next((line for line in reversed(lines) if line), "")
 
 
-class _Searched:
-    """How far a stream was searched."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.position = stream.total
-        self.carry = b""
-        self.tail = b""
-
-
-class Watcher:
-    """Looks for one pattern after the other in the streams, each in what came after the match before it.
+def open_stream(name: str, target: "Target", option: str, closers: ExitStack) -> Stream:
+    """What a device prints, which also goes into a file if ``target`` is one; a terminal is served by whoever waits.
 
     Args:
-        streams: where to look.
-        patterns: regular expressions, as bytes are: the text is decoded as Latin-1.
-    """
-
-    def __init__(self, streams: Sequence[Stream], patterns: Sequence[re.Pattern[bytes]]) -> None:
-        self._searched = [_Searched(stream) for stream in streams]
-        self._patterns = list(patterns)
-
-    @property
-    def waiting_for(self) -> str | None:
-        """The pattern that is to come next; None when all came."""
-        return self._patterns[0].pattern.decode("latin-1") if self._patterns else None
-
-    def poll(self) -> int:
-        """Search what was printed since the last call; how many patterns were found, in order."""
-        found = 0
-        for searched in self._searched:
-            found += self._poll_stream(searched)
-        return found
-
-    def _poll_stream(self, searched: _Searched) -> int:
-        fresh, searched.position = searched.stream.fresh(searched.position)
-        if not fresh:
-            return 0
-        fresh = searched.carry + fresh
-        begun = re.search(_ESCAPE_BEGUN, fresh)
-        searched.carry = fresh[begun.start() :] if begun else b""
-        text = searched.tail + strip_escapes(fresh[: len(fresh) - len(searched.carry)])
-        found = 0
-        while self._patterns and (match := self._patterns[0].search(text)):
-            self._patterns.pop(0)
-            found += 1
-            text = text[match.end() :]
-        searched.tail = text[-_SEARCH_OVERLAP:]
-        return found
-
-
-def compile_pattern(text: str) -> re.Pattern[bytes]:
-    """A regular expression to search a console with.
+        name: of the stream.
+        target: where it goes.
+        option: what the user calls that, for errors.
+        closers: closes the file.
 
     Raises:
-        ConfigError: the text is none.
+        ConfigError: the file cannot be written.
     """
+    if target.path is None:
+        return Stream(name)
     try:
-        return re.compile(text.encode("utf-8", "surrogateescape"), re.MULTILINE)
-    except re.error as error:
-        raise ConfigError(f"{text}: not a regular expression: {error}") from None
+        write = closers.enter_context(target.path.open("wb", buffering=0)).write
+    except OSError as error:
+        raise ConfigError(f"{option} file:{target.path}: cannot write: {(error.strerror or '').lower()}") from error
+
+    def sink(data: bytes) -> None:
+        try:
+            write(data)
+        except OSError as error:
+            raise HostError(f"{option} file:{target.path}: {(error.strerror or '').lower()}") from error
+
+    return Stream(name, sink)

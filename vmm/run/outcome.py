@@ -54,7 +54,9 @@ class Outcome(NamedTuple):
 
     @property
     def exit_status(self) -> ExitStatus:
-        """The process status that the command line returns; a power-off before ``--until`` showed is a failure."""
-        if self.reason is Reason.POWER_OFF and self.missed_until is not None:
+        """The process status that the command line returns; what ends before ``--until`` showed is no success."""
+        if self.missed_until is not None and self.reason is Reason.POWER_OFF:
             return ExitStatus.GUEST_FAILED
+        if self.missed_until is not None and self.reason is Reason.STOPPED:
+            return ExitStatus.INTERRUPTED
         return _EXIT_STATUS.get(self.reason, ExitStatus.GUEST_FAILED)

@@ -1,97 +1,102 @@
-"""One run of a machine: the threads that execute its vCPUs, and the first thing that ended it."""
+"""The threads that execute a machine's vCPUs."""
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from vmm._native import lib
-from vmm.errors import DeviceError, HostError, KvmError
-from vmm.run.outcome import Outcome, Reason
+from vmm.errors import HostError, KvmError
 
 JOIN_SECONDS = 10.0
 """How long the vCPU threads may take to stop before the run is declared stuck."""
 
 
-class Run:
-    """Starts one thread a vCPU; anything may `finish` it, from any thread, and the first reason stands.
+class VcpuThreads:
+    """One thread a vCPU, for each run anew.
 
     Args:
         core: the C core's ``struct vmm_vm``.
-        vcpus: its ``struct vmm_vcpu``, by index.
-        execute: runs the vCPU of an index on the calling thread until it stops or ends by itself.
     """
 
-    def __init__(self, core: Any, vcpus: Sequence[Any], execute: Callable[[int], None]) -> None:
+    def __init__(self, core: Any) -> None:
         self._core = core
-        self._vcpus = list(vcpus)
-        self._execute = execute
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._failure: Exception | None = None
+        self._vcpus: list[Any] = []
+        self._tasks: list[Callable[[], None]] = []
         self._threads: list[threading.Thread] = []
-        self.end: Outcome | None = None
-        """What ended the run; None while it goes on."""
-        self.began = time.monotonic()
+        self._lock = threading.Lock()
+        self._closed = False
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self.began
+    def add(self, vcpu: Any, task: Callable[[], None]) -> None:
+        """A vCPU: its ``struct vmm_vcpu``, and what runs it until it stops or ends by itself.
 
-    def start(self) -> None:
-        """Let the vCPUs run."""
-        lib.vmm_vm_resume(self._core)
-        self._threads = [
-            threading.Thread(target=self._run_vcpu, args=(index,), name=f"vcpu{index}", daemon=True)
-            for index in range(len(self._vcpus))
-        ]
-        for thread in self._threads:
-            thread.start()
+        While a thread executes the task, what the task refers to is not collected as garbage.
+        """
+        self._vcpus.append(vcpu)
+        self._tasks.append(task)
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep, but not beyond the end of the run; True if that has come."""
-        return self._ended.wait(seconds)
+    def start(self, on_failure: Callable[[BaseException], None]) -> None:
+        """Let the vCPUs run; ``on_failure`` is told what a task raises.
 
-    def finish(self, reason: Reason, message: str, details: str = "") -> None:
-        """End the run, unless something else did before."""
+        Raises:
+            KvmError: a thread of the run before is still there.
+            HostError: the host gives no further thread.
+        """
+        self.stop()
         with self._lock:
-            if self.end is None:
-                self.end = Outcome(reason, self.elapsed_s, message, details)
-        self._kick()
-        self._ended.set()
+            if self._closed:
+                return
+            lib.vmm_vm_resume(self._core)
+            self._threads = []
+            for index, task in enumerate(self._tasks):
+                thread = threading.Thread(target=_guarded, args=(task, on_failure), name=f"vcpu{index}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise HostError(
+                        f"no thread for vCPU {index}: {error}; raise the limits of processes (ulimit -u) "
+                        "and of address space (ulimit -v), or ask for fewer CPUs"
+                    ) from error
+                self._threads.append(thread)
 
-    def fail(self, error: Exception) -> None:
-        """A device or a thread of ours raised: end the run, and let `stop` raise it."""
-        with self._lock:
-            if self._failure is None:
-                self._failure = error
-        self.finish(Reason.DEVICE_FAILURE, f"a device of vmm failed: {error!r}")
+    def kick(self) -> None:
+        """Make every vCPU leave the guest, now and until `start`; returns at once."""
+        lib.vmm_vm_stop(self._core, self._vcpus, len(self._vcpus))
 
     def stop(self) -> None:
         """Wait until no vCPU runs any more.
 
         Raises:
-            KvmError: a vCPU does not come back from KVM.
-            DeviceError: what `fail` was told; a HostError as it is.
+            KvmError: one does not come back.
         """
-        self._kick()
-        began = time.monotonic()
+        self.kick()
+        until = time.monotonic() + JOIN_SECONDS
         for thread in self._threads:
-            thread.join(max(0.0, began + JOIN_SECONDS - time.monotonic()))
+            thread.join(max(0.0, until - time.monotonic()))
         stuck = [thread.name for thread in self._threads if thread.is_alive()]
         if stuck:
-            raise KvmError(f"{', '.join(stuck)} did not leave KVM_RUN within {JOIN_SECONDS:.0f} s of a stop", 0)
-        if isinstance(self._failure, HostError):
-            raise self._failure
-        if self._failure is not None:
-            raise DeviceError(f"a device of vmm failed: {self._failure!r}") from self._failure
+            raise KvmError(
+                f"{', '.join(stuck)} did not stop within {JOIN_SECONDS:g} s: still in KVM_RUN, or in a device's code; "
+                "the machine is kept as long as that lasts",
+                0,
+            )
 
-    def _run_vcpu(self, index: int) -> None:
-        try:
-            self._execute(index)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run must end and its caller must see it
-            self.fail(error)
+    def close(self) -> None:
+        """Stop, and never start again.
 
-    def _kick(self) -> None:
-        lib.vmm_vm_stop(self._core, self._vcpus, len(self._vcpus))
+        Raises:
+            KvmError: a vCPU does not come back: its memory must stay. May be called again later.
+            RuntimeError: it is a vCPU's thread that calls.
+        """
+        if threading.current_thread() in self._threads:
+            raise RuntimeError("close() was called by a device of the machine; call stop(), and close() after the run")
+        with self._lock:
+            self._closed = True
+        self.stop()
+
+
+def _guarded(task: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
+    try:
+        task()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the run must end and its caller must see it
+        on_failure(error)

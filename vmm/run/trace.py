@@ -130,11 +130,18 @@ class AccessLog:
         core: the C core's ``struct vmm_vm``.
         vcpus: its ``struct vmm_vcpu`` pointers, by index.
         sink: gets the events in order.
+        start_ns: CLOCK_MONOTONIC that events count from, once there are any.
     """
 
-    def __init__(self, fw_cfg: "FwCfg", core: Any, vcpus: list[Any], sink: Callable[[Access], None]) -> None:
-        self.start_ns = 0
-        """CLOCK_MONOTONIC that events count from."""
+    def __init__(
+        self,
+        fw_cfg: "FwCfg",
+        core: Any,
+        vcpus: list[Any],
+        sink: Callable[[Access], None],
+        start_ns: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._start_ns = start_ns
         self._fw_cfg = fw_cfg
         self._core = core
         self._sink = sink
@@ -160,7 +167,8 @@ class AccessLog:
         lib.vmm_io_lock(self._core)
         lib.trace_flush(self._trace)
         lib.vmm_io_unlock(self._core)
-        fresh = sorted(self._take(), key=lambda access: access.t_s)
+        start_ns = self._start_ns()
+        fresh = sorted(self._take(start_ns), key=lambda access: access.t_s)
         for access in fresh:
             self._give(access)
         if not fresh:
@@ -177,16 +185,16 @@ class AccessLog:
         """Records that found their ring full."""
         return int(lib.trace_dropped(self._trace))
 
-    def _take(self) -> Iterator[Access]:
+    def _take(self, start_ns: int) -> Iterator[Access]:
         for index in range(len(self._vcpus)):
             while count := lib.trace_take(self._trace, index, self._batch, _BATCH):
                 for at in range(count):
-                    yield self._access(self._batch[at])
+                    yield self._access(self._batch[at], start_ns)
 
-    def _access(self, record: Any) -> Access:
+    def _access(self, record: Any, start_ns: int) -> Access:
         operation = OPERATIONS[record.operation]
         return Access(
-            t_s=(record.time_ns - self.start_ns) / 1e9,
+            t_s=(record.time_ns - start_ns) / 1e9,
             vcpu=record.vcpu,
             rip=record.rip or None,
             operation=operation,
@@ -274,6 +282,47 @@ class LogWriter:
         except OSError as error:
             self._failed = True
             print(f"vmm: --trace {self._path}: {error.strerror}; the log ends here", file=sys.stderr)
+
+
+def start_log(
+    path: str,
+    device: "FwCfg | Fwctl",
+    core: Any,
+    vcpus: list[Any],
+    start_ns: Callable[[], int],
+    closers: ExitStack,
+) -> Callable[[], None]:
+    """Write every access to fw_cfg, or every request to fwctl, to ``path``, until ``closers`` end that.
+
+    Args:
+        path: as `LogWriter` takes it.
+        device: which of the two the machine has.
+        core: the C core's ``struct vmm_vm``.
+        vcpus: its ``struct vmm_vcpu`` pointers, by index.
+        start_ns: CLOCK_MONOTONIC at the start of the first run.
+        closers: of the machine, whose vCPUs have stopped by then.
+
+    Returns:
+        What is to be called often while the machine runs.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    from vmm.devices.fwctl import Fwctl  # noqa: PLC0415  # most machines have fw_cfg
+
+    writer = LogWriter(path)
+    if isinstance(device, Fwctl):
+        device.on_request = lambda request: writer.request(request, start_ns())
+        closers.callback(writer.end_of_requests, device)
+        return lambda: None
+    log = AccessLog(device, core, vcpus, writer.access, start_ns)
+
+    def end() -> None:
+        log.close()
+        writer.end(Trace(device), log.dropped)
+
+    closers.callback(end)
+    return log.poll
 
 
 def _summary_text(trace: Trace, dropped: int) -> Iterator[str]:

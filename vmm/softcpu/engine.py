@@ -9,13 +9,17 @@ part of vmm that is linked with Unicorn (GPL version 2).
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import installation
 from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
 from vmm.kvm import CpuidEntry
+
+if TYPE_CHECKING:
+    from vmm.memory import GuestMemory
 
 
 class Counters(NamedTuple):
@@ -138,3 +142,21 @@ class SoftwareCpu:
         counters = self._ffi.new("struct softcpu_counters *")
         self._lib.softcpu_read_counters(handle, counters)
         return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
+
+
+def create_softcpu(core: Any, memory: "GuestMemory", closers: ExitStack) -> SoftwareCpu:
+    """Create the software CPU of a machine, and prepare its memory for that.
+
+    Args:
+        core: the machine's ``struct vmm_vm``.
+        memory: of the machine.
+        closers: take both back.
+
+    Raises:
+        HostError: see `load`; or there is no memory for it.
+    """
+    softcpu = SoftwareCpu(core)
+    closers.callback(softcpu.close)
+    memory.park_roms(True)
+    closers.callback(memory.park_roms, False)
+    return softcpu

@@ -1,6 +1,7 @@
 """The machine as its users hold it: every way a run ends, and what is left afterwards."""
 
 import gc
+import pydoc
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import vmm
 from vmm import Machine, MachineConfig, Outcome, Reason, layout
 from vmm.bus import Device
 from vmm.errors import ConfigError, DeviceError, ExitStatus
@@ -60,7 +62,8 @@ def test_a_cpu_whose_thread_comes_after_its_startup_message_is_counted(
 ) -> None:
     machine = vmm_machine("probe", cpus=2, accel=accel)
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "_core_vcpus", machine._core_vcpus[:1])
+        threads = machine._runner._threads
+        patch.setattr(threads, "_tasks", threads._tasks[:1])
         assert machine.run(deadline=1).reason is Reason.TIMEOUT
     assert machine.started_s()[1] is None
     assert machine.run(deadline=GENEROUS).reached
@@ -225,3 +228,34 @@ def test_options_beside_a_whole_config_are_refused() -> None:
 def test_until_must_be_a_regular_expression(vmm_machine: MachineFactory) -> None:
     with pytest.raises(ConfigError, match=r"\[: not a regular expression"):
         vmm_machine("exit").run(until="[", deadline=GENEROUS)
+
+
+def test_a_machine_that_cannot_be_built_gives_back_what_it_had(tmp_path: Path) -> None:
+    def open_files() -> set[str]:
+        return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()}
+
+    before = open_files()
+    with pytest.raises(ConfigError, match=r"-debugcon file:.*cannot write"):
+        Machine("exit", serial=f"file:{tmp_path}/serial", debugcon=f"file:{tmp_path}/no/debugcon")
+    assert open_files() == before
+
+
+def test_what_is_printed_of_a_machine_is_short_and_readable(vmm_machine: MachineFactory) -> None:
+    config = MachineConfig.create("ovmf", cpus=2, fw_cfg={"opt/a": bytes(100_000)})
+    assert len(repr(config)) < 400
+    assert "OVMF_CODE" in repr(config)
+    assert "cpus=2" in repr(config)
+    assert "memory" not in repr(config)  # as it is anyway
+    machine = vmm_machine("triple-fault", accel="kvm")
+    assert "triple-fault.fd, 1 CPUs, not run yet" in repr(machine)
+    assert "16-bit code at RIP 0xfff0, CPL 0" in repr(machine.registers())
+    assert "RIP 000000000000fff0" in str(machine.registers())
+    machine.run(deadline=GENEROUS)
+    assert "ended: triple-fault" in repr(machine)
+
+
+def test_the_public_surface_is_shown() -> None:
+    assert dir(vmm) == ["Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
+    text = pydoc.plain(pydoc.render_doc(vmm.Machine))
+    for name in ("serial", "debugcon", "fw_cfg", "fwctl", "memory", "vcpus", "run(", "timeline"):
+        assert name in text

@@ -136,7 +136,7 @@ def test_an_item_of_the_user_replaces_the_count(create: Create, takes_tables: bo
 def in_shell(machine: Machine, command: str) -> str:
     """What a shell command prints, without terminal escapes."""
     before = len(machine.serial.text())
-    machine.type(f"{command}\r".encode())
+    machine.send(f"{command}\r")
     outcome = machine.run(r"\n\s*Shell>", DEADLINE)
     printed = ESCAPE.sub("", machine.serial.text()[before:])
     assert outcome.reached, f"{outcome.message}\n{printed}"
@@ -158,7 +158,7 @@ def test_the_firmware_finds_smbios_and_ram_and_can_reset(create: Create) -> None
     assert "ProductName: Shelf" in printed
     assert "32 CB 00 46 EC 38 2F 4B-8A CB 81 C6 EA 54 F2 D8" in printed  # the first three fields are little-endian
     assert 254 <= total_memory(machine) <= 256
-    machine.type(b"reset\r")
+    machine.send("reset\r")
     outcome = machine.run(deadline=DEADLINE)
     assert (outcome.reason, "0xcf9" in outcome.message) == (Reason.RESET, True), outcome.message
 
@@ -166,7 +166,7 @@ def test_the_firmware_finds_smbios_and_ram_and_can_reset(create: Create) -> None
 def test_the_shell_powers_the_machine_off(create: Create) -> None:
     machine = create("fwctl-only")
     boot_to_shell(machine)
-    machine.type(b"reset -s\r")
+    machine.send("reset -s\r")
     outcome = machine.run(deadline=DEADLINE)
     assert outcome.reason is Reason.POWER_OFF, outcome.message
 

@@ -1,0 +1,80 @@
+"""The words in which Python describes a machine: the keyword arguments of `Machine` and of `MachineConfig.create`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+    from uuid import UUID
+
+    from vmm.config.parts import Accelerator, Dispatch, FwCfgItem, FwCtlItem, MachineType, Target
+    from vmm.firmware.images import Interface
+    from vmm.tables.boot_order import BootOptions
+
+
+class MachineOptions(TypedDict, total=False):
+    """A machine, described in keyword arguments; each may be left out.
+
+    Attributes:
+        variables: the user's VARS file; without it the guest writes a private copy of the template.
+        persist: write what the guest stores back into ``variables``; True if left out.
+        cpus: vCPUs at boot; 1.
+        max_cpus: CPUs that the tables have room for; ``cpus``.
+        memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
+        machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
+        fwcfg: what answers at ports 0x510 and 0x511: ``auto``, ``qemu`` (fw_cfg) or ``bhyve`` (fwctl).
+        fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is mapped.
+        fwctl: OIDs by name: int (4 bytes), bytes, str, or a callable that returns one of these.
+        fwctl_extensions: answer fwctl's NULL, ECHO and SET; False.
+        cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
+        uuid: fw_cfg key 2 and SMBIOS type 1.
+        serial: COM1: ``none``, ``stdio`` or ``file:PATH``; read it from Python in any case.
+        debugcon: port 0x402, likewise.
+        boot: ``-boot``'s text.
+        kernel: bzImage, ELF with a PVH note, or UEFI program, handed over through fw_cfg.
+        initrd: initial RAM disk.
+        append: kernel command line.
+        direct: start the kernel, a bzImage, without firmware.
+        acpi_tables: ``-acpitable`` texts.
+        smbios: ``-smbios`` texts.
+        smbios_entry_point: 32 for SMBIOS 2.8, which is the default, 64 for SMBIOS 3.0.
+        e820: ``-e820`` texts.
+        bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
+        devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``.
+        accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
+        dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
+        exit_times: time every exit and device access; False.
+        trace: path of the access log, "-" for stderr.
+    """
+
+    variables: str | Path | None
+    persist: bool
+    cpus: int
+    max_cpus: int | None
+    memory: str | int
+    machine: MachineType | str
+    fwcfg: Interface | str
+    fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem]
+    fwctl: Mapping[str, Any] | Sequence[FwCtlItem]
+    fwctl_extensions: bool
+    cpu_count: bool
+    uuid: UUID | str | None
+    serial: Target | str
+    debugcon: Target | str
+    boot: BootOptions | str | None
+    kernel: str | Path | None
+    initrd: str | Path | None
+    append: str | None
+    direct: bool
+    acpi_tables: Iterable[str]
+    smbios: Iterable[str]
+    smbios_entry_point: int
+    e820: Iterable[str]
+    bootorder: Iterable[str]
+    devices: Iterable[str]
+    accel: Accelerator | str
+    dispatch: Dispatch | str
+    exit_times: bool
+    trace: str | Path | None

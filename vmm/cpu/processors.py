@@ -1,0 +1,114 @@
+"""The vCPUs of one machine, each with what the C core counts of it."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmm._native import ffi, lib
+from vmm.cpu import cpuid
+from vmm.cpu.reset import reset_vcpu
+
+if TYPE_CHECKING:
+    from vmm.config.machine import MachineConfig
+    from vmm.kvm import CpuidEntry, Vcpu, Vm
+    from vmm.run.exit_times import ExitTimes
+    from vmm.softcpu.engine import SoftwareCpu
+
+
+class Processor(NamedTuple):
+    """One vCPU.
+
+    Attributes:
+        vcpu: KVM's part.
+        core: its ``struct vmm_vcpu``, which outlives KVM's part: a closed machine can still be asked what it counted.
+        times: its ``struct exit_times``; None where nobody asked.
+    """
+
+    vcpu: "Vcpu"
+    core: Any
+    times: Any
+
+
+class Processors:
+    """All of them, by index.
+
+    Args:
+        processors: at least one.
+        cpuid: what the last of them was given; those of the others differ in their APIC id alone.
+    """
+
+    def __init__(self, processors: Sequence[Processor], cpuid: "Sequence[CpuidEntry]") -> None:
+        self.vcpus = [processor.vcpu for processor in processors]
+        self.cores = [processor.core for processor in processors]
+        self._times = [processor.times for processor in processors if processor.times is not None]
+        self._cpuid = cpuid
+
+    @property
+    def processor_id(self) -> int:
+        """CPUID leaf 1: EAX (the signature) in the low half, EDX (features) in the high one."""
+        return next((entry.edx << 32 | entry.eax for entry in self._cpuid if entry.function == 1), 0)
+
+    @property
+    def feature_control(self) -> int | None:
+        """What firmware shall write into MSR 0x3a, if the CPUs have it."""
+        return cpuid.feature_control(self._cpuid)
+
+    def started_s(self) -> list[float | None]:
+        """For each: seconds after vCPU 0's that its first instruction came; None if it never did."""
+        times = [core.started_ns for core in self.cores]
+        return [(time_ns - times[0]) / 1e9 if time_ns else None for time_ns in times]
+
+    def exit_counts(self) -> dict[str, int]:
+        """How often KVM_RUN returned, of all together, by `reason_name`."""
+        from vmm.kvm.exit_reasons import reason_name  # noqa: PLC0415  # for reports
+
+        counts = {
+            reason_name(reason): sum(core.exits[reason] for core in self.cores)
+            for reason in range(lib.VCPU_EXIT_REASONS)
+        }
+        counts["interrupted by a signal"] = sum(core.interrupted for core in self.cores)
+        return {name: count for name, count in counts.items() if count}
+
+    def exit_times(self) -> "list[ExitTimes]":
+        """How long this program took for each exit reason, port and MMIO page; empty unless the config asks."""
+        if not self._times:
+            return []
+        from vmm.run.exit_times import collect  # noqa: PLC0415  # few runs ask
+
+        return collect(self._times)
+
+    def exit_times_lost(self) -> int:
+        """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
+        return sum(table.lost for table in self._times)
+
+
+def create_processors(
+    vm: "Vm", core: Any, config: "MachineConfig", softcpu: "SoftwareCpu | None", closers: ExitStack
+) -> Processors:
+    """Create a machine's vCPUs as they are after power-on.
+
+    Args:
+        vm: has its interrupt controllers.
+        core: the C core's ``struct vmm_vm``.
+        config: of the machine.
+        softcpu: what executes them, if it is not KVM.
+        closers: closes them.
+
+    Raises:
+        KvmError: KVM refuses one, or its state.
+        HostError: KVM refuses MSRs that every firmware needs.
+    """
+    made = []
+    for index in range(config.cpus):
+        vcpu = closers.enter_context(vm.create_vcpu(index))
+        entries = cpuid.cpuid_entries(vm.kvm, index, config.cpus, software_cpu=softcpu is not None)
+        vcpu.set_cpuid2(entries)
+        reset_vcpu(vcpu, index)
+        core_vcpu = ffi.gc(lib.vmm_vcpu_new(core, vcpu.fd, vcpu.run, index), lib.vmm_vcpu_free)
+        times = None
+        if config.exit_times:
+            times = core_vcpu.times = ffi.gc(lib.exit_times_new(), lib.exit_times_free)
+        if softcpu is not None:
+            softcpu.add_vcpu(core_vcpu, entries)
+        made.append(Processor(vcpu, core_vcpu, times))
+    return Processors(made, entries)

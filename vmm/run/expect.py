@@ -1,0 +1,201 @@
+"""Finds patterns in what the guest prints, as pexpect does in what a program prints.
+
+Each console has a read position. A pattern is looked for from there on, and a match moves it to the match's end: what
+was printed between two waits is found by the second one, and nothing is found twice.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import AnyStr, Generic, NamedTuple
+
+from vmm.errors import ConfigError
+from vmm.run.console import KEEP_BYTES, Stream, split_escapes
+
+Pattern = str | bytes | re.Pattern[str] | re.Pattern[bytes]
+"""What can be waited for: a regular expression (lines are ``^`` to ``$``), in UTF-8 or in bytes, compiled or not."""
+
+Compiled = re.Pattern[str] | re.Pattern[bytes]
+
+SPAN = 4096
+"""Bytes that a match may begin before what was printed since the last look, which comes every few milliseconds."""
+
+_CONTEXT = 64
+"""Bytes before those where a match may begin, for what looks back: ``^``, ``\\b``, ``(?<=…)``."""
+
+
+class Expected(NamedTuple, Generic[AnyStr]):
+    """What `Machine.expect` found.
+
+    Attributes:
+        which: of the patterns it was, from 0.
+        match: its match; ``match[0]`` is the text, ``match[1]`` the first group.
+        before: what the console had shown up to the match and nobody had read.
+        console: "serial" or "debugcon".
+    """
+
+    which: int
+    match: re.Match[AnyStr]
+    before: AnyStr
+    console: str
+
+
+def compile_pattern(pattern: Pattern) -> Compiled:
+    """A pattern, ready to search a console with.
+
+    Raises:
+        ConfigError: the text is no regular expression.
+    """
+    if isinstance(pattern, re.Pattern):
+        return pattern
+    try:
+        return re.compile(pattern, re.MULTILINE)
+    except re.error as error:
+        raise ConfigError(f"{_text(pattern)}: not a regular expression: {error}") from None
+
+
+def compile_patterns(patterns: Pattern | Sequence[Pattern]) -> list[Compiled]:
+    """One pattern, or each of several.
+
+    Raises:
+        ConfigError: one of them is no regular expression.
+    """
+    if isinstance(patterns, str | bytes | re.Pattern):
+        return [compile_pattern(patterns)]
+    return [compile_pattern(pattern) for pattern in patterns]
+
+
+def text_of(patterns: Sequence[Compiled]) -> str:
+    """Patterns as they were written."""
+    return " or ".join(_text(pattern.pattern) for pattern in patterns)
+
+
+def quoted(patterns: Sequence[Compiled]) -> str:
+    """Patterns within a sentence."""
+    return " or ".join(repr(_text(pattern.pattern)) for pattern in patterns)
+
+
+def _text(pattern: str | bytes) -> str:
+    return pattern if isinstance(pattern, str) else pattern.decode("latin-1")
+
+
+class Found(NamedTuple):
+    """A match, with its place in the console's text."""
+
+    which: int
+    match: re.Match[str] | re.Match[bytes]
+    console: "Console"
+    start: int
+    end: int
+
+
+class Console:
+    """What a stream shows without its terminal escape sequences, and how far that was read.
+
+    Args:
+        stream: what the guest prints.
+
+    Attributes:
+        position: bytes of the text that were read.
+        end: bytes of the text that there are.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.position = 0
+        self.end = 0
+        self._text = bytearray()
+        self._taken = 0
+        self._carry = b""
+
+    def update(self) -> None:
+        """Take what was printed since the last time; what is too long ago is forgotten, read or not."""
+        start, fresh = self.stream.after(self._taken)
+        if not fresh:
+            return
+        self._taken = start + len(fresh)
+        text, self._carry = split_escapes(self._carry + fresh)
+        self._text += text
+        self.end += len(text)
+        if len(self._text) > 2 * KEEP_BYTES:
+            del self._text[:-KEEP_BYTES]
+
+    def between(self, start: int, end: int) -> bytes:
+        """The text from ``start`` to ``end``, as far as it is kept."""
+        first = self.end - len(self._text)
+        return bytes(self._text[max(0, start - first) : max(0, end - first)])
+
+
+class _Cursor:
+    """How far a console was searched."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.start = console.position
+        self.searched = console.position
+
+
+class Search:
+    """Looks for patterns in what consoles show from their read positions on.
+
+    Args:
+        consoles: where to look, the first one first.
+    """
+
+    def __init__(self, consoles: Sequence[Console]) -> None:
+        self._cursors = [_Cursor(console) for console in consoles]
+
+    def find(self, patterns: Sequence[Compiled]) -> Found | None:
+        """The earliest match; of those that begin at the same place, the first pattern's. The next search begins there.
+
+        As long as nothing is found, the next call takes the same patterns.
+        """
+        for cursor in self._cursors:
+            cursor.console.update()
+            matches = [match for which, pattern in enumerate(patterns) if (match := _match(cursor, which, pattern))]
+            cursor.searched = cursor.console.end
+            if matches:
+                found = min(matches, key=lambda match: match.start)
+                cursor.start = found.end
+                for each in self._cursors:
+                    each.searched = each.start
+                return found
+        return None
+
+    def mark_read(self) -> None:
+        """Move the consoles' read positions behind what was found."""
+        for cursor in self._cursors:
+            cursor.console.position = max(cursor.console.position, cursor.start)
+
+
+def _match(cursor: _Cursor, which: int, pattern: Compiled) -> Found | None:
+    console = cursor.console
+    if cursor.searched == console.end and cursor.searched > cursor.start:
+        return None
+    start = max(cursor.start, cursor.searched - SPAN)
+    before = console.between(start - _CONTEXT, start)
+    fresh = console.between(start, console.end)
+    start = console.end - len(fresh)
+    match: re.Match[str] | re.Match[bytes] | None
+    if isinstance(pattern.pattern, bytes):
+        match = pattern.search(before + fresh, len(before))
+        if match is None:
+            return None
+        first, last = match.start() - len(before), match.end() - len(before)
+    else:
+        skipped = decode(before)
+        text = skipped + decode(fresh)
+        match = pattern.search(text, len(skipped))
+        if match is None:
+            return None
+        first, last = (len(encode(text[len(skipped) : at])) for at in match.span())
+    return Found(which, match, console, start + first, start + last)
+
+
+def decode(text: bytes) -> str:
+    """What a console showed, as UTF-8; a byte that is none becomes a surrogate (PEP 383), and so none is lost."""
+    return text.decode("utf-8", "surrogateescape")
+
+
+def encode(text: str | bytes) -> bytes:
+    """The reverse of `decode`; bytes are as they are."""
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")

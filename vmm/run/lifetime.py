@@ -1,0 +1,180 @@
+"""Who runs a machine, and what ended that: told from any thread, and kept until a caller of `Machine.run` hears it.
+
+Nothing that ends a machine is lost between two runs: a power-off that comes while a run ends for another reason is what
+the next one is told.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vmm.errors import DeviceError, VmmError
+from vmm.run.outcome import Outcome, Reason
+
+FINAL = frozenset({Reason.POWER_OFF, Reason.RESET, Reason.TRIPLE_FAULT, Reason.EMULATION_FAILURE, Reason.KVM_FAILURE})
+"""After these there is no guest that could go on."""
+
+
+class Lifetime:
+    """The runs of one machine.
+
+    Args:
+        kick: makes all vCPUs leave the guest soon.
+
+    Attributes:
+        started_ns: when the first run began, CLOCK_MONOTONIC; 0 before.
+        elapsed_s: seconds spent in runs that are over.
+        ends: when each run ended, in seconds since the first began, and why.
+        final: how the guest ended for good; None while it could go on.
+        end: what ended the run that goes on now, or the last one; None until something has.
+    """
+
+    def __init__(self, kick: Callable[[], None]) -> None:
+        self.started_ns = 0
+        self.elapsed_s = 0.0
+        self.ends: list[tuple[float, Reason]] = []
+        self.final: Outcome | None = None
+        self.end: Outcome | None = None
+        self._kick = kick
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._owner: int | None = None
+        self._began = 0.0
+        self._stop_asked = False
+        self._closed = False
+        self._failure: BaseException | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a thread is in a run."""
+        return self._owner is not None
+
+    @property
+    def state(self) -> str:
+        """In a word or two."""
+        if self._closed:
+            return "closed"
+        if self.running:
+            return "running"
+        if self.final is not None:
+            return f"ended: {self.final.reason.value}"
+        return "stopped" if self.started_ns else "not run yet"
+
+    @property
+    def run_s(self) -> float:
+        """Seconds since this run began."""
+        return time.monotonic() - self._began
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Be the one thread that runs the machine.
+
+        Raises:
+            ValueError: the machine is closed.
+            RuntimeError: another thread runs it, or this one does already.
+        """
+        with self._lock:
+            if self._closed:
+                raise ValueError("the machine is closed; run it inside its 'with' block")
+            if self._owner is not None:
+                raise RuntimeError("the machine is already running: run() or expect() has not returned yet")
+            self._owner = threading.get_ident()
+            self._idle.clear()
+            self._over.clear()
+            self._began = time.monotonic()
+            self.end = self.final
+            if self.end is None and self._stop_asked:
+                self.end = Outcome(Reason.STOPPED, 0.0, "stopped")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stop_asked = False
+                self._owner = None
+            self._idle.set()
+
+    def note_start(self) -> None:
+        """The guest is about to execute."""
+        self.started_ns = self.started_ns or int(self._began * 1e9)
+
+    def note_end(self, outcome: Outcome) -> None:
+        """The guest has executed, and stopped."""
+        self.ends.append((self._began - self.started_ns / 1e9 + outcome.elapsed_s, outcome.reason))
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but not beyond the end of the run; whether that has come."""
+        return self._over.wait(seconds)
+
+    def finish(self, reason: Reason, message: str, details: str = "") -> None:
+        """End the run, unless something else did before; between runs, only the end of the guest counts."""
+        with self._lock:
+            outcome = Outcome(reason, self.run_s, message, details)
+            if self.final is None and reason in FINAL:
+                self.final = outcome
+            if self.end is None:
+                self.end = outcome
+        self._kick()
+        self._over.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the caller of this run, and of every later one, see what a device or a thread of ours raised."""
+        with self._lock:
+            if self._failure is None:
+                self._failure = error
+        self.finish(Reason.DEVICE_FAILURE, f"a device of vmm failed: {error!r}")
+
+    def raise_failure(self) -> None:
+        """Raise what `fail` was told.
+
+        Raises:
+            DeviceError: it was an `Exception`; what is none, or a `VmmError`, comes as it is.
+        """
+        error = self._failure
+        if isinstance(error, Exception) and not isinstance(error, VmmError):
+            raise DeviceError(f"a device of vmm failed: {error!r}") from error
+        if error is not None:
+            raise error
+
+    def stop(self) -> None:
+        """End the run; where there is none, the next one as soon as it begins."""
+        with self._lock:
+            self._stop_asked = True
+        self.finish(Reason.STOPPED, "stopped")
+
+    def close(self) -> None:
+        """Allow no further run, and end this one.
+
+        Raises:
+            RuntimeError: it is this thread that is in it.
+        """
+        with self._lock:
+            if self._owner == threading.get_ident():
+                raise RuntimeError("close() was called inside a run of the machine; call stop(), and close() after it")
+            self._closed = True
+        self.finish(Reason.STOPPED, "the machine was closed while it ran")
+
+    def wait_until_idle(self, seconds: float) -> None:
+        """Wait, but not longer than this, until no thread is in a run."""
+        self._idle.wait(seconds)
+
+
+class Power:
+    """What the guest can do to its own machine.
+
+    Args:
+        lifetime: of the machine.
+    """
+
+    def __init__(self, lifetime: Lifetime) -> None:
+        self._lifetime = lifetime
+
+    def reset(self, reason: str) -> None:
+        """End the machine; ``reason`` names the register that the guest used."""
+        self._lifetime.finish(Reason.RESET, f"the guest reset the machine: {reason}")
+
+    def power_off(self) -> None:
+        """End the machine."""
+        self._lifetime.finish(Reason.POWER_OFF, "the guest powered the machine off")

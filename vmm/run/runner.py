@@ -1,0 +1,157 @@
+"""Lets a machine run until something is shown, something ends it, or the time is up."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
+from vmm.run.lifetime import Lifetime
+from vmm.run.outcome import Outcome, Reason
+from vmm.run.threads import JOIN_SECONDS, VcpuThreads
+
+POLL_SECONDS = 0.004
+"""How often the waiting thread looks at the consoles: much shorter than what a person notices."""
+
+
+class Runner:
+    """Runs one machine, again and again.
+
+    Args:
+        lifetime: of the machine.
+        threads: of its vCPUs.
+        consoles: what it shows.
+        send: types into its serial port.
+    """
+
+    def __init__(
+        self,
+        lifetime: Lifetime,
+        threads: VcpuThreads,
+        consoles: Sequence[Console],
+        send: Callable[[bytes], object],
+    ) -> None:
+        self._lifetime = lifetime
+        self._threads = threads
+        self._consoles = list(consoles)
+        self._send = send
+
+    def run(
+        self,
+        goal: Sequence[Compiled],
+        deadline: float | None,
+        answers: Sequence[tuple[Compiled, bytes]],
+        on_poll: Callable[[], None],
+    ) -> tuple[Outcome, Found | None]:
+        """Run until a pattern of ``goal`` shows, the guest ends, or ``deadline`` seconds have passed.
+
+        Args:
+            goal: what is waited for; may be empty.
+            deadline: None: there is none.
+            answers: once a pattern shows, the text is typed; one after the other.
+            on_poll: called on this thread after each look at the consoles.
+
+        Returns:
+            How the run ended, and which pattern was found, where the consoles' read positions now are.
+
+        Raises:
+            ValueError: the machine is closed.
+            RuntimeError: it is already running.
+            VmmError: a device failed, or a vCPU did not stop.
+        """
+        life = self._lifetime
+        with life.turn():
+            life.raise_failure()
+            watch = _Watch(self._consoles, goal, answers, self._send)
+            # What was printed before the guest ended, or was stopped, comes first.
+            executes = not watch.look(answer=life.end is None) and life.end is None
+            if executes:
+                self._execute(watch, deadline, on_poll)
+                life.raise_failure()
+                watch.look(answer=False)
+            watch.mark_read()
+            outcome = watch.outcome(life.end, life.run_s)
+            if executes:
+                life.note_end(outcome)
+            return outcome, watch.found
+
+    def close(self) -> None:
+        """End a run that goes on, and allow no other.
+
+        Raises:
+            RuntimeError: it is called inside a run.
+            KvmError: a vCPU does not stop; what it uses must stay.
+        """
+        self._lifetime.close()
+        self._threads.close()
+        self._lifetime.wait_until_idle(JOIN_SECONDS)
+
+    def _execute(self, watch: "_Watch", deadline: float | None, on_poll: Callable[[], None]) -> None:
+        life = self._lifetime
+        life.note_start()
+        try:
+            self._threads.start(life.fail)
+            while not life.wait(POLL_SECONDS):
+                if watch.look():
+                    life.finish(Reason.UNTIL, watch.found_message())
+                elif deadline is not None and life.run_s > deadline:
+                    life.finish(Reason.TIMEOUT, watch.timeout_message(deadline))
+                on_poll()
+        except KeyboardInterrupt:
+            life.finish(Reason.INTERRUPTED, "interrupted")
+        finally:
+            try:
+                self._threads.stop()
+            finally:
+                life.elapsed_s += life.run_s
+
+
+class _Watch:
+    """What one run waits for, and what it answers meanwhile."""
+
+    def __init__(
+        self,
+        consoles: Sequence[Console],
+        goal: Sequence[Compiled],
+        answers: Sequence[tuple[Compiled, bytes]],
+        send: Callable[[bytes], object],
+    ) -> None:
+        self.found: Found | None = None
+        self._consoles = consoles
+        self._goal = list(goal)
+        self._goal_search = Search(consoles)
+        self._answers = deque(answers)
+        self._answer_search = Search(consoles)
+        self._send = send
+
+    def look(self, *, answer: bool = True) -> bool:
+        """Search what was printed since the last call; whether the goal was found."""
+        while answer and self._answers and self._answer_search.find([self._answers[0][0]]):
+            self._send(self._answers.popleft()[1])
+        if self.found is None and self._goal:
+            self.found = self._goal_search.find(self._goal)
+        return self.found is not None
+
+    def mark_read(self) -> None:
+        """What was found is read, and so is what was answered."""
+        self._answer_search.mark_read()
+        if self.found is not None:
+            self._goal_search.mark_read()
+
+    def outcome(self, end: Outcome | None, elapsed_s: float) -> Outcome:
+        """How the run ended, seen from here: what was printed before the guest ended counts."""
+        if self.found is not None:
+            ended = end is not None and end.reason is Reason.UNTIL
+            return end if ended and end else Outcome(Reason.UNTIL, elapsed_s, self.found_message())
+        end = end or Outcome(Reason.STOPPED, elapsed_s, "stopped")
+        return end._replace(missed_until=text_of(self._goal) if self._goal else None)
+
+    def found_message(self) -> str:
+        """What was found, for people."""
+        return f"the console showed {quoted([self._goal[self.found.which]])}" if self.found else ""
+
+    def timeout_message(self, deadline: float) -> str:
+        """What was not, and the last that was printed."""
+        missing = [self._answers[0][0]] if self._answers else self._goal
+        spoke = [console.stream for console in self._consoles if console.stream.total]
+        last = f"; its last line was {spoke[0].last_line()!r}" if spoke else "; it printed nothing at all"
+        what = f" and the guest never showed {quoted(missing)}" if missing else ""
+        return f"{deadline:g} s passed{what}{last}"
