@@ -52,6 +52,10 @@ class Lifetime:
         """Whether a thread is in a run."""
         return self._owner is not None
 
+    def is_owner_calling(self) -> bool:
+        """Whether it is the thread in the run that asks."""
+        return self._owner == threading.get_ident()
+
     @property
     def state(self) -> str:
         """In a word or two."""
@@ -145,14 +149,8 @@ class Lifetime:
         self.finish(Reason.STOPPED, "stopped")
 
     def close(self) -> None:
-        """Allow no further run, and end this one.
-
-        Raises:
-            RuntimeError: it is this thread that is in it.
-        """
+        """Allow no further run, and end this one."""
         with self._lock:
-            if self._owner == threading.get_ident():
-                raise RuntimeError("close() was called inside a run of the machine; call stop(), and close() after it")
             self._closed = True
         self.finish(Reason.STOPPED, "the machine was closed while it ran")
 

@@ -80,6 +80,8 @@ class Runner:
             RuntimeError: it is called inside a run.
             KvmError: a vCPU does not stop; what it uses must stay.
         """
+        if self._lifetime.is_owner_calling() or self._threads.is_one_calling():
+            raise RuntimeError("close() was called inside a run of the machine; call stop(), and close() after the run")
         self._lifetime.close()
         self._threads.close()
         self._lifetime.wait_until_idle(JOIN_SECONDS)

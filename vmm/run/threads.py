@@ -35,6 +35,10 @@ class VcpuThreads:
         self._vcpus.append(vcpu)
         self._tasks.append(task)
 
+    def is_one_calling(self) -> bool:
+        """Whether it is a vCPU's thread that asks."""
+        return threading.current_thread() in self._threads
+
     def start(self, on_failure: Callable[[BaseException], None]) -> None:
         """Let the vCPUs run; ``on_failure`` is told what a task raises.
 
@@ -50,14 +54,16 @@ class VcpuThreads:
             self._threads = []
             for index, task in enumerate(self._tasks):
                 thread = threading.Thread(target=_guarded, args=(task, on_failure), name=f"vcpu{index}", daemon=True)
+                # First, for its first instruction may lead to a device that looks.
+                self._threads.append(thread)
                 try:
                     thread.start()
                 except RuntimeError as error:
+                    self._threads.pop()
                     raise HostError(
                         f"no thread for vCPU {index}: {error}; raise the limits of processes (ulimit -u) "
                         "and of address space (ulimit -v), or ask for fewer CPUs"
                     ) from error
-                self._threads.append(thread)
 
     def kick(self) -> None:
         """Make every vCPU leave the guest, now and until `start`; returns at once."""
@@ -86,10 +92,7 @@ class VcpuThreads:
 
         Raises:
             KvmError: a vCPU does not come back: its memory must stay. May be called again later.
-            RuntimeError: it is a vCPU's thread that calls.
         """
-        if threading.current_thread() in self._threads:
-            raise RuntimeError("close() was called by a device of the machine; call stop(), and close() after the run")
         with self._lock:
             self._closed = True
         self.stop()
