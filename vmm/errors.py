@@ -5,6 +5,10 @@ the command line prints it as one line and exits with ``exit_status``.
 """
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmm.run.outcome import Outcome
 
 
 class ExitStatus(IntEnum):
@@ -54,3 +58,17 @@ class KvmError(VmmError):
 
 class DeviceError(VmmError):
     """A device of ours failed while it served the guest: a defect of vmm, kept for the caller of ``run``."""
+
+
+class ExpectError(VmmError):
+    """What `Machine.expect` waited for did not show.
+
+    Args:
+        expected: what that was.
+        outcome: how the run ended instead.
+    """
+
+    def __init__(self, expected: str, outcome: "Outcome") -> None:
+        super().__init__(f"expected {expected}: {outcome.message}")
+        self.outcome = outcome
+        self.exit_status = outcome.exit_status

@@ -9,7 +9,6 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 ```
 """
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -27,15 +26,17 @@ from vmm.memory import GuestMemory
 from vmm.platform import Parts, builder
 from vmm.run.console import open_stream
 from vmm.run.execute import execute_vcpu
-from vmm.run.expect import Console, Pattern, compile_pattern, compile_patterns, encode
+from vmm.run.expect import Console
 from vmm.run.lifetime import Lifetime, Power
-from vmm.run.outcome import Outcome
+from vmm.run.runnable import Runnable
 from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads
 from vmm.softcpu import decision
 from vmm.softcpu.engine import create_softcpu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.config.keywords import MachineOptions
     from vmm.cpu.registers import Registers
     from vmm.devices.fw_cfg import FwCfg
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from vmm.run.trace import Trace
 
 
-class Machine:
+class Machine(Runnable):
     """A machine, ready to run; a context manager that gives everything back.
 
     Args:
@@ -92,7 +93,6 @@ class Machine:
         else:
             config = MachineConfig.create(config, **options)
         self.config = config
-        self.outcome: Outcome | None = None
         self.vmcoreinfo: VmCoreInfo | None = None
         # Each part is closed after those that were built on it; those that there are already, if a later one fails.
         with ExitStack() as parts:
@@ -177,15 +177,16 @@ class Machine:
                 from vmm.handoff import direct  # noqa: PLC0415  # few runs do without firmware
 
                 direct.prepare(config, self.memory, self.fw_cfg, self.platform, self.io_lock, self.vcpus)
-            self._poll_log: Callable[[], None] | None = None
+            poll_log: Callable[[], None] | None = None
             device = self.fw_cfg or self.fwctl
             if config.trace is not None and device is not None:
                 from vmm.run.trace import start_log  # noqa: PLC0415  # few runs ask
 
                 cores = self._processors.cores
-                self._poll_log = start_log(config.trace, device, core, cores, lambda: self.started_ns, parts)
+                poll_log = start_log(config.trace, device, core, cores, lambda: self.started_ns, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
-            self._runner = Runner(self._lifetime, threads, consoles, self.send)
+            runner = Runner(self._lifetime, threads, consoles, self.platform.serial.feed)
+            super().__init__(runner, self.serial, poll_log)
             self._parts = parts.pop_all()
 
     def __enter__(self) -> Self:
@@ -211,61 +212,6 @@ class Machine:
         """
         self._runner.close()
         self._parts.close()
-
-    # -- running ----------------------------------------------------------------------------------------------------
-
-    def run(
-        self,
-        until: Pattern | None = None,
-        deadline: float | None = None,
-        send: Sequence[tuple[Pattern, str | bytes]] = (),
-        on_poll: "Callable[[Machine], None] | None" = None,
-    ) -> Outcome:
-        """Run until the guest shows ``until`` on a console, ends by itself, or the deadline passes.
-
-        May be called again: the guest goes on where it was stopped, and what it printed meanwhile is not lost. Each
-        console has a read position, from which ``until`` and ``send`` are searched and behind which they move it. A
-        guest that has ended is not started again: every later call returns the same outcome.
-
-        Args:
-            until: a regular expression to be found in what the serial port or the debug port prints.
-            deadline: seconds this call may take; None waits for ever.
-            send: pairs (regular expression, text): once the consoles show the expression, the text is typed into
-                the serial port, as UTF-8; in order, each searched after the one before it. A single byte from 0x80
-                on is its surrogate escape (PEP 383), as in what Python makes of a command line.
-            on_poll: called on this thread some hundred times a second, for progress.
-
-        Raises:
-            DeviceError: a device of vmm failed; the guest is stopped. What is no `Exception` comes as it is.
-            HostError: likewise, because a console's file could not be written any further.
-            KvmError: a vCPU did not stop.
-            KeyboardInterrupt: never; Ctrl-C ends the run with `Reason.INTERRUPTED`.
-            ConfigError: a pattern is no regular expression.
-            ValueError: the machine is closed.
-            RuntimeError: another thread is running it.
-        """
-        self.outcome, _ = self._runner.run(
-            [] if until is None else compile_patterns(until),
-            deadline,
-            [(compile_pattern(pattern), encode(text)) for pattern, text in send],
-            partial(self._poll, on_poll),
-        )
-        return self.outcome
-
-    def send(self, text: str | bytes) -> None:
-        """Type into the serial port; text becomes UTF-8."""
-        with self.io_lock:
-            self.platform.serial.feed(encode(text))
-
-    def stop(self) -> None:
-        """End the current `run` from another thread, with `Reason.STOPPED`; if there is none, the next one at once."""
-        self._lifetime.stop()
-
-    def _poll(self, on_poll: "Callable[[Machine], None] | None") -> None:
-        if self._poll_log is not None:
-            self._poll_log()
-        if on_poll is not None:
-            on_poll(self)
 
     # -- what became of it ------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What a type checker says about programs that use vmm: `test_typing.py` compares. Never run."""
 
+import re
 from pathlib import Path
 from typing import reveal_type
 
@@ -15,3 +16,7 @@ with Machine() as machine:
     reveal_type(machine.run(until="Shell>").reached)  # N: Revealed type is "bool"
     reveal_type(machine.serial.text())  # N: Revealed type is "str"
     machine.serial.txt()  # E: "Stream" has no attribute "txt"; maybe "text"?
+    reveal_type(machine.expect("Shell>").match)  # N: Revealed type is "re.Match[str]"
+    reveal_type(machine.expect([b"a", re.compile(b"b")], 5).before)  # N: Revealed type is "bytes"
+    reveal_type(machine.expect(["a", re.compile("b")], deadline=5).which)  # N: Revealed type is "int"
+    machine.send_keys("up", 2)  # E: Argument 2 to "send_keys" of "Runnable" has incompatible type "int"; expected "str"

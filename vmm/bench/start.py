@@ -18,7 +18,7 @@ from vmm.bench.contenders import VMM_C, Contender, InThisProcess, environment
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OWN = ("vmm.cli.boot", "vmm.machine", "vmm.platform.q35", "vmm.cli.terminal", "vmm.cli.progress", "vmm.report.collect")
+_OWN = ("vmm.cli.boot", "vmm.machine", "vmm.platform.q35", "vmm.run.terminal", "vmm.cli.progress", "vmm.report.collect")
 """What a boot loads, with all that these load."""
 
 _END = "import os; os._exit(0)"

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm.cli.interrupts import Interrupts
-    from vmm.cli.terminal import Terminal
     from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
     from vmm.report.schema import Report
     from vmm.run.outcome import Outcome
+    from vmm.run.terminal import Terminal
 
 DESCRIPTION = """\
 Boot firmware on /dev/kvm and report what it did. What the guest prints goes to stdout, everything else to stderr.
@@ -159,7 +159,7 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
     ]
     if not streams:
         return None
-    from vmm.cli.terminal import Terminal, is_foreground_terminal  # noqa: PLC0415  # see run
+    from vmm.run.terminal import Terminal, is_foreground_terminal  # noqa: PLC0415  # see run
 
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())

@@ -6,7 +6,7 @@ was printed between two waits is found by the second one, and nothing is found t
 
 import re
 from collections.abc import Sequence
-from typing import AnyStr, Generic, NamedTuple
+from typing import Any, AnyStr, Generic, NamedTuple
 
 from vmm.errors import ConfigError
 from vmm.run.console import KEEP_BYTES, Stream, split_escapes
@@ -79,13 +79,19 @@ def _text(pattern: str | bytes) -> str:
 
 
 class Found(NamedTuple):
-    """A match, with its place in the console's text."""
+    """A match, with its place in the console's text, and what that has before it and nobody had read."""
 
     which: int
     match: re.Match[str] | re.Match[bytes]
     console: "Console"
     start: int
     end: int
+    before: bytes = b""
+
+    def expected(self) -> Expected[Any]:
+        """The same for users: text for a pattern of text, bytes for one of bytes."""
+        before = self.before if isinstance(self.match.re.pattern, bytes) else decode(self.before)
+        return Expected(self.which, self.match, before, self.console.stream.name)
 
 
 class Console:
@@ -118,6 +124,11 @@ class Console:
         self.end += len(text)
         if len(self._text) > 2 * KEEP_BYTES:
             del self._text[:-KEEP_BYTES]
+
+    def mark_read(self) -> None:
+        """All that there is has been read."""
+        self.update()
+        self.position = self.end
 
     def between(self, start: int, end: int) -> bytes:
         """The text from ``start`` to ``end``, as far as it is kept."""
@@ -155,6 +166,7 @@ class Search:
             cursor.searched = cursor.console.end
             if matches:
                 found = min(matches, key=lambda match: match.start)
+                found = found._replace(before=cursor.console.between(cursor.start, found.start))
                 cursor.start = found.end
                 for each in self._cursors:
                     each.searched = each.start

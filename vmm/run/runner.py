@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
 from vmm.run.lifetime import Lifetime
 from vmm.run.outcome import Outcome, Reason
@@ -19,7 +20,7 @@ class Runner:
         lifetime: of the machine.
         threads: of its vCPUs.
         consoles: what it shows.
-        send: types into its serial port.
+        send: types into its serial port; any thread may.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Runner:
         self._lifetime = lifetime
         self._threads = threads
         self._consoles = list(consoles)
-        self._send = send
+        self.send = send
 
     def run(
         self,
@@ -60,7 +61,7 @@ class Runner:
         life = self._lifetime
         with life.turn():
             life.raise_failure()
-            watch = _Watch(self._consoles, goal, answers, self._send)
+            watch = _Watch(self._consoles, goal, answers, self.send)
             # What was printed before the guest ended, or was stopped, comes first.
             executes = not watch.look(answer=life.end is None) and life.end is None
             if executes:
@@ -72,6 +73,16 @@ class Runner:
             if executes:
                 life.note_end(outcome)
             return outcome, watch.found
+
+    def stop(self) -> None:
+        """End the run that goes on, or else the next one."""
+        self._lifetime.stop()
+
+    def mark_read(self, stream: Stream) -> None:
+        """Let no later run find what a console has shown."""
+        for console in self._consoles:
+            if console.stream is stream:
+                console.mark_read()
 
     def close(self) -> None:
         """End a run that goes on, and allow no other.

@@ -1,0 +1,126 @@
+"""`Machine.expect` and what types into the machine, in OVMF's shell; keys as OVMF reads them."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from vmm import Reason
+from vmm.errors import ExpectError
+from vmm.firmware import guests
+from vmm.pytest_plugin.plugin import MachineFactory
+
+pytestmark = pytest.mark.needs_kvm
+
+ROOT = Path(__file__).parents[3]
+GENEROUS = 120.0
+
+SCAN_CODES = {
+    **{
+        name: number
+        for number, name in enumerate(("up", "down", "right", "left", "home", "end", "insert", "delete"), 1)
+    },
+    "page-up": 9,
+    "page-down": 10,
+    **{f"F{number}": 10 + number for number in range(1, 11)},
+    "esc": 23,
+}
+"""UEFI 2.10, table 12.10 (EFI scan codes)."""
+
+CHARACTERS = {"enter": "\r", "tab": "\t", "backspace": "\b", "ctrl-a": "\x01", "ctrl-z": "\x1a"}
+
+
+def test_a_dialogue_with_the_uefi_shell(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("ovmf")
+    assert machine.expect("any other key to continue", GENEROUS).console == "serial"
+    machine.send_keys("esc")
+    machine.expect("Shell> ", GENEROUS)
+    machine.send_line("ver")
+    version = machine.expect(["nothing", re.compile(r"Shell v(\d)\.(\d+)")], GENEROUS)
+    assert (version.which, version.match[1]) == (1, "2")
+    assert version.before.startswith("ver\r\n")
+    machine.expect(b"Shell> ", GENEROUS)
+    machine.send_line(b"echo from history")
+    machine.expect("\nfrom history", GENEROUS)
+    machine.expect("Shell> ", GENEROUS)
+    machine.send_keys("up", "enter")
+    machine.expect("\nfrom history", GENEROUS)
+    with pytest.raises(ExpectError, match=r"expected 'never' or 'at all': 0.2 s passed and .* never showed") as late:
+        machine.expect(["never", "at all"], 0.2)
+    assert (late.value.outcome.reason, late.value.exit_status) == (Reason.TIMEOUT, 3)
+    machine.send_line("reset -s")
+    with pytest.raises(ExpectError, match="expected 'never': the guest powered the machine off") as ended:
+        machine.expect("never", GENEROUS)
+    assert (ended.value.outcome.reason, ended.value.exit_status) == (Reason.POWER_OFF, 1)
+
+
+def test_a_stop_ends_a_wait(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine.stop()
+    with pytest.raises(ExpectError, match="expected 'x': stopped"):
+        machine.expect("x")
+
+
+@pytest.fixture(scope="module")
+def key_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A UEFI driver that prints what keys firmware reads."""
+    directory = tmp_path_factory.mktemp("keys")
+    firmware = ROOT / "firmware"
+    flags = (
+        "-m64 -march=x86-64 -mgeneral-regs-only -Os -std=c11 -ffreestanding -fno-stack-protector -fpie -mno-red-zone "
+    )
+    flags += "-fno-asynchronous-unwind-tables -fcf-protection=none -fvisibility=hidden -fshort-wchar -Wall -Werror "
+    flags += "-nostdlib -static -Wl,--emit-relocs,--build-id=none,-z,noexecstack"
+    source = ROOT / "tests" / "support" / "keys.c"
+    elf, image = directory / "keys.elf", directory / "keys.efi"
+    script = firmware / "report" / "efi.ld"
+    command = ["gcc", *flags.split(), f"-I{firmware / 'report'}", f"-Wl,-T,{script}", "-o", str(elf), str(source)]
+    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, firmware / "efi_image.py", elf, image], check=True)
+    return image
+
+
+def test_every_key_arrives_in_ovmf_as_the_key_of_its_name(vmm_machine: MachineFactory, key_reader: Path) -> None:
+    machine = vmm_machine("ovmf", kernel=key_reader)
+    machine.expect("ready for keys", GENEROUS)
+    expected = [f"{code:04x} 0000" for code in SCAN_CODES.values()]
+    expected += [f"0000 {ord(character):04x}" for character in CHARACTERS.values()]
+    machine.send_keys(*SCAN_CODES, *CHARACTERS)
+    machine.send("q")
+    assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
+    assert re.findall("key (.*)", machine.debugcon.text()) == [*expected, "0000 0071"]
+
+
+INTERACT = """
+from vmm import Machine
+
+with Machine("seabios", accel="kvm", serial="none", fw_cfg={}) as machine:
+    machine.expect("No bootable", 60)
+    print("it was", machine.interact().reason.value)
+    print("again", machine.interact(deadline=0.1).reason.value)
+"""
+
+
+def test_interact_gives_the_serial_port_to_the_terminal() -> None:
+    child = pexpect.spawn(sys.executable, ["-c", INTERACT], timeout=120, encoding="utf-8")
+    child.expect("Ctrl-A X ends the machine")
+    child.send("\x01x")
+    child.expect("it was stopped")
+    child.expect("again timeout")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 0
+
+
+def test_ctrl_c_during_expect_is_ctrl_c(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        machine.expect("never", GENEROUS)

@@ -1,0 +1,154 @@
+"""What users do with a machine: run it, wait for what it shows, type, stop it."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self, overload
+
+from vmm.errors import ExpectError
+from vmm.run.console import Stream
+from vmm.run.expect import Expected, Pattern, compile_pattern, compile_patterns, encode, quoted
+from vmm.run.outcome import Outcome, Reason
+from vmm.run.runner import Runner
+
+
+class Runnable:
+    """The part of a `Machine` that is about time.
+
+    Args:
+        runner: runs the machine.
+        serial: what its serial port printed.
+        poll_log: called often while it runs; None: there is no log.
+
+    Attributes:
+        outcome: how the last run ended; None before.
+    """
+
+    def __init__(self, runner: Runner, serial: Stream, poll_log: Callable[[], None] | None) -> None:
+        self.outcome: Outcome | None = None
+        self._runner = runner
+        self._serial = serial
+        self._poll_log = poll_log
+
+    def run(
+        self,
+        until: Pattern | None = None,
+        deadline: float | None = None,
+        send: Sequence[tuple[Pattern, str | bytes]] = (),
+        on_poll: Callable[[Self], None] | None = None,
+    ) -> Outcome:
+        """Run until the guest shows ``until`` on a console, ends by itself, or the deadline passes.
+
+        May be called again: the guest goes on where it was stopped, and what it printed meanwhile is not lost. Each
+        console has a read position, from which ``until`` and ``send`` are searched and behind which they move it. A
+        guest that has ended is not started again: every later call returns the same outcome.
+
+        Args:
+            until: a regular expression to be found in what the serial port or the debug port prints.
+            deadline: seconds this call may take; None waits for ever.
+            send: pairs (regular expression, text): once the consoles show the expression, the text is typed into
+                the serial port, as UTF-8; in order, each searched after the one before it. A single byte from 0x80
+                on is its surrogate escape (PEP 383), as in what Python makes of a command line.
+            on_poll: called on this thread some hundred times a second, for progress.
+
+        Raises:
+            DeviceError: a device of vmm failed; the guest is stopped. What is no `Exception` comes as it is.
+            HostError: likewise, because a console's file could not be written any further.
+            KvmError: a vCPU did not stop.
+            KeyboardInterrupt: never; Ctrl-C ends the run with `Reason.INTERRUPTED`.
+            ConfigError: a pattern is no regular expression.
+            ValueError: the machine is closed.
+            RuntimeError: another thread is running it.
+        """
+        self.outcome, _ = self._runner.run(
+            compile_patterns(until) if until else [],
+            deadline,
+            [(compile_pattern(pattern), encode(text)) for pattern, text in send],
+            partial(self._poll, on_poll),
+        )
+        return self.outcome
+
+    @overload
+    def expect(
+        self, patterns: str | re.Pattern[str] | Sequence[str | re.Pattern[str]], deadline: float | None = None
+    ) -> Expected[str]: ...
+
+    @overload
+    def expect(
+        self, patterns: bytes | re.Pattern[bytes] | Sequence[bytes | re.Pattern[bytes]], deadline: float | None = None
+    ) -> Expected[bytes]: ...
+
+    @overload
+    def expect(self, patterns: Sequence[Pattern], deadline: float | None = None) -> Expected[Any]: ...
+
+    def expect(self, patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> Expected[Any]:
+        """Run until the guest shows a pattern on a console, and tell which, where, and what came before.
+
+        The read positions are those of `run`. A match may begin 4 KiB before what is printed last.
+
+        Args:
+            patterns: regular expressions; of several that show, the one that begins first counts.
+            deadline: seconds this call may take; None waits for ever.
+
+        Raises:
+            ExpectError: the guest ended first, the deadline passed, or `stop` was called; ``outcome`` says which.
+            KeyboardInterrupt: Ctrl-C.
+            VmmError: as `run`, and so are ValueError and RuntimeError.
+        """
+        compiled = compile_patterns(patterns)
+        self.outcome, found = self._runner.run(compiled, deadline, (), partial(self._poll, None))
+        if found is not None:
+            return found.expected()
+        if self.outcome.reason is Reason.INTERRUPTED:
+            raise KeyboardInterrupt
+        raise ExpectError(quoted(compiled), self.outcome)
+
+    def send(self, text: str | bytes) -> None:
+        """Type into the serial port; text becomes UTF-8. What the guest does not read yet waits."""
+        self._runner.send(encode(text))
+
+    def send_line(self, text: str | bytes = "") -> None:
+        """Type a line, ended by the Enter key."""
+        self.send(encode(text) + b"\r")
+
+    def send_keys(self, *names: str) -> None:
+        """Press keys: ``up``, ``F2``, ``esc``, ``page-down``, ``enter``, ``ctrl-x`` …, as a terminal sends them.
+
+        The terminal is one of type PC ANSI, as OVMF takes its serial console for. `vmm.run.keys` has all names.
+
+        Raises:
+            ConfigError: there is no key of that name.
+        """
+        from vmm.run.keys import key  # noqa: PLC0415  # few runs press any
+
+        self.send(b"".join(key(name) for name in names))
+
+    def interact(self, deadline: float | None = None) -> Outcome:
+        """Give the serial port to the person at this process's terminal, until Ctrl-A X or the guest's end.
+
+        What was printed before is shown first. Stdin and stdout that are no terminal are passed on as they are.
+
+        Args:
+            deadline: seconds this call may take; None waits for ever.
+
+        Raises:
+            VmmError: as `run`, and so are ValueError and RuntimeError.
+        """
+        from vmm.run.terminal import Terminal  # noqa: PLC0415  # few runs ask
+
+        say = partial(print, file=sys.stderr, flush=True)
+        with Terminal([self._serial], self.send, self.stop, say) as terminal:
+            outcome = self.run(deadline=deadline, on_poll=lambda _: terminal.poll())
+        self._runner.mark_read(self._serial)
+        return outcome
+
+    def stop(self) -> None:
+        """End the current `run` from another thread, with `Reason.STOPPED`; if there is none, the next one at once."""
+        self._runner.stop()
+
+    def _poll(self, on_poll: Callable[[Self], None] | None) -> None:
+        if self._poll_log is not None:
+            self._poll_log()
+        if on_poll is not None:
+            on_poll(self)
