@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from typing import IO, TYPE_CHECKING
 
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
+from vmm.cli.script import HELP as SCRIPT_HELP
+from vmm.cli.script import parse_seconds, read_script, run_script, unescape
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError
 from vmm.run.expect import compile_pattern
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm.cli.interrupts import Interrupts
+    from vmm.cli.script import Step
     from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
     from vmm.report.schema import Report
@@ -35,6 +37,7 @@ examples:
   vmm boot                                       OVMF, one CPU, its console on this terminal
   vmm boot ovmf -smp 4 --until 'Shell>' --send 'any other key to continue=\r' --timeout 60
                                                  until the UEFI shell is there, without its countdown
+  vmm boot ovmf --script dialogue.txt            the same, and what is to happen there, step by step
   vmm boot seabios -debugcon file:log.txt --until 'No bootable device'
   vmm boot probe -smp 8 -fw_cfg opt/org.example/greeting,string=hello
                                                  our own guest: prints what it finds in fw_cfg
@@ -50,7 +53,9 @@ examples:
 
 
 def _parser() -> Parser:
-    parser = Parser("boot", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EXAMPLES + EXIT_STATUSES)
+    parser = Parser(
+        "boot", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", f"{SCRIPT_HELP}{EXAMPLES}{EXIT_STATUSES}"
+    )
     add_machine_arguments(parser)
     add = parser.add_argument_group("run").add_argument
     add(
@@ -66,6 +71,7 @@ def _parser() -> Parser:
         help=r"type TEXT into the serial port once the consoles show REGEX; may be repeated, then one after the other. "
         r"TEXT knows \r, \n, \t, \e (escape), \xNN and \\; in REGEX, write \x3d for =",
     )
+    add("--script", metavar="FILE", help="hold the dialogue with the guest that FILE describes; see below")
     add("--timeout", metavar="SECONDS", help="end with status 3 after this long (default: never)")
     add("--json", metavar="PATH", help="write the report as a JSON object; - is stdout")
     add("--html", metavar="PATH", help="write the report as one self-contained page with pictures, for people")
@@ -80,6 +86,7 @@ def run(words: list[str]) -> int:
     deadline = _parse_timeout(arguments.timeout)
     if arguments.until is not None:
         _check_pattern(arguments.until, "--until")
+    steps = _read_script(arguments)
     config = config_from(arguments)
     _refuse_two_on_stdout(arguments, config)
     _check_page(arguments)
@@ -97,7 +104,7 @@ def run(words: list[str]) -> int:
                 for warning in warnings(config):
                     say(f"vmm: {warning}")
         with Interrupts() as interrupts, Machine(config) as machine:
-            outcome = _run(machine, interrupts, arguments, send, deadline)
+            outcome = _run(machine, interrupts, arguments, send, steps, deadline)
             report = None if arguments.quiet and json_output is html_output is None else _report(machine, outcome)
         if report is not None:
             _write(report, json_output, html_output, quiet=arguments.quiet)
@@ -130,6 +137,7 @@ def _run(
     interrupts: Interrupts,
     arguments: argparse.Namespace,
     send: list[tuple[str, str]],
+    steps: list[Step],
     deadline: float | None,
 ) -> Outcome:
     from vmm.cli.progress import Progress  # noqa: PLC0415
@@ -145,7 +153,10 @@ def _run(
                 terminal.poll()
             progress.update(machine)
 
-        outcome = machine.run(arguments.until, deadline, send, on_poll)
+        if steps:
+            outcome = run_script(machine, steps, deadline, on_poll)
+        else:
+            outcome = machine.run(arguments.until, deadline, send, on_poll)
         progress.clear()
         return outcome
 
@@ -184,14 +195,19 @@ def _check_page(arguments: argparse.Namespace) -> None:
     html.require()
 
 
+def _read_script(arguments: argparse.Namespace) -> list[Step]:
+    if arguments.script is None:
+        return []
+    if arguments.until is not None or arguments.send:
+        raise ConfigError("--script says what is waited for and sent; put what --until and --send say into it")
+    return read_script(arguments.script)
+
+
 def _parse_timeout(text: str | None) -> float | None:
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if 0 < value < float("inf"):
-            return value
-    raise ConfigError(f"--timeout {text}: a number of seconds above 0")
+    try:
+        return None if text is None else parse_seconds(text)
+    except ConfigError as error:
+        raise ConfigError(f"--timeout: {error}") from None
 
 
 def _check_pattern(pattern: str, option: str) -> None:
@@ -201,24 +217,15 @@ def _check_pattern(pattern: str, option: str) -> None:
         raise ConfigError(f"{option} {error}") from None
 
 
-_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "e": "\x1b", "\\": "\\"}
-
-
 def _parse_send(text: str) -> tuple[str, str]:
     pattern, separator, typed = text.partition("=")
     if not separator or not pattern or not typed:
         raise ConfigError(f"--send {text}: the form is REGEX=TEXT")
     _check_pattern(pattern, "--send")
-
-    def unescape(match: re.Match[str]) -> str:
-        word = match[1]
-        if word.startswith("x") and len(word) == 3:
-            return bytes.fromhex(word[1:]).decode("ascii", "surrogateescape")
-        if word in _ESCAPES:
-            return _ESCAPES[word]
-        raise ConfigError(rf"--send {text}: unknown escape \{word}; known are \r \n \t \e \xNN \\")
-
-    return pattern, re.sub(r"\\(x[0-9a-fA-F]{2}|.|$)", unescape, typed, flags=re.DOTALL)
+    try:
+        return pattern, unescape(typed)
+    except ConfigError as error:
+        raise ConfigError(f"--send {text}: {error}") from None
 
 
 @contextlib.contextmanager

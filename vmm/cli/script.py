@@ -1,0 +1,156 @@
+"""``vmm boot --script``: a dialogue with the guest, one step a line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.errors import ConfigError
+from vmm.run.expect import compile_pattern, encode
+from vmm.run.keys import key
+from vmm.run.outcome import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.machine import Machine
+    from vmm.run.outcome import Outcome
+
+HELP = r"""
+script, one step a line (# begins a comment):
+  expect REGEX     wait until a console shows this; what was shown before is not looked at again
+  send TEXT        type TEXT into the serial port; it knows \r \n \t \e (escape), \xNN and \\
+  send-line [TEXT] the same, and Enter
+  keys NAME ...    press keys: up, F2, esc, page-down, enter, ctrl-x ...
+  timeout SECONDS  how long each wait below may take
+  power-off        wait until the guest powers itself off
+The last step is a wait; the exit status is 0 if every wait got what it waits for.
+"""
+
+_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "e": "\x1b", "\\": "\\"}
+
+
+class Step(NamedTuple):
+    """One line.
+
+    Attributes:
+        place: FILE:LINE.
+        wait: a regular expression; None: the power-off; only if ``typed`` is None.
+        typed: what is sent; None: it is a wait.
+        deadline: seconds that the wait may take; None: any.
+    """
+
+    place: str
+    wait: str | None = None
+    typed: bytes | None = None
+    deadline: float | None = None
+
+
+def read_script(path: str) -> list[Step]:
+    """Read a script.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line makes no sense: it is named.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise ConfigError(f"--script {path}: cannot read: {(error.strerror or str(error)).lower()}") from None
+    steps: list[Step] = []
+    deadline: float | None = None
+    for number, line in enumerate(lines, 1):
+        word, _, rest = line.strip().partition(" ")
+        if not word or word.startswith("#"):
+            continue
+        place = f"{path}:{number}"
+        try:
+            if word == "timeout":
+                deadline = parse_seconds(rest)
+            else:
+                steps.append(_step(word, rest.lstrip() if word != "send" else rest, place, deadline))
+        except ConfigError as error:
+            raise ConfigError(f"--script {place}: {word}: {error}") from None
+    if not steps:
+        raise ConfigError(f"--script {path}: there is no step in it")
+    if steps[-1].typed is not None:
+        raise ConfigError(f"--script {steps[-1].place}: nobody would read this; the last step is expect or power-off")
+    return steps
+
+
+def run_script(
+    machine: Machine, steps: list[Step], deadline: float | None, on_poll: Callable[[Machine], None]
+) -> Outcome:
+    """Take one step after the other; how the last one ended.
+
+    Args:
+        machine: not run yet.
+        steps: at least one, the last a wait.
+        deadline: seconds for all together.
+        on_poll: as `Machine.run` takes it.
+    """
+    for step in steps:
+        if step.typed is not None:
+            machine.send(step.typed)
+            continue
+        left = [] if deadline is None else [max(0.0, deadline - machine.elapsed_s)]
+        limits = [*left, *([] if step.deadline is None else [step.deadline])]
+        outcome = machine.run(step.wait, min(limits, default=None), on_poll=on_poll)
+        if outcome.reason is not (Reason.POWER_OFF if step.wait is None else Reason.UNTIL):
+            what = "power-off" if step.wait is None else f"expect {step.wait}"
+            outcome = outcome._replace(message=f"{step.place}: {what}: {outcome.message}")
+            break
+    return outcome._replace(elapsed_s=machine.elapsed_s)
+
+
+def parse_seconds(text: str) -> float:
+    """A time.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{text or 'nothing'} is not a number of seconds above 0")
+    return value
+
+
+def unescape(text: str) -> str:
+    r"""Text with \r, \n, \t, \e, \xNN and \\ replaced.
+
+    Raises:
+        ConfigError: a backslash before something else.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        word = match[1]
+        if word.startswith("x") and len(word) == 3:
+            return bytes.fromhex(word[1:]).decode("ascii", "surrogateescape")
+        if word in _ESCAPES:
+            return _ESCAPES[word]
+        raise ConfigError(rf"unknown escape \{word}; known are \r \n \t \e \xNN \\")
+
+    return re.sub(r"\\(x[0-9a-fA-F]{2}|.|$)", replace, text, flags=re.DOTALL)
+
+
+def _step(word: str, rest: str, place: str, deadline: float | None) -> Step:
+    match word:
+        case "expect" if rest:
+            compile_pattern(rest)
+            return Step(place, wait=rest, deadline=deadline)
+        case "power-off" if not rest:
+            return Step(place, deadline=deadline)
+        case "send" if rest:
+            return Step(place, typed=encode(unescape(rest)))
+        case "send-line":
+            return Step(place, typed=encode(unescape(rest)) + b"\r")
+        case "keys" if rest:
+            return Step(place, typed=b"".join(map(key, rest.split())))
+        case "power-off":
+            raise ConfigError(f"takes nothing behind it, not {rest}")
+        case "expect" | "send" | "keys":
+            raise ConfigError("its argument is missing")
+    raise ConfigError("no such step; known are expect, send, send-line, keys, timeout and power-off")
