@@ -18,13 +18,14 @@ from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig, MachineType
+from vmm.config.outputs import Outputs
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.handoff import interface, tables
 from vmm.kvm import Kvm, pc_routes
 from vmm.memory import GuestMemory
 from vmm.platform import Parts, builder
-from vmm.run.console import open_stream
+from vmm.run.console import Stream
 from vmm.run.execute import execute_vcpu
 from vmm.run.expect import Console
 from vmm.run.lifetime import Lifetime, Power
@@ -54,6 +55,7 @@ class Machine(Runnable):
         config: what the machine is. Or a firmware name or path, with the fields of a
             `vmm.config.keywords.MachineOptions` as keyword arguments.
         customize: sees and may change what fw_cfg offers, before the guest does.
+        outputs: the files that the config names, opened already; they stay the caller's.
 
     Attributes:
         config: what the machine is.
@@ -85,6 +87,7 @@ class Machine(Runnable):
         /,
         *,
         customize: interface.Customize | None = None,
+        outputs: Outputs | None = None,
         **options: "Unpack[MachineOptions]",
     ) -> None:
         if isinstance(config, MachineConfig):
@@ -96,8 +99,10 @@ class Machine(Runnable):
         self.vmcoreinfo: VmCoreInfo | None = None
         # Each part is closed after those that were built on it; those that there are already, if a later one fails.
         with ExitStack() as parts:
-            self.serial = open_stream("serial", config.serial, "-serial", parts)
-            self.debugcon = open_stream("debugcon", config.debugcon, "-debugcon", parts)
+            if outputs is None:
+                outputs = parts.enter_context(Outputs(config))
+            self.serial = Stream("serial", outputs.serial.write if outputs.serial else None)
+            self.debugcon = Stream("debugcon", outputs.debugcon.write if outputs.debugcon else None)
             self.kvm = parts.enter_context(Kvm())
             self.kvm.require()
             cpuid.check_count(self.kvm, config.max_cpus)
@@ -183,7 +188,7 @@ class Machine(Runnable):
                 from vmm.run.trace import start_log  # noqa: PLC0415  # few runs ask
 
                 cores = self._processors.cores
-                poll_log = start_log(config.trace, device, core, cores, lambda: self.started_ns, parts)
+                poll_log = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
             runner = Runner(self._lifetime, threads, consoles, self.platform.serial.feed)
             super().__init__(runner, self.serial, poll_log)

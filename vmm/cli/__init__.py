@@ -5,7 +5,6 @@ is imported only when it is asked for: a guest that exits at once is over before
 """
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,7 +37,8 @@ exit status:
   1    the guest failed: triple fault, an instruction that KVM refused, a reset that nobody expected
   2    wrong usage or bad input: an option, a file, an image
   3    the deadline of --timeout passed first
-  4    the host lacks something: /dev/kvm, a permission, a capability; the message says what to do
+  4    the host lacks something: /dev/kvm, a permission, a capability, room for all of the output or somebody who
+       reads it; the message says what to do
   130  interrupted (Ctrl-C)
 """
 
@@ -55,12 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("vmm: interrupted")
         return ExitStatus.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has left; nothing can be said to them, and Python must not try at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitStatus.OK
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO}:
             raise
         say(f"vmm: cannot write all of the output: {error.strerror}")
         return ExitStatus.HOST_LACKS

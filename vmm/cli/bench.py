@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm.cli.parser import Parser
+from vmm.config.outputs import STANDARD, Outputs
 from vmm.errors import ConfigError, ExitStatus
 
 if TYPE_CHECKING:
@@ -81,9 +81,6 @@ def run(words: list[str]) -> int:
     kind = arguments.kind
     if kind not in KINDS:
         raise ConfigError(f"vmm bench {kind or '…'}: what shall be measured? known are {', '.join(KINDS)}")
-    outputs = [Path(path) for path in (arguments.json, arguments.html, arguments.svg) if path not in {None, "-"}]
-    for path in outputs:
-        _check_writable(path)
     work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
     if arguments.html is not None:
         from vmm.report import html as pages  # noqa: PLC0415  # for --html alone
@@ -94,24 +91,30 @@ def run(words: list[str]) -> int:
 
     with Kvm() as kvm:
         kvm.require()
-    with progress.Bar(enabled=not arguments.quiet and sys.stderr.isatty()) as bar:
-        result = work(bar.update)
-    if arguments.json == "-":
-        print(json.dumps(result.as_json(), indent=1))
-    else:
-        table.show(result)
-    if arguments.json not in {None, "-"}:
-        Path(arguments.json).write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
-    if arguments.html is not None:
-        from vmm.bench import page  # noqa: PLC0415  # matplotlib is slow to load
-
-        Path(arguments.html).write_text(page.render(result.as_json()), encoding="utf-8")
-    if arguments.svg is not None:
-        from vmm.bench import plots  # noqa: PLC0415
-
-        Path(arguments.svg).write_text(plots.headline(result.as_json()), encoding="utf-8")
+    with Outputs(None, {f"--{name}": getattr(arguments, name) for name in ("json", "html", "svg")}) as outputs:
+        with progress.Bar(enabled=not arguments.quiet and sys.stderr.isatty()) as bar:
+            result = work(bar.update)
+        try:
+            if arguments.json != STANDARD:
+                table.show(result)
+        finally:
+            outputs.write(_documents(result))
     nothing_measured = not any(case.measured for case in result.cases) and not any(s.points for s in result.scales)
     return ExitStatus.HOST_LACKS if nothing_measured else ExitStatus.OK
+
+
+def _documents(result: Result) -> dict[str, Callable[[], str]]:
+    def page() -> str:
+        from vmm.bench import page  # noqa: PLC0415  # matplotlib is slow to load
+
+        return page.render(result.as_json())
+
+    def picture() -> str:
+        from vmm.bench import plots  # noqa: PLC0415
+
+        return plots.headline(result.as_json())
+
+    return {"--json": lambda: json.dumps(result.as_json(), indent=1) + "\n", "--html": page, "--svg": picture}
 
 
 def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Result]:
@@ -196,11 +199,3 @@ def _check_words(words: Sequence[str], known: Sequence[str], option: str) -> Non
 def _refuse(option: str, value: object, kind: str) -> None:
     if value not in (None, []):
         raise ConfigError(f"--{option} does not belong to vmm bench {kind}")
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before a minute of measuring that a result can't be written."""
-    try:
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from None

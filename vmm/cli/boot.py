@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
 from vmm.cli.script import HELP as SCRIPT_HELP
 from vmm.cli.script import parse_seconds, read_script, run_script, unescape
+from vmm.config.outputs import Outputs
 from vmm.config.parts import TargetKind
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.run.expect import compile_pattern
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     from vmm.cli.interrupts import Interrupts
     from vmm.cli.script import Step
-    from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
     from vmm.report.schema import Report
     from vmm.run.outcome import Outcome
@@ -88,9 +87,8 @@ def run(words: list[str]) -> int:
         _check_pattern(arguments.until, "--until")
     steps = _read_script(arguments)
     config = config_from(arguments)
-    _refuse_two_on_stdout(arguments, config)
     _check_page(arguments)
-    with _output("--json", arguments.json) as json_output, _output("--html", arguments.html) as html_output:
+    with Outputs(config, {"--json": arguments.json, "--html": arguments.html}) as outputs:
         # Slow to load: what is wrong so far is said without it.
         from vmm.cli.interrupts import Interrupts  # noqa: PLC0415
         from vmm.machine import Machine  # noqa: PLC0415
@@ -103,13 +101,17 @@ def run(words: list[str]) -> int:
 
                 for warning in warnings(config):
                     say(f"vmm: {warning}")
-        with Interrupts() as interrupts, Machine(config) as machine:
-            outcome = _run(machine, interrupts, arguments, send, steps, deadline)
-            report = None if arguments.quiet and json_output is html_output is None else _report(machine, outcome)
+        with Interrupts() as interrupts, Machine(config, outputs=outputs) as machine:
+            outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline)
+            report = None if arguments.quiet and not outputs.documents else _report(machine, outcome)
+        if arguments.quiet and outcome.exit_status:
+            say(f"vmm: {outcome.message}")
         if report is not None:
-            _write(report, json_output, html_output, quiet=arguments.quiet)
-    if arguments.quiet and outcome.exit_status:
-        say(f"vmm: {outcome.message}")
+            _write(report, outputs, quiet=arguments.quiet)
+        if lost:
+            raise HostError(lost)
+    if outputs.failed and not outcome.exit_status:
+        return ExitStatus.HOST_LACKS
     return outcome.exit_status
 
 
@@ -119,17 +121,17 @@ def _report(machine: Machine, outcome: Outcome) -> Report:
     return collect(machine, outcome)
 
 
-def _write(report: Report, json_output: IO[str] | None, html_output: IO[str] | None, *, quiet: bool) -> None:
+def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:
     from vmm.report import schema, text  # noqa: PLC0415
 
-    if json_output is not None:
-        json_output.write(schema.as_json(report))
-    if html_output is not None:
+    def page() -> str:
         from vmm.report import page  # noqa: PLC0415  # for --html alone
 
-        html_output.write(page.render(report))
+        return page.render(report)
+
     if not quiet:
         say(text.text(report))
+    outputs.write({"--json": lambda: schema.as_json(report), "--html": page})
 
 
 def _run(
@@ -139,7 +141,8 @@ def _run(
     send: list[tuple[str, str]],
     steps: list[Step],
     deadline: float | None,
-) -> Outcome:
+) -> tuple[Outcome, str]:
+    """Return how the run ended, and what stdout lacks of what the guest printed; "" if nothing."""
     from vmm.cli.progress import Progress  # noqa: PLC0415
 
     terminal = _terminal(machine, arguments)
@@ -158,7 +161,7 @@ def _run(
         else:
             outcome = machine.run(arguments.until, deadline, send, on_poll)
         progress.clear()
-        return outcome
+    return outcome, terminal.lost if terminal is not None else ""
 
 
 def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | None:
@@ -177,19 +180,12 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
     return Terminal(streams, machine.send if typed else None, machine.stop, say)
 
 
-def _refuse_two_on_stdout(arguments: argparse.Namespace, config: MachineConfig) -> None:
-    if arguments.json == "-" and TargetKind.STDIO in {config.serial.kind, config.debugcon.kind}:
-        raise ConfigError("--json - and a console on stdout would mix; add -serial none -debugcon none (or file:PATH)")
-
-
 def _check_page(arguments: argparse.Namespace) -> None:
     """Refuse, before the guest runs, a page that could not be made."""
     if arguments.html is None:
         return
     if arguments.html == "-":
         raise ConfigError("--html -: a page goes to a file; give its path")
-    if arguments.html == arguments.json:
-        raise ConfigError(f"--html {arguments.html}: --json writes there; give another path")
     from vmm.report import html  # noqa: PLC0415  # for --html alone
 
     html.require()
@@ -226,20 +222,3 @@ def _parse_send(text: str) -> tuple[str, str]:
         return pattern, unescape(typed)
     except ConfigError as error:
         raise ConfigError(f"--send {text}: {error}") from None
-
-
-@contextlib.contextmanager
-def _output(option: str, path: str | None) -> Iterator[IO[str] | None]:
-    """Open a report's file before the guest runs: a path that can't be written must not cost a boot."""
-    if path is None:
-        yield None
-    elif path == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-    else:
-        try:
-            file = open(path, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # closed by the with below
-        except OSError as error:
-            raise ConfigError(f"{option} {path}: cannot write: {(error.strerror or str(error)).lower()}") from None
-        with file:
-            yield file

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from vmm.cli import say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
-from vmm.errors import ConfigError
+from vmm.config.outputs import STANDARD, Outputs
+from vmm.errors import ConfigError, ExitStatus
 
 if TYPE_CHECKING:
     import argparse
@@ -68,15 +67,24 @@ def run(words: list[str]) -> int:
 
     if arguments.html is not None:
         html.require()
-    with _linux(arguments) if with_linux else nullcontext():
-        result = _verify(config_from(arguments), deadline, with_linux=with_linux)
-    if arguments.html is not None:
-        _write(arguments.html, show.as_html(result), "--html")
-    if arguments.json is not None:
-        _write(arguments.json, json.dumps(show.as_object(result), indent=2) + "\n", "--json")
-    if not arguments.quiet and arguments.json != "-":
-        print(show.as_text(result))
-    return 0 if result.ok else 1
+    with ExitStack() as closers:
+        if with_linux:
+            closers.enter_context(_linux(arguments))
+        config = config_from(arguments)
+        outputs = closers.enter_context(Outputs(config, {"--json": arguments.json, "--html": arguments.html}))
+        result = _verify(config, deadline, outputs, with_linux=with_linux)
+        documents = {
+            "--json": lambda: json.dumps(show.as_object(result), indent=2) + "\n",
+            "--html": lambda: show.as_html(result),
+        }
+        try:
+            if not arguments.quiet and arguments.json != STANDARD:
+                print(show.as_text(result), flush=True)
+        finally:
+            outputs.write(documents)
+    if outputs.failed:
+        return ExitStatus.HOST_LACKS
+    return ExitStatus.OK if result.ok else ExitStatus.GUEST_FAILED
 
 
 @contextmanager
@@ -93,13 +101,13 @@ def _linux(arguments: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def _verify(config: MachineConfig, deadline: float, *, with_linux: bool) -> Verification:
+def _verify(config: MachineConfig, deadline: float, outputs: Outputs, *, with_linux: bool) -> Verification:
     from vmm.handoff.tables import warnings  # noqa: PLC0415  # what is wrong so far should be said without KVM
     from vmm.verify.run import verify  # noqa: PLC0415
 
     for warning in warnings(config):
         say(f"vmm: {warning}")
-    return verify(config, deadline=deadline, with_linux=with_linux)
+    return verify(config, deadline=deadline, with_linux=with_linux, outputs=outputs)
 
 
 def _seconds(text: str | None) -> float:
@@ -112,13 +120,3 @@ def _seconds(text: str | None) -> float:
     if not 0 < value < float("inf"):
         raise ConfigError(f"--timeout {text}: a number of seconds above 0")
     return value
-
-
-def _write(path: str, text: str, option: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot write: {(error.strerror or str(error)).lower()}") from None

@@ -4,7 +4,7 @@ Everything that can be wrong before ``/dev/kvm`` is opened is found when a :clas
 :class:`vmm.errors.ConfigError`. Sizes are in bytes unless a name says otherwise.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -28,7 +28,7 @@ from vmm.config.parts import (
 from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
 from vmm.firmware.load import find
-from vmm.options import parse_keys
+from vmm.options import parse_keys, parse_pairs
 from vmm.tables.boot_order import BootOptions, check_paths
 
 if TYPE_CHECKING:
@@ -152,6 +152,24 @@ class MachineConfig(NamedTuple):
             "-device vmgenid": self.vmgenid is not None,
             "-device vmcoreinfo": self.vmcoreinfo,
         }
+
+    @property
+    def input_files(self) -> Iterator[tuple[str, Path]]:
+        """Every file that the machine reads, with the option that names it."""
+        yield "the firmware", self.firmware.path
+        if self.firmware.variables is not None:
+            yield "the variable store", self.firmware.variables.path
+        for item in self.fw_cfg:
+            if item.path is not None:
+                yield f"-fw_cfg {item.name}", item.path
+        for option, path in (("-kernel", self.kernel), ("-initrd", self.initrd), ("-boot splash=", self.boot.splash)):
+            if path is not None:
+                yield option, path
+        for option, texts in (("-acpitable", self.acpi_tables), ("-smbios", self.smbios)):
+            for text in texts:
+                for key, value in parse_pairs(text, option):
+                    if key in {"file", "data", "path"}:
+                        yield from ((option, Path(name)) for name in value.split(":"))
 
     @property
     def interface_choice(self) -> InterfaceChoice:

@@ -8,13 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
-
-from vmm.errors import ConfigError, HostError
-
-if TYPE_CHECKING:
-    from vmm.config.parts import Target
 
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""
@@ -91,31 +84,3 @@ class Stream:
         end = strip_escapes(self.since(self.total - _LAST_LINE_BYTES)).decode("utf-8", "replace")
         lines = [line.strip() for line in end.splitlines()]
         return next((line for line in reversed(lines) if line), "")
-
-
-def open_stream(name: str, target: "Target", option: str, closers: ExitStack) -> Stream:
-    """What a device prints, which also goes into a file if ``target`` is one; a terminal is served by whoever waits.
-
-    Args:
-        name: of the stream.
-        target: where it goes.
-        option: what the user calls that, for errors.
-        closers: closes the file.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    if target.path is None:
-        return Stream(name)
-    try:
-        write = closers.enter_context(target.path.open("wb", buffering=0)).write
-    except OSError as error:
-        raise ConfigError(f"{option} file:{target.path}: cannot write: {(error.strerror or '').lower()}") from error
-
-    def sink(data: bytes) -> None:
-        try:
-            write(data)
-        except OSError as error:
-            raise HostError(f"{option} file:{target.path}: {(error.strerror or '').lower()}") from error
-
-    return Stream(name, sink)

@@ -37,8 +37,11 @@ class Terminal:
     Args:
         streams: the consoles to show, the one that is typed into first.
         keys: gets what is typed; None: nothing is read.
-        quit_: called at Ctrl-A X.
+        quit_: called at Ctrl-A X, and where stdout cannot be written any more.
         say: prints a line for the user to stderr.
+
+    Attributes:
+        lost: what stdout lacks of what the consoles printed, and why; "" if nothing.
     """
 
     def __init__(
@@ -51,7 +54,8 @@ class Terminal:
         self._streams = list(streams)
         self._shown = [0] * len(self._streams)
         self._pending = b""
-        self._lost = 0
+        self._skipped = 0
+        self.lost = ""
         self._last = b"\n"
         self._keys = keys
         self._quit = quit_
@@ -104,16 +108,16 @@ class Terminal:
             lost = max(0, total - self._shown[index] - len(data))
             if index and not final:
                 data = data[: data.rfind(b"\n") + 1]
-            self._lost += lost
+            self._skipped += lost
             self._shown[index] += lost + len(data)
             self._pending += data
 
     def _write(self, data: bytes) -> None:
         try:
             done = os.write(1, data)
-        except OSError:
-            # The reader has left: the guest is nobody's concern any more.
+        except OSError as error:
             self._closed = True
+            self.lost = f"cannot write all of the output: {error.strerror}"
             self._quit()
             return
         self._last = data[:done][-1:]
@@ -123,13 +127,12 @@ class Terminal:
         self._collect(final=True)
         while self._pending and not self._closed and _ready(1, write=True, seconds=DRAIN_SECONDS):
             self._write(self._pending[:PIECE])
-        if not self._closed:
-            self._lost += len(self._pending)
-        if self._lost:
-            self._say(f"vmm: {self._lost} bytes of console output were not shown: stdout was not read fast enough")
+        self._skipped += len(self._pending)
+        if self._skipped and not self._closed:
+            self.lost = f"{self._skipped} bytes of console output were not shown: stdout was not read fast enough"
         if not self._closed and not self._pending and os.isatty(1) and any(self._shown):
             # Firmware leaves colours behind, and seldom ends its last line.
-            os.write(1, b"\x1b[0m" + (b"" if self._last == b"\n" else b"\n"))
+            self._write(b"\x1b[0m" + (b"" if self._last == b"\n" else b"\n"))
 
     def _read_keys(self) -> None:
         if self._keys is None or not _ready(0):

@@ -19,14 +19,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
-from vmm.errors import ConfigError
+from vmm.errors import HostError
 
 if TYPE_CHECKING:
+    from vmm.config.outputs import GrowingFile
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.fwctl_format import FwctlRequest
@@ -224,27 +225,15 @@ class AccessLog:
 
 
 class LogWriter:
-    """The log as lines: JSON into a file, text on stderr for the path "-".
+    """The log as lines: JSON into a file, text on stderr.
 
     Args:
-        path: where to.
-
-    Raises:
-        ConfigError: the file cannot be written.
+        file: where to; None: stderr.
     """
 
-    def __init__(self, path: str) -> None:
-        self._closers = ExitStack()
-        self._path = path
-        self._failed = False
-        self._as_text = path == "-"
-        if self._as_text:
-            self._file: IO[str] = sys.stderr
-            return
-        try:
-            self._file = self._closers.enter_context(open(path, "w", 1, encoding="utf-8"))  # noqa: PTH123, SIM115  # a pipe too
-        except OSError as error:
-            raise ConfigError(f"--trace {path}: cannot write: {(error.strerror or str(error)).lower()}") from None
+    def __init__(self, file: "GrowingFile | None") -> None:
+        self._file = file
+        self._as_text = file is None
 
     def access(self, access: Access) -> None:
         """One access."""
@@ -258,44 +247,40 @@ class LogWriter:
             self._line(json.dumps({"event": "request"} | request.as_dict(start_ns)))
 
     def end_of_requests(self, fwctl: "Fwctl") -> None:
-        """The summary of a machine with fwctl, and the end of the file."""
+        """The summary of a machine with fwctl."""
         if self._as_text:
             self._line(f"never asked: {', '.join(fwctl.never_asked) or 'nothing'}")
         else:
             self._line(json.dumps({"event": "end", "never_asked": fwctl.never_asked}))
-        self._closers.close()
 
     def end(self, trace: Trace, dropped: int) -> None:
-        """The summary, and the end of the file."""
+        """The summary."""
         for line in _summary_text(trace, dropped) if self._as_text else _summary_json(trace, dropped):
             self._line(line)
-        # Nothing is left to write: each line went out by itself.
-        with suppress(OSError):
-            self._closers.close()
 
     def _line(self, line: str) -> None:
         """One line; a disk that is full ends the log, not the guest."""
-        if self._failed:
-            return
-        try:
-            self._file.write(line + "\n")
-        except OSError as error:
-            self._failed = True
-            print(f"vmm: --trace {self._path}: {error.strerror}; the log ends here", file=sys.stderr)
+        if self._file is None:
+            print(line, file=sys.stderr)
+        elif not self._file.failed:
+            try:
+                self._file.write(f"{line}\n".encode())
+            except HostError as error:
+                print(f"vmm: {error}; the log ends here", file=sys.stderr)
 
 
 def start_log(
-    path: str,
+    file: "GrowingFile | None",
     device: "FwCfg | Fwctl",
     core: Any,
     vcpus: list[Any],
     start_ns: Callable[[], int],
     closers: ExitStack,
 ) -> Callable[[], None]:
-    """Write every access to fw_cfg, or every request to fwctl, to ``path``, until ``closers`` end that.
+    """Write every access to fw_cfg, or every request to fwctl, down, until ``closers`` end that.
 
     Args:
-        path: as `LogWriter` takes it.
+        file: as `LogWriter` takes it.
         device: which of the two the machine has.
         core: the C core's ``struct vmm_vm``.
         vcpus: its ``struct vmm_vcpu`` pointers, by index.
@@ -304,13 +289,10 @@ def start_log(
 
     Returns:
         What is to be called often while the machine runs.
-
-    Raises:
-        ConfigError: the file cannot be written.
     """
     from vmm.devices.fwctl import Fwctl  # noqa: PLC0415  # most machines have fw_cfg
 
-    writer = LogWriter(path)
+    writer = LogWriter(file)
     if isinstance(device, Fwctl):
         device.on_request = lambda request: writer.request(request, start_ns())
         closers.callback(writer.end_of_requests, device)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.config.machine import MachineConfig
+    from vmm.config.outputs import Outputs
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
     from vmm.devices.fw_cfg_items import VmCoreInfo
     from vmm.run.outcome import Outcome
@@ -147,7 +148,12 @@ class _LinuxHost(_Host):
 
 
 def collect(
-    config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE, linux: bool = False
+    config: MachineConfig,
+    *,
+    alter: Alter | None = None,
+    deadline: float = DEADLINE,
+    linux: bool = False,
+    outputs: Outputs | None = None,
 ) -> Collected:
     """Boot, and wait for the report.
 
@@ -156,6 +162,7 @@ def collect(
         alter: gets the ACPI and SMBIOS files by name and gives those to publish instead: for experiments, and tests.
         deadline: seconds.
         linux: the machine's kernel is the Linux of `vmm.verify.linux_guest`, which reports instead of a guest of ours.
+        outputs: as `vmm.Machine` takes it.
 
     Raises:
         ConfigError: other firmware, or a machine that leaves no room for the report guest.
@@ -167,7 +174,7 @@ def collect(
     if config.kernel is not None and not linux:
         raise ConfigError("verify: -kernel is taken, the report guest starts that way; leave it out")
     host = _LinuxHost(kind, alter) if linux else _Host(kind, alter)
-    with Machine(config, customize=host.customize) as machine:
+    with Machine(config, customize=host.customize, outputs=outputs) as machine:
         fw_cfg = machine.fw_cfg
         if fw_cfg is None:
             raise ConfigError("verify: the machine has fwctl instead of fw_cfg, which carries no tables")

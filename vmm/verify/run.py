@@ -12,11 +12,17 @@ from vmm.verify.result import Subject, Verdict, Verification
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
+    from vmm.config.outputs import Outputs
     from vmm.verify.collect import Alter
 
 
 def verify(
-    config: MachineConfig, *, alter: Alter | None = None, deadline: float = DEADLINE, with_linux: bool = False
+    config: MachineConfig,
+    *,
+    alter: Alter | None = None,
+    deadline: float = DEADLINE,
+    with_linux: bool = False,
+    outputs: Outputs | None = None,
 ) -> Verification:
     """Boot a machine with our report guest in it, and tell what of all that was offered arrived.
 
@@ -25,12 +31,13 @@ def verify(
         alter: gets the files of tables by name, etc/e820 among them, and gives those to publish instead.
         deadline: seconds for the boot.
         with_linux: see `collect`.
+        outputs: as `vmm.Machine` takes it.
 
     Raises:
         ConfigError: see `collect`.
         HostError: no KVM.
     """
-    return compare(collect(config, alter=alter, deadline=deadline, linux=with_linux))
+    return compare(collect(config, alter=alter, deadline=deadline, linux=with_linux, outputs=outputs))
 
 
 def compare(collected: Collected) -> Verification:

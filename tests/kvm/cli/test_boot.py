@@ -153,6 +153,17 @@ def test_interrupted_run_is_still_reported(number: signal.Signals, tmp_path: Pat
     assert json.loads(report.read_text())["outcome"]["reason"] == "interrupted"
 
 
+def test_a_run_that_is_killed_leaves_the_report_of_the_last_one(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("yesterday's")
+    command = [*VMM, "boot", str(guests.path("silent")), "-debugcon", "none", "--json", str(report)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        wait_for_vcpu(process.pid)
+        process.kill()
+    assert report.read_text() == "yesterday's"
+    assert list(tmp_path.iterdir()) == [report]
+
+
 def wait_for_vcpu(pid: int) -> None:
     """Until the process has a thread that runs a vCPU."""
     deadline = time.monotonic() + 60
@@ -170,9 +181,16 @@ def test_a_reader_that_leaves_ends_the_run() -> None:
         assert process.stdout is not None
         assert process.stdout.read(10)
         process.stdout.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=60) == 4
         assert process.stderr is not None
-        assert b"Traceback" not in process.stderr.read()
+        assert process.stderr.read().endswith(b"vmm: cannot write all of the output: Broken pipe\n")
+
+
+def test_head_is_not_success() -> None:
+    line = f"set -o pipefail; {shlex.join(VMM)} boot seabios -debugcon stdio --until 'No bootable' | head -c 10"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 4
+    assert run.stderr.endswith("vmm: cannot write all of the output: Broken pipe\n")
 
 
 def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
@@ -192,8 +210,8 @@ def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
     finally:
         os.close(reader)
         os.close(writer)
-    assert run.returncode == 0
-    assert "bytes of console output were not shown" in run.stderr
+    assert run.returncode == 4
+    assert "bytes of console output were not shown" in run.stderr.splitlines()[-1]
     assert "the guest powered the machine off" in run.stderr
 
 
@@ -290,7 +308,7 @@ def test_version_and_unknown_command() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["info"], ["boot", "exit", "--json", "-", "-serial", "none", "-debugcon", "none"], ["firmware", "exit"]],
+    [["info"], ["firmware", "exit"], ["boot", "probe"], ["boot", "seabios", "--until", "No bootable"]],
 )
 def test_a_full_disk_is_said_in_one_line(words: list[str]) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
@@ -305,6 +323,14 @@ def test_a_full_disk_is_said_in_one_line(words: list[str]) -> None:
     assert run.returncode == 4
     assert run.stderr.splitlines()[-1:] == ["vmm: cannot write all of the output: No space left on device"]
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--trace"])
+def test_a_full_disk_of_a_report_or_a_log_is_the_hosts_lack(option: str) -> None:
+    run = vmm("boot", "probe", option, "/dev/full")
+    assert run.returncode == 4
+    assert f"vmm: {option} /dev/full: no space left on device" in run.stderr
+    assert "the guest powered the machine off" in run.stderr, "the run is reported all the same"
 
 
 def test_a_console_file_that_is_full_is_the_hosts_lack() -> None:

@@ -57,6 +57,16 @@ def test_control_a_x_ends_the_machine_and_restores_the_terminal(hang: Terminal) 
     assert hang.status() == 0
 
 
+def test_control_a_x_before_until_is_no_success() -> None:
+    terminal = Terminal("boot", str(guests.path("hang")), "--until", "no such line")
+    terminal.child.expect("Ctrl-A X ends the machine")
+    while terminal.local_flags() & termios.ECHO:
+        pass
+    terminal.child.send(CONTROL_A + "x")
+    terminal.child.expect("vmm: stopped")
+    assert terminal.status() == 130
+
+
 @pytest.mark.hw
 def test_terminal_is_restored_when_the_process_is_told_to_end(hang: Terminal) -> None:
     before = termios.tcgetattr(hang.child.child_fd)

@@ -1,0 +1,342 @@
+"""Every file that a run writes, opened here before anything runs.
+
+An output that is also an input, or that two options name, is refused: nothing has been changed by then. A document (a
+report) is written beside its place and moved there as a whole, so that the file of an earlier run stays until then. A
+stream (a console, the access log) grows while the machine runs. Devices, pipes, and files that are this process's own
+stdout or stderr are written as they are.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EACCES, EBUSY, EPERM, EROFS
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from vmm.config.parts import TargetKind
+from vmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from vmm.config.machine import MachineConfig
+
+STANDARD: Final = "-"
+"""The path that stands for stdout; for the access log, for text on stderr."""
+
+_STDOUT, _STDERR = 1, 2
+
+_NOT_BESIDE: Final = {EACCES, EBUSY, EPERM, EROFS}
+"""Why a file cannot be replaced that can be written: its directory is closed to us, or it is a mount point itself."""
+
+_Identity = tuple[object, ...]
+"""Equal for two paths that lead to one file."""
+
+_STDOUT_ITSELF: Final[_Identity] = ("stdout",)
+_CONSOLE: Final = "a console on stdout"
+
+
+class GrowingFile:
+    """A file that grows while the machine runs.
+
+    Attributes:
+        name: what messages call it: the option and the path.
+        failed: whether a write failed.
+    """
+
+    def __init__(self, name: str, fd: int, *, begins_empty: bool) -> None:
+        self.name = name
+        self.failed = False
+        self._fd = fd
+        self._begins_empty = begins_empty
+
+    def begin(self) -> None:
+        """Drop what an earlier run wrote.
+
+        Raises:
+            ConfigError: that is not possible.
+        """
+        if self._begins_empty:
+            with _refusing(self.name):
+                os.ftruncate(self._fd, 0)
+
+    def write(self, data: bytes) -> None:
+        """Append all of ``data``.
+
+        Raises:
+            HostError: that is not possible any more.
+        """
+        try:
+            _write_all(self._fd, data)
+        except OSError as error:
+            self.failed = True
+            raise HostError(f"{self.name}: {_reason(error)}") from None
+
+
+class _Place(NamedTuple):
+    """Where a document goes.
+
+    Attributes:
+        path: links resolved.
+        fd: the file that is there, open for writing; None: there is none yet.
+        replaced: a regular file, which a new one takes the place of; others are written as they are.
+    """
+
+    path: Path
+    fd: int | None
+    replaced: bool
+
+
+class Document:
+    """A file that is written once, as a whole.
+
+    Attributes:
+        name: what messages call it: the option and the path.
+    """
+
+    def __init__(self, name: str, place: _Place) -> None:
+        self.name = name
+        self._place = place
+
+    def write(self, text: str) -> None:
+        """Put the document in its place.
+
+        Raises:
+            HostError: that is not possible; a file that was to be replaced is as it was.
+        """
+        data = text.encode("utf-8", "surrogateescape")
+        path, fd, replaced = self._place
+        try:
+            if not replaced and fd is not None:
+                _write_all(fd, data)
+                return
+            try:
+                _replace(path, data, fd)
+            except OSError as error:
+                if fd is None or error.errno not in _NOT_BESIDE:
+                    raise
+                os.ftruncate(fd, 0)
+                _write_all(fd, data)
+        except OSError as error:
+            raise HostError(f"{self.name}: {_reason(error)}") from None
+
+
+class Outputs:
+    """The files of one run; a context manager that closes them.
+
+    Args:
+        config: the machine, for its consoles, its access log, and its inputs, which no output may be; None: the run has
+            no machine of its own.
+        documents: paths by option; "-" is stdout, None: not asked for.
+
+    Attributes:
+        serial: where COM1's output goes by itself, if to a file.
+        debugcon: likewise, of the debug port.
+        trace: where the access log goes, if to a file.
+        documents: what was asked for, by option.
+
+    Raises:
+        ConfigError: one of them cannot be written, is an input, or is the file of another.
+    """
+
+    def __init__(self, config: "MachineConfig | None", documents: Mapping[str, str | None] | None = None) -> None:
+        self._closers = ExitStack()
+        self._inputs = {} if config is None else _identities(config.input_files)
+        self._taken: dict[_Identity, str] = {}
+        self._created: list[str] = []
+        self._streams: list[GrowingFile] = []
+        self.serial: GrowingFile | None = None
+        self.debugcon: GrowingFile | None = None
+        self.trace: GrowingFile | None = None
+        self.documents: dict[str, Document] = {}
+        try:
+            if config is not None:
+                self._open_streams(config)
+            for option, path in (documents or {}).items():
+                if path is not None:
+                    self.documents[option] = self._document(option, path)
+            for stream in self._streams:
+                stream.begin()
+        except BaseException:
+            self.close()
+            for path in self._created:
+                Path(path).unlink()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        self._closers.close()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a stream lacks something that the machine had written to it."""
+        return any(stream.failed for stream in self._streams)
+
+    def write(self, makers: Mapping[str, Callable[[], str]]) -> None:
+        """Write the documents that were asked for; one that fails keeps no other from being written.
+
+        Args:
+            makers: by option, what returns a document's text.
+
+        Raises:
+            HostError: what could not be written, and why.
+        """
+        failures = []
+        for option, document in self.documents.items():
+            try:
+                document.write(makers[option]())
+            except HostError as error:
+                failures.append(str(error))
+        if failures:
+            raise HostError("; ".join(failures))
+
+    def _open_streams(self, config: "MachineConfig") -> None:
+        consoles = {"-serial": config.serial, "-debugcon": config.debugcon}
+        if any(target.kind is TargetKind.STDIO for target in consoles.values()):
+            self._taken[_STDOUT_ITSELF] = _CONSOLE
+        self.serial, self.debugcon = (
+            None if target.path is None else self._stream(option, str(target.path), f"file:{target.path}")
+            for option, target in consoles.items()
+        )
+        if config.trace is not None and config.trace != STANDARD:
+            self.trace = self._stream("--trace", config.trace, config.trace)
+
+    def _stream(self, option: str, path: str, shown: str) -> GrowingFile:
+        name = f"{option} {shown}"
+        with _refusing(name):
+            fd = self._open(path)
+            if fd is None:
+                fd = self._create(path)
+        fd, own = self._taken_as(fd, option, name)
+        stream = GrowingFile(name, fd, begins_empty=own and stat.S_ISREG(os.fstat(fd).st_mode))
+        self._streams.append(stream)
+        return stream
+
+    def _document(self, option: str, path: str) -> Document:
+        name = f"{option} {path}"
+        if path == STANDARD:
+            self._take(_STDOUT_ITSELF, option, name)
+            return Document(name, _Place(Path(path), _STDOUT, replaced=False))
+        with _refusing(name):
+            fd = self._open(path)
+            if fd is None:
+                self._take(_try_to_create(Path(path).resolve()), option, name)
+                return Document(name, _Place(Path(path).resolve(), None, replaced=True))
+        fd, own = self._taken_as(fd, option, name)
+        replaced = own and stat.S_ISREG(os.fstat(fd).st_mode)
+        return Document(name, _Place(Path(path).resolve(), fd, replaced=replaced))
+
+    def _open(self, path: str) -> int | None:
+        """Return the file, as it is; None if there is none."""
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        except FileNotFoundError:
+            return None
+        self._closers.callback(os.close, fd)
+        return fd
+
+    def _create(self, path: str) -> int:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._created.append(path)
+        self._closers.callback(os.close, fd)
+        return fd
+
+    def _taken_as(self, fd: int, option: str, name: str) -> tuple[int, bool]:
+        """Return what to write to instead of ``fd``, and whether that is a file of its own."""
+        there = os.fstat(fd)
+        for standard, identity in ((_STDOUT, _STDOUT_ITSELF), (_STDERR, None)):
+            if _is_open_as(standard, there):
+                self._take(identity or _identity(there), option, name)
+                return standard, False
+        self._take(_identity(there), option, name)
+        return fd, True
+
+    def _take(self, identity: _Identity | None, option: str, name: str) -> None:
+        if identity is None:
+            return
+        if identity in self._inputs:
+            raise ConfigError(f"{name}: {self._inputs[identity]} is read from there; give another path")
+        other = self._taken.setdefault(identity, option)
+        if other == _CONSOLE:
+            raise ConfigError(f"{name} and {_CONSOLE} would mix; add -serial none -debugcon none (or file:PATH)")
+        if other != option:
+            raise ConfigError(f"{name}: {other} writes there; give another path")
+
+
+def _identities(files: Iterable[tuple[str, Path]]) -> dict[_Identity, str]:
+    """Return what the inputs are called, by identity."""
+    found: dict[_Identity, str] = {}
+    for name, path in files:
+        with suppress(OSError):
+            identity = _identity(path.stat())
+            if identity is not None:
+                found.setdefault(identity, name)
+    return found
+
+
+def _identity(there: os.stat_result) -> _Identity | None:
+    """Return what two paths have in common if they are one file; None for devices that many may use."""
+    if stat.S_ISCHR(there.st_mode):
+        return None
+    return ("device", there.st_rdev) if stat.S_ISBLK(there.st_mode) else (there.st_dev, there.st_ino)
+
+
+def _is_open_as(standard: int, there: os.stat_result) -> bool:
+    """Whether a file is what the caller has as a standard stream; /dev/null is nobody's."""
+    with suppress(OSError):  # the caller may have closed it
+        return os.path.samestat(os.fstat(standard), there) and (not stat.S_ISCHR(there.st_mode) or os.isatty(standard))
+    return False
+
+
+def _try_to_create(path: Path) -> _Identity:
+    """Find out that a file can be made; return the identity that it will have."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    path.unlink()
+    directory = path.parent.stat()
+    return directory.st_dev, directory.st_ino, path.name
+
+
+def _replace(path: Path, data: bytes, old: int | None) -> None:
+    """Write a file beside ``path``, and move it there."""
+    beside = path.with_name(f".vmm-{os.urandom(6).hex()}")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            if old is not None:
+                was, now = os.fstat(old), os.fstat(fd)
+                if (was.st_uid, was.st_gid) != (now.st_uid, now.st_gid):
+                    os.fchown(fd, was.st_uid, was.st_gid)
+                os.fchmod(fd, stat.S_IMODE(was.st_mode))
+            _write_all(fd, data)
+        finally:
+            os.close(fd)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink()
+        raise
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot write: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
