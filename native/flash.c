@@ -7,6 +7,19 @@
 #define PROGRAM 0x10
 #define PROGRAM_ALTERNATE 0x40
 
+void flash_changed(struct flash_loop *loop, uint64_t first, uint64_t length)
+{
+    if (length == 0) {
+        return;
+    }
+    if (loop->changed_end == 0 || first < loop->changed_first) {
+        loop->changed_first = first;
+    }
+    if (first + length > loop->changed_end) {
+        loop->changed_end = first + length;
+    }
+}
+
 /* One cycle of the loop; false: it is no part of it, the chip's turn. */
 static bool program(struct flash_loop *loop, uint64_t offset, const uint8_t *data, uint32_t size)
 {
@@ -15,8 +28,10 @@ static bool program(struct flash_loop *loop, uint64_t offset, const uint8_t *dat
     }
     if (loop->data_next) {
         uint64_t room = offset < loop->size ? loop->size - offset : 0;
+        uint64_t length = size < room ? size : room;
 
-        memcpy(loop->contents + offset, data, size < room ? size : room);
+        memcpy(loop->contents + offset, data, length);
+        flash_changed(loop, offset, length);
         loop->programs++;
         loop->data_next = false;
         return true;

@@ -133,6 +133,7 @@ class Machine(Runnable):
                     power=Power(self._lifetime),
                     serial=self.serial.write,
                     debugcon=self.debugcon.write,
+                    variables=outputs.variables,
                     boot_order=config.boot.once or config.boot.order,
                 )
             )
@@ -155,7 +156,7 @@ class Machine(Runnable):
                     self.memory,
                     self.softcpu,
                     self._lifetime.finish,
-                    self.platform.debugcon.flush,
+                    self.platform.flush,
                 )
                 threads.add(core_vcpu, execute)
             if config.machine_type is MachineType.BHYVE:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, HostError
+from vmm.firmware.images import VariableStore
+from vmm.firmware.variables import VariableFile
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
@@ -133,6 +135,7 @@ class Outputs:
         serial: where COM1's output goes by itself, if to a file.
         debugcon: likewise, of the debug port.
         trace: where the access log goes, if to a file.
+        variables: the VARS file that the guest's variables are kept in, if there is one.
         documents: what was asked for, by option.
 
     Raises:
@@ -148,9 +151,11 @@ class Outputs:
         self.serial: GrowingFile | None = None
         self.debugcon: GrowingFile | None = None
         self.trace: GrowingFile | None = None
+        self.variables: VariableFile | None = None
         self.documents: dict[str, Document] = {}
         try:
             if config is not None:
+                self._open_variables(config.firmware.variables)
                 self._open_streams(config)
             for option, path in (documents or {}).items():
                 if path is not None:
@@ -197,6 +202,11 @@ class Outputs:
                 failures.append(str(error))
         if failures:
             raise HostError("; ".join(failures))
+
+    def _open_variables(self, store: VariableStore | None) -> None:
+        if store is not None and store.persist:
+            self.variables = VariableFile(store.path, len(store.data))
+            self._closers.callback(self.variables.close)
 
     def _open_streams(self, config: "MachineConfig") -> None:
         consoles = {"-serial": config.serial, "-debugcon": config.debugcon}

@@ -8,14 +8,19 @@ While the chip is in read-array mode, its contents are mapped read-only into the
 come here. The first command takes the mapping away, "read array" puts it back. Drivers write whole blocks of
 program commands before they return to read-array, so changes of the memory slots are rare. Such a block, from its
 second byte on, is C's (`native/flash.c`).
+
+Where the contents are kept somewhere, what changed is written back when the guest returns to read-array, which is when
+a driver has finished, and `WRITE_BACK_NS` after the first change at the latest.
 """
 
 import mmap
 from collections.abc import Callable
+from typing import Any
 
 from vmm._native import ffi, lib
-from vmm.bus import Device, Front
+from vmm.bus import Device, Front, IoLock
 from vmm.devices.signals import MemoryMapper
+from vmm.devices.timer import TimerService
 
 SECTOR_SIZE = 4096
 
@@ -41,6 +46,49 @@ BUFFER_SIZE = 256
 """Bytes of the write buffer."""
 
 
+WRITE_BACK_NS = 50_000_000
+"""How long a change may wait where the guest does not return to read-array."""
+
+
+class WriteBack:
+    """Brings what changes in a chip to where it is kept.
+
+    Args:
+        store: writes from one byte of the contents to before another.
+        timers: say when, where the guest does not.
+        lock: the machine's io_lock.
+    """
+
+    def __init__(self, store: Callable[[int, int], object], timers: TimerService, lock: IoLock) -> None:
+        self.lock = lock
+        self._store = store
+        self._clock = timers.clock
+        self._timer = timers.timer(self._on_deadline)
+        self._loop: Any = None
+
+    def watch(self, loop: Any) -> None:
+        """Take the C struct that says what changed in the chip."""
+        self._loop = loop
+
+    def begin(self) -> None:
+        """Something changed: it may not wait for ever. What C programs after that is not told of."""
+        if not self._timer.armed:
+            self._timer.arm(self._clock() + WRITE_BACK_NS)
+
+    def write(self) -> None:
+        """Write what changed, now."""
+        first, end = self._loop.changed_first, self._loop.changed_end
+        if end:
+            self._timer.cancel()
+            self._loop.changed_end = 0
+            self._store(first, end)
+
+    def _on_deadline(self) -> None:
+        self.write()
+        if self._loop.active:
+            self.begin()
+
+
 def cfi_table(size: int) -> bytes:
     """The answer to a CFI query, by offset, for a chip of ``size`` bytes (JESD68.01, 4.3)."""
     table = bytearray(0x40)
@@ -64,12 +112,20 @@ class Flash(Device):
     Args:
         memory: shows the contents to the guest.
         gpa: where the chip is.
-        contents: the array, whole sectors of page-aligned memory; with a shared file mapping, what is programmed
-            is in the file at once, even if this process is killed.
+        contents: the array, whole sectors of page-aligned memory.
         read_only: programming and erasing fail with the chip's error bits.
+        write_back: where changes go; None: they are kept nowhere.
     """
 
-    def __init__(self, memory: MemoryMapper, gpa: int, contents: mmap.mmap | memoryview, *, read_only: bool) -> None:
+    def __init__(
+        self,
+        memory: MemoryMapper,
+        gpa: int,
+        contents: mmap.mmap | memoryview,
+        *,
+        read_only: bool,
+        write_back: WriteBack | None = None,
+    ) -> None:
         self._memory = memory
         self._gpa = gpa
         self._contents = memoryview(contents)
@@ -86,6 +142,9 @@ class Flash(Device):
         # C's pointer into the contents, and what C does with it: see close.
         self._bytes = ffi.from_buffer("uint8_t[]", contents, require_writable=not read_only)
         self._loop = ffi.new("struct flash_loop *", {"contents": self._bytes, "size": len(self._contents)})
+        self._write_back = write_back
+        if write_back is not None:
+            write_back.watch(self._loop)
         self.front = Front(ffi.addressof(lib, "flash_loop_access"), self._loop)
         self._to_read_array()
 
@@ -113,6 +172,12 @@ class Flash(Device):
         self._status = _READY
         self._loop.active = self._loop.data_next = False
         self._to_read_array()
+
+    def flush(self) -> None:
+        """Write back what changed; for when no vCPU runs any more."""
+        if self._write_back is not None:
+            with self._write_back.lock:
+                self._write_back.write()
 
     def close(self) -> None:
         """Let go of the contents; nothing may read or write the chip afterwards."""
@@ -185,7 +250,7 @@ class Flash(Device):
             self._status |= _READY | _ERASE_ERROR
         else:
             start = offset & -SECTOR_SIZE
-            self._contents[start : start + SECTOR_SIZE] = b"\xff" * len(self._contents[start : start + SECTOR_SIZE])
+            self._change(start, b"\xff" * len(self._contents[start : start + SECTOR_SIZE]))
             self.erases += 1
             self._status |= _READY
 
@@ -220,8 +285,14 @@ class Flash(Device):
 
     def _store(self, offset: int, data: bytes) -> None:
         end = min(offset + len(data), len(self._contents))
-        self._contents[offset:end] = data[: end - offset]
+        self._change(offset, data[: max(0, end - offset)])
         self._programs += 1
+
+    def _change(self, offset: int, data: bytes) -> None:
+        self._contents[offset : offset + len(data)] = data
+        lib.flash_changed(self._loop, offset, len(data))
+        if self._write_back is not None:
+            self._write_back.begin()
 
     # Modes.
 
@@ -242,3 +313,5 @@ class Flash(Device):
         if not self._mapped:
             self._memory.map_rom(self._gpa, self._contents)
             self._mapped = True
+        if self._write_back is not None:
+            self._write_back.write()

@@ -121,6 +121,11 @@ class Timer:
         self._callback = callback
         self.deadline = _NEVER
 
+    @property
+    def armed(self) -> bool:
+        """Whether it will call back."""
+        return self.deadline != _NEVER
+
     def arm(self, deadline: int) -> None:
         """Call back at ``deadline``, nanoseconds of the service's clock, instead of any earlier one."""
         self.deadline = deadline

@@ -8,7 +8,7 @@ from vmm import layout
 from vmm.bus import Bus, Device
 from vmm.devices.acpi_pm import AcpiPm, ApmPorts, PmModel
 from vmm.devices.debugcon import DebugConsole
-from vmm.devices.flash import Flash
+from vmm.devices.flash import Flash, WriteBack
 from vmm.devices.pci import PciBus, PciConfigPorts
 from vmm.devices.reset import I8042Reset, ResetControl, SystemControlA
 from vmm.devices.rtc import Rtc
@@ -17,6 +17,7 @@ from vmm.devices.shadow import LegacyArea, ShadowArea
 from vmm.devices.signals import Irq, MemoryMapper, Msi, PowerControl, Sink
 from vmm.devices.timer import TimerService
 from vmm.firmware.images import FirmwareImages
+from vmm.firmware.variables import VariableFile
 from vmm.tables.boot_order import cmos_boot_bytes
 
 _BIOS_ALIAS = 128 * layout.KIB
@@ -39,6 +40,7 @@ class Parts(NamedTuple):
         power: reset and power-off.
         serial: gets what is printed on COM1.
         debugcon: gets what is printed on the debug port.
+        variables: the file that the variable store is kept in; None: the guest writes a private copy.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
     """
 
@@ -54,6 +56,7 @@ class Parts(NamedTuple):
     power: PowerControl
     serial: Sink
     debugcon: Sink
+    variables: VariableFile | None = None
     boot_order: str | None = None
 
     def line(self, gsi: int) -> Irq:
@@ -75,7 +78,6 @@ class Platform(NamedTuple):
         flash: the variable store's chip, if the firmware has one.
         timers: the thread that devices get called back on.
         devices: all that a reset reaches.
-        backing: images that are mapped.
     """
 
     name: str
@@ -87,7 +89,6 @@ class Platform(NamedTuple):
     flash: Flash | None
     timers: TimerService
     devices: list[Device]
-    backing: list[mmap.mmap]
 
     def reset(self) -> None:
         """Every device as after a reset of the machine; vCPUs are stopped. RAM, CMOS and flash keep their contents."""
@@ -95,14 +96,20 @@ class Platform(NamedTuple):
             device.reset()
         self.pci.reset()
 
+    def flush(self) -> None:
+        """Let out what devices hold back for a moment; for when no vCPU runs any more, and io_lock is not held."""
+        self.debugcon.flush()
+        if self.flash is not None:
+            self.flash.flush()
+
     def close(self) -> None:
         """Stop the timers and let go of the images; no vCPU runs any more, and io_lock is not held."""
         self.timers.close()
         if self.flash is not None:
-            self.flash.close()
-        for backing in self.backing:
-            if not backing.closed:
-                backing.flush()
+            try:
+                self.flash.flush()
+            finally:
+                self.flash.close()
 
 
 class Board:
@@ -120,7 +127,6 @@ class Board:
         self.timers = TimerService(parts.ports.lock, parts.ports.fail)
         self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
         self._devices: list[Device] = []
-        self._backing: list[mmap.mmap] = []
 
     def port(self, ports: range, device: Device, name: str) -> None:
         """Put a device at ports."""
@@ -137,7 +143,6 @@ class Board:
         parts = self.parts
         image = mmap.mmap(-1, len(parts.firmware.code))
         image[:] = parts.firmware.code
-        self._backing.append(image)
         parts.memory.map_rom(parts.firmware.code_address, image)
         return image
 
@@ -149,21 +154,22 @@ class Board:
         return shadow
 
     def variables(self) -> Flash | None:
-        """Put the variable store, as flash, below the code: the user's own file, or a private copy."""
+        """Put the variable store, as flash, below the code: what is in the user's own file, or a private copy."""
         firmware = self.parts.firmware
         store = firmware.variables
         if store is None:
             return None
         size = len(store.data)
-        if store.persist:
-            with store.path.open("r+b") as file:
-                contents = mmap.mmap(file.fileno(), size)
+        file, write_back = self.parts.variables, None
+        if file is not None:
+            contents = file.contents
+            write_back = WriteBack(file.store, self.timers, self.parts.ports.lock)
         else:
             contents = mmap.mmap(-1, size)
             contents[:] = store.data
-        self._backing.append(contents)
-        flash = Flash(self.parts.memory, firmware.variables_address, contents, read_only=False)
-        self.at(range(firmware.variables_address, firmware.variables_address + size), flash, "flash VARS")
+        gpa = firmware.variables_address
+        flash = Flash(self.parts.memory, gpa, contents, read_only=False, write_back=write_back)
+        self.at(range(gpa, gpa + size), flash, "flash VARS")
         return flash
 
     def consoles(self, debug_port: range = layout.PORT_DEBUG_QEMU) -> Serial:
@@ -199,9 +205,7 @@ class Board:
 
     def finish(self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None) -> Platform:
         """The result."""
-        return Platform(
-            self.name, self.pci, pm, serial, self._debugcon, rtc, flash, self.timers, self._devices, self._backing
-        )
+        return Platform(self.name, self.pci, pm, serial, self._debugcon, rtc, flash, self.timers, self._devices)
 
 
 def cmos(parts: Parts) -> dict[int, int]:

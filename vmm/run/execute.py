@@ -28,7 +28,7 @@ def execute_vcpu(
         memory: of the machine.
         softcpu: what executes it; None: KVM does.
         finish: told why it ended by itself.
-        flush: passes on what the debug port holds back.
+        flush: passes on what devices hold back for a moment.
     """
     run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
     if run(core_vcpu) != lib.VCPU_STOPPED:

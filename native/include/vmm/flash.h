@@ -16,9 +16,14 @@ struct flash_loop {
     uint8_t *contents;
     uint64_t size;
     uint64_t programs; /* data cycles served here */
+    uint64_t changed_first; /* what changed and was not written back yet: from this byte */
+    uint64_t changed_end;   /* to before this one; 0: nothing */
     bool active;       /* the chip is ready, gives its status, and takes a command next, as after a program operation */
     bool data_next;    /* if active: the command was "program" */
 };
+
+/* Note that bytes of the contents changed; the caller holds io_lock. */
+void flash_changed(struct flash_loop *loop, uint64_t first, uint64_t length);
 
 /* An io_handler over a struct flash_loop. */
 void flash_loop_access(void *opaque, struct io_access *access);

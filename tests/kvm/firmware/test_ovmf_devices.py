@@ -29,11 +29,11 @@ def variables(tmp_path: Path) -> Path:
 
 def shell(vmm_machine: MachineFactory, commands: list[str], **options: Any) -> tuple[Reason, str]:
     """Start OVMF, type the commands at its prompt, one after the other; the last one ends the machine."""
-    machine = vmm_machine("ovmf", **options)
-    outcome = machine.run(
-        send=[AT_COUNTDOWN, *((r"Shell>", f"{command}\r") for command in commands)], deadline=DEADLINE
-    )
-    return outcome.reason, machine.serial.text()
+    with vmm_machine("ovmf", **options) as machine:
+        outcome = machine.run(
+            send=[AT_COUNTDOWN, *((r"Shell>", f"{command}\r") for command in commands)], deadline=DEADLINE
+        )
+        return outcome.reason, machine.serial.text()
 
 
 def test_a_variable_outlives_the_machine(vmm_machine: MachineFactory, variables: Path) -> None:

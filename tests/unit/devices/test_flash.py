@@ -2,12 +2,11 @@
 
 import mmap
 import random
-from pathlib import Path
 
 import pytest
-from device_rig import Rig
+from device_rig import ManualTimers, Rig
 
-from vmm.devices.flash import SECTOR_SIZE, Flash
+from vmm.devices.flash import SECTOR_SIZE, WRITE_BACK_NS, Flash, WriteBack
 
 GPA = 0xFFC0_0000
 SIZE = 0x84000  # OVMF's variable store
@@ -203,13 +202,74 @@ def test_reset_returns_to_read_array(rig: FlashRig) -> None:
     assert rig.contents[1] == 1
 
 
-def test_what_is_programmed_is_in_the_file_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "VARS.fd"
-    path.write_bytes(bytes(SIZE))
-    with path.open("r+b") as file:
-        rig = FlashRig(mmap.mmap(file.fileno(), SIZE))
-    rig.command(0x10, 0x42, at=7)
-    assert path.read_bytes()[7] == 0x42
+class KeptRig(FlashRig):
+    """A chip whose contents are kept, beside it, in `kept`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers = ManualTimers(self.lock)
+        self.kept = bytearray(SIZE)
+        self.stores: list[tuple[int, int]] = []
+        self.mmio.remove(GPA)
+        self.flash.close()
+        write_back = WriteBack(self.keep, self.timers, self.lock)
+        self.flash = Flash(self.memory, GPA, self.contents, read_only=False, write_back=write_back)
+        self.mmio.add(GPA, GPA + SIZE - 1, self.flash, "flash")
+
+    def keep(self, first: int, end: int) -> None:
+        self.stores.append((first, end))
+        self.kept[first:end] = self.contents[first:end]
+
+
+def test_a_driver_that_has_finished_has_its_bytes_kept() -> None:
+    rig = KeptRig()
+    for i in range(64):
+        rig.command(0x10, 0xA0 + i, at=0x100 + i)
+    assert rig.in_c > 60
+    rig.command(0x20, 0xD0, at=3 * SECTOR_SIZE)
+    assert rig.stores == []
+    rig.command(0xFF)
+    assert rig.stores == [(0x100, 4 * SECTOR_SIZE)]
+    assert rig.kept == rig.contents[:]
+    rig.command(0x70, 0xFF)
+    rig.timers.advance(10 * WRITE_BACK_NS)
+    assert len(rig.stores) == 1, "nothing changed since"
+
+
+def test_a_driver_that_never_finishes_loses_no_more_than_a_moment() -> None:
+    rig = KeptRig()
+    for round_ in range(3):
+        rig.command(0x10, 0xA0 + round_, at=0x100 + round_)
+        rig.timers.advance(WRITE_BACK_NS)
+        assert rig.kept == rig.contents[:]
+    assert rig.in_c == 2
+    rig.command(0xE8, 0, 0x99, 0xD0, at=0x200)
+    rig.timers.advance(WRITE_BACK_NS)
+    assert rig.kept == rig.contents[:]
+    rig.timers.advance(WRITE_BACK_NS)
+    assert len(rig.stores) == 4
+
+
+def test_what_waits_is_kept_at_the_end() -> None:
+    rig = KeptRig()
+    rig.command(0x10, 0x42, at=SIZE - 1)
+    rig.flash.flush()
+    assert rig.stores == [(SIZE - 1, SIZE)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_kept_is_what_the_chip_holds(seed: int) -> None:
+    rig = KeptRig()
+    likely = random.Random(seed)
+    for _ in range(2000):
+        value = likely.choice((0x10, 0x10, 0x40, 0x70, 0xFF, 0x20, 0xD0, 0x50, 0xE8, 0x33))
+        at, size = likely.choice((0, 5, SECTOR_SIZE - 1, SIZE - 8, SIZE - 1)), likely.choice((1, 1, 1, 2, 4, 8))
+        rig.always_to_the_chip(GPA + at, min(size, SIZE - at), value)
+        if likely.random() < 0.01:
+            rig.timers.advance(WRITE_BACK_NS)
+        if rig.mapped:
+            assert rig.kept == rig.contents[:]
+    assert len(rig.stores) > 30
 
 
 def test_close_lets_go_of_the_contents(rig: FlashRig) -> None:

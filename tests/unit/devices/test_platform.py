@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vmm import layout
 from vmm.config.machine import MachineType
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout, VariableStore
+from vmm.firmware.variables import VariableFile
 from vmm.platform import Parts, Platform, builder
 
 CODE = bytes(range(256)) * 1024
@@ -38,6 +39,7 @@ class PlatformRig(Rig):
                 power=self.power,
                 serial=self.printed.extend,
                 debugcon=self.printed.extend,
+                variables=VariableFile(variables.path, len(variables.data)) if variables.persist else None,
                 boot_order=boot_order,
             )
         )
@@ -77,8 +79,8 @@ def test_private_variables_leave_the_template_alone(tmp_path: Path) -> None:
     gpa = layout.FOUR_GIB - len(CODE) - len(VARIABLES)
     for persist, expected in ((False, 0x5A), (True, 0x77)):
         rig = PlatformRig(MachineType.Q35, VariableStore(path, VARIABLES, persist=persist))
-        rig.store(gpa, 1, 0x10)
-        rig.store(gpa, 1, 0x77)
+        for value in (0x10, 0x77, 0xFF):
+            rig.store(gpa, 1, value)
         assert path.read_bytes()[0] == expected
         rig.platform.close()
         assert path.stat().st_size == len(VARIABLES)
