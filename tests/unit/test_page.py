@@ -30,7 +30,7 @@ def test_what_a_guest_says_is_no_markup() -> None:
         ("left \u202e right", r"left \u202e right"),
         ("byte \udcff", r"byte \udcff"),  # a path that is no UTF-8
         ("\x00\x1b[31m", r"\x00\x1b[31m"),
-        ("tab\there", "tab\there"),
+        ("tab\there", r"tab\there"),
         ("Ünïcode €", "Ünïcode €"),
     ],
 )

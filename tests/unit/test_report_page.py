@@ -7,6 +7,7 @@ import pytest
 from html_page import check_self_contained, read
 
 from vmm.report import page as report_page
+from vmm.report import text
 from vmm.report.pictures import WIDTH, events, memory, sparks, ticks, timeline
 from vmm.report.schema import Report
 from vmm.run.outcome import Reason
@@ -156,6 +157,18 @@ def test_nothing_of_an_fwctl_guest_is_markup(report: Report) -> None:
     html = report_page.render(report)
     check_self_contained(html)
     assert read(html).text.count(r"""<script>alert(1)</script>"'&\x1b\u202e\udcff""") == 5
+
+
+def test_nothing_of_guest_or_user_steers_the_terminal_that_shows_the_text(report: Report) -> None:
+    report["outcome"] |= {"message": HOSTILE, "details": f"one\ntwo {HOSTILE}"}
+    report["firmware"] |= {"path": HOSTILE, "interface_why": HOSTILE}
+    report["fw_cfg"]["items"].append(item(HOSTILE, 0x21, selects=1))
+    report["accelerator"]["why"] = HOSTILE
+    shown = text.text(report)
+    assert shown.replace("\n", "").isprintable()
+    assert shown.count(r"\x1b\u202e\udcff") == 6
+    shown = text.text(with_fwctl(report, request(HOSTILE)))
+    assert shown.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize("reason", [reason.value for reason in Reason])

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from vmm.errors import ExitStatus, VmmError
+from vmm.legible import legible
 
 
 class Command(NamedTuple):
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def say(line: str) -> None:
     """Print a line about what is going on, to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(legible(line, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm.cli import EXIT_STATUSES
 from vmm.cli.parser import Parser
+from vmm.legible import legible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +31,10 @@ def run(words: list[str]) -> int:
     from vmm.firmware.clients import analyze  # noqa: PLC0415  # --help needs none of it
 
     analysis = analyze(_path(arguments.image))
-    print(json.dumps(analysis.as_dict(), indent=2) if arguments.json else analysis.text(), end="")
     if arguments.json:
-        print()
+        print(json.dumps(analysis.as_dict(), indent=2))
+    else:
+        print(legible(analysis.text(), keep="\n"), end="")
     return 0
 
 

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from vmm.legible import legible
+
 if TYPE_CHECKING:
     from vmm.machine import Machine
 
@@ -31,7 +33,7 @@ class Progress:
         if now < self._next:
             return
         self._next = now + INTERVAL_S
-        line = f"{now - self._began:6.1f} s  {phase(machine)}"
+        line = legible(f"{now - self._began:6.1f} s  {phase(machine)}")
         sys.stderr.write(f"\r\x1b[K{line[:WIDTH]}")
         sys.stderr.flush()
         self._drawn = True

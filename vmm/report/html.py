@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import HostError
+from vmm.legible import legible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,10 +63,4 @@ def render(template: str, filters: Mapping[str, Callable[..., object]] | None = 
 
 
 def _legible(value: Any) -> Any:
-    """Show what does not print as its escape: a guest may send anything, and some of it changes how other text looks.
-
-    That is control characters, U+202E and its like, and what stands for bytes that are no UTF-8, which no file takes.
-    """
-    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():
-        return value
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in value)
+    return legible(value, keep="\n\t") if isinstance(value, str) and not hasattr(value, "__html__") else value

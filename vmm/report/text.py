@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.legible import legible
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -37,7 +39,7 @@ def text(report: Report) -> str:
     outcome = report["outcome"]
     head = f"vmm: {outcome['message']} ({seconds(outcome['elapsed_s'])})"
     details = textwrap.indent(outcome["details"].rstrip(), "  ")
-    return "\n".join(part for part in (head, details, *lines) if part)
+    return legible("\n".join(part for part in (head, details, *lines) if part), keep="\n")
 
 
 def rows(report: Report) -> Iterator[tuple[str, str]]:

@@ -160,7 +160,7 @@ class Terminal:
             if key in b"xX":
                 self._quit()
             elif key in b"hH":
-                self._say(f"\r\nvmm: {HELP}")
+                self._say(f"\nvmm: {HELP}")
             elif key in b"aA\x01":
                 typed.append(CONTROL_A)
         if typed and self._keys is not None:

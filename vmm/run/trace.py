@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError
+from vmm.legible import legible
 
 if TYPE_CHECKING:
     from vmm.config.outputs import GrowingFile
@@ -261,7 +262,7 @@ class LogWriter:
     def _line(self, line: str) -> None:
         """One line; a disk that is full ends the log, not the guest."""
         if self._file is None:
-            print(line, file=sys.stderr)
+            print(legible(line), file=sys.stderr)
         elif not self._file.failed:
             try:
                 self._file.write(f"{line}\n".encode())

@@ -23,8 +23,9 @@ _E820_TYPES = {"usable": 1, "reserved": 2, "ACPI data": 3, "ACPI NVS": 4, "unusa
                "persistent (type 12)": 12, "soft reserved": 0xEFFFFFFF}  # fmt: skip
 """e820_print_type in arch/x86/kernel/e820.c of Linux."""
 
-_E820_LINE = re.compile(r"BIOS-e820: \[mem (0x[0-9a-f]+)-(0x[0-9a-f]+)\] (.+)")
+_E820_LINE = re.compile(r"BIOS-e820: \[mem (0x[0-9a-f]{1,16})-(0x[0-9a-f]{1,16})\] (.+)")
 _TABLE_LINE = re.compile(r"ACPI: (\S+)\s+(0x[0-9A-Fa-f]{16}) ([0-9A-F]{6})")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _LINE = re.compile(r"<(\d{1,9})>\[ *\d+\.\d+\] (.*)")
 
 
@@ -43,7 +44,7 @@ def files_of(stream: bytes) -> dict[str, bytes]:
         size, at = int(match[1]), match.end()
         name = match[2].decode("latin-1")
         if at + size >= len(stream) or stream[at + size] != 0x0A:
-            raise ReportError(f"the report of Linux is cut short in {name}, {size} bytes")
+            raise ReportError(f"the report of Linux is cut short in {name!r}, {size} bytes")
         files[name] = stream[at : at + size]
         at += size + 1
     if not stream.startswith(b"END\n", at):
@@ -80,7 +81,7 @@ def _e820_entry(message: str) -> E820Entry | None:
     match = _E820_LINE.fullmatch(message)
     if match is None:
         return None
-    number = re.fullmatch(r"type (\d+)", match[3])
+    number = re.fullmatch(r"type ([0-9]{1,10})", match[3])
     kind = int(number[1]) if number else _E820_TYPES.get(match[3], 2)
     base = int(match[1], 16)
     return E820Entry(base, int(match[2], 16) + 1 - base, kind)
@@ -98,7 +99,7 @@ def _acpi(report: GuestReport, files: dict[str, bytes], messages: list[str]) -> 
                 addresses[match[1]].append(address)
     # sysfs: SSDT if it is the only one, else SSDT1, SSDT2, ...
     names = [name.removeprefix(_ACPI) for name in files if name.startswith(_ACPI) and "/" not in name[len(_ACPI) :]]
-    for name in sorted(names, key=lambda name: (name[:4], int(name[4:]) if name[4:].isdigit() else 0)):
+    for name in sorted(names, key=lambda name: (name[:4], int(name[4:]) if _NUMBER.fullmatch(name[4:]) else 0)):
         known = addresses[name[:4]]
         report.acpi.append(Located(known.pop(0) if known else 0, files[_ACPI + name]))
 

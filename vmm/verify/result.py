@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from vmm.legible import legible
+
 
 class Verdict(StrEnum):
     """What became of something that was offered."""
@@ -51,7 +53,8 @@ class Subject:
     def add(
         self, name: str, offered: str, found: str, verdict: Verdict, *, difference: str = "", reason: str = ""
     ) -> None:
-        """Append a row."""
+        """Append a row; what a guest said in it becomes legible."""
+        name, offered, found, difference, reason = map(legible, (name, offered, found, difference, reason))
         self.rows.append(Row(name, offered, found, verdict, difference, reason))
 
 

@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vmm.legible import legible
 from vmm.report import html
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def as_text(verification: Verification) -> str:
     wrong = [row for subject in verification.subjects for row in subject.rows if not row.verdict.ok]
     total = sum(len(subject.rows) for subject in verification.subjects)
     lines += ["", f"{len(wrong)} of {total} did not arrive as offered" if wrong else f"all {total} arrived"]
-    return "\n".join(lines)
+    return legible("\n".join(lines), keep="\n")
 
 
 def _table(subject: Subject) -> Iterator[str]:

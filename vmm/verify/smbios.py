@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, split_structures
@@ -21,6 +21,16 @@ NAMES = {
 """DSP0134, chapter 7."""
 
 _Key = tuple[int, int]
+
+
+class _EntryPoint(NamedTuple):
+    """Bytes that an entry point has, and where in it the version is (DSP0134, 5.2)."""
+
+    size: int
+    version: int
+
+
+_ENTRY_POINTS = {"_SM_": _EntryPoint(31, 6), "_SM3_": _EntryPoint(24, 7)}
 
 
 def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
@@ -57,9 +67,9 @@ def published_fault(published: dict[str, bytes]) -> str:
     src/fw/biostables.c (smbios_romfile_setup).
     """
     anchor, tables = published.get(ANCHOR_FILE, b""), published.get(TABLES_FILE, b"")
-    if anchor[:4] == b"_SM_" and len(anchor) == 31:
+    if anchor[:4] == b"_SM_" and len(anchor) == _ENTRY_POINTS["_SM_"].size:
         length = int.from_bytes(anchor[22:24], "little")
-    elif anchor[:5] == b"_SM3_" and len(anchor) == 24:
+    elif anchor[:5] == b"_SM3_" and len(anchor) == _ENTRY_POINTS["_SM3_"].size:
         length = int.from_bytes(anchor[12:16], "little")
     else:
         return f"{ANCHOR_FILE} is no entry point: {len(anchor)} bytes, {anchor[:5]!r}"
@@ -85,14 +95,20 @@ def _why(collected: Collected, evidence: Evidence, *, altered: bool = False) -> 
 
 
 def _entry_point(subject: Subject, collected: Collected, report: GuestReport, evidence: Evidence) -> None:
+    offered = "_SM_" if collected.tables[ANCHOR_FILE].startswith(b"_SM_") else "_SM3_"
     for found in report.smbios_entry_points:
-        old = found.data[:4] == b"_SM_"
-        version = f"{found.data[6]}.{found.data[7]}" if old else f"{found.data[7]}.{found.data[8]}"
-        wrong = sum(found.data) & 0xFF
+        data, place = found.data, f" at {found.address:#x}" if found.address else ""
+        kind = next((kind for kind in _ENTRY_POINTS if data.startswith(kind.encode())), None)
+        if kind is None or len(data) < _ENTRY_POINTS[kind].size:
+            words = f"{len(data)} bytes{place}"
+            subject.add("entry point", offered, words, Verdict.ALTERED, difference=f"no entry point: {data[:5]!r}")
+            continue
+        version = data[_ENTRY_POINTS[kind].version :]
+        wrong = sum(data) & 0xFF
         subject.add(
             "entry point",
-            collected.tables[ANCHOR_FILE][:5].rstrip(b"\0").decode("latin-1")[: 4 if old else 5],
-            f"{'_SM_' if old else '_SM3_'} {version}" + (f" at {found.address:#x}" if found.address else ""),
+            offered,
+            f"{kind} {version[0]}.{version[1]}{place}",
             Verdict.ALTERED if wrong else Verdict.ARRIVED,
             difference="its checksum is wrong" if wrong else "",
         )

@@ -1,0 +1,16 @@
+"""What others wrote, as text that only shows itself: a guest may print anything, and some of it steers terminals."""
+
+
+def legible(text: str, *, keep: str = "") -> str:
+    """Return a text with what does not print as its escape.
+
+    That is control characters, U+202E and its like, which change how other text looks, and what stands for bytes that
+    are no UTF-8, which no file takes.
+
+    Args:
+        text: whatever a guest or a file says.
+        keep: characters to leave as they are, such as line ends.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
