@@ -39,7 +39,7 @@ class ManualTimers(TimerService):
 
     def __init__(self, lock: IoLock, start_ns: int = 0) -> None:
         self.core_clock = ffi.new("uint64_t *", start_ns)
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         super().__init__(lock, self.failures.append, lambda: self.now)
 
     @property
@@ -66,7 +66,7 @@ class Rig:
     def __init__(self, ram: int = 16 * MIB) -> None:
         self.core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
         self.lock = IoLock(self.core)
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self.ports = Bus("port", ffi.addressof(self.core, "ports"), self.lock, self.failures.append)
         self.mmio = Bus("MMIO", ffi.addressof(self.core, "mmio"), self.lock, self.failures.append)
         self.memory = GuestMemory(_NoKvm(), self.core, ram, layout.LOW_RAM_LIMIT)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ class Rig:
         self.ports = ffi.addressof(self.core, "ports")
         self.backing: list[Any] = []
         self.ram = self.add_memory(0, ram_size)
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self.device = FwCfg(self.core, dma=dma, on_failure=self.failures.append)
 
     def add_memory(self, gpa: int, size: int, *, read_only: bool = False) -> memoryview:

@@ -227,7 +227,7 @@ class SoftcpuRig:
     def __init__(self, source: str, *, cpus: int = 1, ram: int = 16 * MIB, software_cpu: bool = True) -> None:
         self.values: list[int] = []
         self.actions: dict[int, Callable[[], None]] = {}
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self.done = threading.Event()
         self._closers = ExitStack()
         self.kvm = self._closers.enter_context(Kvm())

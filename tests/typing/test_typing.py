@@ -48,5 +48,5 @@ def test_a_machine_takes_the_keywords_of_its_config_all_of_them_with_the_same_ty
         **vars(machine),
     }
     options = get_type_hints(MachineOptions, None, names)
-    create = get_type_hints(MachineConfig.create.__func__, None, names)
+    create = get_type_hints(MachineConfig.create, None, names)
     assert {name: hint for name, hint in create.items() if name not in {"return", "firmware"}} == options

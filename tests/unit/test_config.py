@@ -54,7 +54,7 @@ def test_items_of_python(image: FirmwareImages) -> None:
     config = MachineConfig.create(image, fw_cfg=items)
     assert config.fw_cfg == (FwCfgItem("opt/a", b"bytes"), FwCfgItem("opt/b", b"text"))
     with pytest.raises(TypeError, match="an integer has no width"):
-        MachineConfig.create(image, fw_cfg={"opt/a": 3})  # type: ignore[arg-type]
+        MachineConfig.create(image, fw_cfg={"opt/a": 3})  # type: ignore[dict-item]
 
 
 def test_bytes_of_the_command_line_that_are_no_text() -> None:

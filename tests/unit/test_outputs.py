@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,7 +193,8 @@ os.write(number, b"after\\n")
 """
     for path in (out, Path(f"/dev/fd/{number}"), Path("/dev/stdout" if number == 1 else "/dev/stderr")):
         with out.open("w") as file:
-            run = python(program, str(number), path, **{"stdout" if number == 1 else "stderr": file})
+            stream: dict[str, Any] = {"stdout" if number == 1 else "stderr": file}
+            run = python(program, str(number), path, **stream)
         assert run.returncode == 0
         assert out.read_text() == "before\nlog\nafter\n"
 

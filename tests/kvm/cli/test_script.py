@@ -67,9 +67,7 @@ def test_a_script_and_until_do_not_mix() -> None:
 
 def test_a_run_whose_output_nobody_takes_has_not_reached_what_it_waited_for() -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
-        run = vmm(
-            "seabios", "-debugcon", "stdio", "--until", "never", "-accel", "kvm", stdout=full, capture_output=False
-        )
+        run = vmm("seabios", "-debugcon", "stdio", "--until", "never", "-accel", "kvm", stdout=full)
     assert run.returncode not in {0, 3}
     piped = f"{sys.executable} -m vmm boot seabios -debugcon stdio --until never -accel kvm --timeout 100 -q"
     shell = subprocess.run(

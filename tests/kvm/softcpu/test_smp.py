@@ -191,6 +191,7 @@ def test_counters_may_be_read_while_cpus_run() -> None:
         jmp 1b
     """
     with SoftcpuRig(source, cpus=4) as rig:
+        assert rig.softcpu is not None
         runner = threading.Thread(target=rig.run, kwargs={"seconds": 0.2})
         runner.start()
         seen = [rig.softcpu.counters() for _ in iter(runner.is_alive, False)]

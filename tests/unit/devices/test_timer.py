@@ -9,7 +9,7 @@ from vmm.devices.timer import TimerService
 
 class Service(TimerService):
     def __init__(self) -> None:
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         super().__init__(threading.RLock(), self.failures.append)
 
 

@@ -83,7 +83,7 @@ def test_no_compiler(clone: Path, commands: Path) -> None:
     give(commands, "ld", "make")
     status, said = setup(clone, PATH=str(commands))
     assert status == 4
-    assert said.startswith("setup: please install, then run this again: cc cmake (packages like gcc, cmake, ")
+    assert said.startswith("setup: please install, then run this again: cc cmake patch (packages like gcc, cmake, ")
     assert said.count("\n") == 1
 
 
