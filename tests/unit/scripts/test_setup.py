@@ -15,7 +15,7 @@ NEEDED = (
 )
 """What scripts/setup takes for granted."""
 
-TOOLS = ("cc", "cmake", "ld", "make")
+TOOLS = ("cc", "cmake", "ld", "make", "patch")
 
 
 @pytest.fixture
