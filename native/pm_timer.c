@@ -29,7 +29,7 @@ void pm_timer_access(void *opaque, struct io_access *access)
     for (uint32_t element = 0; element < access->count; element++) {
         uint32_t value = counter(opaque) >> (8 * (access->offset & 3));
         for (uint32_t byte = 0; byte < access->size; byte++) {
-            access->data[(uint64_t)element * access->size + byte] = byte < 4 ? (uint8_t)(value >> (8 * byte)) : 0;
+            access->data[(uint64_t)element * access->size + byte] = (uint8_t)(byte < 4 ? value >> (8 * byte) : 0);
         }
     }
 }
