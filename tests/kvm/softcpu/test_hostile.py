@@ -192,6 +192,30 @@ def test_a_guest_that_touches_ever_more_pages_does_not_grow_the_tlb() -> None:
     assert grown < 16 * MIB, f"{grown / MIB:.0f} MiB"
 
 
+def test_a_guest_that_runs_ever_new_code_fills_the_translations_buffer_and_no_more() -> None:
+    """More than a million blocks of one jump each, too many for the buffer: it is emptied, and its tables with it."""
+    source = """
+    main:
+        mov $0x100000, %edi
+        mov $1200000, %ecx
+        mov $0x00eb, %eax                   # jmp to the next
+        rep stosw
+        movb $0xc3, (%rdi)
+        mov $0x100000, %eax
+        call *%rax
+        report $1
+        done
+    """
+    with SoftcpuRig(source) as rig:
+        before = resident()
+        rig.run(seconds=120)
+        assert rig.values == [1]
+        assert rig.softcpu is not None
+        assert rig.softcpu.counters().translations_flushed >= 1
+        grown = resident() - before
+    assert grown < 448 * MIB, f"{grown / MIB:.0f} MiB"
+
+
 def in_a_process_of_its_own(program: str) -> str:
     """What ``program`` prints; it may import the rig."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
