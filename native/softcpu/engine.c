@@ -92,10 +92,21 @@ struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *c
     return vcpu;
 }
 
+static void free_breakpoints(CPUState *cs)
+{
+    CPUBreakpoint *breakpoint;
+    CPUBreakpoint *next;
+
+    QTAILQ_FOREACH_SAFE (breakpoint, &cs->breakpoints, entry, next) {
+        g_free(breakpoint);
+    }
+}
+
 void engine_free_vcpu(struct softcpu_vcpu *vcpu)
 {
     pthread_cond_destroy(&vcpu->turn);
     free_tlb(&vcpu->cpu);
+    free_breakpoints(CPU(&vcpu->cpu));
     free(vcpu->cpuid);
     free(vcpu);
 }
