@@ -6,11 +6,13 @@ if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
     from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
+    from vmm.run.expected import Expected
     from vmm.run.outcome import Outcome, Reason
 
-__all__ = ["Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
+__all__ = ["Expected", "Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
 
 _HOMES = {
+    "Expected": "vmm.run.expected",
     "Machine": "vmm.machine",
     "MachineConfig": "vmm.config.machine",
     "MachineOptions": "vmm.config.keywords",

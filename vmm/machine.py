@@ -26,12 +26,11 @@ from vmm.kvm import Kvm, pc_routes
 from vmm.memory import GuestMemory
 from vmm.platform import Parts, builder
 from vmm.run.console import Stream
-from vmm.run.execute import execute_vcpu
 from vmm.run.expect import Console
 from vmm.run.lifetime import Lifetime, Power
 from vmm.run.runnable import Runnable
 from vmm.run.runner import Runner
-from vmm.run.threads import VcpuThreads
+from vmm.run.threads import VcpuThreads, execute_vcpu
 from vmm.softcpu import decision
 from vmm.softcpu.engine import create_softcpu
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
-from vmm.cli.script import HELP as SCRIPT_HELP
-from vmm.cli.script import parse_seconds, read_script, run_script, unescape
 from vmm.config.outputs import Outputs
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
@@ -50,10 +48,21 @@ examples:
 
 """
 
+SCRIPT = r"""
+script, one step a line (# begins a comment):
+  expect REGEX     wait until a console shows this; what was shown before is not looked at again
+  send TEXT        type TEXT into the serial port; it knows \r \n \t \e (escape), \xNN and \\
+  send-line [TEXT] the same, and Enter
+  keys NAME ...    press keys: up, F2, esc, page-down, enter, ctrl-x ...
+  timeout SECONDS  how long each wait below may take
+  power-off        wait until the guest powers itself off
+The last step is a wait; the exit status is 0 if every wait got what it waits for.
+"""
+
 
 def _parser() -> Parser:
     parser = Parser(
-        "boot", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", f"{SCRIPT_HELP}{EXAMPLES}{EXIT_STATUSES}"
+        "boot", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", f"{SCRIPT}{EXAMPLES}{EXIT_STATUSES}"
     )
     add_machine_arguments(parser)
     add = parser.add_argument_group("run").add_argument
@@ -157,6 +166,8 @@ def _run(
             progress.update(machine)
 
         if steps:
+            from vmm.cli.script import run_script  # noqa: PLC0415  # see _read_script
+
             outcome = run_script(machine, steps, deadline, on_poll)
         else:
             outcome = machine.run(arguments.until, deadline, send, on_poll)
@@ -196,12 +207,18 @@ def _read_script(arguments: argparse.Namespace) -> list[Step]:
         return []
     if arguments.until is not None or arguments.send:
         raise ConfigError("--script says what is waited for and sent; put what --until and --send say into it")
+    from vmm.cli.script import read_script  # noqa: PLC0415  # few runs have one
+
     return read_script(arguments.script)
 
 
 def _parse_timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from vmm.cli.script import parse_seconds  # noqa: PLC0415  # see _read_script
+
     try:
-        return None if text is None else parse_seconds(text)
+        return parse_seconds(text)
     except ConfigError as error:
         raise ConfigError(f"--timeout: {error}") from None
 
@@ -218,6 +235,8 @@ def _parse_send(text: str) -> tuple[str, str]:
     if not separator or not pattern or not typed:
         raise ConfigError(f"--send {text}: the form is REGEX=TEXT")
     _check_pattern(pattern, "--send")
+    from vmm.cli.script import unescape  # noqa: PLC0415  # see _read_script
+
     try:
         return pattern, unescape(typed)
     except ConfigError as error:

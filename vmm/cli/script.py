@@ -17,17 +17,6 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
 
-HELP = r"""
-script, one step a line (# begins a comment):
-  expect REGEX     wait until a console shows this; what was shown before is not looked at again
-  send TEXT        type TEXT into the serial port; it knows \r \n \t \e (escape), \xNN and \\
-  send-line [TEXT] the same, and Enter
-  keys NAME ...    press keys: up, F2, esc, page-down, enter, ctrl-x ...
-  timeout SECONDS  how long each wait below may take
-  power-off        wait until the guest powers itself off
-The last step is a wait; the exit status is 0 if every wait got what it waits for.
-"""
-
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "e": "\x1b", "\\": "\\"}
 
 

@@ -16,8 +16,6 @@ from vmm.errors import ConfigError
 from vmm.kvm.structs import CpuidEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vmm.kvm import Kvm
 
 _AMD = b"AuthenticAMD"
@@ -75,7 +73,7 @@ def cpuid_entries(kvm: Kvm, index: int, count: int, *, software_cpu: bool = Fals
     return result
 
 
-def feature_control(entries: Sequence[CpuidEntry]) -> int | None:
+def feature_control(entries: list[CpuidEntry]) -> int | None:
     """What firmware shall write into IA32_FEATURE_CONTROL: VMX allowed outside SMX, and the lock; None without VMX.
 
     Source: SDM volume 3, 24.7; the same as QEMU's etc/msr_feature_control.

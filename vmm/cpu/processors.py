@@ -1,8 +1,7 @@
 """The vCPUs of one machine, each with what the C core counts of it."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.cpu import cpuid
@@ -15,33 +14,34 @@ if TYPE_CHECKING:
     from vmm.softcpu.engine import SoftwareCpu
 
 
-class Processor(NamedTuple):
-    """One vCPU.
-
-    Attributes:
-        vcpu: KVM's part.
-        core: its ``struct vmm_vcpu``, which outlives KVM's part: a closed machine can still be asked what it counted.
-        times: its ``struct exit_times``; None where nobody asked.
-    """
-
-    vcpu: "Vcpu"
-    core: Any
-    times: Any
-
-
 class Processors:
     """All of them, by index.
 
-    Args:
-        processors: at least one.
-        cpuid: what the last of them was given; those of the others differ in their APIC id alone.
+    Attributes:
+        vcpus: KVM's part of each.
+        cores: the ``struct vmm_vcpu`` of each, which outlives KVM's part: a closed machine tells what it counted.
     """
 
-    def __init__(self, processors: Sequence[Processor], cpuid: "Sequence[CpuidEntry]") -> None:
-        self.vcpus = [processor.vcpu for processor in processors]
-        self.cores = [processor.core for processor in processors]
-        self._times = [processor.times for processor in processors if processor.times is not None]
-        self._cpuid = cpuid
+    def __init__(self) -> None:
+        self.vcpus: list[Vcpu] = []
+        self.cores: list[Any] = []
+        self._times: list[Any] = []
+        self._cpuid: list[CpuidEntry] = []
+
+    def add(self, vcpu: "Vcpu", core: Any, times: Any, entries: "list[CpuidEntry]") -> None:
+        """The next one.
+
+        Args:
+            vcpu: KVM's part.
+            core: its ``struct vmm_vcpu``.
+            times: its ``struct exit_times``; None where nobody asked.
+            entries: what CPUID says on it; on the others only their APIC ids differ.
+        """
+        self.vcpus.append(vcpu)
+        self.cores.append(core)
+        if times is not None:
+            self._times.append(times)
+        self._cpuid = entries
 
     @property
     def processor_id(self) -> int:
@@ -98,7 +98,7 @@ def create_processors(
         KvmError: KVM refuses one, or its state.
         HostError: KVM refuses MSRs that every firmware needs.
     """
-    made = []
+    processors = Processors()
     for index in range(config.cpus):
         vcpu = closers.enter_context(vm.create_vcpu(index))
         entries = cpuid.cpuid_entries(vm.kvm, index, config.cpus, software_cpu=softcpu is not None)
@@ -110,5 +110,5 @@ def create_processors(
             times = core_vcpu.times = ffi.gc(lib.exit_times_new(), lib.exit_times_free)
         if softcpu is not None:
             softcpu.add_vcpu(core_vcpu, entries)
-        made.append(Processor(vcpu, core_vcpu, times))
-    return Processors(made, entries)
+        processors.add(vcpu, core_vcpu, times, entries)
+    return processors

@@ -6,10 +6,13 @@ was printed between two waits is found by the second one, and nothing is found t
 
 import re
 from collections.abc import Sequence
-from typing import Any, AnyStr, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError
 from vmm.run.console import KEEP_BYTES, Stream, split_escapes
+
+if TYPE_CHECKING:
+    from vmm.run.expected import Expected
 
 Pattern = str | bytes | re.Pattern[str] | re.Pattern[bytes]
 """What can be waited for: a regular expression (lines are ``^`` to ``$``), in UTF-8 or in bytes, compiled or not."""
@@ -21,22 +24,6 @@ SPAN = 4096
 
 _CONTEXT = 64
 """Bytes before those where a match may begin, for what looks back: ``^``, ``\\b``, ``(?<=…)``."""
-
-
-class Expected(NamedTuple, Generic[AnyStr]):
-    """What `Machine.expect` found.
-
-    Attributes:
-        which: of the patterns it was, from 0.
-        match: its match; ``match[0]`` is the text, ``match[1]`` the first group.
-        before: what the console had shown up to the match and nobody had read.
-        console: "serial" or "debugcon".
-    """
-
-    which: int
-    match: re.Match[AnyStr]
-    before: AnyStr
-    console: str
 
 
 def compile_pattern(pattern: Pattern) -> Compiled:
@@ -78,18 +65,32 @@ def _text(pattern: str | bytes) -> str:
     return pattern if isinstance(pattern, str) else pattern.decode("latin-1")
 
 
-class Found(NamedTuple):
-    """A match, with its place in the console's text, and what that has before it and nobody had read."""
+class Found:
+    """A match, and where it is.
 
-    which: int
-    match: re.Match[str] | re.Match[bytes]
-    console: "Console"
-    start: int
-    end: int
-    before: bytes = b""
+    Attributes:
+        which: of the patterns it was.
+        match: its match.
+        console: the one that showed it.
+        start: where it begins in the console's text, in bytes.
+        end: where it ends.
+        before: what the text has before it and nobody had read.
+    """
 
-    def expected(self) -> Expected[Any]:
+    def __init__(
+        self, which: int, match: re.Match[str] | re.Match[bytes], console: "Console", start: int, end: int
+    ) -> None:
+        self.which = which
+        self.match = match
+        self.console = console
+        self.start = start
+        self.end = end
+        self.before = b""
+
+    def expected(self) -> "Expected[Any]":
         """The same for users: text for a pattern of text, bytes for one of bytes."""
+        from vmm.run.expected import Expected  # noqa: PLC0415  # few runs want one
+
         before = self.before if isinstance(self.match.re.pattern, bytes) else decode(self.before)
         return Expected(self.which, self.match, before, self.console.stream.name)
 
@@ -166,7 +167,7 @@ class Search:
             cursor.searched = cursor.console.end
             if matches:
                 found = min(matches, key=lambda match: match.start)
-                found = found._replace(before=cursor.console.between(cursor.start, found.start))
+                found.before = cursor.console.between(cursor.start, found.start)
                 cursor.start = found.end
                 for each in self._cursors:
                     each.searched = each.start

@@ -4,13 +4,16 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from vmm.errors import ExpectError
 from vmm.run.console import Stream
-from vmm.run.expect import Expected, Pattern, compile_pattern, compile_patterns, encode, quoted
+from vmm.run.expect import Pattern, compile_pattern, compile_patterns, encode, quoted
 from vmm.run.outcome import Outcome, Reason
 from vmm.run.runner import Runner
+
+if TYPE_CHECKING:
+    from vmm.run.expected import Expected
 
 
 class Runnable:
@@ -72,17 +75,17 @@ class Runnable:
     @overload
     def expect(
         self, patterns: str | re.Pattern[str] | Sequence[str | re.Pattern[str]], deadline: float | None = None
-    ) -> Expected[str]: ...
+    ) -> "Expected[str]": ...
 
     @overload
     def expect(
         self, patterns: bytes | re.Pattern[bytes] | Sequence[bytes | re.Pattern[bytes]], deadline: float | None = None
-    ) -> Expected[bytes]: ...
+    ) -> "Expected[bytes]": ...
 
     @overload
-    def expect(self, patterns: Sequence[Pattern], deadline: float | None = None) -> Expected[Any]: ...
+    def expect(self, patterns: Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]": ...
 
-    def expect(self, patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> Expected[Any]:
+    def expect(self, patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]":
         """Run until the guest shows a pattern on a console, and tell which, where, and what came before.
 
         The read positions are those of `run`. A match may begin 4 KiB before what is printed last.

@@ -1,12 +1,18 @@
-"""The threads that execute a machine's vCPUs."""
+"""The threads that execute a machine's vCPUs, and what they do."""
 
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmm._native import lib
 from vmm.errors import HostError, KvmError
+from vmm.run.outcome import Reason
+
+if TYPE_CHECKING:
+    from vmm.kvm import Vcpu
+    from vmm.memory import GuestMemory
+    from vmm.softcpu.engine import SoftwareCpu
 
 JOIN_SECONDS = 10.0
 """How long the vCPU threads may take to stop before the run is declared stuck."""
@@ -103,3 +109,29 @@ def _guarded(task: Callable[[], None], on_failure: Callable[[BaseException], Non
         task()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the run must end and its caller must see it
         on_failure(error)
+
+
+def execute_vcpu(
+    vcpu: "Vcpu",
+    core_vcpu: Any,
+    memory: "GuestMemory",
+    softcpu: "SoftwareCpu | None",
+    finish: Callable[[Reason, str, str], None],
+    flush: Callable[[], None],
+) -> None:
+    """Run one vCPU on the calling thread.
+
+    Args:
+        vcpu: KVM's part.
+        core_vcpu: its ``struct vmm_vcpu``.
+        memory: of the machine.
+        softcpu: what executes it; None: KVM does.
+        finish: told why it ended by itself.
+        flush: passes on what devices hold back for a moment.
+    """
+    run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
+    if run(core_vcpu) != lib.VCPU_STOPPED:
+        from vmm.run import failure  # noqa: PLC0415  # most guests end well
+
+        finish(*failure.describe(vcpu, core_vcpu.end, memory, software_cpu=softcpu is not None))
+    flush()

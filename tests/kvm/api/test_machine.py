@@ -255,7 +255,7 @@ def test_what_is_printed_of_a_machine_is_short_and_readable(vmm_machine: Machine
 
 
 def test_the_public_surface_is_shown() -> None:
-    assert dir(vmm) == ["Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
+    assert dir(vmm) == ["Expected", "Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
     text = pydoc.plain(pydoc.render_doc(vmm.Machine))
     for name in ("serial", "debugcon", "fw_cfg", "fwctl", "memory", "vcpus", "run(", "timeline"):
         assert name in text

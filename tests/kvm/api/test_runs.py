@@ -151,11 +151,16 @@ def test_memory_stays_as_long_as_a_vcpu_does_not_stop(
     vmm_machine: MachineFactory, monkeypatch: pytest.MonkeyPatch, accel: str
 ) -> None:
     monkeypatch.setattr(threads, "JOIN_SECONDS", 0.3)
-    let_go = threading.Event()
-    machine = with_debug_port(vmm_machine("probe", cpus=2, accel=accel), let_go.wait)
+    entered, let_go = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        entered.set()
+        let_go.wait()
+
+    machine = with_debug_port(vmm_machine("probe", cpus=2, accel=accel), serve)
     try:
         with pytest.raises(KvmError, match=r"vcpu0\b.* did not stop within 0.3 s"):
-            machine.run(deadline=0.1)
+            machine.run(deadline=GENEROUS, on_poll=lambda machine: entered.is_set() and machine.stop())
         with pytest.raises(KvmError, match=r"vcpu0\b.* did not stop within 0.3 s"):
             machine.close()
         assert len(machine.memory.read(0, 4)) == 4

@@ -1,0 +1,76 @@
+"""How long a stop takes, and a host that gives no threads."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vmm import Reason
+from vmm.firmware import guests
+from vmm.pytest_plugin.plugin import MachineFactory
+
+pytestmark = pytest.mark.needs_kvm
+
+GENEROUS = 60.0
+"""Seconds; a busy machine must not fail a test that isn't about time."""
+
+RESET_VECTOR = 0xFFF0
+
+
+def bios_image(code: str) -> bytes:
+    """64 KiB below 4 GiB and 1 MiB, whose first instruction leads to the code at its beginning, in real mode."""
+    begin = bytes.fromhex(code).ljust(RESET_VECTOR, b"\x90")
+    return (begin + bytes.fromhex("ea 00 00 00 f0")).ljust(0x10000, b"\0")  # jmp 0xf000:0
+
+
+@pytest.mark.parametrize("accel", ["kvm", "auto"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("fa f4", id="halted for good"),
+        pytest.param("ba 99 09 ee eb fd", id="writes to a port that nobody has"),
+        pytest.param("ba f8 03 b9 ff ff 31 f6 f3 6e eb f7", id="REP OUTS to a device in Python"),
+        pytest.param("ba 71 00 b9 ff ff 31 ff f3 6c eb f7", id="REP INS from a device in Python"),
+        pytest.param("ba 11 05 b9 ff ff 31 ff f3 6c eb f7", id="REP INS from fw_cfg"),
+    ],
+)
+def test_any_guest_stops_within_150_ms(vmm_machine: MachineFactory, tmp_path: Path, accel: str, code: str) -> None:
+    (tmp_path / "rom").write_bytes(bios_image(code))
+    machine = vmm_machine(str(tmp_path / "rom"), machine="pc", accel=accel, cpus=2)
+
+    def stop_takes() -> float:
+        asked: list[float] = []
+        timer = threading.Timer(0.05, lambda: (asked.append(time.monotonic()), machine.stop()))
+        timer.start()
+        assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
+        timer.join()
+        return time.monotonic() - asked[0]
+
+    # The quickest: what others do on this host delays some.
+    assert min(stop_takes() for _ in range(10)) < 0.15
+
+
+def test_a_host_that_gives_no_threads_is_told_and_the_machine_stays() -> None:
+    program = f"""
+import resource
+from vmm import Machine
+from vmm.errors import HostError
+
+with Machine({str(guests.path("probe"))!r}, cpus=60, accel="kvm") as machine:
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))
+    try:
+        machine.run(deadline=60)
+    except HostError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(machine.run(deadline=60).message)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert re.fullmatch(
+        r"no thread for vCPU \d+: .*address space \(ulimit -v\).*\nthe guest powered the machine off\n", run.stdout
+    ), run.stdout + run.stderr
