@@ -14,6 +14,7 @@ from vmm.errors import DeviceError, KvmError
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.run import threads
+from vmm.run.lifetime import Power
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 
@@ -70,6 +71,24 @@ def test_a_power_off_between_the_match_and_the_stop_is_told_to_the_next_run(vmm_
         machine = vmm_machine("probe", accel="kvm")
         assert machine.run(until="vmm probe", deadline=GENEROUS).reason is Reason.UNTIL
         assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
+
+
+def test_a_power_off_after_the_match_and_before_the_stop_is_told_to_the_next_run(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("probe", accel="kvm")
+    matched = threading.Event()
+
+    def serve() -> None:
+        machine.debugcon.write(b"now")
+        assert matched.wait(GENEROUS)
+        Power(machine._lifetime).power_off()
+
+    def on_poll(machine: Machine) -> None:
+        if machine._lifetime.end is not None:
+            matched.set()
+
+    with_debug_port(machine, serve)
+    assert machine.run(until="now", deadline=GENEROUS, on_poll=on_poll).reason is Reason.UNTIL
+    assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
 
 
 def test_text_between_the_match_and_the_stop_is_found_by_the_next_run(vmm_machine: MachineFactory) -> None:
