@@ -40,6 +40,12 @@ class ConfigError(VmmError):
     exit_status = ExitStatus.USAGE
 
 
+class TimeoutExpired(VmmError):  # noqa: N818  # it is no defect of anybody's, like subprocess's
+    """The time that the user allows was over before the guest could start."""
+
+    exit_status = ExitStatus.TIMEOUT
+
+
 class HostError(VmmError):
     """The host lacks something that the machine needs."""
 

@@ -14,6 +14,7 @@ from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from uuid import UUID
 
 UNITS: Mapping[str, int] = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
 """Binary multiples by suffix letter, as QEMU's ``-m`` takes them; case does not matter."""
@@ -26,6 +27,29 @@ _INTEGER = r"0[xX][0-9a-fA-F]+|\d+"
 def shown(option: str, value: object) -> str:
     """Return an option and its value as the user typed them: ``-m 512M``, ``unit=1``."""
     return f"{option}{'' if option.endswith('=') else ' '}{value}"
+
+
+def check_type(value: object, option: str, *kinds: type) -> None:
+    """Refuse what a Python caller gives in a type that an option cannot have; True and False are no numbers.
+
+    Raises:
+        TypeError: names the types that it can have.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{option}: must be {wanted}, not {type(value).__name__}: {value!r}")
+
+
+def typed_bytes(text: str) -> bytes:
+    """Return the bytes of a text from the command line: UTF-8, and what was no UTF-8 there as it was (PEP 383).
+
+    Raises:
+        ConfigError: surrogates that no byte became, which only a Python program can pass.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ConfigError(f"{text!r}: not text that can be encoded as UTF-8") from None
 
 
 def parse_size(text: str | int, option: str, *, unit: str = "b") -> int:
@@ -54,8 +78,8 @@ def parse_size(text: str | int, option: str, *, unit: str = "b") -> int:
     return int(size)
 
 
-def parse_int(text: str | int, option: str, *, minimum: int, maximum: int) -> int:
-    """Return an integer, decimal or 0x-hexadecimal, from ``minimum`` to ``maximum``, both included.
+def parse_int(text: str | int, option: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Return an integer, decimal or 0x-hexadecimal, from ``minimum`` to ``maximum``, both included; None: any.
 
     Raises:
         ConfigError: not an integer, or out of range.
@@ -66,7 +90,7 @@ def parse_int(text: str | int, option: str, *, minimum: int, maximum: int) -> in
         value = int(text, 0) if text.lower().removeprefix("-").startswith("0x") else int(text)
     else:
         raise ConfigError(f"{shown(option, text)}: not a whole number")
-    if not minimum <= value <= maximum:
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
         raise ConfigError(f"{shown(option, text)}: must be from {minimum} to {maximum}")
     return value
 
@@ -82,6 +106,35 @@ def parse_bool(text: str, option: str) -> bool:
     if text in {"off", "no", "false"}:
         return False
     raise ConfigError(f"{option}={text}: write on or off")
+
+
+def parse_uuid(value: UUID | str, option: str = "-uuid") -> UUID:
+    """Return a UUID.
+
+    Raises:
+        ConfigError: the text is none.
+    """
+    from uuid import UUID  # noqa: PLC0415  # loads `platform`, for one option
+
+    if isinstance(value, UUID):
+        return value
+    check_type(value, option, str)
+    try:
+        return UUID(value)
+    except ValueError:
+        raise ConfigError(f"{shown(option, value)}: not a UUID, like 4600cb32-38ec-4b2f-8acb-81c6ea54f2d8") from None
+
+
+def quoted(text: object) -> str:
+    """Return a word as it can be pasted into a shell."""
+    import shlex  # noqa: PLC0415  # for messages alone
+
+    return shlex.quote(str(text))
+
+
+def quoted_drive(path: object) -> str:
+    """Return a path as it can be pasted behind ``-drive …,file=``, its commas doubled."""
+    return quoted(str(path).replace(",", ",,"))
 
 
 def split_commas(text: str) -> list[str]:

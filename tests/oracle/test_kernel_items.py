@@ -9,7 +9,9 @@ from qemu_qtest import Qemu
 
 from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
-from vmm.handoff.kernel import WHOLE_KERNEL, Kernel, load_kernel
+from vmm.handoff import kernel as handoff
+from vmm.handoff.kernel import WHOLE_KERNEL, Kernel
+from vmm.inputs import map_file
 
 MEMORY = 128 << 20
 
@@ -20,6 +22,11 @@ SIZES = {
     Key.SETUP_DATA: Key.SETUP_SIZE,
 }
 NUMBERS = (0x07, 0x08, 0x0A, 0x0B, 0x10, 0x13, 0x14, 0x16, 0x17)
+
+
+def load_kernel(path: Path, initrd: Path | None, command_line: str) -> Kernel:
+    disk = None if initrd is None else map_file(initrd, "-initrd")
+    return handoff.load_kernel(map_file(path, "-kernel"), disk, command_line.encode(), MEMORY)
 
 
 def bzimage(path: Path, *, protocol: int, sectors: int = 5, load_flags: int = 1, xload: int = 0) -> Path:
@@ -93,7 +100,7 @@ def test_linux(tmp_path: Path, name: str, with_initrd: bool, append: str) -> Non
     initrd = tmp_path / "initrd"
     initrd.write_bytes(b"initrd" * 1000)
     arguments = ["-kernel", str(kernel), "-append", append, *(["-initrd", str(initrd)] if with_initrd else [])]
-    ours = load_kernel(kernel, initrd if with_initrd else None, append, MEMORY)
+    ours = load_kernel(kernel, initrd if with_initrd else None, append)
     assert of_ours(ours) == of_qemu(tmp_path, arguments)
     assert bytes(ours.files[WHOLE_KERNEL]) == kernel.read_bytes()
 
@@ -103,7 +110,7 @@ def test_pvh(tmp_path: Path) -> None:
     kernel = pvh_kernel(tmp_path / "vmlinux")
     initrd = tmp_path / "initrd"
     initrd.write_bytes(b"initrd" * 1000)
-    ours = load_kernel(kernel, initrd, "quiet", MEMORY)
+    ours = load_kernel(kernel, initrd, "quiet")
     theirs = of_qemu(tmp_path, ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "quiet"])
     # QEMU has put the kernel into RAM already and offers no data to load.
     theirs[Key.KERNEL_DATA] = b""
@@ -124,7 +131,7 @@ def test_pvh(tmp_path: Path) -> None:
 def test_uefi_program_survives_the_split(tmp_path: Path) -> None:
     program = tmp_path / "program.efi"
     program.write_bytes(b"MZ" + bytes(range(250)) * 20)
-    kernel = load_kernel(program, None, "arguments", MEMORY)
+    kernel = load_kernel(program, None, "arguments")
     assert bytes(kernel.keys[Key.SETUP_DATA]) + bytes(kernel.keys[Key.KERNEL_DATA]) == program.read_bytes()
     assert kernel.keys[Key.CMDLINE_DATA] == b"arguments\0"
 
@@ -144,7 +151,7 @@ def test_bad_kernels_are_one_clear_line(tmp_path: Path, contents: bytes, text: s
     path = tmp_path / "kernel"
     path.write_bytes(contents)
     with pytest.raises(ConfigError, match=text) as caught:
-        load_kernel(path, None, "", MEMORY)
+        load_kernel(path, None, "")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -154,4 +161,4 @@ def test_initrd_larger_than_ram(tmp_path: Path) -> None:
     with initrd.open("wb") as file:
         file.truncate(MEMORY)
     with pytest.raises(ConfigError, match="do not fit"):
-        load_kernel(bzimage(tmp_path / "bzImage", protocol=0x20F), initrd, "", MEMORY)
+        load_kernel(bzimage(tmp_path / "bzImage", protocol=0x20F), initrd, "")

@@ -34,7 +34,7 @@ def test_names_are_those_of_boot(name: str, kind: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [([], "required: IMAGE"), (["/nonexistent"], "/nonexistent: cannot read"), (["/", "x"], "unrecognized")],
+    [([], "required: IMAGE"), (["/nonexistent"], "cannot read /nonexistent"), (["/", "x"], "unrecognized")],
 )
 def test_wrong_usage_is_one_line(words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["firmware", *words]) == 2

@@ -1,16 +1,20 @@
+import copy
 import os
+import pickle
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from vmm.config.machine import Accelerator, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
-from vmm.config.parts import FwCtlItem, PflashDrive, parse_memory, parse_smp
+from vmm.config.parts import CpuCount, FwCtlItem, PflashDrive, parse_memory
 from vmm.devices.fwctl_format import encode_value
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import guests
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout
+from vmm.tables.acpi_user import UserTable
 from vmm.tables.boot_order import BootOptions
+from vmm.tables.e820 import E820Entry
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_bytes_of_the_command_line_that_are_no_text() -> None:
         ({"cpus": 256}, "-smp 256: a machine has from 1 to 255"),
         ({"cpus": 4, "max_cpus": 2}, "maxcpus=2: maxcpus is from 4 to 255"),
         ({"memory": "8M"}, "-m 8M: a.bin needs 16M or more"),
-        ({"memory": "0"}, "-m 0: guest RAM is a positive number of whole MiB"),
+        ({"memory": "0"}, "-m: guest RAM is a positive number of whole MiB"),
         ({"memory": 12345678}, "whole MiB"),
         ({"memory": "1P"}, "more than the 8 TiB"),
         ({"memory": "lots"}, "not a size"),
@@ -99,6 +103,88 @@ def test_refused_in_one_line(image: FirmwareImages, options: dict[str, object], 
     assert caught.value.exit_status is ExitStatus.USAGE
 
 
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"cpus": 9999}, "-smp 9999: a machine has from 1 to 255 CPUs"),
+        ({"memory": 1}, "whole MiB"),
+        ({"fw_cfg": (FwCfgItem("", b""),)}, "needs a name"),
+        ({"append": b"x"}, "give -kernel"),
+        ({"smbios_entry_point": 33}, "must be 32 or 64"),
+        ({"e820": (E820Entry(0, 4096, 2),)}, "overlap"),
+        ({"acpi_tables": (UserTable(b"FACP" + bytes(32)),)}, "would be a second one"),
+    ],
+)
+def test_no_config_is_unchecked(image: FirmwareImages, fields: dict[str, object], complaint: str) -> None:
+    config = MachineConfig.create(image)
+    with pytest.raises(ConfigError, match=complaint):
+        config._replace(**fields)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=complaint):
+        MachineConfig(image, **fields)
+    with pytest.raises(ConfigError, match=complaint):
+        MachineConfig._make((config._asdict() | fields).values())
+    assert copy.copy(config) == pickle.loads(pickle.dumps(config)) == config  # noqa: S301  # our own
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"cpus": 2.0}, "-smp: must be int, not float: 2.0"),
+        ({"max_cpus": "2"}, "max_cpus: must be int, not str"),
+        ({"memory": 2.0}, "-m: must be int, not float"),
+        ({"memory": True}, "-m: must be int, not bool"),
+        ({"direct": "off"}, "direct: must be bool, not str"),
+        ({"uuid": 5}, "-uuid: must be str, not int"),
+        ({"serial": 1}, "-serial: must be str, not int"),
+        ({"boot": 1}, "-boot: must be str, not int"),
+        ({"kernel": 1}, "-kernel: must be str or Path, not int"),
+        ({"append": 1}, "append: must be str or bytes, not int"),
+        ({"e820": 5}, "e820: must be str or E820Entry, not int: 5"),
+        ({"e820": [5]}, "e820: must be str or E820Entry, not int"),
+        ({"smbios": [5]}, "smbios: must be str or bytes or Mapping or SmbiosOption, not int"),
+        ({"acpi_tables": [5]}, "acpi_tables: must be str or bytes or Path or UserTable, not int"),
+        ({"fw_cfg": 5}, "fw_cfg: must be str or FwCfgItem, not int"),
+        ({"fw_cfg": [("opt/a", b"")]}, "fw_cfg: must be str or FwCfgItem, not tuple"),
+        ({"fw_cfg": {"opt/a": None}}, "fw_cfg item opt/a: bytes, str or a Path"),
+        ({"fwctl": [5]}, "fwctl: must be str or FwCtlItem, not int"),
+        ({"devices": [5]}, "devices: must be str, not int"),
+        ({"bootorder": [5]}, "bootorder: must be str, not int"),
+    ],
+)
+def test_wrong_types_are_said(image: FirmwareImages, options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        MachineConfig.create(image, **options)  # type: ignore[arg-type]
+    assert complaint in str(caught.value)
+
+
+def test_one_where_several_may_be(image: FirmwareImages) -> None:
+    entry = E820Entry(0xFD00_0000, 1 << 20, 2)
+    text = "base=0xfd000000,size=1M,type=reserved"
+    table = b"SSDT" + (36).to_bytes(4, "little") + bytes(28)
+    config = MachineConfig.create(
+        image, e820=text, smbios="type=1,serial=a", acpi_tables=table, fw_cfg="opt/a,string=b", bootorder="/rom@x"
+    )
+    several = MachineConfig.create(
+        image,
+        e820=[entry],
+        smbios=[{"type": 1, "serial": "a"}],
+        acpi_tables=[table],
+        fw_cfg=[FwCfgItem("opt/a", b"b")],
+        bootorder=["/rom@x"],
+    )
+    assert config == several
+    assert config.e820 == (entry,)
+
+
+def test_the_command_line_of_a_kernel_is_bytes(image: FirmwareImages, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"MZ")
+    for append, data in (("caf\u00e9 \udcff", b"caf\xc3\xa9 \xff"), (b"\xff", b"\xff")):
+        assert MachineConfig.create(image, kernel=kernel, append=append).append == data
+    with pytest.raises(ConfigError, match="has a NUL"):
+        MachineConfig.create(image, kernel=kernel, append="a\0b")
+
+
 def test_longest_name_is_taken(image: FirmwareImages) -> None:
     name = "opt/" + "x" * 51
     assert MachineConfig.create(image, fw_cfg={name: b""}).fw_cfg[0].name == name
@@ -112,16 +198,27 @@ def test_our_guest_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("text", "counts"),
-    [("4", (4, 4)), ("4,maxcpus=8", (4, 8)), ("cpus=2,maxcpus=3", (2, 3)), ("maxcpus=6", (6, 6)), ("0x10", (16, 16))],
+    [
+        ("4", (4, 4)),
+        ("4,maxcpus=8", (4, 8)),
+        ("cpus=2,maxcpus=3", (2, 3)),
+        ("maxcpus=6", (6, 6)),
+        ("0x10", (16, 16)),
+        ("4,sockets=1,cores=4,threads=1", (4, 4)),
+        ("cores=3,threads=1", (3, 3)),
+        ("2,maxcpus=4,cores=4", (2, 4)),
+    ],
 )
 def test_smp(text: str, counts: tuple[int, int]) -> None:
-    assert parse_smp(text) == counts
+    assert CpuCount.parse(text) == counts
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "x", "4,sockets=2", "300", "4,maxcpus=0", "4,4"])
-def test_smp_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "x", "4,sockets=2", "4,cores=2", "4,threads=2", "300", "4,maxcpus=0", "4,4"]
+)
+def test_smp_refused(image: FirmwareImages, text: str) -> None:
     with pytest.raises(ConfigError, match="-smp"):
-        parse_smp(text)
+        MachineConfig.create(image, cpus=text)
 
 
 def test_memory() -> None:
@@ -135,10 +232,13 @@ def test_fw_cfg_item_of_qemu_has_no_nul_and_of_bhyve_has() -> None:
     assert FwCfgItem.parse("opt/x,string=hi", "-f", terminate=True).data == b"hi\0"
 
 
-def test_fw_cfg_item_of_a_file_keeps_the_path(tmp_path: Path) -> None:
+def test_a_file_is_read_once_when_the_option_is(tmp_path: Path, image: FirmwareImages) -> None:
     path = tmp_path / "blob"
-    path.write_bytes(b"")
-    assert FwCfgItem.parse(f"opt/x,file={path}", "-fw_cfg") == FwCfgItem("opt/x", path=path)
+    path.write_bytes(b"first")
+    config = MachineConfig.create(image, fw_cfg=f"opt/x,file={path}", initrd=path, kernel=path)
+    path.write_bytes(b"second")
+    assert config.fw_cfg == (FwCfgItem("opt/x", b"first", path),)
+    assert config.kernel == config.initrd == (path, b"first")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +246,6 @@ def test_fw_cfg_item_of_a_file_keeps_the_path(tmp_path: Path) -> None:
     [
         "opt/x",
         "opt/x,string=",
-        "string=a",
         "opt/x,file=/nonexistent",
         "opt/x,file=/etc",
         "opt/x,string=a,file=b",
@@ -155,7 +254,7 @@ def test_fw_cfg_item_of_a_file_keeps_the_path(tmp_path: Path) -> None:
 )
 def test_fw_cfg_item_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="-fw_cfg"):
-        FwCfgItem.parse(text, "-fw_cfg")
+        FwCfgItem.parse(text)
 
 
 def test_fwctl_item(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_boot_params_are_where_zero_page_rst_has_them() -> None:
         (["-direct", "-kernel", "KERNEL", "-machine", "bhyve"], "for the machines q35 and pc"),
         (["-direct", "-kernel", "KERNEL", "-machine", "q35,fwcfg=bhyve"], "with fw_cfg"),
         (["-direct", "-kernel", "/nonexistent"], "/nonexistent"),
-        (["none"], "neither a file nor a name of firmware"),
+        (["none"], "a machine without firmware starts nothing but a kernel"),
         (["-initrd", "KERNEL"], "-kernel"),
     ],
 )
@@ -60,7 +60,12 @@ def test_the_command_line_says_the_kernel(tmp_path: Path) -> None:
     add_machine_arguments(parser)
     words = ["-direct", "-kernel", str(kernel), "-initrd", str(kernel), "-append", "one two"]
     config = config_from(parser.parse(words, "firmware"))
-    assert (config.kernel, config.initrd, config.append, config.direct) == (kernel, kernel, "one two", True)
+    assert (config.kernel, config.initrd, config.append, config.direct) == (
+        (kernel, bytes(4096)),
+        (kernel, bytes(4096)),
+        b"one two",
+        True,
+    )
     assert config.machine_type == "q35"
     assert config == MachineConfig.create(
         "none", kernel=kernel, initrd=kernel, append="one two", direct=True, serial="stdio", debugcon="stdio"

@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 from debian import version
 
-from vmm.config.parts import PflashDrive, pflash_images
+from vmm.config.machine import MachineConfig
+from vmm.config.parts import PflashDrive, flash_files
 from vmm.errors import ConfigError
 from vmm.firmware import guests, search
 from vmm.firmware import load as firmware
-from vmm.firmware.images import NVRAM_GUID, FirmwareKind, Layout
+from vmm.firmware.images import NVRAM_GUID, FirmwareImages, FirmwareKind, Layout
 from vmm.firmware.load import find, load
 
 FFS2_GUID = bytes.fromhex("78e58c8c3d8a1c4f9935896185c32dd3")
+
+
+def images_of(drives: list[PflashDrive]) -> FirmwareImages:
+    return MachineConfig.create(**flash_files(drives)).firmware
 
 
 def volume(size: int, guid: bytes = FFS2_GUID, fill: bytes = b"\x90") -> bytes:
@@ -152,7 +157,7 @@ def test_bios(tmp_path: Path) -> None:
 
 def test_files_that_are_no_firmware(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    assert "cannot read the firmware image: no such file" in refused(path)
+    assert f"firmware image: cannot read {path}: no such file" in refused(path)
     assert "is a directory" in refused(tmp_path)
     path.write_bytes(b"")
     assert "is empty" in refused(path)
@@ -167,7 +172,7 @@ def test_larger_than_the_window(tmp_path: Path) -> None:
     path = tmp_path / "large.fd"
     with path.open("wb") as file:
         file.truncate((16 << 20) + 65536)
-    assert "the window for firmware below 4 GiB has 16777216 (16 MiB)" in refused(path)
+    assert "has 16842752 bytes; the most here is 16777216 (16 MiB)" in refused(path)
 
 
 def test_elf_guest_becomes_the_rom_that_was_made_from_it() -> None:
@@ -226,16 +231,16 @@ def test_descriptors_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cod
 
 
 def test_flash_drives(code: Path, variables: Path, single: Path) -> None:
-    images = pflash_images([PflashDrive(code, readonly=True), PflashDrive(variables)])
+    images = images_of([PflashDrive(code, readonly=True), PflashDrive(variables)])
     assert images.variables is not None
     assert (images.path, images.variables.path, images.variables.persist) == (code, variables, True)
-    swapped = pflash_images([PflashDrive(variables, unit=1), PflashDrive(code, unit=0)])
+    swapped = images_of([PflashDrive(variables, unit=1), PflashDrive(code, unit=0)])
     assert swapped.variables is not None
     assert swapped.path == code
-    kept = pflash_images([PflashDrive(code), PflashDrive(variables, readonly=True)])
+    kept = images_of([PflashDrive(code), PflashDrive(variables, readonly=True)])
     assert kept.variables is not None
     assert not kept.variables.persist
-    alone = pflash_images([PflashDrive(single)])
+    alone = images_of([PflashDrive(single)])
     assert alone.variables is not None
     assert alone.variables.persist
     for drives, complaint in (
@@ -244,7 +249,7 @@ def test_flash_drives(code: Path, variables: Path, single: Path) -> None:
         ([PflashDrive(code), PflashDrive(variables), PflashDrive(single)], "two flash units"),
     ):
         with pytest.raises(ConfigError, match=complaint):
-            pflash_images(drives)
+            images_of(drives)
 
 
 REAL = {

@@ -247,7 +247,7 @@ def test_report_as_json() -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         analyze(tmp_path / "none")
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="is a directory"):
         analyze(tmp_path)
     (tmp_path / "empty").touch()
     with pytest.raises(ConfigError, match="empty"):

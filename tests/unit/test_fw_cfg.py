@@ -10,9 +10,10 @@ import pytest
 from fw_cfg_rig import BUFFER, ERROR, RAM_SIZE, READ, SELECT, SKIP, WRITE, Rig
 from vmm._native import ffi, lib
 
-from vmm.devices.fw_cfg_format import Buffer, Key, map_file
+from vmm.devices.fw_cfg_format import Buffer, Key
 from vmm.devices.fw_cfg_items import PcItems, add_pc_items
 from vmm.errors import ConfigError
+from vmm.inputs import map_file
 
 
 def file(name: str, data: Buffer, **options: Any) -> Rig:
@@ -158,17 +159,12 @@ def test_large_file_is_mapped_and_small_one_read(tmp_path: Path) -> None:
     large.write_bytes(bytes(range(256)) * 8192)
     small = tmp_path / "small"
     small.write_bytes(b"small")
-    assert isinstance(map_file(large), mmap.mmap)
-    assert map_file(small) == b"small"
-    rig = file("opt/large", map_file(large))
+    assert isinstance(map_file(large, "-fw_cfg").data, mmap.mmap)
+    assert map_file(small, "-fw_cfg").data == b"small"
+    rig = file("opt/large", map_file(large, "-fw_cfg").data)
     assert rig.dma(0x0020 << 16 | SELECT | SKIP, (2 << 20) - 256, 0) == 0
     assert rig.dma(READ, 256, BUFFER) == 0
     assert rig.peek(BUFFER, 256) == bytes(range(256))
-
-
-def test_unreadable_file_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="missing: No such file"):
-        map_file(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("first", ["directory", "file", "host"])

@@ -54,7 +54,7 @@ def test_a_table_of_the_users_is_repaired_and_that_is_said(tmp_path: Path) -> No
     file = tmp_path / "ssdt.aml"
     file.write_bytes(table)
     described = config(tmp_path, acpi_tables=[f"file={file}"])
-    assert "repaired" in tables.warnings(described)[0]
+    assert "repaired" in described.warnings[0]
     table[9] = checksum(table)
     assert bytes(table) in tables.build(described, GIB, 0, 0)["etc/acpi/tables"]
 

@@ -105,11 +105,8 @@ def run(words: list[str]) -> int:
         if not arguments.quiet:
             for note in config.firmware.notes:
                 say(f"vmm: {note}")
-            if config.acpi_tables:
-                from vmm.handoff.tables import warnings  # noqa: PLC0415
-
-                for warning in warnings(config):
-                    say(f"vmm: {warning}")
+            for warning in config.warnings:
+                say(f"vmm: {warning}")
         with Interrupts() as interrupts, Machine(config, outputs=outputs) as machine:
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome)

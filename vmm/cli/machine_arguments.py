@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm.config.machine import DEFAULT_MEMORY, FwCfgItem, FwCtlItem, MachineConfig, PflashDrive
-from vmm.config.parts import parse_cpu_count, parse_smp, pflash_images
+from vmm.config.machine import DEFAULT_MEMORY, FwCfgItem, MachineConfig, PflashDrive, Target
+from vmm.config.parts import flash_files
 from vmm.errors import ConfigError
-from vmm.firmware.images import NO_FIRMWARE, FirmwareKind
-from vmm.firmware.load import find
+from vmm.firmware.images import FirmwareKind
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
 
 if TYPE_CHECKING:
     import argparse
-
-    from vmm.firmware.images import FirmwareImages
 
 DEFAULT_FIRMWARE = "ovmf"
 MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type")
@@ -173,47 +169,39 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
-    """Return the machine that a parsed command line describes; ``more`` goes to :meth:`MachineConfig.create`.
+def config_from(arguments: argparse.Namespace) -> MachineConfig:
+    """Return the machine that a parsed command line describes.
 
     Raises:
         ConfigError: options that contradict each other, or what :meth:`MachineConfig.create` raises.
     """
-    cpus, max_cpus = 1, None
     if arguments.smp is not None and arguments.bhyve_cpus is not None:
         raise ConfigError("-smp and -c say the same; give one of them")
-    if arguments.smp is not None:
-        cpus, max_cpus = parse_smp(arguments.smp)
-    elif arguments.bhyve_cpus is not None:
-        cpus = parse_cpu_count(arguments.bhyve_cpus, "-c")
     machine = _machine_keys(arguments.machine)
-    images, interface = _firmware(arguments)
+    files, interface = _firmware(arguments)
     wanted = {interface or "auto", machine.get("fwcfg", "auto")} - {"auto"}
     if len(wanted) > 1:
         raise ConfigError(
             f"-l …,fwcfg={interface} and -machine fwcfg={machine['fwcfg']}: fw_cfg and fwctl live at the same ports "
             "(0x510, 0x511), a machine has one of them"
         )
-    return MachineConfig.create(
-        images,
-        cpus=cpus,
-        max_cpus=max_cpus,
+    config = MachineConfig.create(
+        **files,
+        cpus=_given(arguments.smp, arguments.bhyve_cpus, 1),
         memory=arguments.m,
         machine=machine.get("type", "auto"),
         fwcfg=wanted.pop() if wanted else "auto",
         fw_cfg=[
-            *(FwCfgItem.parse(text, "-fw_cfg") for text in arguments.fw_cfg),
+            *arguments.fw_cfg,
             *(FwCfgItem.parse(text, "-f", terminate=True) for text in arguments.bhyve_fw_cfg),
         ],
-        fwctl=[FwCtlItem.parse(text) for text in arguments.fwctl],
+        fwctl=arguments.fwctl,
         fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
-        smbios_entry_point=parse_int(
-            machine.get("smbios-entry-point-type", "32"), "-machine smbios-entry-point-type=", minimum=32, maximum=64
-        ),
+        smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", "32"), "-machine smbios-entry-point-type="),
         cpu_count=parse_bool(machine.get("hw.ncpu", "on"), "-machine hw.ncpu"),
         uuid=arguments.uuid,
-        serial=arguments.serial or "stdio",
-        debugcon=arguments.debugcon or ("none" if images.kind is FirmwareKind.SEABIOS else "stdio"),
+        serial=_given(arguments.serial, "stdio"),
+        debugcon=_given(arguments.debugcon, "stdio"),
         acpi_tables=arguments.acpitable,
         smbios=arguments.smbios,
         e820=arguments.e820,
@@ -228,8 +216,15 @@ def config_from(arguments: argparse.Namespace, **more: Any) -> MachineConfig:
         dispatch=arguments.dispatch,
         trace=arguments.trace,
         exit_times=arguments.exit_times,
-        **more,
     )
+    if arguments.debugcon is None and config.firmware.kind is FirmwareKind.SEABIOS:
+        config = config._replace(debugcon=Target())  # it prints the same on the serial port
+    return config
+
+
+def _given(*values: Any) -> Any:
+    """Return the first that the user gave; an empty text is given, too, and wrong where it means nothing."""
+    return next(value for value in values if value is not None)
 
 
 def _machine_keys(text: str | None) -> dict[str, str]:
@@ -238,8 +233,8 @@ def _machine_keys(text: str | None) -> dict[str, str]:
     return parse_keys(text, "-machine", known=MACHINE_KEYS, implied="type")
 
 
-def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None]:
-    """Return the images, and the interface that ``-l`` asks for."""
+def _firmware(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
+    """Return the files in the words of `MachineConfig.create`, and the interface that ``-l`` asks for."""
     given = {
         "FIRMWARE": arguments.firmware,
         "-bios": arguments.bios,
@@ -253,25 +248,24 @@ def _firmware(arguments: argparse.Namespace) -> tuple[FirmwareImages, str | None
     if arguments.direct and named:
         raise ConfigError(f"-direct starts the kernel without firmware; leave out {named[0]}")
     if arguments.direct:
-        return NO_FIRMWARE, None
+        return {"firmware": "none"}, None
     if arguments.drive:
-        return pflash_images(drives), None
+        return flash_files(drives), None
     if arguments.bootrom is not None:
         return _bootrom(arguments.bootrom)
-    firmware = arguments.firmware or arguments.bios
-    return find(firmware if firmware is not None else DEFAULT_FIRMWARE), None
+    return {"firmware": _given(arguments.firmware, arguments.bios, DEFAULT_FIRMWARE)}, None
 
 
-def _bootrom(text: str) -> tuple[FirmwareImages, str | None]:
+def _bootrom(text: str) -> tuple[dict[str, Any], str | None]:
     """Read bhyve's ``bootrom,ROM[,VARS][,fwcfg=…]``: the second comma field is VARS unless it contains '='."""
     device, *parts = split_commas(text)
     if device != "bootrom" or not parts or not parts[0]:
         raise ConfigError(f"-l {text}: the only form here is bootrom,ROM[,VARS][,fwcfg=qemu|bhyve|auto]")
     rom, *parts = parts
-    variables = Path(parts.pop(0)) if parts and "=" not in parts[0] else None
+    variables = parts.pop(0) if parts and "=" not in parts[0] else None
     keys = parse_keys(",".join(parts), f"-l {text}", known=("fwcfg",)) if parts else {}
     # bhyve maps a ROM without VARS read-only: only a VARS file is ever written.
-    return find(rom, variables, persist=variables is not None), keys.get("fwcfg")
+    return {"firmware": rom, "variables": variables}, keys.get("fwcfg")
 
 
 FIRMWARE_HELP = """\

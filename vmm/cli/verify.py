@@ -102,10 +102,9 @@ def _linux(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _verify(config: MachineConfig, deadline: float, outputs: Outputs, *, with_linux: bool) -> Verification:
-    from vmm.handoff.tables import warnings  # noqa: PLC0415  # what is wrong so far should be said without KVM
-    from vmm.verify.run import verify  # noqa: PLC0415
+    from vmm.verify.run import verify  # noqa: PLC0415  # what is wrong so far should be said without KVM
 
-    for warning in warnings(config):
+    for warning in config.warnings:
         say(f"vmm: {warning}")
     return verify(config, deadline=deadline, with_linux=with_linux, outputs=outputs)
 

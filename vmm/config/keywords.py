@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
     from vmm.config.parts import Accelerator, Dispatch, FwCfgItem, FwCtlItem, MachineType, Target
     from vmm.firmware.images import Interface
+    from vmm.inputs import InputFile
+    from vmm.tables.acpi_user import UserTable
     from vmm.tables.boot_order import BootOptions
+    from vmm.tables.e820 import E820Entry
+    from vmm.tables.smbios_options import SmbiosOption
 
 
 class MachineOptions(TypedDict, total=False):
@@ -19,14 +23,16 @@ class MachineOptions(TypedDict, total=False):
 
     Attributes:
         variables: the user's VARS file; without it the guest writes a private copy of the template.
-        persist: write what the guest stores back into ``variables``; True if left out.
-        cpus: vCPUs at boot; 1.
+        persist: write what the guest stores back into ``variables``, which is the default, or into a firmware that is
+            one file with both.
+        cpus: vCPUs at boot, or ``-smp``'s text; 1.
         max_cpus: CPUs that the tables have room for; ``cpus``.
         memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
         machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
         fwcfg: what answers at ports 0x510 and 0x511: ``auto``, ``qemu`` (fw_cfg) or ``bhyve`` (fwctl).
-        fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is mapped.
-        fwctl: OIDs by name: int (4 bytes), bytes, str, or a callable that returns one of these.
+        fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is mapped. Or ``-fw_cfg`` texts.
+        fwctl: OIDs by name: int (4 bytes), bytes, str, or a callable that returns one of these. Or ``-fwctl``
+            texts.
         fwctl_extensions: answer fwctl's NULL, ECHO and SET; False.
         cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
         uuid: fw_cfg key 2 and SMBIOS type 1.
@@ -35,12 +41,12 @@ class MachineOptions(TypedDict, total=False):
         boot: ``-boot``'s text.
         kernel: bzImage, ELF with a PVH note, or UEFI program, handed over through fw_cfg.
         initrd: initial RAM disk.
-        append: kernel command line.
+        append: kernel command line; ``str`` becomes UTF-8.
         direct: start the kernel, a bzImage, without firmware.
-        acpi_tables: ``-acpitable`` texts.
-        smbios: ``-smbios`` texts.
+        acpi_tables: whole tables as bytes or files, or ``-acpitable`` texts; one or several, as all that follow.
+        smbios: ``-smbios`` texts, mappings with the same keys, or whole structures as bytes.
         smbios_entry_point: 32 for SMBIOS 2.8, which is the default, 64 for SMBIOS 3.0.
-        e820: ``-e820`` texts.
+        e820: entries, or ``-e820`` texts.
         bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
         devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``.
         accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
@@ -50,30 +56,30 @@ class MachineOptions(TypedDict, total=False):
     """
 
     variables: str | Path | None
-    persist: bool
-    cpus: int
+    persist: bool | None
+    cpus: int | str
     max_cpus: int | None
     memory: str | int
     machine: MachineType | str
     fwcfg: Interface | str
-    fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem]
-    fwctl: Mapping[str, Any] | Sequence[FwCtlItem]
+    fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str
+    fwctl: Mapping[str, Any] | Sequence[FwCtlItem | str] | str
     fwctl_extensions: bool
     cpu_count: bool
     uuid: UUID | str | None
     serial: Target | str
     debugcon: Target | str
     boot: BootOptions | str | None
-    kernel: str | Path | None
-    initrd: str | Path | None
-    append: str | None
+    kernel: str | Path | InputFile | None
+    initrd: str | Path | InputFile | None
+    append: str | bytes | None
     direct: bool
-    acpi_tables: Iterable[str]
-    smbios: Iterable[str]
+    acpi_tables: Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str
+    smbios: Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str
     smbios_entry_point: int
-    e820: Iterable[str]
-    bootorder: Iterable[str]
-    devices: Iterable[str]
+    e820: Iterable[E820Entry | str] | E820Entry | str
+    bootorder: Iterable[str] | str
+    devices: Iterable[str] | str
     accel: Accelerator | str
     dispatch: Dispatch | str
     exit_times: bool

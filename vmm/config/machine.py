@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from vmm import inputs, layout, options
 from vmm.config.interface import InterfaceChoice, check_options, choose
 from vmm.config.parts import (
     MAX_CPUS,
+    MAX_MEMORY,
+    MEBIBYTE,
     Accelerator,
+    CpuCount,
     Dispatch,
     FwCfgItem,
     FwCtlItem,
@@ -19,26 +23,31 @@ from vmm.config.parts import (
     PflashDrive,
     Target,
     TargetKind,
-    check_readable,
     parse_choice,
-    parse_cpu_count,
     parse_memory,
-    parse_uuid,
+    several,
 )
 from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
 from vmm.firmware.load import find
-from vmm.options import parse_keys, parse_pairs
+from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions, check_paths
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from vmm.tables.acpi_user import UserTable
+    from vmm.tables.e820 import E820Entry
+    from vmm.tables.smbios_options import SmbiosOption
+else:
+    # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
+    UserTable = E820Entry = SmbiosOption = Any
+
 DEFAULT_MEMORY = 256 << 20
 
 
-class MachineConfig(NamedTuple):
-    """A machine, described; :meth:`create` takes what people write and checks it, the fields are what it became."""
+class _Fields(NamedTuple):
+    """What a machine's description consists of, in its final form."""
 
     firmware: FirmwareImages
     cpus: int = 1
@@ -57,19 +66,19 @@ class MachineConfig(NamedTuple):
     serial: Target = Target()
     debugcon: Target = Target()
     boot: BootOptions = BootOptions()
-    kernel: Path | None = None
-    initrd: Path | None = None
-    append: str | None = None
+    kernel: InputFile | None = None
+    initrd: InputFile | None = None
+    append: bytes | None = None
+    """The kernel's command line, without the NUL at its end."""
     direct: bool = False
     """Start the kernel without firmware."""
-    acpi_tables: tuple[str, ...] = ()
-    """What stood behind each ``-acpitable``."""
-    smbios: tuple[str, ...] = ()
-    """What stood behind each ``-smbios``."""
+    acpi_tables: tuple[UserTable, ...] = ()
+    """The user's own."""
+    smbios: tuple[SmbiosOption, ...] = ()
     smbios_entry_point: int = 32
     """32: SMBIOS 2.8 with an entry point of 32 bits; 64: SMBIOS 3.0."""
-    e820: tuple[str, ...] = ()
-    """What stood behind each ``-e820``."""
+    e820: tuple[E820Entry, ...] = ()
+    """Entries of the memory map beside RAM's."""
     bootorder: tuple[str, ...] = ()
     """OpenFirmware paths, the first to boot first."""
     vmgenid: bytes | None = None
@@ -83,6 +92,38 @@ class MachineConfig(NamedTuple):
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
 
+
+_TYPES = {
+    **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point"), int),
+    **dict.fromkeys(("fwctl_extensions", "cpu_count", "direct", "vmcoreinfo", "exit_times"), bool),
+    "firmware": FirmwareImages,
+}
+"""What a Python caller could give in another type without anybody noticing."""
+
+
+class MachineConfig(_Fields):
+    """A machine, described; :meth:`create` takes what people write, the fields are what it became.
+
+    However one is made, with other fields by ``_replace`` too, it was checked.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *values: Any, **fields: Any) -> Self:
+        """Check the fields; their order and names are those of the attributes.
+
+        Raises:
+            ConfigError: they make no sense, or not together.
+            TypeError: one has a type that it can't have.
+        """
+        self = super().__new__(cls, *values, **fields)
+        self._check()
+        return self
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # mypy's own for tuples has no spelling
+        return cls(*iterable)
+
     def __repr__(self) -> str:
         """What differs from the defaults."""
         defaults = self._field_defaults
@@ -94,19 +135,46 @@ class MachineConfig(NamedTuple):
         return f"MachineConfig({', '.join(fields)})"
 
     def _check(self) -> None:
+        for name, kind in _TYPES.items():
+            options.check_type(getattr(self, name), name, kind)
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ConfigError(f"-smp {self.cpus}: a machine has from 1 to {MAX_CPUS} CPUs")
         if not self.cpus <= self.max_cpus <= MAX_CPUS:
             raise ConfigError(f"-smp {self.cpus},maxcpus={self.max_cpus}: maxcpus is from {self.cpus} to {MAX_CPUS}")
-        parse_memory(self.memory)
+        self._check_memory()
         for item in self.fw_cfg:
             item.check()
-        if self.memory < self.firmware.minimum_memory:
-            least = self.firmware.minimum_memory >> 20
-            raise ConfigError(f"-m {self.memory >> 20}M: {self.firmware.path.name} needs {least}M or more")
         self._check_interface()
-        check_tables(self)
+        self._check_tables()
         self._check_kernel()
+
+    def _check_memory(self) -> None:
+        size = self.memory
+        if size <= 0 or size % MEBIBYTE:
+            raise ConfigError(f"-m: guest RAM is a positive number of whole MiB, not {size} bytes")
+        if size > MAX_MEMORY:
+            raise ConfigError(f"-m {size >> 20}M: more than the {MAX_MEMORY >> 40} TiB that a machine can have")
+        if size < self.firmware.minimum_memory:
+            who = "a machine without firmware" if self.direct else self.firmware.path.name
+            raise ConfigError(f"-m {size >> 20}M: {who} needs {self.firmware.minimum_memory >> 20}M or more")
+
+    def _check_tables(self) -> None:
+        if self.e820:
+            from vmm.tables import e820  # noqa: PLC0415  # few machines have these, and all start faster so
+
+            low = min(self.memory, layout.LOW_RAM_LIMIT)
+            e820.check_map(e820.build_map(low, self.memory - low, self.e820))
+        if self.acpi_tables:
+            from vmm.tables.acpi_user import check_signatures  # noqa: PLC0415
+
+            check_signatures(table.data for table in self.acpi_tables)
+        if self.smbios_entry_point not in {32, 64}:
+            raise ConfigError(f"-machine smbios-entry-point-type={self.smbios_entry_point}: must be 32 or 64")
+        if self.smbios:
+            from vmm.tables.smbios_options import check_together  # noqa: PLC0415
+
+            check_together(self.smbios)
+        check_paths(self.bootorder)
 
     def _check_kernel(self) -> None:
         if self.direct != (self.firmware.kind is FirmwareKind.NONE):
@@ -121,10 +189,8 @@ class MachineConfig(NamedTuple):
             raise ConfigError("-direct is for the machines q35 and pc with fw_cfg, from which it takes the tables")
         if self.kernel is None and (self.initrd is not None or self.append is not None):
             raise ConfigError("-initrd and -append belong to a kernel; give -kernel PATH too")
-        files = ((self.kernel, "-kernel"), (self.initrd, "-initrd"), (self.boot.splash, "-boot splash"))
-        for path, option in files:
-            if path is not None:
-                check_readable(path, option)
+        if self.append is not None and b"\0" in self.append:
+            raise ConfigError(f"-append {self.append!r}: has a NUL, at which the kernel would stop reading")
 
     def _check_interface(self) -> None:
         options: tuple[tuple[str, tuple[FwCfgItem, ...] | tuple[FwCtlItem, ...]], ...]
@@ -162,19 +228,26 @@ class MachineConfig(NamedTuple):
         for item in self.fw_cfg:
             if item.path is not None:
                 yield f"-fw_cfg {item.name}", item.path
-        for option, path in (("-kernel", self.kernel), ("-initrd", self.initrd), ("-boot splash=", self.boot.splash)):
-            if path is not None:
-                yield option, path
-        for option, texts in (("-acpitable", self.acpi_tables), ("-smbios", self.smbios)):
-            for text in texts:
-                for key, value in parse_pairs(text, option):
-                    if key in {"file", "data", "path"}:
-                        yield from ((option, Path(name)) for name in value.split(":"))
+        for oid in self.fwctl:
+            if oid.path is not None:
+                yield f"-fwctl {oid.name}", oid.path
+        for option, file in (("-kernel", self.kernel), ("-initrd", self.initrd), ("-boot splash=", self.boot.splash)):
+            if file is not None:
+                yield option, file.path
+        for table in self.acpi_tables:
+            yield from (("-acpitable", path) for path in table.paths)
+        for structure in self.smbios:
+            yield from (("-smbios", path) for path in structure.paths)
 
     @property
     def interface_choice(self) -> InterfaceChoice:
         """What answers at ports 0x510 and 0x511, never AUTO, and why."""
         return choose(self.firmware, self.interface)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had to be repaired in the user's ACPI tables, one line each."""
+        return tuple(warning for table in self.acpi_tables for warning in table.warnings)
 
     @property
     def machine_type(self) -> MachineType:
@@ -187,30 +260,30 @@ class MachineConfig(NamedTuple):
         firmware: FirmwareImages | str | Path,
         *,
         variables: str | Path | None = None,
-        persist: bool = True,
-        cpus: int = 1,
+        persist: bool | None = None,
+        cpus: int | str = 1,
         max_cpus: int | None = None,
         memory: str | int = DEFAULT_MEMORY,
         machine: MachineType | str = MachineType.AUTO,
         fwcfg: Interface | str = Interface.AUTO,
-        fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem] = (),
-        fwctl: Mapping[str, Any] | Sequence[FwCtlItem] = (),
+        fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str = (),
+        fwctl: Mapping[str, Any] | Sequence[FwCtlItem | str] | str = (),
         fwctl_extensions: bool = False,
         cpu_count: bool = True,
         uuid: "UUID | str | None" = None,
         serial: Target | str = "none",
         debugcon: Target | str = "none",
         boot: BootOptions | str | None = None,
-        kernel: str | Path | None = None,
-        initrd: str | Path | None = None,
-        append: str | None = None,
+        kernel: str | Path | InputFile | None = None,
+        initrd: str | Path | InputFile | None = None,
+        append: str | bytes | None = None,
         direct: bool = False,
-        acpi_tables: Iterable[str] = (),
-        smbios: Iterable[str] = (),
+        acpi_tables: "Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str" = (),
+        smbios: "Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str" = (),
         smbios_entry_point: int = 32,
-        e820: Iterable[str] = (),
-        bootorder: Iterable[str] = (),
-        devices: Iterable[str] = (),
+        e820: "Iterable[E820Entry | str] | E820Entry | str" = (),
+        bootorder: Iterable[str] | str = (),
+        devices: Iterable[str] | str = (),
         accel: Accelerator | str = Accelerator.AUTO,
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
@@ -224,70 +297,60 @@ class MachineConfig(NamedTuple):
         Raises:
             ConfigError: any of these makes no sense, or names a file that is unusable.
         """
+        # First what is read from words alone, then the files: one may be a pipe that lets us wait.
+        count = CpuCount.parse(cpus)
+        fields: dict[str, Any] = {
+            "cpus": count.boot,
+            "max_cpus": count.most if max_cpus is None else max_cpus,
+            "memory": parse_memory(memory),
+            "machine": parse_choice(MachineType, machine, "-machine"),
+            "interface": parse_choice(Interface, fwcfg, "fwcfg="),
+            "fwctl_extensions": fwctl_extensions,
+            "cpu_count": cpu_count,
+            "uuid": None if uuid is None else options.parse_uuid(uuid).bytes,
+            "serial": Target.parse(serial, "-serial"),
+            "debugcon": Target.parse(debugcon, "-debugcon"),
+            "append": _bytes(append, "append"),
+            "direct": direct,
+            "smbios_entry_point": smbios_entry_point,
+            "bootorder": several(bootorder, "bootorder", str),
+            "accel": parse_choice(Accelerator, accel, "-accel"),
+            "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
+            "exit_times": exit_times,
+            "trace": None if trace is None else str(trace),
+            **_devices(several(devices, "devices", str)),
+        }
+        if e820:
+            from vmm.tables.e820 import E820Entry  # noqa: PLC0415  # few machines have these, and all start faster so
+
+            fields["e820"] = tuple(map(E820Entry.parse, several(e820, "e820", str, E820Entry)))
         if not isinstance(firmware, FirmwareImages):
             own = None if variables is None else Path(variables)
-            firmware = NO_FIRMWARE if firmware == "none" else find(firmware, own, persist=persist and own is not None)
-        count = parse_cpu_count(cpus, "-smp")
-        items: Iterable[FwCfgItem] = (
-            [_fw_cfg_item(name, value) for name, value in fw_cfg.items()] if isinstance(fw_cfg, Mapping) else fw_cfg
-        )
-        config = cls(
-            firmware=firmware,
-            cpus=count,
-            max_cpus=count if max_cpus is None else max_cpus,
-            memory=parse_memory(memory),
-            machine=parse_choice(MachineType, machine, "-machine"),
-            interface=parse_choice(Interface, fwcfg, "fwcfg="),
-            fw_cfg=tuple(items),
-            fwctl=tuple(FwCtlItem(*pair) for pair in fwctl.items()) if isinstance(fwctl, Mapping) else tuple(fwctl),
-            fwctl_extensions=fwctl_extensions,
-            cpu_count=cpu_count,
-            uuid=None if uuid is None else parse_uuid(uuid).bytes,
-            serial=Target.parse(serial, "-serial"),
-            debugcon=Target.parse(debugcon, "-debugcon"),
+            keep = own is not None if persist is None else persist
+            firmware = NO_FIRMWARE if firmware == "none" else find(firmware, own, persist=keep)
+        if smbios:
+            from vmm.tables.smbios_options import SmbiosOption  # noqa: PLC0415
+
+            given = several(smbios, "smbios", str, bytes, Mapping, SmbiosOption)
+            fields["smbios"] = tuple(map(SmbiosOption.parse, given))
+        if acpi_tables:
+            from vmm.tables.acpi_user import UserTable  # noqa: PLC0415
+
+            given = several(acpi_tables, "acpi_tables", str, bytes, Path, UserTable)
+            fields["acpi_tables"] = tuple(map(UserTable.parse, given))
+        return cls(
+            firmware,
+            fw_cfg=tuple(FwCfgItem.of(*pair) for pair in fw_cfg.items())
+            if isinstance(fw_cfg, Mapping)
+            else tuple(map(FwCfgItem.parse, several(fw_cfg, "fw_cfg", str, FwCfgItem))),
+            fwctl=tuple(FwCtlItem(*pair) for pair in fwctl.items())
+            if isinstance(fwctl, Mapping)
+            else tuple(map(FwCtlItem.parse, several(fwctl, "fwctl", str, FwCtlItem))),
             boot=BootOptions() if boot is None else BootOptions.parse(boot),
-            kernel=None if kernel is None else Path(kernel),
-            initrd=None if initrd is None else Path(initrd),
-            append=append,
-            direct=direct,
-            acpi_tables=tuple(acpi_tables),
-            smbios=tuple(smbios),
-            smbios_entry_point=smbios_entry_point,
-            e820=tuple(e820),
-            bootorder=tuple(bootorder),
-            **_devices(devices),
-            accel=parse_choice(Accelerator, accel, "-accel"),
-            dispatch=parse_choice(Dispatch, dispatch, "--dispatch"),
-            exit_times=exit_times,
-            trace=None if trace is None else str(trace),
+            kernel=_input_file(kernel, "-kernel"),
+            initrd=_input_file(initrd, "-initrd"),
+            **fields,
         )
-        config._check()  # the other half of the constructor
-        return config
-
-
-def check_tables(config: MachineConfig) -> None:
-    """Read the texts that become tables.
-
-    Raises:
-        ConfigError: one of them makes no sense, or names a file that is unusable.
-    """
-    if config.e820:
-        from vmm.tables.e820 import parse_entry  # noqa: PLC0415  # few machines have these, and all start faster so
-
-        for text in config.e820:
-            parse_entry(text)
-    if config.acpi_tables:
-        from vmm.tables.acpi_user import check_signatures, parse_acpitable  # noqa: PLC0415
-
-        check_signatures(parse_acpitable(text).data for text in config.acpi_tables)
-    if config.smbios_entry_point not in {32, 64}:
-        raise ConfigError(f"-machine smbios-entry-point-type={config.smbios_entry_point}: must be 32 or 64")
-    if config.smbios:
-        from vmm.tables.smbios_options import parse_smbios  # noqa: PLC0415
-
-        for text in config.smbios:
-            parse_smbios(text)
-    check_paths(config.bootorder)
 
 
 def _devices(texts: Iterable[str]) -> dict[str, Any]:
@@ -298,17 +361,17 @@ def _devices(texts: Iterable[str]) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     for text in texts:
-        keys = parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
+        keys = options.parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
         driver = keys.get("driver")
         if driver not in {"vmgenid", "vmcoreinfo"}:
             raise ConfigError(f"-device {text}: no such device here; known are vmgenid and vmcoreinfo")
         if driver in fields:
             raise ConfigError(f"-device {driver}: a machine has one at the most")
         if driver == "vmgenid":
-            from uuid import uuid4  # noqa: PLC0415  # see check_tables
+            from uuid import uuid4  # noqa: PLC0415  # see create
 
             guid = keys.get("guid", "auto")
-            generation = uuid4() if guid == "auto" else parse_uuid(guid, "-device vmgenid,guid=")
+            generation = uuid4() if guid == "auto" else options.parse_uuid(guid, "-device vmgenid,guid=")
             fields[driver] = generation.bytes_le
         elif "guid" in keys:
             raise ConfigError(f"-device {text}: vmcoreinfo has no guid")
@@ -317,12 +380,18 @@ def _devices(texts: Iterable[str]) -> dict[str, Any]:
     return fields
 
 
-def _fw_cfg_item(name: str, value: bytes | str | Path) -> FwCfgItem:
-    if isinstance(value, Path):
-        return FwCfgItem(name, path=value)
-    if isinstance(value, int):
-        raise TypeError(f"fw_cfg item {name}: bytes, str or a Path; an integer has no width: {value!r}.to_bytes(…)")
-    return FwCfgItem(name, value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value))
+def _bytes(value: str | bytes | None, name: str) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    options.check_type(value, name, str, bytes)
+    return options.typed_bytes(value)
+
+
+def _input_file(value: str | Path | InputFile | None, option: str) -> InputFile | None:
+    if value is None or isinstance(value, InputFile):
+        return value
+    options.check_type(value, option, str, Path)
+    return inputs.map_file(Path(value), option)
 
 
 __all__ = [

@@ -3,21 +3,19 @@
 Everything that can be wrong with a part by itself is found here and raised as :class:`vmm.errors.ConfigError`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
-from vmm import options
+from vmm import inputs, options
 from vmm.errors import ConfigError
-from vmm.firmware.images import FirmwareImages
-from vmm.firmware.load import load
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 MAX_CPUS = 255
 """xAPIC ids have 8 bits, and 255 addresses all (Intel SDM volume 3, section 11.6.1)."""
+
+_TOPOLOGY = ("sockets", "dies", "clusters", "cores", "threads")
+"""Keys of QEMU's -smp."""
 
 MEBIBYTE = 1 << 20
 MAX_MEMORY = 1 << 43
@@ -79,6 +77,7 @@ class Target(NamedTuple):
         """
         if isinstance(value, Target):
             return value
+        options.check_type(value, option, str)
         if value in {"none", "null"}:
             return cls()
         if value == "stdio":
@@ -89,11 +88,12 @@ class Target(NamedTuple):
 
 
 class FwCfgItem(NamedTuple):
-    """A file that the user adds to fw_cfg: bytes, or a path whose file is mapped rather than copied."""
+    """A file that the user adds to fw_cfg."""
 
     name: str
-    data: bytes | None = None
+    data: inputs.Contents
     path: Path | None = None
+    """Where they were read."""
 
     def __repr__(self) -> str:
         """With a few of its bytes."""
@@ -105,7 +105,7 @@ class FwCfgItem(NamedTuple):
         """Refuse an item that no directory can hold.
 
         Raises:
-            ConfigError: a bad name, neither or both of data and path, or a file that can't be read.
+            ConfigError: a bad name.
         """
         if not self.name:
             raise ConfigError("-fw_cfg: an item needs a name, like name=opt/org.example/greeting")
@@ -115,36 +115,48 @@ class FwCfgItem(NamedTuple):
             )
         if not self.name.isascii() or not self.name.isprintable():
             raise ConfigError(f"-fw_cfg name={self.name!r}: a name is printable ASCII")
-        if (self.data is None) == (self.path is None):
-            raise ConfigError(f"-fw_cfg name={self.name}: give either file= or string=")
-        if self.path is not None:
-            check_readable(self.path, f"-fw_cfg name={self.name}")
 
     @classmethod
-    def parse(cls, text: str, option: str, *, terminate: bool = False) -> Self:
+    def parse(cls, value: Self | str, option: str = "-fw_cfg", *, terminate: bool = False) -> Self:
         """Read ``[name=]NAME,file=PATH|string=TEXT``.
 
         Args:
-            text: what the user typed.
+            value: what the user typed; an item is given back as it is.
             option: after what.
             terminate: put a NUL behind the string, as bhyve's ``-f`` does and QEMU's ``-fw_cfg`` does not.
 
         Raises:
-            ConfigError: a name that is missing or too long, neither or both of file and string, an unreadable file.
+            ConfigError: no name, neither or both of file and string, an unreadable file.
         """
-        keys = options.parse_keys(text, option, known=("name", "file", "string"), implied="name")
-        if "file" in keys and "string" in keys:
-            raise ConfigError(f"{option} {text}: give either file= or string=, not both")
-        string = keys.get("string")
-        if string == "":
-            raise ConfigError(f"{option} {text}: string= is empty; for an empty item give file= with an empty file")
-        item = cls(
-            keys.get("name", ""),
-            None if string is None else string.encode("utf-8", "surrogateescape") + (b"\0" if terminate else b""),
-            Path(keys["file"]) if "file" in keys else None,
-        )
-        item.check()
-        return item
+        if isinstance(value, FwCfgItem):
+            return value
+        keys = options.parse_keys(value, option, known=("name", "file", "string"), implied="name")
+        if ("file" in keys) == ("string" in keys):
+            raise ConfigError(f"{option} {value}: give either file= or string=")
+        if "file" in keys:
+            path, data = inputs.map_file(Path(keys["file"]), f"{option} {value}")
+            return cls(keys.get("name", ""), data, path)
+        if not keys["string"]:
+            raise ConfigError(f"{option} {value}: string= is empty; for an empty item give file=/dev/null")
+        return cls(keys.get("name", ""), options.typed_bytes(keys["string"]) + (b"\0" if terminate else b""))
+
+    @classmethod
+    def of(cls, name: str, value: "bytes | str | Path") -> Self:
+        """Return an item whose contents are bytes, a text (UTF-8 without NUL), or those of a file.
+
+        Raises:
+            ConfigError: an unreadable file.
+            TypeError: another type.
+        """
+        if isinstance(value, Path):
+            path, data = inputs.map_file(value, f"-fw_cfg name={name}")
+            return cls(name, data, path)
+        if isinstance(value, str):
+            return cls(name, options.typed_bytes(value))
+        if isinstance(value, bytes | bytearray | memoryview):
+            return cls(name, bytes(value))
+        hint = f"; an integer has no width: {value!r}.to_bytes(…)" if isinstance(value, int) else ""
+        raise TypeError(f"fw_cfg item {name}: bytes, str or a Path, not {type(value).__name__}{hint}")
 
 
 class FwCtlItem(NamedTuple):
@@ -152,21 +164,28 @@ class FwCtlItem(NamedTuple):
 
     name: str
     value: int | bytes | str | Callable[[], int | bytes | str]
+    path: Path | None = None
+    """Where it was read."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: Self | str) -> Self:
         """Read ``[name=]OID,value=TEXT|file=PATH``; a value that is a number becomes a 4-byte integer.
 
         Raises:
             ConfigError: an OID that is missing, neither or both of value and file, an unreadable file.
         """
+        if isinstance(text, FwCtlItem):
+            return text
         keys = options.parse_keys(text, "-fwctl", known=("name", "value", "file"), implied="name")
         if not keys.get("name"):
             raise ConfigError(f"-fwctl {text}: an OID needs a name, like name=hw.ncpu,value=4")
         if ("file" in keys) == ("value" in keys):
             raise ConfigError(f"-fwctl {text}: give either value= or file=")
         if "file" in keys:
-            return cls(keys["name"], read_file(Path(keys["file"]), f"-fwctl {text}"))
+            from vmm.devices.fwctl_format import VALUE_LIMIT  # noqa: PLC0415  # few machines have such items
+
+            path = Path(keys["file"])
+            return cls(keys["name"], inputs.read_file(path, f"-fwctl {text}", limit=VALUE_LIMIT), path)
         value = keys["value"]
         return cls(keys["name"], int(value) if value.isdecimal() and int(value) < 1 << 32 else value)
 
@@ -200,90 +219,63 @@ class PflashDrive(NamedTuple):
         )
 
 
-def check_readable(path: Path, option: str) -> None:
-    """Open a file for reading, and close it.
+class CpuCount(NamedTuple):
+    """How many CPUs: at boot, and at the most."""
 
-    Raises:
-        ConfigError: that is not possible.
-    """
-    try:
-        if path.is_dir():
-            raise ConfigError(f"{option}: {path} is a directory")
-        path.open("rb").close()
-    except OSError as error:
-        raise ConfigError(f"{option}: cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    boot: int
+    most: int
 
+    @classmethod
+    def parse(cls, value: int | str, option: str = "-smp") -> Self:
+        """Read QEMU's ``[cpus=]N[,maxcpus=M][,sockets=1][,cores=N][,threads=1]``, or a number.
 
-def read_file(path: Path, option: str) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{option}: cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+        Raises:
+            ConfigError: another key, not a number, or a topology that this machine does not have.
+        """
+        if not isinstance(value, str):
+            options.check_type(value, option, int)
+            return cls(value, value)
+        keys = options.parse_keys(value, option, known=("cpus", "maxcpus", *_TOPOLOGY), implied="cpus")
+        numbers = {
+            key: options.parse_int(number, option if key == "cpus" else f"{option} {key}=")
+            for key, number in keys.items()
+        }
+        most = numbers.get("maxcpus", numbers.get("cores", numbers.get("cpus")))
+        if most is None:
+            raise ConfigError(f"{option} {value}: no number of CPUs")
+        for key in _TOPOLOGY:
+            fits = most if key == "cores" else 1
+            if numbers.get(key, fits) != fits:
+                raise ConfigError(
+                    f"{option} {value}: a machine has one socket with one thread a core; {key}={fits} fits here"
+                )
+        return cls(numbers.get("cpus", most), most)
 
 
 def parse_memory(value: str | int, option: str = "-m") -> int:
     """Return guest RAM in bytes, from QEMU's ``[size=]SIZE`` (a bare number is MiB) or from an ``int`` of bytes.
 
     Raises:
-        ConfigError: not a size, not whole MiB, too little or too much.
-    """
-    if isinstance(value, str):
-        value = options.parse_keys(value, option, known=("size",), implied="size")["size"]
-    size = options.parse_size(value, option, unit="m")
-    if size <= 0 or size % MEBIBYTE:
-        raise ConfigError(f"{option} {value}: guest RAM is a positive number of whole MiB")
-    if size > MAX_MEMORY:
-        raise ConfigError(f"{option} {value}: more than the {MAX_MEMORY >> 40} TiB that a machine can have")
-    return size
-
-
-def parse_smp(text: str, option: str = "-smp") -> tuple[int, int]:
-    """Return (CPUs at boot, possible CPUs) from QEMU's ``[cpus=]N[,maxcpus=M]``.
-
-    Raises:
-        ConfigError: another key, or not a number.
-    """
-    keys = options.parse_keys(text, option, known=("cpus", "maxcpus"), implied="cpus")
-    most = parse_cpu_count(keys["maxcpus"], f"{option} maxcpus=") if "maxcpus" in keys else None
-    cpus = parse_cpu_count(keys["cpus"], option) if "cpus" in keys else most
-    if cpus is None:
-        raise ConfigError(f"{option} {text}: no number of CPUs")
-    return cpus, cpus if most is None else most
-
-
-def parse_cpu_count(text: str | int, option: str) -> int:
-    """Return a number of CPUs.
-
-    Raises:
-        ConfigError: not a number from 1 to :data:`MAX_CPUS`.
-    """
-    try:
-        return options.parse_int(text, option, minimum=1, maximum=MAX_CPUS)
-    except ConfigError:
-        raise ConfigError(f"{options.shown(option, text)}: a machine has from 1 to {MAX_CPUS} CPUs") from None
-
-
-def parse_uuid(value: "UUID | str", option: str = "-uuid") -> "UUID":
-    """Return a UUID.
-
-    Raises:
-        ConfigError: the text is none.
+        ConfigError: not a size.
     """
     if not isinstance(value, str):
+        options.check_type(value, option, int)
         return value
-    from uuid import UUID  # noqa: PLC0415  # loads `platform`, for one option
+    size = options.parse_keys(value, option, known=("size",), implied="size")["size"]
+    return options.parse_size(size, option, unit="m")
 
-    try:
-        return UUID(value)
-    except ValueError:
-        raise ConfigError(
-            f"{options.shown(option, value)}: not a UUID, like 4600cb32-38ec-4b2f-8acb-81c6ea54f2d8"
-        ) from None
+
+def several(value: Any, name: str, *single: type) -> tuple[Any, ...]:
+    """Return what may be given once or repeatedly as a tuple.
+
+    Raises:
+        TypeError: it is of another type, or has something of another type in it.
+    """
+    alone = isinstance(value, (*single, Mapping)) or not isinstance(value, Iterable)
+    values = (value,) if alone else tuple(value)
+    for one in values:
+        options.check_type(one, name, *single)
+    return values
 
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -301,11 +293,13 @@ def parse_choice(kind: type[Choice], value: Choice | str, option: str) -> Choice
         raise ConfigError(f"{options.shown(option, value)}: not known; known are {', '.join(kind)}") from None
 
 
-def pflash_images(drives: Iterable[PflashDrive]) -> FirmwareImages:
-    """Load what ``-drive if=pflash`` options name; drives without unit take the free ones in order.
+def flash_files(drives: Iterable[PflashDrive]) -> dict[str, Any]:
+    """Return what ``-drive if=pflash`` options mean in the words of `MachineConfig.create`.
+
+    Drives without unit take the free ones in order.
 
     Raises:
-        ConfigError: a unit twice, VARS without CODE, or what :func:`vmm.firmware.load.load` raises.
+        ConfigError: a unit twice, or VARS without CODE.
     """
     units: dict[int, PflashDrive] = {}
     for drive in drives:
@@ -318,6 +312,8 @@ def pflash_images(drives: Iterable[PflashDrive]) -> FirmwareImages:
     if 0 not in units:
         raise ConfigError(f"-drive file={units[1].path}: unit 0, the firmware's CODE, is missing")
     code, variables = units[0], units.get(1)
-    if variables is not None:
-        return load(code.path, variables.path, persist=not variables.readonly)
-    return load(code.path, persist=not code.readonly)
+    return {
+        "firmware": code.path,
+        "variables": None if variables is None else variables.path,
+        "persist": not (code if variables is None else variables).readonly,
+    }

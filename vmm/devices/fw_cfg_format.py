@@ -7,7 +7,6 @@ include/standard-headers/linux/qemu_fw_cfg.h there.
 import mmap
 import struct
 from enum import IntEnum
-from pathlib import Path
 
 from vmm.errors import ConfigError
 
@@ -31,9 +30,6 @@ NAME_BYTES = 56
 
 DIRECTORY_ENTRY = struct.Struct(">IHH56s")
 """Size, key, reserved, name; big-endian (struct FWCfgFile in the specification)."""
-
-MAP_THRESHOLD = 1 << 20
-"""Files from this size on are mapped, smaller ones read."""
 
 
 class Key(IntEnum):
@@ -67,25 +63,6 @@ class Key(IntEnum):
     IRQ0_OVERRIDE = 0x8002
     E820_TABLE = 0x8003
     HPET = 0x8004
-
-
-def map_file(path: Path) -> Buffer:
-    """The contents of a file: mapped, not copied, where it is large. It must not shrink while it is used.
-
-    Raises:
-        ConfigError: the file cannot be read, or is larger than an item can be (4 GiB - 1).
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size > 0xFFFFFFFF:
-                raise ConfigError(f"{path}: {size} bytes; an fw_cfg item holds 4294967295 at the most")
-            if size < MAP_THRESHOLD:
-                file.seek(0)
-                return file.read()
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
 
 
 def check_name(name: str) -> None:

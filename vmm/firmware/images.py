@@ -6,8 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from vmm import inputs
 from vmm.errors import ConfigError
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
+from vmm.options import quoted
 
 WINDOW_SIZE = len(IMAGE_WINDOW)
 
@@ -166,21 +168,16 @@ def read_image(path: Path, *, what: str = "firmware image") -> bytes:
     """Return a file's bytes.
 
     Raises:
-        ConfigError: it can't be read, is empty, larger than the firmware window, or not a raw image.
+        ConfigError: see `vmm.inputs.read_file`, or it is empty, larger than the firmware window, or not a raw image.
     """
-    try:
-        size = path.stat().st_size
-        if path.is_file() and size > WINDOW_SIZE:
-            raise ConfigError(
-                f"{path}: {size} bytes; the window for firmware below 4 GiB has {WINDOW_SIZE} ({WINDOW_SIZE >> 20} MiB)"
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the {what}: {(error.strerror or str(error)).lower()}") from None
+    data = inputs.read_file(path, what, limit=WINDOW_SIZE)
     if not data:
         raise ConfigError(f"{path}: the {what} is empty")
     if data.startswith(QCOW2_MAGIC):
-        raise ConfigError(f"{path}: a qcow2 image; make it raw first: qemu-img convert -O raw {path} {path.stem}.fd")
+        raise ConfigError(
+            f"{path}: a qcow2 image; make it raw first: "
+            f"qemu-img convert -O raw {quoted(path)} {quoted(f'{path.stem}.fd')}"
+        )
     return data
 
 

@@ -7,6 +7,7 @@ that end at 4 GiB. An *ELF* file is a guest of ours before it was laid out; its 
 Where files are found by name is :mod:`vmm.firmware.search`; what is in compressed volumes, :mod:`vmm.firmware.clients`.
 """
 
+from io import BytesIO
 from pathlib import Path
 
 from vmm.errors import ConfigError
@@ -21,6 +22,7 @@ from vmm.firmware.images import (
     volumes,
 )
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
+from vmm.options import quoted_drive
 
 ELF_MAGIC = b"\x7fELF"
 
@@ -41,7 +43,7 @@ def load(
     """
     data = read_image(path)
     if data.startswith(ELF_MAGIC):
-        return _bios(path, _rom_of_elf(path))._replace(kind=FirmwareKind.PROBE)
+        return _bios(path, _rom_of_elf(path, data))._replace(kind=FirmwareKind.PROBE)
     found = list(volumes(data))
     if not found:
         if variables is not None:
@@ -170,7 +172,7 @@ def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool)
         if path is None:
             raise ConfigError(
                 f"{images.path}: CODE only, and no VARS template of {expected} bytes was found beside it; give both: "
-                f"-drive if=pflash,format=raw,readonly=on,file={images.path} "
+                f"-drive if=pflash,format=raw,readonly=on,file={quoted_drive(images.path)} "
                 "-drive if=pflash,format=raw,file=MY_VARS.fd"
             )
         persist = False
@@ -192,6 +194,8 @@ def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool)
 
 
 def _check_writable(path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(f"{path}: the variable store is no file, so nothing can be kept there; add readonly=on")
     try:
         path.open("r+b").close()
     except OSError as error:
@@ -201,19 +205,18 @@ def _check_writable(path: Path) -> None:
         ) from None
 
 
-def _rom_of_elf(path: Path) -> bytes:
+def _rom_of_elf(path: Path, image: bytes) -> bytes:
     """Return the ROM that an ELF file's loadable segments make up, by physical address, ending at 4 GiB."""
     from elftools.common.exceptions import ELFError  # noqa: PLC0415  # costs 20 ms that other images need not pay
     from elftools.elf.elffile import ELFFile  # noqa: PLC0415
 
     try:
-        with path.open("rb") as file:
-            parts = [
-                (segment["p_paddr"], segment.data())
-                for segment in ELFFile(file).iter_segments(type="PT_LOAD")
-                if segment["p_filesz"]
-            ]
-    except (ELFError, OSError, ValueError) as error:
+        parts = [
+            (segment["p_paddr"], segment.data())
+            for segment in ELFFile(BytesIO(image)).iter_segments(type="PT_LOAD")
+            if segment["p_filesz"]
+        ]
+    except (ELFError, ValueError) as error:
         raise ConfigError(f"{path}: not a usable ELF file: {error}") from None
     if not parts:
         raise ConfigError(f"{path}: an ELF file without anything to load")

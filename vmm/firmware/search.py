@@ -7,7 +7,7 @@ file is what, and which VARS belongs to which CODE), then the places where distr
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmm import directories, installation
+from vmm import directories, inputs, installation
 from vmm.errors import ConfigError
 from vmm.firmware import guests
 
@@ -50,6 +50,8 @@ REMEDIES = {
         "give the path of FreeBSD's BHYVE_UEFI.fd (package edk2-bhyve), or build one from edk2's OvmfPkg/Bhyve",
     ),
 }
+
+_DESCRIPTOR_LIMIT = 1 << 20
 
 _XDG_DEFAULTS = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}
 
@@ -145,7 +147,7 @@ def _descriptor(path: Path) -> Descriptor | None:
     import json  # noqa: PLC0415  # only UEFI has descriptors
 
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = json.loads(inputs.read_file(path, "firmware descriptor", limit=_DESCRIPTOR_LIMIT))
         mapping = content["mapping"]
         if mapping["device"] != "flash" or mapping["executable"].get("format", "raw") != "raw":
             return None
@@ -159,5 +161,5 @@ def _descriptor(path: Path) -> Descriptor | None:
             features=frozenset(content["features"]),
             description=str(content["description"]),
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (ConfigError, ValueError, LookupError, TypeError, AttributeError):
         return None

@@ -86,7 +86,7 @@ def prepare(
     top, rsdp = _place_acpi(fw_cfg, memory)
     files = {name: fw_cfg.contents(name) for name in ("etc/smbios/smbios-anchor", "etc/smbios/smbios-tables")}
     memory.write(SMBIOS.start, smbios_placement.place(files, SMBIOS.start, len(SMBIOS)))
-    kernel = load_kernel(config.kernel, config.initrd, config.append or "", top)
+    kernel = load_kernel(config.kernel, config.initrd, config.append or b"", top)
     setup = bytes(kernel.keys.get(Key.SETUP_DATA, b""))
     initrd = int.from_bytes(kernel.keys.get(Key.INITRD_ADDR, b""), "little") or top
     _check(config, setup, initrd)
@@ -124,7 +124,7 @@ def boot_params(setup: bytes, ranges: Iterable[E820Entry], rsdp: int) -> bytes:
 
 
 def _check(config: MachineConfig, setup: bytes, end: int) -> None:
-    path = config.kernel
+    path = config.kernel.path if config.kernel is not None else None
     if setup[HEADER_MAGIC : HEADER_MAGIC + 4] != b"HdrS" or not setup[LOAD_FLAGS] & LOADED_HIGH:
         raise ConfigError(f"-direct: {path} is no Linux bzImage; boot it through firmware, without -direct")
     (protocol,) = struct.unpack_from("<H", setup, PROTOCOL)

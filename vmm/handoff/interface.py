@@ -4,14 +4,11 @@ fw_cfg and fwctl claim the same ports, so a machine has one of them.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
-from vmm.devices.fw_cfg_format import map_file
 from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
-from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
 from vmm.tables import e820
@@ -98,13 +95,13 @@ def build_fw_cfg(
     if config.machine_type is MachineType.BHYVE and config.cpu_count and CPU_COUNT_FILE not in own:
         fw_cfg.add_file(CPU_COUNT_FILE, config.cpus.to_bytes(4, "little"))
     for item in config.fw_cfg:
-        fw_cfg.add_user_file(item.name, map_file(item.path) if item.path is not None else item.data or b"")
+        fw_cfg.add_user_file(item.name, item.data)
     if config.boot.splash is not None:
-        fw_cfg.add_file(_splash_name(config.boot.splash), map_file(config.boot.splash))
+        fw_cfg.add_file(config.boot.splash.name, config.boot.splash.data)
     if config.kernel is not None and not config.direct:
         from vmm.handoff.kernel import load_kernel  # noqa: PLC0415  # few runs have one
 
-        kernel = load_kernel(config.kernel, config.initrd, config.append or "", memory.low_size)
+        kernel = load_kernel(config.kernel, config.initrd, config.append or b"", memory.low_size)
         kernel.add_to(fw_cfg)
         kernel.store(memory.write)
         if config.firmware.kind is FirmwareKind.SEABIOS:
@@ -118,17 +115,6 @@ def build_fw_cfg(
             fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
     fw_cfg.publish()
     return fw_cfg
-
-
-def _splash_name(path: Path) -> str:
-    """SeaBIOS (src/bootsplash.c) knows the two formats by their file's name."""
-    with path.open("rb") as file:
-        magic = file.read(2)
-    if magic == b"\xff\xd8":
-        return "bootsplash.jpg"
-    if magic == b"BM":
-        return "bootsplash.bmp"
-    raise ConfigError(f"-boot splash={path}: neither a JPEG nor a BMP picture")
 
 
 def build_fwctl(config: MachineConfig) -> "Fwctl":

@@ -17,8 +17,9 @@ from io import BytesIO
 from pathlib import Path
 
 from vmm.devices.fw_cfg import FwCfg
-from vmm.devices.fw_cfg_format import Buffer, Key, map_file
+from vmm.devices.fw_cfg_format import Buffer, Key
 from vmm.errors import ConfigError
+from vmm.inputs import InputFile, map_file
 
 SECTOR = 512
 
@@ -99,7 +100,7 @@ class Kernel:
         for directory in OPTION_ROM_DIRECTORIES:
             path = directory / self.option_rom
             if path.exists():
-                fw_cfg.add_file(f"genroms/{self.option_rom}", map_file(path))
+                fw_cfg.add_file(f"genroms/{self.option_rom}", map_file(path, "-kernel").data)
                 return
         raise ConfigError(
             f"-kernel: a BIOS needs QEMU's option ROM {self.option_rom}; Debian has it in qemu-system-data"
@@ -120,21 +121,21 @@ class Kernel:
                 ) from error
 
 
-def load_kernel(path: Path, initrd: Path | None, command_line: str, low_memory: int) -> Kernel:
+def load_kernel(file: InputFile, initrd: InputFile | None, command_line: bytes, low_memory: int) -> Kernel:
     """What ``-kernel``, ``-initrd`` and ``-append`` mean.
 
     Args:
-        path: a bzImage, an ELF file with a PVH note, or a UEFI program.
+        file: a bzImage, an ELF file with a PVH note, or a UEFI program.
         initrd: the initial RAM disk.
-        command_line: what the kernel gets to read; UTF-8, a NUL is added.
+        command_line: what the kernel gets to read; a NUL is added.
         low_memory: bytes of RAM below the PCI hole.
 
     Raises:
-        ConfigError: a file is unreadable, too short, of no known kind, or does not fit below the PCI hole.
+        ConfigError: a file is too short, of no known kind, or does not fit below the PCI hole.
     """
-    image = map_file(path)
-    disk = map_file(initrd) if initrd is not None else None
-    words = command_line.encode() + b"\0"
+    path, image = file
+    disk = initrd.data if initrd is not None else None
+    words = command_line + b"\0"
     if image[:4] == b"\x7fELF":
         kernel = _pvh(path, image, words, disk, low_memory)
     elif image[HEADER_MAGIC : HEADER_MAGIC + 4] == b"HdrS":

@@ -32,12 +32,8 @@ TABLE_FILES = (
 
 
 def e820_map(config: MachineConfig, low: int, high: int) -> tuple[e820.E820Entry, ...]:
-    """The memory map: RAM below the PCI hole and from 4 GiB on, in bytes, and the user's entries.
-
-    Raises:
-        ConfigError: an entry makes no sense, or overlaps another.
-    """
-    return e820.build_map(low, high, [e820.parse_entry(text) for text in config.e820])
+    """The memory map: RAM below the PCI hole and from 4 GiB on, in bytes, and the user's entries."""
+    return e820.build_map(low, high, config.e820)
 
 
 def has_own_tables(config: MachineConfig) -> bool:
@@ -55,7 +51,7 @@ def build(config: MachineConfig, low: int, high: int, processor_id: int) -> dict
         processor_id: CPUID leaf 1, EAX in the low half and EDX in the high one.
 
     Raises:
-        ConfigError: an option of the user's makes no sense, or names an unreadable file.
+        ConfigError: more of the user's than a table has room for.
     """
     from vmm.tables.acpi import build_acpi  # noqa: PLC0415  # a guest that reads no table need not wait for them
 
@@ -79,10 +75,9 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
     """SMBIOS as two fw_cfg files, its address and checksums left to the firmware; arguments as `build`.
 
     Raises:
-        ConfigError: a ``-smbios`` option makes no sense.
+        ConfigError: more structures than version 2.8 has room for.
     """
-    from vmm.tables.smbios import SmbiosDescription, build_smbios  # noqa: PLC0415
-    from vmm.tables.smbios_options import parse_smbios  # noqa: PLC0415
+    from vmm.tables.smbios import SmbiosDescription, build_smbios  # noqa: PLC0415  # see build
 
     smbios = SmbiosDescription(
         low_memory=low,
@@ -93,46 +88,24 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
         uuid=config.uuid,
         uefi=config.firmware.kind in {FirmwareKind.OVMF, FirmwareKind.BHYVE},
         version=(3, 0) if config.smbios_entry_point == 64 else (2, 8),
-        options=tuple(parse_smbios(text) for text in config.smbios),
+        options=config.smbios,
     )
     return build_smbios(smbios)
 
 
 def acpi_description(config: MachineConfig) -> AcpiDescription:
-    """The machine as its ACPI tables describe it.
-
-    Raises:
-        ConfigError: a table of the user's is unusable.
-    """
+    """The machine as its ACPI tables describe it."""
     from vmm.tables.acpi_tables import AcpiDescription  # noqa: PLC0415  # see build
 
-    tables = []
-    if config.acpi_tables:
-        from vmm.tables.acpi_user import parse_acpitable  # noqa: PLC0415
-
-        tables = [parse_acpitable(text).data for text in config.acpi_tables]
     return AcpiDescription(
         cpus=config.cpus,
         max_cpus=config.max_cpus,
         vmgenid=config.vmgenid,
-        user_tables=tuple(tables),
+        user_tables=tuple(table.data for table in config.acpi_tables),
         smi_command=layout.PORT_APM.start,
         sci_irq=layout.SCI_IRQ,
         **_board(config),
     )
-
-
-def warnings(config: MachineConfig) -> list[str]:
-    """What had to be repaired in the user's ACPI tables, one line each.
-
-    Raises:
-        ConfigError: a table is unusable.
-    """
-    if not config.acpi_tables:
-        return []
-    from vmm.tables.acpi_user import parse_acpitable  # noqa: PLC0415  # see build
-
-    return [warning for text in config.acpi_tables for warning in parse_acpitable(text).warnings]
 
 
 def _board(config: MachineConfig) -> Mapping[str, Any]:

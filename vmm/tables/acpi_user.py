@@ -11,14 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from vmm import options
+from vmm import inputs, options
 from vmm.errors import ConfigError
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, Oem, checksum
 
 _OPTION = "-acpitable"
 _LENGTH = struct.Struct("<I")
 _LENGTH_OFFSET = 4
-_MAX_TABLE = 1 << 24
 # Field: offset in the header, size, and the largest number, or None for text.
 _FIELDS: dict[str, tuple[int, int, int | None]] = {
     "sig": (0, 4, None),
@@ -39,34 +38,46 @@ class UserTable(NamedTuple):
 
     data: bytes
     warnings: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
+    """Where it was read."""
+
+    def __repr__(self) -> str:
+        """Leave the contents out, which may be megabytes."""
+        return f"UserTable({self.signature}, {len(self.data)} bytes)"
 
     @property
     def signature(self) -> str:
         """The table's signature."""
         return self.data[:4].decode("latin-1")
 
+    @classmethod
+    def parse(cls, value: "UserTable | str | bytes | Path") -> "UserTable":
+        """Read an ``-acpitable`` option and its files; bytes are a whole table, a Path is the file of one.
 
-def parse_acpitable(text: str) -> UserTable:
-    """Parse one ``-acpitable`` option and read its files.
-
-    Raises:
-        ConfigError: an unknown or bad field, an unreadable file, a file too
-            short to have a header, or neither (or both) of file and data.
-
-    """
-    fields = options.parse_keys(text, _OPTION, known=(*_FIELDS, "file", "data"))
-    if ("file" in fields) == ("data" in fields):
-        raise ConfigError(f"{_OPTION} {text}: give one of file= and data=")
-    names = fields.get("file") or fields.get("data") or ""
-    content = b"".join(_read(name) for name in names.split(":"))
-    overrides = {name: value for name, value in fields.items() if name in _FIELDS}
-    if "data" in fields:
-        warnings = () if overrides else (f"{_OPTION} {text}: no header fields given, the defaults are QEMU's",)
-        table = bytearray(_DEFAULT_HEADER + content)
-        _override(table, overrides)
-        _finish(table)
-        return UserTable(bytes(table), warnings)
-    return repair_table(content, overrides, source=names)
+        Raises:
+            ConfigError: an unknown or bad field, an unreadable file, a file too
+                short to have a header, or neither (or both) of file and data.
+        """
+        if isinstance(value, UserTable):
+            return value
+        if isinstance(value, bytes):
+            return repair_table(value)
+        if isinstance(value, Path):
+            return repair_table(_read([value]), source=str(value))._replace(paths=(value,))
+        fields = options.parse_keys(value, _OPTION, known=(*_FIELDS, "file", "data"))
+        if ("file" in fields) == ("data" in fields):
+            raise ConfigError(f"{_OPTION} {value}: give one of file= and data=")
+        names = fields.get("file") or fields.get("data") or ""
+        paths = tuple(map(Path, names.split(":")))
+        content = _read(paths)
+        overrides = {name: text for name, text in fields.items() if name in _FIELDS}
+        if "data" in fields:
+            warnings = () if overrides else (f"{_OPTION} {value}: no header fields given, the defaults are QEMU's",)
+            table = bytearray(_DEFAULT_HEADER + content)
+            _override(table, overrides)
+            _finish(table)
+            return cls(bytes(table), warnings, paths)
+        return repair_table(content, overrides, source=names)._replace(paths=paths)
 
 
 def repair_table(content: bytes, overrides: dict[str, str] | None = None, *, source: str = "table") -> UserTable:
@@ -86,8 +97,8 @@ def repair_table(content: bytes, overrides: dict[str, str] | None = None, *, sou
             f"{_OPTION} {source}: {len(content)} bytes are no table, a header has {HEADER_SIZE}; "
             "use data= for a body without one"
         )
-    if len(content) > _MAX_TABLE:
-        raise ConfigError(f"{_OPTION} {source}: {len(content)} bytes, more than {_MAX_TABLE}")
+    if len(content) > inputs.TABLE_LIMIT:
+        raise ConfigError(f"{_OPTION} {source}: {len(content)} bytes, more than {inputs.TABLE_LIMIT}")
     if not content[:4].isascii() or not content[:4].decode("ascii").isprintable():
         raise ConfigError(
             f"{_OPTION} {source}: starts with {content[:4].hex()}, which is no signature; "
@@ -131,11 +142,8 @@ def slic_oem(tables: Iterable[bytes], oem: Oem) -> Oem:
     return oem
 
 
-def _read(name: str) -> bytes:
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{_OPTION}: cannot read '{name}': {error.strerror}") from error
+def _read(paths: Iterable[Path]) -> bytes:
+    return b"".join(inputs.read_file(path, _OPTION, limit=inputs.TABLE_LIMIT) for path in paths)
 
 
 def _override(table: bytearray, fields: dict[str, str]) -> None:

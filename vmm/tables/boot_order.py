@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from vmm import options
+from vmm import inputs, options
 from vmm.errors import ConfigError
 
 BOOT_ORDER_FILE: Final = "bootorder"
@@ -23,6 +23,29 @@ _OPTION = "-boot"
 _KEYS = ("order", "once", "menu", "splash", "splash-time", "reboot-timeout", "strict")
 _CMOS_CODES = {"a": 1, "c": 2, "d": 3, "n": 4}
 _MAX_MILLISECONDS = 0xFFFF
+
+
+class Splash(NamedTuple):
+    """A picture, under the name by which SeaBIOS (src/bootsplash.c) knows its format."""
+
+    name: str
+    data: inputs.Contents
+    path: Path
+    """Where it was read."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a picture's file.
+
+        Raises:
+            ConfigError: unreadable, or of another format.
+        """
+        what = f"{_OPTION} splash={path}"
+        data = inputs.map_file(path, what).data
+        for magic, name in ((b"\xff\xd8", "bootsplash.jpg"), (b"BM", "bootsplash.bmp")):
+            if data[:2] == magic:
+                return cls(name, data, path)
+        raise ConfigError(f"{what}: neither a JPEG nor a BMP picture")
 
 
 class BootOptions(NamedTuple):
@@ -40,7 +63,7 @@ class BootOptions(NamedTuple):
     """Wait before a reboot when nothing boots, 0 to 65535; -1 or None never reboots."""
     strict: bool = False
     """Stop after the entries of ``bootorder`` rather than try the rest."""
-    splash: Path | None = None
+    splash: Splash | None = None
     """A picture for SeaBIOS, JPEG or BMP."""
 
     @classmethod
@@ -52,6 +75,7 @@ class BootOptions(NamedTuple):
         """
         if isinstance(value, BootOptions):
             return value
+        options.check_type(value, _OPTION, str)
         keys = options.parse_keys(value, _OPTION, known=_KEYS, implied="order")
         return cls(
             order=_letters(keys, "order"),
@@ -60,7 +84,7 @@ class BootOptions(NamedTuple):
             splash_time_ms=_milliseconds(keys, "splash-time", minimum=0),
             reboot_timeout_ms=_milliseconds(keys, "reboot-timeout", minimum=-1),
             strict=options.parse_bool(keys.get("strict", "off"), f"{_OPTION} strict"),
-            splash=Path(keys["splash"]) if "splash" in keys else None,
+            splash=Splash.read(Path(keys["splash"])) if "splash" in keys else None,
         )
 
 
@@ -82,8 +106,8 @@ def _letters(keys: Mapping[str, str], key: str) -> str | None:
     return letters
 
 
-def check_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    """Give back device paths that a line of ``bootorder`` can hold.
+def check_paths(paths: Iterable[str]) -> None:
+    """Refuse device paths that no line of ``bootorder`` can hold.
 
     Raises:
         ConfigError: a path is empty, doesn't start with ``/``, has a blank, a
@@ -97,19 +121,14 @@ def check_paths(paths: Iterable[str]) -> tuple[str, ...]:
         if path in checked:
             raise ConfigError(f"boot order entry '{path}' is given twice")
         checked.append(path)
-    return tuple(checked)
 
 
 def encode_boot_order(paths: Iterable[str], *, strict: bool = False) -> bytes:
     """Encode ``bootorder``: lines joined by newlines and one NUL; nothing for no lines.
 
     With ``strict``, a last line ``HALT`` makes SeaBIOS try nothing else; OVMF ignores it.
-
-    Raises:
-        ConfigError: see ``check_paths``.
-
     """
-    lines = list(check_paths(paths))
+    lines = list(paths)
     if strict:
         lines.append(HALT)
     return "\n".join(lines).encode("ascii") + b"\0" if lines else b""

@@ -18,7 +18,7 @@ import itertools
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from vmm import options
 from vmm.errors import ConfigError
@@ -50,6 +50,32 @@ class E820Entry(NamedTuple):
     length: int
     type: int
 
+    @classmethod
+    def parse(cls, value: Self | str) -> Self:
+        """Read ``base=ADDRESS,size=BYTES,type=ram|reserved|acpi|nvs|N``.
+
+        Numbers are decimal or ``0x``, with K, M, G or T behind them if wanted.
+
+        Raises:
+            ConfigError: a field is missing, unknown, or no number.
+        """
+        if isinstance(value, E820Entry):
+            return value
+        fields = options.parse_keys(value, "-e820", known=("base", "size", "type"))
+        for name in ("base", "size", "type"):
+            if name not in fields:
+                raise ConfigError(f"-e820 {value}: {name}= is missing (base=…,size=…,type=…)")
+        base = options.parse_size(fields["base"], "-e820 base=")
+        size = options.parse_size(fields["size"], "-e820 size=")
+        kind = fields["type"]
+        if kind in _TYPE_NAMES:
+            number = _TYPE_NAMES[kind]
+        elif kind[:1].isdigit():
+            number = options.parse_int(kind, "-e820 type=")
+        else:
+            raise ConfigError(f"-e820 type={kind}: must be ram, reserved, acpi, nvs or a number")
+        return cls(base, size, number)
+
     @property
     def end(self) -> int:
         """The first address behind the range."""
@@ -58,33 +84,6 @@ class E820Entry(NamedTuple):
     def __str__(self) -> str:
         """Give the range as firmware logs do, the last address included."""
         return f"{self.base:#x}-{self.end - 1:#x} {type_name(self.type)}"
-
-
-def parse_entry(text: str) -> E820Entry:
-    """Parse ``-e820 base=ADDRESS,size=BYTES,type=ram|reserved|acpi|nvs|N``.
-
-    Numbers are decimal or ``0x``, with K, M, G or T behind them if wanted.
-
-    Raises:
-        ConfigError: a field is missing, unknown, or out of range.
-
-    """
-    fields = options.parse_keys(text, "-e820", known=("base", "size", "type"))
-    for name in ("base", "size", "type"):
-        if name not in fields:
-            raise ConfigError(f"-e820 {text}: {name}= is missing (base=…,size=…,type=…)")
-    base = options.parse_size(fields["base"], "-e820 base=")
-    size = options.parse_size(fields["size"], "-e820 size=")
-    if base >= _ADDRESS_END or not 0 < size <= _ADDRESS_END - base:
-        raise ConfigError(f"-e820 {text}: the range is empty or leaves the 64-bit address space")
-    kind = fields["type"]
-    if kind in _TYPE_NAMES:
-        number = _TYPE_NAMES[kind]
-    elif kind[:1].isdigit():
-        number = options.parse_int(kind, "-e820 type=", minimum=1, maximum=0xFFFFFFFF)
-    else:
-        raise ConfigError(f"-e820 type={kind}: must be ram, reserved, acpi, nvs or a number")
-    return E820Entry(base, size, number)
 
 
 def build_map(low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = ()) -> tuple[E820Entry, ...]:
@@ -96,9 +95,7 @@ def build_map(low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = ()
         extra: further entries. They describe address space; they don't create RAM.
 
     Raises:
-        ConfigError: a size out of range, entries that overlap, a range that
-            leaves the 64-bit space, or RAM below 4 GiB outside the low entry.
-
+        ConfigError: a size out of range; `check_map` looks at the entries.
     """
     if not 0 < low_size < FOUR_GIB:
         raise ConfigError(f"RAM below the PCI hole is {low_size:#x} bytes: must be above 0 and below 4 GiB")
@@ -108,7 +105,6 @@ def build_map(low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = ()
     if high_size:
         entries.append(E820Entry(FOUR_GIB, high_size, E820Type.RAM))
     entries.extend(sorted(extra))
-    check_map(entries)
     return tuple(entries)
 
 
@@ -116,12 +112,14 @@ def check_map(entries: Sequence[E820Entry]) -> None:
     """Refuse a map that firmware would misread or that contradicts itself.
 
     Raises:
-        ConfigError: see ``build_map``; the message names both entries.
-
+        ConfigError: entries that overlap, a range that is empty or leaves the 64-bit space, a type of more than 32
+            bits, or RAM below 4 GiB outside the low entry.
     """
     for entry in entries:
         if entry.length <= 0 or entry.base < 0 or entry.end > _ADDRESS_END:
             raise ConfigError(f"e820 entry {entry}: empty or beyond the 64-bit address space")
+        if not 0 < entry.type <= 0xFFFFFFFF:
+            raise ConfigError(f"e820 entry {entry}: a type is from 1 to {0xFFFFFFFF}")
         if entry.type == E820Type.RAM and 0 < entry.base < FOUR_GIB:
             raise ConfigError(
                 f"e820 entry {entry}: RAM below 4 GiB must be the one entry that starts at 0, "

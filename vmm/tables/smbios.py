@@ -10,11 +10,11 @@ Handles are QEMU's: type times 256, except 0x1000 and up for the memory types.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Self
 
 from vmm.errors import ConfigError
-from vmm.tables.smbios_options import END_OF_TABLE, REPEATABLE, SmbiosOption
+from vmm.tables.smbios_options import END_OF_TABLE, OEM_STRINGS, SmbiosOption
 
 ANCHOR_FILE: Final = "etc/smbios/smbios-anchor"
 TABLES_FILE: Final = "etc/smbios/smbios-tables"
@@ -26,9 +26,18 @@ _MAX_V2_TABLE = 0xFFFF
 _NO_HANDLE = 0xFFFF
 _NO_ERROR_INFORMATION = 0xFFFE
 _CHASSIS_HANDLE, _MEMORY_ARRAY_HANDLE = 0x300, 0x1000
-_KINDS = ("other", "unknown", "video", "scsi", "ethernet", "tokenring", "sound", "pata", "sata", "sas")
 
-_Fields = dict[str, str | int]
+
+class _Fields(dict[str, bytes | int]):
+    """What the user says about structures of one type."""
+
+    def text(self, name: str, default: str = "") -> bytes:
+        value = self.get(name, default.encode())
+        return value if isinstance(value, bytes) else b""
+
+    def number(self, name: str, default: int = 0) -> int:
+        value = self.get(name, default)
+        return value if isinstance(value, int) else default
 
 
 class SmbiosDescription(NamedTuple):
@@ -89,13 +98,16 @@ class _Structure:
         self._body += struct.pack("<" + layout, *values)
         return self
 
-    def text(self, *values: object) -> Self:
+    def text(self, *values: bytes) -> Self:
         """Append string fields: the string's number, or 0 for an empty one."""
         for value in values:
-            encoded = str(value).encode("latin-1")
-            if encoded:
-                self._strings.append(encoded)
-            self._body += bytes([len(self._strings) if encoded else 0])
+            self._body += bytes([len(self._strings) + 1 if value else 0])
+            self.strings(value)
+        return self
+
+    def strings(self, *values: bytes) -> Self:
+        """Append strings to which no field refers; an empty one is left out, as it would end the structure."""
+        self._strings += [value for value in values if value]
         return self
 
     def encode(self) -> bytes:
@@ -110,55 +122,28 @@ def build_smbios(machine: SmbiosDescription) -> dict[str, bytes]:
     A user's structure from a file stands instead of ours of the same type;
     fields change ours. Type 127 comes last.
 
-    Raises:
-        ConfigError: the description makes no sense, fields and a file for the
-            same type, an unknown type 41 kind, or a table too long for a version 2.8 entry point.
+    The order is QEMU's: the user's structures, then ours by type.
 
+    Raises:
+        ConfigError: the description makes no sense, or is too long for a version 2.8 entry point.
     """
     machine.check()
-    fields, repeated, binary = _sort_options(machine.options)
-    structures = list(binary)
-    replaced = {structure[0] for structure in binary}
+    structures = [structure for option in machine.options for structure in option.structures]
+    replaced = {structure[0] for structure in structures}
     for kind, builder in _BUILDERS.items():
         if kind not in replaced:
-            structures += builder(machine, fields.get(kind, {}))
-    for kind, build in _REPEATED_BUILDERS.items():
-        if kind not in replaced:
-            structures += [build(index, values) for index, values in enumerate(repeated.get(kind, []))]
-    structures.sort(key=lambda structure: structure[0])
+            structures += builder(machine, [option for option in machine.options if option.type == kind])
     structures.append(_Structure(END_OF_TABLE, 0x7F00).encode())
     tables = b"".join(structures)
     anchor = _anchor_v2(structures, tables) if machine.version[0] == 2 else _anchor_v3(tables)
     return {ANCHOR_FILE: anchor, TABLES_FILE: tables}
 
 
-def _sort_options(
-    options: Iterable[SmbiosOption],
-) -> tuple[dict[int, _Fields], dict[int, list[_Fields]], list[bytes]]:
-    fields: dict[int, _Fields] = {}
-    repeated: dict[int, list[_Fields]] = {}
-    binary: list[bytes] = []
-    for option in options:
-        binary += option.structures
-        if option.structures:
-            continue
-        if option.type in REPEATABLE:
-            values: _Fields = {key: value for key, value in option.fields if key != "value"}
-            texts = [str(value) for key, value in option.fields if key == "value"]
-            if texts:
-                values["strings"] = "\0".join(texts)
-            repeated.setdefault(option.type, []).append(values)
-        else:
-            fields.setdefault(option.type, {}).update(option.fields)
-    for kind in {structure[0] for structure in binary} & (fields.keys() | repeated.keys()):
-        raise ConfigError(f"-smbios: both file= and fields for type {kind}; a structure from a file is complete")
-    return fields, repeated, binary
-
-
 def _anchor_v2(structures: list[bytes], tables: bytes) -> bytes:
     if len(tables) > _MAX_V2_TABLE:
         raise ConfigError(
-            f"SMBIOS structures of {len(tables)} bytes: version 2.8 has room for {_MAX_V2_TABLE}; use version 3.0"
+            f"SMBIOS structures of {len(tables)} bytes: version 2.8 has room for {_MAX_V2_TABLE}; "
+            "add -machine smbios-entry-point-type=64"
         )
     largest = max(len(structure) for structure in structures)
     intermediate = struct.pack("<5sBHIHB", b"_DMI_", 0, len(tables), 0, len(structures), 0x28)
@@ -170,50 +155,49 @@ def _anchor_v3(tables: bytes) -> bytes:
 
 
 def _bios(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
-    major, minor = (int(part) for part in str(user.get("release", "0.0")).split("."))
+    major, minor = divmod(user.number("release"), 256)
     characteristics_not_supported = 1 << 3
     virtual_machine, uefi, targeted_distribution = 1 << 4, 1 << 3, 1 << 2
     extension = virtual_machine | targeted_distribution
-    extension |= uefi if user.get("uefi", machine.uefi) else 0
-    bios = _Structure(0, 0).text(user.get("vendor", "vmm"), user.get("version", "1")).put("H", 0xE800)
-    bios.text(user.get("date", "01/01/2026"))
+    extension |= uefi if user.number("uefi", machine.uefi) else 0
+    bios = _Structure(0, 0).text(user.text("vendor", "vmm"), user.text("version", "1")).put("H", 0xE800)
+    bios.text(user.text("date", "01/01/2026"))
     bios.put("BQBBBBBB", 0, characteristics_not_supported, 0, extension, major, minor, 0xFF, 0xFF)
     return [bios.encode()]
 
 
 def _system(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
-    text = str(user.get("uuid", ""))
-    uuid = bytes.fromhex(text.replace("-", "")) if text else machine.uuid or bytes(16)
+    uuid = user.text("uuid") or machine.uuid or bytes(16)
     mixed_endian = uuid[3::-1] + uuid[5:3:-1] + uuid[7:5:-1] + uuid[8:]
     power_switch = 6
     system = _Structure(1, 0x100).text(
-        user.get("manufacturer", "vmm"),
-        user.get("product", machine.product),
-        user.get("version", ""),
-        user.get("serial", ""),
+        user.text("manufacturer", "vmm"),
+        user.text("product", machine.product),
+        user.text("version"),
+        user.text("serial"),
     )
-    system.put("16sB", mixed_endian, power_switch).text(user.get("sku", ""), user.get("family", ""))
+    system.put("16sB", mixed_endian, power_switch).text(user.text("sku"), user.text("family"))
     return [system.encode()]
 
 
 def _board(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
     hosting_board, motherboard = 1, 0x0A
     board = _Structure(2, 0x200).text(
-        user.get("manufacturer", "vmm"),
-        user.get("product", machine.product),
-        user.get("version", ""),
-        user.get("serial", ""),
-        user.get("asset", ""),
+        user.text("manufacturer", "vmm"),
+        user.text("product", machine.product),
+        user.text("version"),
+        user.text("serial"),
+        user.text("asset"),
     )
-    board.put("B", hosting_board).text(user.get("location", "")).put("HBB", _CHASSIS_HANDLE, motherboard, 0)
+    board.put("B", hosting_board).text(user.text("location")).put("HBB", _CHASSIS_HANDLE, motherboard, 0)
     return [board.encode()]
 
 
 def _chassis(_machine: SmbiosDescription, user: _Fields) -> list[bytes]:
     other, safe, no_security = 1, 3, 3
-    chassis = _Structure(3, _CHASSIS_HANDLE).text(user.get("manufacturer", "vmm")).put("B", other)
-    chassis.text(user.get("version", ""), user.get("serial", ""), user.get("asset", ""))
-    chassis.put("BBBBIBBBB", safe, safe, safe, no_security, 0, 0, 0, 0, 0).text(user.get("sku", ""))
+    chassis = _Structure(3, _CHASSIS_HANDLE).text(user.text("manufacturer", "vmm")).put("B", other)
+    chassis.text(user.text("version"), user.text("serial"), user.text("asset"))
+    chassis.put("BBBBIBBBB", safe, safe, safe, no_security, 0, 0, 0, 0, 0).text(user.text("sku"))
     return [chassis.encode()]
 
 
@@ -226,22 +210,22 @@ def _processors(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
     result = []
     for socket in range(machine.sockets):
         present = socket * per_socket < machine.cpus
-        processor = _Structure(4, 0x400 + socket).text(f"{user.get('sock_pfx', 'CPU')} {socket}")
-        processor.put("BB", central_processor, other).text(user.get("manufacturer", "vmm"))
-        processor.put("Q", int(user.get("processor-id", machine.processor_id)))
-        processor.text(user.get("version", "")).put(
+        processor = _Structure(4, 0x400 + socket).text(user.text("sock_pfx", "CPU") + b"%2x" % socket)
+        processor.put("BB", central_processor, other).text(user.text("manufacturer", "vmm"))
+        processor.put("Q", user.number("processor-id") or machine.processor_id)
+        processor.text(user.text("version")).put(
             "BHHHBBHHH",
             0,
             0,
-            int(user.get("max-speed", 0)),
-            int(user.get("current-speed", 0)),
+            user.number("max-speed"),
+            user.number("current-speed"),
             populated_and_enabled if present else 0,
             other,
             _NO_HANDLE,
             _NO_HANDLE,
             _NO_HANDLE,
         )
-        processor.text(user.get("serial", ""), user.get("asset", ""), user.get("part", ""))
+        processor.text(user.text("serial"), user.text("asset"), user.text("part"))
         cores, threads = machine.cores, per_socket
         processor.put("BBB", *(min(count, 0xFF) for count in (cores, cores, threads)))
         processor.put("HH", characteristics, other)
@@ -279,10 +263,10 @@ def _memory_devices(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
             short, extended = use_extended, size // _MIB
         device = _Structure(17, 0x1100 + index)
         device.put("HHHHHBB", _MEMORY_ARRAY_HANDLE, _NO_ERROR_INFORMATION, unknown_width, unknown_width, short, dimm, 0)
-        device.text(f"{user.get('loc_pfx', 'DIMM')} {index}", user.get("bank", ""))
-        device.put("BHH", ram, other_detail, int(user.get("speed", 0)))
-        device.text(*(user.get(name, "") for name in ("manufacturer", "serial", "asset", "part")))
-        device.put("BIHHHH", 0, extended, int(user.get("speed", 0)), 0, 0, 0)
+        device.text(user.text("loc_pfx", "DIMM") + b" %d" % index, user.text("bank"))
+        device.put("BHH", ram, other_detail, user.number("speed"))
+        device.text(*(user.text(name) for name in ("manufacturer", "serial", "asset", "part")))
+        device.put("BIHHHH", 0, extended, user.number("speed"), 0, 0, 0)
         result.append(device.encode())
     return result
 
@@ -309,41 +293,50 @@ def _boot_information(_machine: SmbiosDescription, _user: _Fields) -> list[bytes
 
 
 def _port_connector(index: int, user: _Fields) -> bytes:
-    port = _Structure(8, 0x800 + index).text(user.get("internal_reference", "")).put("B", 0)
-    port.text(user.get("external_reference", ""))
-    return port.put("BB", int(user.get("connector_type", 0)), int(user.get("port_type", 0))).encode()
+    port = _Structure(8, 0x800 + index).text(user.text("internal_reference")).put("B", 0)
+    port.text(user.text("external_reference"))
+    return port.put("BB", user.number("connector_type"), user.number("port_type")).encode()
 
 
-def _oem_strings(index: int, user: _Fields) -> bytes:
-    texts = str(user.get("strings", "")).split("\0") if "strings" in user else []
-    strings = _Structure(11, 0xE00 + index).put("B", len(texts)).encode()
-    text = b"".join(text.encode("latin-1") + b"\0" for text in texts)
-    return strings[:5] + (text or b"\0") + b"\0"
+def _oem_strings(_machine: SmbiosDescription, given: Sequence[SmbiosOption]) -> list[bytes]:
+    """One structure, whatever number of options there is; an empty string counts, though it can't be there."""
+    values = [value for option in given for _, value in option.fields if isinstance(value, bytes)]
+    if not values:
+        return []
+    return [_Structure(OEM_STRINGS, 0xE00).put("B", len(values)).strings(*values).encode()]
 
 
 def _onboard_device(index: int, user: _Fields) -> bytes:
-    kind = str(user.get("kind", "other"))
-    if kind not in _KINDS:
-        raise ConfigError(f"-smbios type=41 kind={kind}: must be one of {', '.join(_KINDS)}")
-    enabled = 0x80
-    device = _Structure(41, 0x2900 + index).text(user.get("designation", ""))
-    device.put("BBHBB", enabled | (_KINDS.index(kind) + 1), int(user.get("instance", 0)), 0, 0, 0)
+    enabled, other = 0x80, 1
+    device = _Structure(41, 0x2900 + index).text(user.text("designation"))
+    device.put("BBHBB", enabled | user.number("kind", other), user.number("instance"), 0, 0, 0)
     return device.encode()
 
 
-_BUILDERS: Mapping[int, Callable[[SmbiosDescription, _Fields], list[bytes]]] = {
-    0: _bios,
-    1: _system,
-    2: _board,
-    3: _chassis,
-    4: _processors,
-    16: _memory_array,
-    17: _memory_devices,
-    19: _mapped_addresses,
-    32: _boot_information,
-}
-_REPEATED_BUILDERS: Mapping[int, Callable[[int, _Fields], bytes]] = {
-    8: _port_connector,
-    11: _oem_strings,
-    41: _onboard_device,
+_Builder = Callable[[SmbiosDescription, Sequence[SmbiosOption]], list[bytes]]
+
+
+def _whole(build: Callable[[SmbiosDescription, _Fields], list[bytes]]) -> _Builder:
+    """Add the fields of all options up."""
+    return lambda machine, given: build(machine, _Fields(field for option in given for field in option.fields))
+
+
+def _each(build: Callable[[int, _Fields], bytes]) -> _Builder:
+    """Make a structure of each option."""
+    return lambda _machine, given: [build(index, _Fields(option.fields)) for index, option in enumerate(given)]
+
+
+_BUILDERS: Mapping[int, _Builder] = {
+    0: _whole(_bios),
+    1: _whole(_system),
+    2: _whole(_board),
+    3: _whole(_chassis),
+    4: _whole(_processors),
+    8: _each(_port_connector),
+    OEM_STRINGS: _oem_strings,
+    16: _whole(_memory_array),
+    17: _whole(_memory_devices),
+    19: _whole(_mapped_addresses),
+    32: _whole(_boot_information),
+    41: _each(_onboard_device),
 }

@@ -1,20 +1,25 @@
 """``-smbios`` as QEMU has it: fields of a structure type, or structures from a file."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
-from vmm import options
+from vmm import inputs, options
 from vmm.errors import ConfigError
 
 _OPTION = "-smbios"
 HEADER_SIZE: Final = 4
 END_OF_TABLE: Final = 127
-_LISTS = frozenset({"value", "path"})
+OEM_STRINGS: Final = 11
+MOST_STRINGS: Final = 255
+"""A string's number, and the number of OEM strings, are one byte (DSP0134 6.1.3, 7.12)."""
 
-# Fields by structure type: a largest number, "switch", or None for a string.
-_FieldKinds = dict[str, int | str | None]
+DEVICE_KINDS: Final = ("other", "unknown", "video", "scsi", "ethernet", "tokenring", "sound", "pata", "sata", "sas")
+"""Type 41's device types, counted from 1 (DSP0134 7.42.2)."""
+
+# Fields by structure type: a largest number, a tuple of words, "switch", "uuid", "release", or None for a string.
+_FieldKinds = dict[str, int | str | tuple[str, ...] | None]
 
 
 def _strings(*names: str) -> _FieldKinds:
@@ -22,8 +27,8 @@ def _strings(*names: str) -> _FieldKinds:
 
 
 FIELDS: Final[dict[int, _FieldKinds]] = {
-    0: {**_strings("vendor", "version", "date", "release"), "uefi": "switch"},
-    1: _strings("manufacturer", "product", "version", "serial", "uuid", "sku", "family"),
+    0: {**_strings("vendor", "version", "date"), "release": "release", "uefi": "switch"},
+    1: {**_strings("manufacturer", "product", "version", "serial"), "uuid": "uuid", **_strings("sku", "family")},
     2: _strings("manufacturer", "product", "version", "serial", "asset", "location"),
     3: _strings("manufacturer", "version", "serial", "asset", "sku"),
     4: {
@@ -37,115 +42,126 @@ FIELDS: Final[dict[int, _FieldKinds]] = {
         "connector_type": 0xFF,
         "port_type": 0xFF,
     },
-    11: _strings("value", "path"),
+    OEM_STRINGS: _strings("value", "path"),
     17: {**_strings("loc_pfx", "bank", "manufacturer", "serial", "asset", "part"), "speed": 0xFFFF},
-    41: {**_strings("designation", "kind"), "instance": 0xFF},
+    41: {**_strings("designation"), "kind": DEVICE_KINDS, "instance": 0xFF},
 }
-REPEATABLE: Final = frozenset({8, 11, 41})
-"""Types of which each option adds a structure; for the others, fields add up."""
 
 
 class SmbiosOption(NamedTuple):
     """One ``-smbios`` option: fields of ``type``, or ``structures`` from a file.
 
-    ``fields`` keeps numbers and switches converted; type 11 has only "strings".
+    Strings are bytes, as the guest finds them; a UUID is 16 bytes in the order in which it is written, a release its
+    major number times 256 plus the minor one, a kind the number in the structure. Only type 11 has a field repeatedly.
     """
 
     type: int
-    fields: tuple[tuple[str, str | int], ...] = ()
+    fields: tuple[tuple[str, bytes | int], ...] = ()
     structures: tuple[bytes, ...] = ()
+    paths: tuple[Path, ...] = ()
+    """What was read for them."""
+
+    @classmethod
+    def parse(cls, value: Self | str | bytes | Mapping[str, Any]) -> Self:
+        """Read ``type=N,field=…`` or ``file=PATH``.
+
+        Bytes, and a file, hold one or more whole structures, each with its strings and the two NULs that end it. A
+        mapping has the same keys as the text, like ``{"type": 11, "value": ["one", "two"]}``.
+
+        Raises:
+            ConfigError: an unknown type or field, a bad value, or a file that is
+                unreadable or no structure.
+        """
+        if isinstance(value, SmbiosOption):
+            return value
+        if isinstance(value, bytes):
+            return cls._of_structures(value, "bytes")
+        pairs: list[tuple[str, Any]]
+        if isinstance(value, str):
+            pairs = list(options.parse_pairs(value, _OPTION))
+        else:
+            several = [(key, part) for key, part in value.items() if isinstance(part, list | tuple)]
+            pairs = [pair for pair in value.items() if pair not in several]
+            pairs += [(key, part) for key, parts in several for part in parts]
+        names = [key for key, _ in pairs]
+        if "file" in names:
+            if len(pairs) > 1:
+                raise ConfigError(f"{_OPTION} {value}: file= stands alone, the file has the type and all fields")
+            path = Path(pairs[0][1])
+            content = inputs.read_file(path, _OPTION, limit=inputs.TABLE_LIMIT)
+            return cls._of_structures(content, f"file={path}")._replace(paths=(path,))
+        if names.count("type") != 1:
+            raise ConfigError(f"{_OPTION} {value}: give type=N once, or file=PATH")
+        number = options.parse_int(dict(pairs)["type"], f"{_OPTION} type=", minimum=0, maximum=0xFF)
+        if number not in FIELDS:
+            known = ", ".join(str(kind) for kind in FIELDS)
+            raise ConfigError(f"{_OPTION} type={number}: only types {known} have fields; use file= for others")
+        fields = [_convert(number, key, text) for key, text in pairs if key != "type"]
+        keys = [key for key, _ in fields]
+        for key in keys:
+            if keys.count(key) > 1 and number != OEM_STRINGS:
+                raise ConfigError(f"{_OPTION} type={number}: field '{key}' is given twice")
+        return cls(number, tuple(fields), paths=tuple(Path(text) for key, text in pairs if key == "path"))
+
+    @classmethod
+    def _of_structures(cls, content: bytes, source: str) -> Self:
+        try:
+            structures = tuple(split_structures(content))
+        except ValueError as error:
+            raise ConfigError(f"{_OPTION} {source}: {error}") from None
+        if not structures:
+            raise ConfigError(f"{_OPTION} {source}: the file is empty")
+        if any(structure[0] == END_OF_TABLE for structure in structures):
+            raise ConfigError(f"{_OPTION} {source}: type {END_OF_TABLE} ends the table, and is always ours")
+        return cls(structures[0][0], structures=structures)
 
 
-def parse_smbios(text: str) -> SmbiosOption:
-    """Parse ``-smbios type=N,field=…`` or ``-smbios file=PATH``.
-
-    A file holds one or more whole structures, each with its strings and the
-    two NULs that end it.
+def check_together(given: Iterable[SmbiosOption]) -> None:
+    """Refuse options that contradict each other.
 
     Raises:
-        ConfigError: an unknown type or field, a bad value, or a file that is
-            unreadable or no structure.
-
+        ConfigError: fields and a file for the same type, or more OEM strings than a structure can count.
     """
-    pairs = options.parse_pairs(text, _OPTION)
-    names = [key for key, _ in pairs]
-    if "file" in names:
-        if len(pairs) > 1:
-            raise ConfigError(f"{_OPTION} {text}: file= stands alone, the file has the type and all fields")
-        return _from_file(pairs[0][1])
-    if names.count("type") != 1:
-        raise ConfigError(f"{_OPTION} {text}: give type=N once, or file=PATH")
-    number = options.parse_int(dict(pairs)["type"], f"{_OPTION} type=", minimum=0, maximum=0xFF)
-    if number not in FIELDS:
-        known = ", ".join(str(kind) for kind in FIELDS)
-        raise ConfigError(f"{_OPTION} type={number}: only types {known} have fields; use file= for others")
-    fields: list[tuple[str, str | int]] = []
-    for key, value in pairs:
-        if key == "type":
-            continue
-        if key not in FIELDS[number]:
-            known = ", ".join(FIELDS[number])
-            raise ConfigError(f"{_OPTION} type={number}: unknown field '{key}' (known: {known})")
-        if key in dict(fields) and key not in _LISTS:
-            raise ConfigError(f"{_OPTION} type={number}: field '{key}' is given twice")
-        fields.append(_convert(number, key, value))
-    return SmbiosOption(number, tuple(fields))
+    given = list(given)
+    from_files = {structure[0] for option in given for structure in option.structures}
+    for option in given:
+        if option.type in from_files and not option.structures:
+            raise ConfigError(
+                f"{_OPTION}: both file= and fields for type {option.type}; a structure from a file is complete"
+            )
+    strings = sum(len(option.fields) for option in given if option.type == OEM_STRINGS)
+    if strings > MOST_STRINGS:
+        raise ConfigError(f"{_OPTION} type={OEM_STRINGS}: {strings} strings; a machine has {MOST_STRINGS} at the most")
 
 
-def _convert(number: int, key: str, value: str) -> tuple[str, str | int]:
-    what = f"{_OPTION} type={number} {key}"
+def _convert(number: int, key: str, value: Any) -> tuple[str, bytes | int]:
+    what = f"{_OPTION} type={number},{key}="
+    if key not in FIELDS[number]:
+        raise ConfigError(f"{_OPTION} type={number}: unknown field '{key}' (known: {', '.join(FIELDS[number])})")
     kind = FIELDS[number][key]
-    if kind == "switch":
-        return key, int(options.parse_bool(value, what))
     if isinstance(kind, int):
-        return key, options.parse_int(value, f"{what}=", minimum=0, maximum=kind)
-    if key == "uuid":
-        try:
-            from uuid import UUID  # noqa: PLC0415  # loads `platform`, for one field
-
-            return key, str(UUID(value))
-        except ValueError:
-            raise ConfigError(f"{what}={value}: not a UUID (8-4-4-4-12 hex digits)") from None
-    if key == "release":
+        return key, options.parse_int(value, what, minimum=0, maximum=kind)
+    if kind == "switch":
+        return key, value if isinstance(value, bool) else options.parse_bool(value, what)
+    if kind == "uuid":
+        return key, options.parse_uuid(value, what).bytes
+    if isinstance(kind, tuple):
+        if value not in kind:
+            raise ConfigError(f"{what}{value}: must be one of {', '.join(kind)}")
+        return key, kind.index(value) + 1
+    if kind == "release":
         match = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", value)
         if match is None or int(match[1]) > 0xFF or int(match[2]) > 0xFF:
-            raise ConfigError(f"{what}={value}: must be MAJOR.MINOR, each 0 to 255")
-        return key, value
+            raise ConfigError(f"{what}{value}: must be MAJOR.MINOR, each 0 to 255")
+        return key, int(match[1]) << 8 | int(match[2])
     if key == "path":
-        key, value = "value", _read(value).decode("latin-1").rstrip("\n")
-    return key, check_string(value, what=what)
-
-
-def check_string(value: str, *, what: str) -> str:
-    """Give back a text that an SMBIOS structure can hold.
-
-    Raises:
-        ConfigError: it has a NUL or a character beyond 8 bits.
-
-    """
-    if "\0" in value or any(ord(character) > 0xFF for character in value):
-        raise ConfigError(f"{what}={value!r}: must be 8-bit text without NUL")
-    return value
-
-
-def _read(name: str) -> bytes:
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{_OPTION}: cannot read '{name}': {error.strerror}") from error
-
-
-def _from_file(name: str) -> SmbiosOption:
-    content = _read(name)
-    try:
-        structures = tuple(split_structures(content))
-    except ValueError as error:
-        raise ConfigError(f"{_OPTION} file={name}: {error}") from None
-    if not structures:
-        raise ConfigError(f"{_OPTION} file={name}: the file is empty")
-    if any(structure[0] == END_OF_TABLE for structure in structures):
-        raise ConfigError(f"{_OPTION} file={name}: type {END_OF_TABLE} ends the table, and is always ours")
-    return SmbiosOption(structures[0][0], structures=structures)
+        what += str(value)
+        key, value = "value", inputs.read_file(Path(value), what, limit=inputs.TABLE_LIMIT)
+    options.check_type(value, what, str, bytes)
+    data = options.typed_bytes(value) if isinstance(value, str) else value
+    if b"\0" in data:
+        raise ConfigError(f"{what}: has a NUL, which would end the string in the middle")
+    return key, data
 
 
 def split_structures(data: bytes) -> Iterator[bytes]:

@@ -13,9 +13,11 @@ import pytest
 import vmm
 from vmm import Machine, MachineConfig, Outcome, Reason, layout
 from vmm.bus import Device
+from vmm.cpu import cpuid
 from vmm.errors import ConfigError, DeviceError, ExitStatus
 from vmm.firmware import guests
 from vmm.info import cpu_facts
+from vmm.kvm import Kvm
 from vmm.pytest_plugin.plugin import MachineFactory
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
@@ -152,10 +154,8 @@ def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, 
 
 
 def test_more_cpus_than_kvm_has_are_refused() -> None:
-    config = MachineConfig.create("probe", cpus=255)
-    config = config._replace(cpus=100_000, max_cpus=100_000)
-    with pytest.raises(ConfigError, match="100000"):
-        Machine(config)
+    with Kvm() as kvm, pytest.raises(ConfigError, match="100000"):
+        cpuid.check_count(kvm, 100_000)
 
 
 def test_machines_leave_nothing_behind() -> None:

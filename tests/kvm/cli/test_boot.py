@@ -218,10 +218,10 @@ def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["/nonexistent"], "/nonexistent: cannot read the firmware image: no such file or directory"),
+        (["/nonexistent"], "firmware image: cannot read /nonexistent: no such file or directory"),
         (["-smp", "0"], "-smp 0: a machine has from 1 to 255 CPUs"),
         (["-smp", "2", "-c", "2"], "-smp and -c say the same"),
-        (["-m", "8M", "probe"], "needs 16M or more"),
+        (["-m", "8M", "probe"], "-m 8M: probe.fd needs 16M or more"),
         (["-m", "40M", "ovmf"], "OVMF_CODE_4M.fd needs 48M or more"),
         (["-bios", "x", "probe"], "FIRMWARE and -bios each name the firmware"),
         (["probe", "again"], "one FIRMWARE at the most"),
@@ -236,7 +236,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
         (["probe", "--json", "/nonexistent/report"], "--json /nonexistent/report: cannot write"),
         (["probe", "-serial", "file:/nonexistent/log"], "-serial file:/nonexistent/log: cannot write"),
         (["-l", "com1,x"], "-l com1,x: the only form here"),
-        (["-l", "bootrom,/nonexistent,fwcfg=qemu", "-machine", "auto,fwcfg=bhyve"], "/nonexistent"),
+        (["-l", "bootrom,/nonexistent,fwcfg=qemu", "-machine", "auto,fwcfg=bhyve"], "live at the same ports"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], complaint: str) -> None:

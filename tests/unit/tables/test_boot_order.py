@@ -6,7 +6,7 @@ import pytest
 
 from vmm.errors import ConfigError
 from vmm.tables import boot_order
-from vmm.tables.boot_order import BootOptions
+from vmm.tables.boot_order import BootOptions, Splash
 
 DISK = "/pci@i0cf8/scsi@1/disk@0,0"
 
@@ -25,17 +25,27 @@ def test_strict_ends_with_halt() -> None:
 @pytest.mark.parametrize("path", ["", "disk", "/a b", "/a\nb", "/ä", "/a\0"])
 def test_paths_that_no_line_can_hold(path: str) -> None:
     with pytest.raises(ConfigError, match="must be an OpenFirmware path"):
-        boot_order.encode_boot_order([path])
+        boot_order.check_paths([path])
 
 
 def test_a_path_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="given twice"):
-        boot_order.encode_boot_order([DISK, DISK])
+        boot_order.check_paths([DISK, DISK])
 
 
-def test_every_field() -> None:
-    text = "order=nc,once=d,menu=on,splash=a,,b.bmp,splash-time=0,reboot-timeout=65535,strict=on"
-    assert BootOptions.parse(text) == BootOptions("nc", "d", True, 0, 65535, True, Path("a,b.bmp"))
+def test_every_field(tmp_path: Path) -> None:
+    (tmp_path / "a,b.bmp").write_bytes(b"BM and so on")
+    text = f"order=nc,once=d,menu=on,splash={tmp_path}/a,,b.bmp,splash-time=0,reboot-timeout=65535,strict=on"
+    picture = Splash("bootsplash.bmp", b"BM and so on", tmp_path / "a,b.bmp")
+    assert BootOptions.parse(text) == BootOptions("nc", "d", True, 0, 65535, True, picture)
+
+
+def test_a_picture_is_a_jpeg_or_a_bmp(tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+    assert Splash.read(tmp_path / "picture").name == "bootsplash.jpg"
+    (tmp_path / "picture").write_bytes(b"GIF89a")
+    with pytest.raises(ConfigError, match="neither a JPEG nor a BMP picture"):
+        Splash.read(tmp_path / "picture")
 
 
 def test_letters_alone_are_the_order() -> None:
