@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch(arguments)
         sys.stdout.flush()
     except VmmError as error:
-        say(f"vmm: {error}")
+        for line in str(error).splitlines():
+            say(f"vmm: {line}")
         return error.exit_status
     except KeyboardInterrupt:
         say("vmm: interrupted")
@@ -74,6 +75,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(usage(), file=sys.stderr)
         return ExitStatus.USAGE
     name, *rest = arguments
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
     if name in {"-h", "--help", "help"}:
         print(usage())
         return ExitStatus.OK

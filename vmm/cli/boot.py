@@ -6,6 +6,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from vmm import inputs
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
@@ -95,7 +96,8 @@ def run(words: list[str]) -> int:
     if arguments.until is not None:
         _check_pattern(arguments.until, "--until")
     steps = _read_script(arguments)
-    config = config_from(arguments)
+    with inputs.patience(deadline):
+        config = config_from(arguments)
     _check_page(arguments)
     with Outputs(config, {"--json": arguments.json, "--html": arguments.html}) as outputs:
         # Slow to load: what is wrong so far is said without it.
@@ -103,10 +105,8 @@ def run(words: list[str]) -> int:
         from vmm.machine import Machine  # noqa: PLC0415
 
         if not arguments.quiet:
-            for note in config.firmware.notes:
+            for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
-            for warning in config.warnings:
-                say(f"vmm: {warning}")
         with Interrupts() as interrupts, Machine(config, outputs=outputs) as machine:
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome)

@@ -13,12 +13,15 @@ from vmm.options import parse_bool, parse_int, parse_keys, split_commas
 if TYPE_CHECKING:
     import argparse
 
+    from vmm.cli.parser import Parser
+
 DEFAULT_FIRMWARE = "ovmf"
 MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type")
 
 
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+def add_machine_arguments(parser: Parser) -> None:
     """Add the options of the machine to a command's parser; FIRMWARE is :meth:`Parser.parse`'s."""
+    parser.machine_keys = MACHINE_KEYS
     machine = parser.add_argument_group("machine")
     add = machine.add_argument
     add("-smp", metavar="N[,maxcpus=M]", help="CPUs at boot, and how many the tables have room for (default 1)")
@@ -26,13 +29,14 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     add("-m", metavar="SIZE", default=DEFAULT_MEMORY, help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
     add(
         "-machine",
+        "-M",
         metavar="TYPE[,KEY=...]",
         help="auto (default: what the firmware wants), q35, pc or bhyve; fwcfg=qemu|bhyve|auto chooses what answers at "
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
         "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8",
     )
-    add("-uuid", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
+    add("-uuid", "-U", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
     add = images.add_argument
     add("-bios", metavar="PATH", help="QEMU's spelling of FIRMWARE")

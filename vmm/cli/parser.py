@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from typing import NoReturn
 
 from vmm.errors import ConfigError
 
 MAX_HELP_WIDTH = 100
+
+_ATTACHED = re.compile(r"(-[cm])(\d.*)")
+"""bhyve's options are getopt's, whose values may follow without a blank: -c4, -m512M."""
+
+_WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive", "-serial", "-debugcon"})
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -20,6 +26,10 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=min(columns - 2, MAX_HELP_WIDTH))
 
 
+def _one_dash(word: str) -> str:
+    return word[1:] if word.startswith("--") else word
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are :class:`ConfigError`, for ``main`` to print in one line.
 
@@ -29,6 +39,9 @@ class Parser(argparse.ArgumentParser):
         description: first paragraphs of the help.
         epilog: last paragraphs of the help, kept as they are.
     """
+
+    machine_keys: tuple[str, ...] = ()
+    """Keys of -machine; where there are any, the command describes a machine, and knows other VMMs' words for that."""
 
     def __init__(self, command: str, usage: str, description: str, epilog: str) -> None:
         super().__init__(
@@ -49,20 +62,79 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} ({self.prog} --help lists the options)")
 
     def parse(self, words: list[str], operand: str) -> argparse.Namespace:
-        """Parse a command line with one optional operand, which may stand between options and so is not argparse's.
+        """Parse a command line with one optional operand, which may stand anywhere.
+
+        Words are QEMU's: an option that has a value takes the next word, whatever that is; nothing is abbreviated; what
+        stands behind ``--`` is no option. ``notes`` of the result says which words of other VMMs change nothing here.
 
         Args:
             words: the command line.
             operand: attribute for the operand; None if there is none.
 
         Raises:
-            ConfigError: an unknown option, a second operand, or what an option has to complain about.
+            ConfigError: unknown options and those that can't be served, a line each; a second operand; or what an
+                option has to complain about.
         """
-        arguments, rest = self.parse_known_args(words)
-        unknown = [word for word in rest if word.startswith("-") and word != "-"]
-        if unknown:
-            self.error(f"unknown option {unknown[0]}")
-        if len(rest) > 1:
-            self.error(f"one {operand.upper()} at the most, not {' and '.join(rest)}")
-        setattr(arguments, operand, rest[0] if rest else None)
+        options, operands, unknown = self._sort(words)
+        if ("-h", None) in options:
+            self.parse_args(["-h"])  # ends the process
+        notes: list[str] = []
+        refusals: list[str] = []
+        if self.machine_keys and any(name in _WITH_FOREIGN_VALUES or self._action(name) is None for name, _ in options):
+            from vmm.cli import foreign  # noqa: PLC0415  # most command lines have no such words
+
+            options, notes, refusals = foreign.sort(options, self.machine_keys)
+        refusals += [f"unknown option {word} ({self.prog} --help lists the options)" for word in unknown]
+        if refusals:
+            raise ConfigError("\n".join(refusals))
+        # In one word with its value, so that argparse can't take the value for something else.
+        arguments = self.parse_args([name if value is None else f"{name}={value}" for name, value in options])
+        if len(operands) > 1:
+            self.error(f"one {operand.upper()} at the most, not {' and '.join(operands)}")
+        setattr(arguments, operand, operands[0] if operands else None)
+        arguments.notes = notes
         return arguments
+
+    def _sort(self, words: list[str]) -> tuple[list[tuple[str, str | None]], list[str], list[str]]:
+        """Return options, of other VMMs too, with their values; operands; and options that nobody knows."""
+        options: list[tuple[str, str | None]] = []
+        operands: list[str] = []
+        unknown: list[str] = []
+        waiting = words[::-1]
+        while waiting:
+            word = waiting.pop()
+            name, equals, value = word.partition("=")
+            if word == "--":
+                operands += waiting[::-1]
+                break
+            if not word.startswith("-") or word == "-":
+                operands.append(word)
+            elif (action := self._action(word)) is not None:
+                options.append((action.option_strings[0], None if action.nargs == 0 else self._value(word, waiting)))
+            elif word.startswith("--") and equals and self._action(name) is not None:
+                options.append((name, value))
+            elif (attached := _ATTACHED.fullmatch(word)) is not None and self._action(attached[1]) is not None:
+                options.append((attached[1], attached[2]))
+            elif (has_value := self._foreign(word, waiting)) is not None:
+                options.append((_one_dash(word), self._value(word, waiting) if has_value else None))
+            else:
+                unknown.append(word)
+        return options, operands, unknown
+
+    def _action(self, word: str) -> argparse.Action | None:
+        """Return what an option is; as in QEMU, its words may have two dashes."""
+        known = self._option_string_actions
+        return known.get(word) or known.get(_one_dash(word)) or (known["-h"] if word == "-help" else None)
+
+    def _foreign(self, word: str, waiting: list[str]) -> bool | None:
+        """Return whether a word of another VMM has a value; None: it is nobody's."""
+        if not self.machine_keys:
+            return None
+        from vmm.cli.foreign import has_value  # noqa: PLC0415  # see parse
+
+        return has_value(_one_dash(word), waiting[-1] if waiting else None)
+
+    def _value(self, word: str, waiting: list[str]) -> str:
+        if not waiting:
+            self.error(f"{word}: its value is missing")
+        return waiting.pop()

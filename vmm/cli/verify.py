@@ -6,6 +6,7 @@ import json
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from vmm import inputs
 from vmm.cli import say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser
@@ -70,9 +71,10 @@ def run(words: list[str]) -> int:
     with ExitStack() as closers:
         if with_linux:
             closers.enter_context(_linux(arguments))
-        config = config_from(arguments)
+        with inputs.patience(deadline):
+            config = config_from(arguments)
         outputs = closers.enter_context(Outputs(config, {"--json": arguments.json, "--html": arguments.html}))
-        result = _verify(config, deadline, outputs, with_linux=with_linux)
+        result = _verify(config, arguments.notes, deadline, outputs, with_linux=with_linux)
         documents = {
             "--json": lambda: json.dumps(show.as_object(result), indent=2) + "\n",
             "--html": lambda: show.as_html(result),
@@ -101,11 +103,13 @@ def _linux(arguments: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def _verify(config: MachineConfig, deadline: float, outputs: Outputs, *, with_linux: bool) -> Verification:
+def _verify(
+    config: MachineConfig, notes: list[str], deadline: float, outputs: Outputs, *, with_linux: bool
+) -> Verification:
     from vmm.verify.run import verify  # noqa: PLC0415  # what is wrong so far should be said without KVM
 
-    for warning in config.warnings:
-        say(f"vmm: {warning}")
+    for note in (*notes, *config.warnings):
+        say(f"vmm: {note}")
     return verify(config, deadline=deadline, with_linux=with_linux, outputs=outputs)
 
 

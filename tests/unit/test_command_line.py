@@ -1,0 +1,161 @@
+"""The command line's words: QEMU's and bhyve's, ours and those that we have nothing for."""
+
+import shlex
+from argparse import Namespace
+
+import pytest
+
+from vmm.cli import main
+from vmm.cli.machine_arguments import add_machine_arguments
+from vmm.cli.parser import Parser
+from vmm.errors import ConfigError
+
+
+def parse(line: str) -> Namespace:
+    parser = Parser("boot", "", "", "")
+    add_machine_arguments(parser)
+    parser.add_argument("--until")
+    return parser.parse(shlex.split(line), "firmware")
+
+
+def refused(line: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(line)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("-append -v", "append", "-v"),
+        ("-append -h", "append", "-h"),
+        ("-append '-v -- x=y'", "append", "-v -- x=y"),
+        ("-append ''", "append", ""),
+        ("-smp -4", "smp", "-4"),
+        ("--smp 4", "smp", "4"),
+        ("--kernel k", "kernel", "k"),
+        ("-c4", "bhyve_cpus", "4"),
+        ("-m512M", "m", "512M"),
+        ("--until=a=b", "until", "a=b"),
+        ("--until -x", "until", "-x"),
+        ("-m 1 -m 2", "m", "2"),
+        ("-fw_cfg a -fw_cfg -b", "fw_cfg", ["a", "-b"]),
+        ("-U 123", "uuid", "123"),
+        ("-M q35", "machine", "type=q35"),
+        ("-machine usb=off,type=q35", "machine", "type=q35"),
+        ("-machine pc-i440fx-7.2,accel=kvm:tcg,fwcfg=qemu", "machine", "type=pc,fwcfg=qemu"),
+        ("-pflash a,b.fd", "drive", ["if=pflash,format=raw,file=a,,b.fd"]),
+        ("-serial mon:stdio", "serial", "stdio"),
+        ("-serial stdio -serial none", "serial", "stdio"),
+        ("-- -x", "firmware", "-x"),
+        ("ovmf --", "firmware", "ovmf"),
+        ("-direct ovmf -smp 2", "firmware", "ovmf"),
+        ("-", "firmware", "-"),
+    ],
+)
+def test_words_are_taken_as_qemu_takes_them(line: str, field: str, value: object) -> None:
+    assert getattr(parse(line), field) == value
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-cpu host",
+        "-cpu max,migratable=off",
+        "-nographic",
+        "-display none",
+        "--display none",
+        "-no-reboot",
+        "-nodefaults",
+        "-enable-kvm",
+        "-name a,b=c",
+        "-monitor none",
+        "-net none",
+        "-nic none",
+        "-vga none",
+        "-rtc base=utc,clock=host",
+        "-parallel none",
+        "-k de",
+        "-action reboot=shutdown",
+        "-global ICH9-LPC.disable_s3=1",
+        "-global isa-debugcon.iobase=0x402",
+        "-audiodev none,id=x",
+        "-machine smm=off",
+        "-A",
+        "-s 0:0,hostbridge",
+        "-s 31,lpc",
+    ],
+)
+def test_what_changes_nothing_is_taken_with_a_note(line: str) -> None:
+    arguments = parse(f"{line} ovmf")
+    assert arguments.firmware == "ovmf"
+    assert len(arguments.notes) == 1
+    assert line.replace("--", "-") in arguments.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("-cpu qemu64", "-cpu qemu64: the guest sees the host's processor"),
+        ("-cpu host,-svm", "-cpu host,-svm: the guest sees"),
+        ("-cdrom x", "-cdrom x: there are no disks"),
+        ("-hda d", "-hda d: there are no disks"),
+        ("-drive file=x,if=virtio", "-drive file=x,if=virtio: there are no disks"),
+        ("-drive x", "-drive x: there are no disks"),
+        ("-device virtio-blk-pci,drive=x", "-device virtio-blk-pci,drive=x: there are no disks"),
+        ("-device nvme", "-device nvme: there are no disks"),
+        ("-device e1000,netdev=n", "-device e1000,netdev=n: there is no network"),
+        ("-device qemu-xhci", "-device qemu-xhci: there is no USB"),
+        ("-device virtio-vga", "-device virtio-vga: there is no display"),
+        ("-device ramfb", "-device ramfb: there is no display"),
+        ("-device isa-debug-exit,iobase=0xf4", "a guest ends the run by powering off"),
+        ("-device pvpanic", "-device pvpanic: no such device here; known are vmgenid and vmcoreinfo"),
+        ("-netdev user,id=n", "-netdev user,id=n: there is no network"),
+        ("-monitor stdio", "-monitor stdio: there is no monitor"),
+        ("-qmp stdio", "-qmp stdio: there is no monitor"),
+        ("-display gtk", "-display gtk: there is no display"),
+        ("-s", "-s: there is no debugger"),
+        ("-S", "-S: there is no debugger"),
+        ("-s 2,virtio-blk,disk.img", "there are no devices in slots"),
+        ("-rtc base=localtime", "-rtc base=localtime: the clock is the host's, in UTC"),
+        ("-machine q35,smm=on", "-machine smm=on: there is no such mode"),
+        ("-machine q35,accel=tcg", "-machine accel=tcg: the accelerators are -accel auto, kvm and kvm+softcpu"),
+        ("-machine q35,foo=on", "-machine foo=on: no such property here; known are type, fwcfg"),
+        ("-global cfi.pflash01.secure=on", "devices have no such properties"),
+        ("-serial stdio -serial file:x", "-serial file:x: there is one such port"),
+        ("-trace x", "-trace x: instructions are not logged; --trace PATH"),
+        ("-smpx 4", "unknown option -smpx"),
+        ("-acpit file=x", "unknown option -acpit"),
+        ("-smp=4", "unknown option -smp=4"),
+        ("-serialnone", "unknown option -serialnone"),
+        ("-smp", "-smp: its value is missing"),
+        ("-cdrom", "-cdrom: its value is missing"),
+        ("ovmf seabios", "one FIRMWARE at the most, not ovmf and seabios"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(line: str, reason: str) -> None:
+    assert reason in refused(line)[0]
+
+
+def test_all_that_cannot_be_served_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(shlex.split("boot -cpu host -hda disk.img -net user -zzz -device virtio-rng-pci ovmf"))
+    lines = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert len(lines) == 4
+    for line, start in zip(
+        lines, ("-hda disk.img:", "-net user:", "-device virtio-rng-pci:", "unknown option -zzz"), strict=True
+    ):
+        assert line.startswith(f"vmm: {start}")
+
+
+@pytest.mark.parametrize("words", [["help", "boot"], ["boot", "--help"], ["boot", "-help"], ["boot", "-h", "-zzz"]])
+def test_help(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    assert capsys.readouterr().out.startswith("usage: vmm boot [FIRMWARE]")
+
+
+def test_help_for_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "fly"]) == 2
+    assert "unknown command 'fly'" in capsys.readouterr().err
+    assert main(["help"]) == 0

@@ -1,0 +1,260 @@
+"""The words of QEMU's and bhyve's command lines that vmm has nothing for: what each would want, and what becomes of it.
+
+What changes nothing here is taken, with a note; the rest is refused by name, with the reason. This is the one table of
+such words; it is loaded only for a command line that has one, or that names devices, drives or a machine.
+"""
+
+import re
+from typing import NamedTuple
+
+from vmm.options import split_commas
+
+ANY = r".*"
+"""Every value, or none, changes nothing here."""
+
+
+class Word(NamedTuple):
+    """An option of another VMM."""
+
+    has_value: bool
+    why: str
+    """Why it can't be served, or need not be."""
+    harmless: str | None = None
+    """Regular expression of the values that change nothing here; None: there are none."""
+
+
+class Sorted(NamedTuple):
+    """A command line's options, foreign words taken out."""
+
+    options: list[tuple[str, str | None]]
+    notes: list[str]
+    """What was taken though it changes nothing."""
+    refusals: list[str]
+    """What can't be served; not empty: there must be no machine."""
+
+
+DISKS = "there are no disks; firmware's flash is -drive if=pflash"
+DISPLAY = "there is no display; the consoles are -serial and -debugcon"
+MONITOR = "there is no monitor; Ctrl-A X ends the machine, and Python or pytest steer it"
+NETWORK = "there is no network"
+USB = "there is no USB"
+AUDIO = "there is no sound"
+DEBUGGER = "there is no debugger for the guest"
+LOG = "instructions are not logged; --trace PATH logs what the guest does with fw_cfg"
+MIGRATION = "a machine's state can be neither saved nor moved"
+CONSOLES = "a console's target stands behind -serial or -debugcon: stdio, file:PATH or none"
+DIRECTORIES = "there are no shared directories"
+FOREGROUND = "vmm stays in the foreground; the shell's & puts it elsewhere"
+PRIVILEGES = "vmm changes nobody's rights; start it as the user that it shall be"
+XEN = "there is no Xen"
+NO_CONFIG = "there are no configuration files"
+MEMORY = "RAM is anonymous memory, taken when the guest first touches it"
+RESET = "a reset by the guest ends the machine, with status 1"
+DEVICES = "no such device here; known are vmgenid and vmcoreinfo"
+
+_RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
+_ACTION = r"(reboot=shutdown|shutdown=poweroff)"
+_S3 = r"(ICH9-LPC|PIIX4_PM)\.disable_s[34]=(1|on)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s[34],value=(1|on)"
+_DEBUGCON = r"isa-debugcon\.iobase=0x402|driver=isa-debugcon,property=iobase,value=0x402"
+
+
+def _flags(why: str, *words: str, harmless: str | None = None) -> dict[str, Word]:
+    return dict.fromkeys(words, Word(False, why, harmless))
+
+
+def _values(why: str, *words: str, harmless: str | None = None) -> dict[str, Word]:
+    return dict.fromkeys(words, Word(True, why, harmless))
+
+
+WORDS: dict[str, Word] = {
+    # QEMU 7.2
+    **_values(DISKS, *(f"-{name}" for name in ("hda", "hdb", "hdc", "hdd", "fda", "fdb", "cdrom", "sd", "mtdblock"))),
+    **_values(DISKS, "-blockdev", "-iscsi"),
+    **_flags("there are no disks; readonly=on behind VARS' -drive keeps its file as it is", "-snapshot"),
+    **_flags("there are no floppy disks", "-no-fd-bootchk", harmless=ANY),
+    **_flags("there are no disks", "-win2k-hack", harmless=ANY),
+    **_values(DISPLAY, "-display", "-vga", "-vnc", harmless="none"),
+    **_flags(DISPLAY, "-nographic", harmless=ANY),
+    **_values(DISPLAY, "-spice", "-rotate"),
+    **_flags(DISPLAY, "-full-screen", "-portrait"),
+    **_values("there is no keyboard", "-k", harmless=ANY),
+    **_values(AUDIO, "-audio", "-audiodev", harmless=r"(driver=)?none(,.*)?"),
+    **_flags(AUDIO, "-audio-help"),
+    **_values(NETWORK, "-net", "-nic", harmless="none"),
+    **_values(NETWORK, "-netdev"),
+    **_values(MONITOR, "-monitor", "-qmp", "-qmp-pretty", harmless="none"),
+    **_values(MONITOR, "-mon"),
+    **_flags(MONITOR, "-preconfig"),
+    **_values("there is no parallel port", "-parallel", harmless="none"),
+    **_values(CONSOLES, "-chardev"),
+    **_values("Ctrl-A is the only escape character", "-echr"),
+    **_flags(USB, "-usb"),
+    **_values(USB, "-usbdevice"),
+    **_values(DIRECTORIES, "-fsdev", "-virtfs"),
+    **_values("there is no TPM", "-tpmdev"),
+    **_values("there is no watchdog", "-watchdog-action"),
+    **_values("a PC has no device tree", "-dtb"),
+    **_values("give it to firmware as -fw_cfg name=genroms/NAME,file=PATH", "-option-rom"),
+    **_values(
+        "the guest sees the host's processor, as KVM offers it", "-cpu", harmless=r"(host|max)(,migratable=o\w+)?"
+    ),
+    **_flags("KVM runs the guest anyway; -accel says how", "-enable-kvm", harmless=ANY),
+    **_values("all RAM is one node", "-numa"),
+    **_values(MEMORY, "-mem-path"),
+    **_flags(MEMORY, "-mem-prealloc", harmless=ANY),
+    **_values(MEMORY, "-overcommit", harmless=r"(mem-lock|cpu-pm)=off(,(mem-lock|cpu-pm)=off)?"),
+    **_flags("the HPET is always there", "-no-hpet"),
+    **_flags("ACPI is always there", "-no-acpi"),
+    **_values("the clock is the host's, in UTC", "-rtc", harmless=rf"{_RTC}(,{_RTC})*"),
+    **_values("guest time is the host's", "-icount"),
+    **_values("devices have no such properties", "-global", harmless=rf"{_S3}|{_DEBUGCON}"),
+    **_values("devices have no such properties", "-set"),
+    **_values("there are no such objects", "-object", "-add-fd"),
+    **_flags(RESET, "-no-reboot", harmless=ANY),
+    **_values(f"{RESET}; powering off, with status 0", "-action", harmless=rf"{_ACTION}(,{_ACTION})*"),
+    **_flags("powering off ends the machine, with status 0", "-no-shutdown"),
+    **_flags(DEBUGGER, "-s", "-S", "-singlestep"),
+    **_values(DEBUGGER, "-gdb"),
+    **_values(LOG, "-d", "-D", "-dfilter", "-trace", "-plugin"),
+    **_flags(LOG, "-enable-sync-profile"),
+    **_values("a name is on no window here", "-name", harmless=ANY),
+    **_values("messages on stderr are as they are", "-msg", harmless=ANY),
+    **_values("it is about QEMU's own interfaces", "-compat", harmless=ANY),
+    **_values("nothing here takes random numbers from it", "-seed", harmless=ANY),
+    **_values("firmware has a name (vmm info lists them) or a path", "-L"),
+    **_flags("there are no default devices", "-nodefaults", harmless=ANY),
+    **_flags(NO_CONFIG, "-no-user-config", harmless=ANY),
+    **_values(NO_CONFIG, "-readconfig"),
+    **_values(FOREGROUND, "-pidfile"),
+    **_flags(FOREGROUND, "-daemonize"),
+    **_flags(FOREGROUND, "-async-teardown", harmless=ANY),
+    **_values(PRIVILEGES, "-chroot", "-runas", "-sandbox"),
+    **_values(MIGRATION, "-incoming", "-loadvm", "-dump-vmstate"),
+    **_flags(MIGRATION, "-only-migratable"),
+    **_values(XEN, "-xen-domid"),
+    **_flags(XEN, "-xen-attach", "-xen-domid-restrict"),
+    **_flags("write vmm --version", "-version"),
+    # bhyve, FreeBSD 14; its -k, -D and -S are QEMU's here
+    **_flags("ACPI tables are always there", "-A", harmless=ANY),
+    **_flags("HLT and PAUSE are KVM's matter", "-H", "-P", harmless=ANY),
+    **_flags("unknown MSRs are KVM's matter", "-w", harmless=ANY),
+    **_flags("the clock is in UTC", "-u", harmless=ANY),
+    **_values(NO_CONFIG, "-o"),
+    **_values("vCPUs are threads; pin them with taskset", "-p"),
+    **_values(DEBUGGER, "-G"),
+    **_flags("there are no core files of guests", "-C"),
+}
+
+_BHYVE_SLOT = re.compile(r"\d+(:\d+){0,2},(?P<device>.*)")
+"""What stands behind bhyve's -s; QEMU's has no value."""
+
+_DEVICES = {
+    r"virtio-(blk|scsi).*|vhost-user-blk.*|(ide|scsi|nvme|ahci|ich9-ahci|floppy|lsi|megasas|sdhci)\b.*": DISKS,
+    r"virtio-net.*|e1000.*|rtl8139.*|vmxnet3.*|pcnet.*|ne2k.*|igb.*": NETWORK,
+    r"usb-.*|.*[xeuo]hci.*": USB,
+    r"VGA.*|.*vga.*|virtio-gpu.*|qxl.*|ramfb.*|bochs-display.*": DISPLAY,
+    r"tpm-.*": "there is no TPM",
+    r"isa-debugcon.*|isa-serial.*": CONSOLES,
+    r"virtio-9p.*|vhost-user-fs.*": DIRECTORIES,
+    r"isa-debug-exit.*": "there is no such port; a guest ends the run by powering off",
+    r"(?!vmgenid\b|vmcoreinfo\b).*": DEVICES,
+}
+
+_MACHINE_HARMLESS = (
+    r"accel=kvm(:.*)?|(usb|smm|vmport|graphics|nvdimm|hmat|i8042)=off|vmport=auto|(acpi|pit|hpet|kernel-irqchip)=on"
+    r"|(dump-guest-core|mem-merge|suppress-vmdesc)=o\w+"
+)
+_MACHINE_REFUSED = {"accel": "the accelerators are -accel auto, kvm and kvm+softcpu", "smm": "there is no such mode"}
+_MACHINE_TYPES = {"pc-q35-": "q35", "pc-i440fx-": "pc"}
+"""What QEMU's versioned machines begin with."""
+
+
+def has_value(word: str, following: str | None) -> bool | None:
+    """Return whether a value stands behind a foreign word; None: the word is nobody's."""
+    if word == "-s" and following is not None and _BHYVE_SLOT.fullmatch(following):
+        return True
+    if word == "-pflash":
+        return True
+    known = WORDS.get(word)
+    return None if known is None else known.has_value
+
+
+def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -> Sorted:
+    """Take the foreign words out of a command line's options, and foreign values out of ours.
+
+    Args:
+        options: words with their values, ours and foreign ones; others are taken for ours.
+        machine_keys: what may stand behind -machine.
+    """
+    result = Sorted([], [], [])
+    given: set[str] = set()
+    for word, value in options:
+        text = word if value is None else f"{word} {value}"
+        if word == "-pflash" and value is not None:
+            result.options.append(("-drive", f"if=pflash,format=raw,file={value.replace(',', ',,')}"))
+        elif word in {"-serial", "-debugcon"} and value is not None:
+            _console(word, value, result, again=word in given)
+        elif word == "-device" and value is not None:
+            why = next((why for names, why in _DEVICES.items() if re.fullmatch(names, value)), None)
+            _take(word, value, why, result)
+        elif word == "-drive" and value is not None:
+            _take(word, value, None if "if=pflash" in split_commas(value) else DISKS, result)
+        elif word == "-machine" and value is not None:
+            _machine(value, machine_keys, result)
+        elif word == "-s" and value is not None:
+            slot = _BHYVE_SLOT.fullmatch(value)
+            if slot is not None and slot["device"] in {"hostbridge", "lpc", "amd_hostbridge"}:
+                result.notes.append(f"{text} changes nothing: it is always there")
+            else:
+                result.refusals.append(f"{text}: there are no devices in slots: neither disks nor network")
+        elif word in WORDS:
+            known = WORDS[word]
+            if known.harmless is not None and re.fullmatch(known.harmless, value or "", re.DOTALL):
+                result.notes.append(f"{text} changes nothing: {known.why}")
+            else:
+                result.refusals.append(f"{text}: {known.why}")
+        else:
+            result.options.append((word, value))
+        given.add(word)
+    return result
+
+
+def _take(word: str, value: str, why: str | None, result: Sorted) -> None:
+    if why is None:
+        result.options.append((word, value))
+    else:
+        result.refusals.append(f"{word} {value}: {why}")
+
+
+def _console(word: str, value: str, result: Sorted, *, again: bool) -> None:
+    if again and value == "none":
+        result.notes.append(f"{word} {value} changes nothing: there is one such port")
+    elif again:
+        result.refusals.append(f"{word} {value}: there is one such port, and it has a target already")
+    elif value == "mon:stdio":
+        result.options.append((word, "stdio"))
+        result.notes.append(f"{word} {value} is stdio alone: {MONITOR}")
+    else:
+        result.options.append((word, value))
+
+
+def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> None:
+    kept: list[str] = []
+    for position, part in enumerate(split_commas(value)):
+        key, separator, name = part.partition("=")
+        if not separator and position == 0:
+            key, name = "type", part
+        if key == "type":
+            board = next((board for start, board in _MACHINE_TYPES.items() if name.startswith(start)), None)
+            if board is not None:
+                result.notes.append(f"-machine {name} is {board}: boards have no versions here")
+            kept.append(f"type={board or name}")
+        elif key in keys or not re.fullmatch(r"[\w.-]+", key):
+            kept.append(part.replace(",", ",,"))
+        elif re.fullmatch(_MACHINE_HARMLESS, part):
+            result.notes.append(f"-machine {part} changes nothing here")
+        else:
+            why = _MACHINE_REFUSED.get(key, f"no such property here; known are {', '.join(keys)}")
+            result.refusals.append(f"-machine {part}: {why}")
+    if kept:
+        result.options.append(("-machine", ",".join(kept)))
