@@ -194,10 +194,10 @@ def _board(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
 
 
 def _chassis(_machine: SmbiosDescription, user: _Fields) -> list[bytes]:
-    other, safe, no_security = 1, 3, 3
+    other, safe, unknown = 1, 3, 2
     chassis = _Structure(3, _CHASSIS_HANDLE).text(user.text("manufacturer", "vmm")).put("B", other)
     chassis.text(user.text("version"), user.text("serial"), user.text("asset"))
-    chassis.put("BBBBIBBBB", safe, safe, safe, no_security, 0, 0, 0, 0, 0).text(user.text("sku"))
+    chassis.put("BBBBIBBBB", safe, safe, safe, unknown, 0, 0, 0, 0, 0).text(user.text("sku"))
     return [chassis.encode()]
 
 
@@ -307,9 +307,9 @@ def _oem_strings(_machine: SmbiosDescription, given: Sequence[SmbiosOption]) -> 
 
 
 def _onboard_device(index: int, user: _Fields) -> bytes:
-    enabled, other = 0x80, 1
+    enabled, other, first = 0x80, 1, 1
     device = _Structure(41, 0x2900 + index).text(user.text("designation"))
-    device.put("BBHBB", enabled | user.number("kind", other), user.number("instance"), 0, 0, 0)
+    device.put("BBHBB", enabled | user.number("kind", other), user.number("instance", first), 0, 0, 0)
     return device.encode()
 
 
