@@ -48,6 +48,11 @@ class InputFile(NamedTuple):
         return f"InputFile({str(self.path)!r}, {len(self.data)} bytes)"
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file that we may see; a directory that we may not look into has none."""
+    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises there
+
+
 _gives_up_at: float | None = None
 
 

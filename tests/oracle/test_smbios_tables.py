@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from qemu_qtest import Qemu
 
+from vmm.config.machine import MachineConfig
+from vmm.devices.fw_cfg_format import Key
 from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE, SmbiosDescription, build_smbios
 from vmm.tables.smbios_options import DEVICE_KINDS, FIELDS, SmbiosOption, check_together, split_structures
 
@@ -101,6 +103,13 @@ def of_ours(arguments: list[str], memory: int, entry_point: int) -> dict[str, by
     check_together(options)
     version = (3, 0) if entry_point == 64 else (2, 8)
     return build_smbios(SmbiosDescription(*MEMORIES[memory], version=version, options=options))
+
+
+def test_the_uuid_is_the_machines_too(tmp_path: Path) -> None:
+    text = "type=1,uuid=4600cb32-38ec-4b2f-8acb-81c6ea54f2d8"
+    ours = MachineConfig.create("probe", smbios=text).uuid
+    with Qemu(tmp_path, 64 << 20, ["-smbios", text]) as qemu:
+        assert qemu.item(Key.UUID, 16) == ours
 
 
 def comparable(tables: bytes) -> list[bytes]:

@@ -230,6 +230,21 @@ def test_descriptors_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cod
     assert any("system management mode" in note for note in load(code, variables).notes)
 
 
+@pytest.mark.usefixtures("ordinary_permissions")
+def test_a_home_that_nobody_may_look_into_has_no_firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(search, "BHYVE_PLACES", search.BHYVE_PLACES[:1])
+    (tmp_path / "qemu").mkdir()
+    tmp_path.chmod(0)
+    try:
+        search.descriptors()
+        with pytest.raises(ConfigError, match="no bhyve firmware on this host"):
+            search.locate("bhyve")
+    finally:
+        tmp_path.chmod(0o700)
+
+
 def test_flash_drives(code: Path, variables: Path, single: Path) -> None:
     images = images_of([PflashDrive(code, readonly=True), PflashDrive(variables)])
     assert images.variables is not None

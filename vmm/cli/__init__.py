@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("vmm: interrupted")
         return ExitStatus.INTERRUPTED
     except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            say(f"vmm: {(error.strerror or '').lower()}; raise the limit of open files: ulimit -n")
+            return ExitStatus.HOST_LACKS
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO}:
             raise
         say(f"vmm: cannot write all of the output: {error.strerror}")

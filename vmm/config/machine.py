@@ -333,6 +333,9 @@ class MachineConfig(_Fields):
 
             given = several(smbios, "smbios", str, bytes, Mapping, SmbiosOption)
             fields["smbios"] = tuple(map(SmbiosOption.parse, given))
+            for option in fields["smbios"]:
+                # As in QEMU it is the machine's, in fw_cfg too.
+                fields["uuid"] = dict(option.fields).get("uuid", fields["uuid"])
         if acpi_tables:
             from vmm.tables.acpi_user import UserTable  # noqa: PLC0415
 

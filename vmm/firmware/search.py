@@ -4,6 +4,7 @@ QEMU's firmware descriptors come first (docs/interop/firmware.json in QEMU's sou
 file is what, and which VARS belongs to which CODE), then the places where distributions are known to put images.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ class Descriptor(NamedTuple):
             "uefi" in self.interfaces
             and "x86_64" in self.architectures
             and "requires-smm" not in self.features
-            and self.code.is_file()
-            and (self.variables is None or self.variables.is_file())
+            and inputs.is_file(self.code)
+            and (self.variables is None or inputs.is_file(self.variables))
         )
 
 
@@ -103,7 +104,7 @@ def locate(name: str) -> Located:
         places = SEABIOS_PLACES if name == "seabios" else BHYVE_PLACES
         candidates = [Located(_expand(place)) for place in places]
     for candidate in candidates:
-        if candidate.code.is_file() and (candidate.variables is None or candidate.variables.is_file()):
+        if inputs.is_file(candidate.code) and (candidate.variables is None or inputs.is_file(candidate.variables)):
             return candidate
     raise ConfigError(f"no {name} firmware on this host: {REMEDIES[name]}")
 
@@ -112,8 +113,10 @@ def descriptors() -> list[Descriptor]:
     """Return the raw-flash descriptors of this host in QEMU's order; those that can't be read are left out."""
     files: dict[str, Path] = {}
     for directory in map(_expand, DESCRIPTOR_DIRECTORIES):
-        for path in directory.glob("*.json"):
-            files.setdefault(path.name, path)
+        # Path.glob raises where nobody may look into the directory.
+        with suppress(OSError):
+            for path in directory.glob("*.json"):
+                files.setdefault(path.name, path)
     found = (_descriptor(files[name]) for name in sorted(files))
     return [descriptor for descriptor in found if descriptor is not None]
 
@@ -128,7 +131,7 @@ def variables_template(code: Path, size: int) -> Path | None:
         if old in code.name:
             renamed = code.with_name(code.name.replace(old, new))
             candidates += [renamed, renamed.with_name(renamed.name.replace(".secboot", ""))]
-    return next((path for path in candidates if path.is_file() and path.stat().st_size == size), None)
+    return next((path for path in candidates if inputs.is_file(path) and path.stat().st_size == size), None)
 
 
 def description(code: Path) -> Descriptor | None:

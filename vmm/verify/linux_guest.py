@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm import directories
 from vmm.errors import HostError
+from vmm.inputs import is_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +49,7 @@ class LinuxFiles:
         """
         base = cache()
         paths = [base / name for name in FILES]
-        if not all(path.is_file() for path in paths):
+        if not all(map(is_file, paths)):
             raise HostError(
                 f"no Linux to boot in {base}: vmm fetch-linux gets Debian's there; elsewhere, put {', '.join(FILES)} "
                 "(a static one) there yourself"

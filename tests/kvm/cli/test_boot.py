@@ -333,6 +333,17 @@ def test_a_full_disk_of_a_report_or_a_log_is_the_hosts_lack(option: str) -> None
     assert "the guest powered the machine off" in run.stderr, "the run is reported all the same"
 
 
+@pytest.mark.parametrize("limit", range(5, 12))
+def test_too_few_files_are_said_in_one_line(limit: int) -> None:
+    boot = shlex.join([*VMM, "boot", "exit", "-q", "-accel", "kvm"])
+    run = subprocess.run(
+        ["bash", "-c", f"ulimit -n {limit}; exec {boot}"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode in {0, 4}
+    if run.returncode:
+        assert re.fullmatch(r"vmm: .*too many open files.*ulimit -n\n", run.stderr, re.IGNORECASE)
+
+
 def test_a_console_file_that_is_full_is_the_hosts_lack() -> None:
     run = vmm("boot", "probe", "-debugcon", "file:/dev/full")
     assert run.returncode == 4
