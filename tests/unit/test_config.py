@@ -192,6 +192,22 @@ def test_the_command_line_of_a_kernel_is_bytes(image: FirmwareImages, tmp_path: 
         MachineConfig.create(image, kernel=kernel, append="a\0b")
 
 
+def test_a_config_can_be_printed(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"BM" + bytes(5 << 20))
+    large = str(tmp_path / "large")
+    config = MachineConfig.create(
+        "probe", kernel=large, initrd=large, fw_cfg={"opt/a": Path(large)}, boot=f"splash={large}"
+    )
+    assert len(repr(config)) < 2000
+    assert f"initrd=InputFile({large!r}, {(5 << 20) + 2} bytes)" in repr(config)
+
+
+def test_a_machine_without_firmware_needs_memory_too(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(bytes(100))
+    with pytest.raises(ConfigError, match="-m 8M: a machine without firmware needs 16M or more"):
+        MachineConfig.create("none", kernel=tmp_path / "kernel", direct=True, memory="8M")
+
+
 def test_longest_name_is_taken(image: FirmwareImages) -> None:
     name = "opt/" + "x" * 51
     assert MachineConfig.create(image, fw_cfg={name: b""}).fw_cfg[0].name == name

@@ -24,6 +24,7 @@ from vmm.config.parts import (
     Target,
     TargetKind,
     parse_choice,
+    parse_devices,
     parse_memory,
     several,
 )
@@ -318,7 +319,7 @@ class MachineConfig(_Fields):
             "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
             "exit_times": exit_times,
             "trace": None if trace is None else str(trace),
-            **_devices(several(devices, "devices", str)),
+            **parse_devices(several(devices, "devices", str)),
         }
         if e820:
             from vmm.tables.e820 import E820Entry  # noqa: PLC0415  # few machines have these, and all start faster so
@@ -354,33 +355,6 @@ class MachineConfig(_Fields):
             initrd=_input_file(initrd, "-initrd"),
             **fields,
         )
-
-
-def _devices(texts: Iterable[str]) -> dict[str, Any]:
-    """Return the fields that ``-device`` texts set.
-
-    Raises:
-        ConfigError: no such device, or a bad property.
-    """
-    fields: dict[str, Any] = {}
-    for text in texts:
-        keys = options.parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
-        driver = keys.get("driver")
-        if driver not in {"vmgenid", "vmcoreinfo"}:
-            raise ConfigError(f"-device {text}: no such device here; known are vmgenid and vmcoreinfo")
-        if driver in fields:
-            raise ConfigError(f"-device {driver}: a machine has one at the most")
-        if driver == "vmgenid":
-            from uuid import uuid4  # noqa: PLC0415  # see create
-
-            guid = keys.get("guid", "auto")
-            generation = uuid4() if guid == "auto" else options.parse_uuid(guid, "-device vmgenid,guid=")
-            fields[driver] = generation.bytes_le
-        elif "guid" in keys:
-            raise ConfigError(f"-device {text}: vmcoreinfo has no guid")
-        else:
-            fields[driver] = True
-    return fields
 
 
 def _bytes(value: str | bytes | None, name: str) -> bytes | None:

@@ -208,7 +208,7 @@ class PflashDrive(NamedTuple):
         if keys.get("if") != "pflash":
             raise ConfigError(f"-drive {text}: only if=pflash exists here: firmware flash")
         if keys.get("format", "raw") != "raw":
-            raise ConfigError(f"-drive {text}: format={keys['format']} is not known; raw is: qemu-img convert -O raw")
+            raise ConfigError(f"-drive {text}: format={keys['format']} is not known; raw is (qemu-img convert -O raw)")
         if not keys.get("file"):
             raise ConfigError(f"-drive {text}: file=PATH is missing")
         unit = keys.get("unit")
@@ -263,6 +263,33 @@ def parse_memory(value: str | int, option: str = "-m") -> int:
         return value
     size = options.parse_keys(value, option, known=("size",), implied="size")["size"]
     return options.parse_size(size, option, unit="m")
+
+
+def parse_devices(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the fields of a `MachineConfig` that ``-device`` texts set.
+
+    Raises:
+        ConfigError: no such device, or a bad property.
+    """
+    fields: dict[str, Any] = {}
+    for text in texts:
+        keys = options.parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
+        driver = keys.get("driver")
+        if driver not in {"vmgenid", "vmcoreinfo"}:
+            raise ConfigError(f"-device {text}: no such device here; known are vmgenid and vmcoreinfo")
+        if driver in fields:
+            raise ConfigError(f"-device {driver}: a machine has one at the most")
+        if driver == "vmgenid":
+            from uuid import uuid4  # noqa: PLC0415  # for one device
+
+            guid = keys.get("guid", "auto")
+            generation = uuid4() if guid == "auto" else options.parse_uuid(guid, "-device vmgenid,guid=")
+            fields[driver] = generation.bytes_le
+        elif "guid" in keys:
+            raise ConfigError(f"-device {text}: vmcoreinfo has no guid")
+        else:
+            fields[driver] = True
+    return fields
 
 
 def several(value: Any, name: str, *single: type) -> tuple[Any, ...]:

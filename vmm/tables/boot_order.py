@@ -33,6 +33,10 @@ class Splash(NamedTuple):
     path: Path
     """Where it was read."""
 
+    def __repr__(self) -> str:
+        """Leave the contents out, which may be megabytes."""
+        return f"Splash({self.name}, {len(self.data)} bytes)"
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a picture's file.
