@@ -50,7 +50,8 @@ class Options:
         kind = FIELDS[number][key]
         if isinstance(kind, int):
             # QEMU leaves a processor id of 0 out.
-            return self._random.choice([str, hex])(self._random.choice([1, kind, self._random.randint(1, kind)]))
+            number = self._random.choice([1, kind, self._random.randint(1, kind)])
+            return self._random.choice([str(number), hex(number)])
         if isinstance(kind, tuple):
             return self._random.choice(DEVICE_KINDS)
         if kind == "switch":

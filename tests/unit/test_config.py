@@ -178,7 +178,12 @@ def test_one_where_several_may_be(image: FirmwareImages) -> None:
 
 def test_a_uuid_in_smbios_is_the_machines(image: FirmwareImages) -> None:
     uuids = [UUID(int=number) for number in range(3)]
-    smbios = ["type=1,product=x", f"type=1,uuid={uuids[1]}", {"type": 1, "uuid": uuids[2]}, "type=2,serial=y"]
+    smbios: list[str | dict[str, object]] = [
+        "type=1,product=x",
+        f"type=1,uuid={uuids[1]}",
+        {"type": 1, "uuid": uuids[2]},
+        "type=2,serial=y",
+    ]
     assert MachineConfig.create(image, uuid=uuids[0], smbios=smbios).uuid == uuids[2].bytes
     assert MachineConfig.create(image, uuid=uuids[0], smbios=smbios[:1]).uuid == uuids[0].bytes
 

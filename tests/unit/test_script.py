@@ -65,5 +65,5 @@ def test_a_script_that_waits_for_nothing_is_refused(tmp_path: Path) -> None:
         read_script(path)
     with pytest.raises(ConfigError, match="there is no step in it"):
         read_script(write(tmp_path, "# nothing\n"))
-    with pytest.raises(ConfigError, match=r"missing: cannot read: no such file or directory"):
+    with pytest.raises(ConfigError, match=r"--script: cannot read .*missing: no such file or directory"):
         read_script(str(tmp_path / "missing"))

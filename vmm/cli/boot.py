@@ -95,8 +95,8 @@ def run(words: list[str]) -> int:
     deadline = _parse_timeout(arguments.timeout)
     if arguments.until is not None:
         _check_pattern(arguments.until, "--until")
-    steps = _read_script(arguments)
     with inputs.patience(deadline):
+        steps = _read_script(arguments)
         config = config_from(arguments)
     _check_page(arguments)
     with Outputs(config, {"--json": arguments.json, "--html": arguments.html}) as outputs:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import ConfigError
+from vmm.inputs import read_file
 from vmm.run.expect import compile_pattern, encode
 from vmm.run.keys import key
 from vmm.run.outcome import Reason
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
+
+_LIMIT = 1 << 20
+"""Bytes of a script."""
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "e": "\x1b", "\\": "\\"}
 
@@ -42,10 +46,8 @@ def read_script(path: str) -> list[Step]:
     Raises:
         ConfigError: the file cannot be read, or a line makes no sense: it is named.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise ConfigError(f"--script {path}: cannot read: {(error.strerror or str(error)).lower()}") from None
+    text = read_file(Path(path), "--script", limit=_LIMIT)
+    lines = text.decode("utf-8", "surrogateescape").splitlines()
     steps: list[Step] = []
     deadline: float | None = None
     for number, line in enumerate(lines, 1):
