@@ -129,7 +129,7 @@ def test_no_config_is_unchecked(image: FirmwareImages, fields: dict[str, object]
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"cpus": 2.0}, "-smp: must be int, not float: 2.0"),
+        ({"cpus": 2.0}, "cpus: must be int, not float: 2.0"),
         ({"max_cpus": "2"}, "max_cpus: must be int, not str"),
         ({"memory": 2.0}, "-m: must be int, not float"),
         ({"memory": True}, "-m: must be int, not bool"),
@@ -245,8 +245,12 @@ def test_smp(text: str, counts: tuple[int, int]) -> None:
     "text", ["", "0", "-1", "x", "4,sockets=2", "4,cores=2", "4,threads=2", "300", "4,maxcpus=0", "4,4"]
 )
 def test_smp_refused(image: FirmwareImages, text: str) -> None:
+    def create() -> None:
+        count = CpuCount.parse(text)
+        MachineConfig.create(image, cpus=count.boot, max_cpus=count.most)
+
     with pytest.raises(ConfigError, match="-smp"):
-        MachineConfig.create(image, cpus=text)
+        create()
 
 
 def test_memory() -> None:

@@ -133,7 +133,7 @@ def test_every_input_is_protected(tmp_path: Path) -> None:
     table.write_bytes(b"SSDT" + (36).to_bytes(4, "little") + bytes(28))
     structure.write_bytes(bytes((200, 4, 0, 2, 0, 0)))
     for path in (kernel, initrd, splash):
-        path.write_bytes(b"x")
+        path.write_bytes(b"BM")
     machine = MachineConfig.create(
         rom,
         acpi_tables=[f"file={table}"],

@@ -25,7 +25,7 @@ class MachineOptions(TypedDict, total=False):
         variables: the user's VARS file; without it the guest writes a private copy of the template.
         persist: write what the guest stores back into ``variables``, which is the default, or into a firmware that is
             one file with both.
-        cpus: vCPUs at boot, or ``-smp``'s text; 1.
+        cpus: vCPUs at boot; 1.
         max_cpus: CPUs that the tables have room for; ``cpus``.
         memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
         machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
@@ -57,7 +57,7 @@ class MachineOptions(TypedDict, total=False):
 
     variables: str | Path | None
     persist: bool | None
-    cpus: int | str
+    cpus: int
     max_cpus: int | None
     memory: str | int
     machine: MachineType | str

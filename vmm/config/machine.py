@@ -15,7 +15,6 @@ from vmm.config.parts import (
     MAX_MEMORY,
     MEBIBYTE,
     Accelerator,
-    CpuCount,
     Dispatch,
     FwCfgItem,
     FwCtlItem,
@@ -262,7 +261,7 @@ class MachineConfig(_Fields):
         *,
         variables: str | Path | None = None,
         persist: bool | None = None,
-        cpus: int | str = 1,
+        cpus: int = 1,
         max_cpus: int | None = None,
         memory: str | int = DEFAULT_MEMORY,
         machine: MachineType | str = MachineType.AUTO,
@@ -299,10 +298,9 @@ class MachineConfig(_Fields):
             ConfigError: any of these makes no sense, or names a file that is unusable.
         """
         # First what is read from words alone, then the files: one may be a pipe that lets us wait.
-        count = CpuCount.parse(cpus)
         fields: dict[str, Any] = {
-            "cpus": count.boot,
-            "max_cpus": count.most if max_cpus is None else max_cpus,
+            "cpus": cpus,
+            "max_cpus": cpus if max_cpus is None else max_cpus,
             "memory": parse_memory(memory),
             "machine": parse_choice(MachineType, machine, "-machine"),
             "interface": parse_choice(Interface, fwcfg, "fwcfg="),

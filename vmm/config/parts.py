@@ -226,15 +226,12 @@ class CpuCount(NamedTuple):
     most: int
 
     @classmethod
-    def parse(cls, value: int | str, option: str = "-smp") -> Self:
-        """Read QEMU's ``[cpus=]N[,maxcpus=M][,sockets=1][,cores=N][,threads=1]``, or a number.
+    def parse(cls, value: str, option: str = "-smp") -> Self:
+        """Read QEMU's ``[cpus=]N[,maxcpus=M][,sockets=1][,cores=N][,threads=1]``.
 
         Raises:
             ConfigError: another key, not a number, or a topology that this machine does not have.
         """
-        if not isinstance(value, str):
-            options.check_type(value, option, int)
-            return cls(value, value)
         keys = options.parse_keys(value, option, known=("cpus", "maxcpus", *_TOPOLOGY), implied="cpus")
         numbers = {
             key: options.parse_int(number, option if key == "cpus" else f"{option} {key}=")
