@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from vmm.errors import ExpectError
+from vmm.errors import ExpectError, HostError
 from vmm.run.console import Stream
 from vmm.run.expect import Pattern, compile_pattern, compile_patterns, encode, quoted
 from vmm.run.outcome import Outcome, Reason
@@ -136,6 +136,7 @@ class Runnable:
             deadline: seconds this call may take; None waits for ever.
 
         Raises:
+            HostError: stdout did not take all of it.
             VmmError: as `run`, and so are ValueError and RuntimeError.
         """
         from vmm.run.terminal import Terminal  # noqa: PLC0415  # few runs ask
@@ -143,6 +144,8 @@ class Runnable:
         say = partial(print, file=sys.stderr, flush=True)
         with Terminal([self._serial], self.send, self.stop, say) as terminal:
             outcome = self.run(deadline=deadline, on_poll=lambda _: terminal.poll())
+        if terminal.lost:
+            raise HostError(terminal.lost)
         self._runner.mark_read(self._serial)
         return outcome
 

@@ -73,14 +73,16 @@ def test_a_power_off_between_the_match_and_the_stop_is_told_to_the_next_run(vmm_
         assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
 
 
-def test_a_power_off_after_the_match_and_before_the_stop_is_told_to_the_next_run(vmm_machine: MachineFactory) -> None:
+def test_an_end_after_the_match_and_before_the_stop_is_told_to_the_next_run(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine("probe", accel="kvm")
     matched = threading.Event()
 
     def serve() -> None:
+        if matched.is_set():
+            return
         machine.debugcon.write(b"now")
         assert matched.wait(GENEROUS)
-        Power(machine._lifetime).power_off()
+        Power(machine._lifetime).reset("not what the guest does later")
 
     def on_poll(machine: Machine) -> None:
         if machine._lifetime.end is not None:
@@ -88,7 +90,7 @@ def test_a_power_off_after_the_match_and_before_the_stop_is_told_to_the_next_run
 
     with_debug_port(machine, serve)
     assert machine.run(until="now", deadline=GENEROUS, on_poll=on_poll).reason is Reason.UNTIL
-    assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
+    assert machine.run(deadline=GENEROUS).reason is Reason.RESET
 
 
 def test_text_between_the_match_and_the_stop_is_found_by_the_next_run(vmm_machine: MachineFactory) -> None:
@@ -176,10 +178,14 @@ def test_memory_stays_as_long_as_a_vcpu_does_not_stop(
         entered.set()
         let_go.wait()
 
+    def stop_when_entered(machine: Machine) -> None:
+        if entered.is_set():
+            machine.stop()
+
     machine = with_debug_port(vmm_machine("probe", cpus=2, accel=accel), serve)
     try:
         with pytest.raises(KvmError, match=r"vcpu0\b.* did not stop within 0.3 s"):
-            machine.run(deadline=GENEROUS, on_poll=lambda machine: entered.is_set() and machine.stop())
+            machine.run(deadline=GENEROUS, on_poll=stop_when_entered)
         with pytest.raises(KvmError, match=r"vcpu0\b.* did not stop within 0.3 s"):
             machine.close()
         assert len(machine.memory.read(0, 4)) == 4
