@@ -14,6 +14,9 @@ from vmm.installation import version
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SCHEMA = "vmm-info/1"
+"""Names what ``vmm info --json`` prints; changes when a key goes or means something else."""
+
 Info = dict[str, Any]
 """The object that ``vmm info --json`` prints."""
 
@@ -21,6 +24,7 @@ Info = dict[str, Any]
 def collect() -> Info:
     """Ask the host; what is missing is described, not raised."""
     return {
+        "schema": SCHEMA,
         "vmm": version(),
         "python": platform.python_version(),
         "kernel": os.uname().release,

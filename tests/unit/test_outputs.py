@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import pytest
 
@@ -29,13 +29,16 @@ def open_files() -> int:
 
 
 def python(
-    program: str, *words: str | Path, prefix: tuple[str, ...] = (), **options: object
+    program: str,
+    *words: str | Path,
+    prefix: tuple[str, ...] = (),
+    stdout: IO[str] | int = subprocess.PIPE,
+    stderr: IO[str] | int = subprocess.PIPE,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program that knows the names of both modules, in a process of its own."""
     imports = "import os, sys; from vmm.config.outputs import *; from vmm.config.machine import *\n"
     command = [*prefix, sys.executable, "-c", imports + program, *map(str, words)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.run(command, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, timeout=60, check=False)
 
 
 def test_the_old_document_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -193,8 +196,8 @@ os.write(number, b"after\\n")
 """
     for path in (out, Path(f"/dev/fd/{number}"), Path("/dev/stdout" if number == 1 else "/dev/stderr")):
         with out.open("w") as file:
-            stream: dict[str, Any] = {"stdout" if number == 1 else "stderr": file}
-            run = python(program, str(number), path, **stream)
+            streams = (file, subprocess.PIPE) if number == 1 else (subprocess.PIPE, file)
+            run = python(program, str(number), path, stdout=streams[0], stderr=streams[1])
         assert run.returncode == 0
         assert out.read_text() == "before\nlog\nafter\n"
 

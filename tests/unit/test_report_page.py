@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 from html_page import check_self_contained, read
+from report_schema import check_report
 
 from vmm.report import page as report_page
 from vmm.report import text
 from vmm.report.pictures import WIDTH, events, memory, sparks, ticks, timeline
-from vmm.report.schema import Report
 from vmm.run.outcome import Reason
+
+Report = Any
+"""Made up, and then checked by the schema."""
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b\u202e\udcff"
 
@@ -24,10 +27,15 @@ def request(oid: str, **answer: Any) -> Report:
     return {"t_s": 0.1, "operation": "GET", "txid": 1, "oid": oid, "error": "OK", "matched": oid, "value": "", **answer}
 
 
+def event(t_s: float, kind: str, subject: int | str, words: str | None = None) -> Report:
+    return {"t_s": t_s, "kind": kind, "subject": subject, "event": str(subject) if words is None else words}
+
+
 def histogram(name: str, kind: str, address: int, *buckets: tuple[int, int]) -> Report:
     numbers = dict.fromkeys(("total_ns", "p50_ns", "p90_ns", "p99_ns", "max_ns"), 2048)
     count = sum(count for _, count in buckets)
-    return {"name": name, "kind": kind, "address": address, "count": count, **numbers, "buckets": list(buckets)}
+    shown = {"name": name, "kind": kind, "address": address, "is_write": name.startswith("out")}
+    return {**shown, "count": count, **numbers, "buckets": [list(bucket) for bucket in buckets]}
 
 
 @pytest.fixture
@@ -35,6 +43,7 @@ def report() -> Report:
     """What SeaBIOS on two CPUs might leave."""
     times = [histogram("out 0x402", "port", 0x402, (64, 3)), histogram("exit io", "exit", 2, (8, 1), (4096, 9))]
     return {
+        "schema": "vmm-report/1",
         "outcome": {
             "reason": "until",
             "exit_status": 0,
@@ -82,10 +91,10 @@ def report() -> Report:
         },
         "accelerator": {"name": "kvm", "why": "asked for", "instructions": 0, "kvm_steps": 0, "interrupts": 0},
         "timeline": [
-            {"t_s": 0.0, "event": "vCPU 0 started"},
-            {"t_s": 0.001, "event": "first output on debugcon"},
-            {"t_s": 0.03, "event": "vCPU 1 started"},
-            {"t_s": 0.06, "event": "until"},
+            event(0.0, "vcpu-started", 0, "vCPU 0 started"),
+            event(0.001, "first-output", "debugcon", "first output on debugcon"),
+            event(0.03, "vcpu-started", 1, "vCPU 1 started"),
+            event(0.06, "end", "until"),
         ],
     }
 
@@ -105,7 +114,9 @@ def with_fwctl(report: Report, *requests: Report, probes: int = 1) -> Report:
 
 def text_of(report: Report) -> str:
     """The page's text, single-spaced, of a report that came through JSON."""
-    html = report_page.render(json.loads(json.dumps(report)))
+    read_again = json.loads(json.dumps(report))
+    check_report(read_again)
+    html = report_page.render(read_again)
     check_self_contained(html)
     return " ".join(read(html).text.split())
 
@@ -138,7 +149,7 @@ def test_nothing_of_guest_or_user_is_markup(report: Report) -> None:
     report["fw_cfg"]["items"].append(item(HOSTILE, 0x21, selects=1))
     report["fw_cfg"]["never_read"].append(HOSTILE)
     report["console_tails"]["debugcon"] = HOSTILE
-    report["timeline"].append({"t_s": 0.07, "event": HOSTILE})
+    report["timeline"].append(event(0.07, "end", HOSTILE))
     report["exits"]["by_device"][0]["name"] = HOSTILE
     report["accelerator"]["why"] = HOSTILE
     html = report_page.render(report)
@@ -152,7 +163,7 @@ def test_nothing_of_guest_or_user_is_markup(report: Report) -> None:
 
 def test_nothing_of_an_fwctl_guest_is_markup(report: Report) -> None:
     with_fwctl(report, request(HOSTILE, operation=HOSTILE, matched=HOSTILE, error=HOSTILE))
-    report["timeline"].append({"t_s": 0.07, "event": f"fwctl GET {HOSTILE}"})
+    report["timeline"].append(event(0.07, "fwctl-request", HOSTILE, f"fwctl GET {HOSTILE}"))
     report["fwctl"]["never_asked"] = [HOSTILE]
     html = report_page.render(report)
     check_self_contained(html)
@@ -241,8 +252,8 @@ def test_a_thousand_items_are_all_there_and_mostly_folded(report: Report) -> Non
 
 def test_many_vcpus_are_one_line_and_a_staircase(report: Report) -> None:
     report["cpus"] |= {"requested": 255, "started": 255, "max": 255}
-    started = [{"t_s": number / 100, "event": f"vCPU {number} started"} for number in range(255)]
-    report["timeline"] = [*started, {"t_s": 2.6, "event": "until"}]
+    started = [event(number / 100, "vcpu-started", number, f"vCPU {number} started") for number in range(255)]
+    report["timeline"] = [*started, event(2.6, "end", "until")]
     assert events(report) == [(0.0, "255 vCPUs started, number 0 first, 254 last at 2.54 s"), (2.6, "until")]
     lane = timeline(report).lanes[0]
     assert (lane.note, lane.marks) == ("255 of 255", ())
@@ -323,11 +334,13 @@ def test_the_software_cpus_counters(report: Report) -> None:
         "why": "asked for",
         "instructions": 1234567,
         "kvm_steps": 8,
+        "interrupts": 5,
         "swaps": 3,
     }
     text = text_of(report)
     assert "1,234,567 instructions that the software CPU executed 8 single instructions" in text
-    assert "interrupts delivered" not in text
+    assert "5 interrupts delivered" in text
+    assert "HLT instructions" not in text
 
 
 def test_a_power_off_too_early_is_told(report: Report) -> None:

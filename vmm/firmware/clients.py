@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+SCHEMA = "vmm-firmware/1"
+"""Names what ``vmm firmware --json`` prints; changes when a key goes or means something else."""
+
 FW_CFG = "fw_cfg"
 FWCTL = "fwctl"
 
@@ -150,6 +153,7 @@ class FirmwareAnalysis:
     def as_dict(self) -> dict[str, Any]:
         """Return the analysis in types that JSON knows."""
         return {
+            "schema": SCHEMA,
             "path": str(self.path),
             "size": self.size,
             "kind": self.kind,

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from vmm.report.schema import SCHEMA
 from vmm.run.console import strip_escapes
 
 if TYPE_CHECKING:
+    from typing import Literal
+
+    from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.machine import Machine
-    from vmm.report.schema import Report
+    from vmm.report.schema import (
+        AcceleratorReport,
+        CpusReport,
+        EventReport,
+        ExitsReport,
+        FwCfgReport,
+        FwctlReport,
+        ItemReport,
+        Report,
+        RequestReport,
+        TimesReport,
+    )
     from vmm.run.console import Stream
     from vmm.run.outcome import Outcome
+    from vmm.run.timeline import TimelineEvent
 
 TAIL_LINES = 40
 TAIL_BYTES = 4096
@@ -23,6 +39,7 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
     config = machine.config
     images = config.firmware
     report: Report = {
+        "schema": SCHEMA,
         "outcome": {
             "reason": outcome.reason.value,
             "exit_status": int(outcome.exit_status),
@@ -32,39 +49,54 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
         },
         "firmware": {
             "path": str(images.path),
-            "kind": str(images.kind),
-            "interface": str(machine.interface),
+            "kind": images.kind.value,
+            "interface": cast("Literal['qemu', 'bhyve']", machine.interface.value),
             "interface_why": machine.interface_choice.why,
             "variables": None if images.variables is None else str(images.variables.path),
             "variables_persist": images.variables is not None and images.variables.persist,
             "notes": list(images.notes),
         },
-        "machine": str(config.machine_type),
+        "machine": cast("Literal['q35', 'pc', 'bhyve']", config.machine_type.value),
         "cpus": _cpus(machine),
         "memory": {
             "size": config.memory,
             "regions": [
-                {"gpa": region.gpa, "size": region.size, "kind": region.kind, "read_only": region.read_only}
+                {
+                    "gpa": region.gpa,
+                    "size": region.size,
+                    "kind": cast("Literal['ram', 'rom']", region.kind),
+                    "read_only": region.read_only,
+                }
                 for region in machine.memory.regions()
             ],
         },
         "consoles": {stream.name: stream.total for stream in (machine.serial, machine.debugcon)},
         "console_tails": {stream.name: _tail(stream) for stream in (machine.serial, machine.debugcon)},
+        "exits": _exits(machine),
+        "accelerator": cast("AcceleratorReport", machine.accelerator_report()),
+        "timeline": [_event(event) for event in machine.timeline],
     }
     if config.vmgenid is not None:
         from uuid import UUID  # noqa: PLC0415  # few machines have one
 
         report["vmgenid"] = {"guid": str(UUID(bytes_le=config.vmgenid)), "address": machine.vmgenid_address}
     if config.vmcoreinfo:
-        report["vmcoreinfo"] = machine.vmcoreinfo and machine.vmcoreinfo._asdict()
-    report |= _interface(machine)
-    report["exits"] = _exits(machine)
-    report["accelerator"] = machine.accelerator_report()
-    report["timeline"] = [{"t_s": round(event.t_s, 6), "event": event.event} for event in machine.timeline]
+        note = machine.vmcoreinfo
+        report["vmcoreinfo"] = (
+            None if note is None else {"guest_format": note.guest_format, "size": note.size, "address": note.address}
+        )
+    if machine.fwctl is not None:
+        report["fwctl"] = _fwctl(machine, machine.fwctl)
+    elif machine.fw_cfg is not None:
+        report["fw_cfg"] = _fw_cfg(machine.fw_cfg)
     return report
 
 
-def _cpus(machine: Machine) -> Report:
+def _event(event: TimelineEvent) -> EventReport:
+    return {"t_s": round(event.t_s, 6), "kind": event.kind.value, "subject": event.subject, "event": event.event}
+
+
+def _cpus(machine: Machine) -> CpusReport:
     started = sorted(seconds for seconds in machine.started_s() if seconds is not None)
     return {
         "requested": machine.config.cpus,
@@ -80,24 +112,18 @@ def _tail(stream: Stream) -> str:
     return "\n".join(data.decode("utf-8", "replace").rstrip().splitlines()[-TAIL_LINES:])
 
 
-def _interface(machine: Machine) -> Report:
-    if machine.fwctl is not None:
-        return {"fwctl": _fwctl(machine, machine.fwctl)}
-    if machine.fw_cfg is None:
-        return {}
-    items = machine.fw_cfg.items()
+def _fw_cfg(fw_cfg: FwCfg) -> FwCfgReport:
+    items = fw_cfg.items()
     return {
-        "fw_cfg": {
-            "items": [item._asdict() for item in items],
-            "never_read": [item.name for item in items if not item.selects],
-            "probes": machine.fw_cfg.probes,
-        }
+        "items": [cast("ItemReport", item._asdict()) for item in items],
+        "never_read": [item.name for item in items if not item.selects],
+        "probes": fw_cfg.probes,
     }
 
 
-def _fwctl(machine: Machine, fwctl: Fwctl) -> Report:
+def _fwctl(machine: Machine, fwctl: Fwctl) -> FwctlReport:
     return {
-        "requests": [request.as_dict(machine.started_ns) for request in fwctl.requests],
+        "requests": [cast("RequestReport", request.as_dict(machine.started_ns)) for request in fwctl.requests],
         "count": fwctl.request_count,
         "probes": fwctl.probes,
         "oids": list(fwctl.oids),
@@ -105,7 +131,7 @@ def _fwctl(machine: Machine, fwctl: Fwctl) -> Report:
     }
 
 
-def _exits(machine: Machine) -> Report:
+def _exits(machine: Machine) -> ExitsReport:
     ports = [*machine.ports.ranges(), *machine.mmio.ranges()]
     return {
         "by_reason": machine.exit_counts(),
@@ -114,6 +140,6 @@ def _exits(machine: Machine) -> Report:
             for area in sorted(ports, key=lambda area: -(area.reads + area.writes))
             if area.reads or area.writes
         ],
-        "times": [times.summary() for times in machine.exit_times()],
+        "times": [cast("TimesReport", times.summary()) for times in machine.exit_times()],
         "times_lost": machine.exit_times_lost(),
     }

@@ -5,16 +5,16 @@ Made of the object that ``--json`` writes and of nothing else, so that a page ca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vmm.report import html
 from vmm.report.pictures import events, memory, sparks, timeline
 from vmm.report.text import SILENT, rows, seconds, size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from vmm.report.schema import Report
+    from vmm.report.schema import ItemReport, Report, TimesReport
 
 _FACTS = ("firmware", "variables", "machine", "interface", "CPUs", "vmgenid", "vmcoreinfo", "host")
 """Rows of the text that say what was booted; the page has sections for the others."""
@@ -65,7 +65,7 @@ def render(report: Report) -> str:
     meaning = _MEANINGS.get(outcome["reason"], "")
     if outcome["reason"] == "power-off" and outcome["exit_status"]:
         meaning += _TOO_EARLY
-    accelerator = report["accelerator"]
+    counters = cast("Mapping[str, object]", report["accelerator"])
     times = report["exits"]["times"]
     filters: dict[str, Callable[..., object]] = {
         "seconds": seconds,
@@ -84,7 +84,7 @@ def render(report: Report) -> str:
         events=events(report),
         memory=memory(report),
         items=_items(report),
-        counters=[(accelerator[key], words) for key, words in _COUNTERS.items() if key in accelerator],
+        counters=[(counters[key], words) for key, words in _COUNTERS.items() if key in counters],
         times=times,
         devices=[_device(report, row) for row in times],
         sparks=sparks(times),
@@ -94,20 +94,20 @@ def render(report: Report) -> str:
     )
 
 
-def _items(report: Report) -> list[Report]:
+def _items(report: Report) -> list[ItemReport]:
     """Return the items that the guest selected or wrote."""
-    items = report.get("fw_cfg", {}).get("items", ())
+    items = report["fw_cfg"]["items"] if "fw_cfg" in report else ()
     return [item for item in items if item["selects"] or item["writes"]]
 
 
-def _device(report: Report, times: Report) -> str:
+def _device(report: Report, times: TimesReport) -> str:
     """Return which device a histogram of a port or a page belongs to; "" if none, or for exit reasons."""
     kind, first = times["kind"], times["address"]
     last = first if kind == "port" else first | 0xFFF
     for area in report["exits"]["by_device"] if kind != "exit" else ():
         # No MMIO range of ours is as low as the last port.
         if (area["last"] <= 0xFFFF) == (kind == "port") and area["first"] <= last and first <= area["last"]:
-            return str(area["name"])
+            return area["name"]
     return ""
 
 

@@ -11,7 +11,7 @@ from vmm.report.text import seconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.report.schema import Report
+    from vmm.report.schema import EventReport, Report, TimesReport
 
 WIDTH = 960
 """Units of a picture; the page scales it."""
@@ -24,10 +24,6 @@ _MOST_TICKS = 8
 
 _MARKED_STARTS = 16
 """vCPUs beyond which marks would hide the staircase."""
-
-_VCPU = "vCPU "
-_FIRST_OUTPUT = "first output on "
-_FWCTL = "fwctl "
 
 SPARK_WIDTH, SPARK_HEIGHT = 160, 18
 _SPARK_BAR = 2.2
@@ -79,38 +75,36 @@ class Timeline:
 
 def timeline(report: Report) -> Timeline:
     """Place what happened along an axis that begins with the first run and ends with the last."""
-    events = [(event["t_s"], event["event"]) for event in report["timeline"]]
-    end: float = max([report["outcome"]["elapsed_s"], *(t_s for t_s, _ in events), 1e-6])
+    events = report["timeline"]
+    end: float = max([report["outcome"]["elapsed_s"], *(event["t_s"] for event in events), 1e-6])
     scale = (WIDTH - _LEFT - _RIGHT) / end
 
     def place(t_s: float) -> float:
         return round(_LEFT + max(t_s, 0.0) * scale, 2)
 
-    def mark(t_s: float, tip: str, label: str = "") -> Mark:
-        x = place(t_s)
-        return Mark(x, f"{seconds(t_s)}: {tip}", label, "start" if x < WIDTH * 0.7 else "end")
+    def mark(event: EventReport, label: str = "") -> Mark:
+        x = place(event["t_s"])
+        words = f"{label}, {seconds(event['t_s'])}" if label else ""
+        return Mark(x, f"{seconds(event['t_s'])}: {event['event']}", words, "start" if x < WIDTH * 0.7 else "end")
 
-    starts = [(t_s, what) for t_s, what in events if what.startswith(_VCPU)]
+    starts = [event for event in events if event["kind"] == "vcpu-started"]
     y = _CPU_LANE
     requested = report["cpus"]["requested"]
-    area = _growth([place(t_s) for t_s, _ in starts], place(end), y, requested)
-    marks = [mark(t_s, what) for t_s, what in starts] if len(starts) <= _MARKED_STARTS else []
+    area = _growth([place(event["t_s"]) for event in starts], place(end), y, requested)
+    marks = list(map(mark, starts)) if len(starts) <= _MARKED_STARTS else []
     lanes = [Lane("vCPUs", y, _CPU_LANE - 8, tuple(marks), f"{len(starts)} of {requested}", area)]
-    for t_s, what in events:
-        if what.startswith(_FIRST_OUTPUT):
+    for event in events:
+        if event["kind"] == "first-output":
             y += _LANE
-            shown = mark(t_s, what, f"first output, {seconds(t_s)}")
-            lanes.append(Lane(what.removeprefix(_FIRST_OUTPUT), y, _LANE - 8, (shown,)))
-    requests = [mark(t_s, what) for t_s, what in events if what.startswith(_FWCTL)]
+            lanes.append(Lane(str(event["subject"]), y, _LANE - 8, (mark(event, "first output"),)))
+    requests = [mark(event) for event in events if event["kind"] == "fwctl-request"]
     if requests:
         y += _LANE
         lanes.append(Lane("fwctl", y, _LANE - 8, tuple(requests)))
-    rest = [event for event in events if not event[1].startswith((_VCPU, _FIRST_OUTPUT, _FWCTL))]
-    if rest:
+    ends = [event for event in events if event["kind"] == "end"]
+    if ends:
         y += _LANE
-        marks = [mark(t_s, what) for t_s, what in rest[:-1]]
-        t_s, what = rest[-1]
-        marks.append(mark(t_s, what, f"{what}, {seconds(t_s)}"))
+        marks = [*map(mark, ends[:-1]), mark(ends[-1], ends[-1]["event"])]
         lanes.append(Lane("end", y, _LANE - 8, tuple(marks)))
     return Timeline(tuple(lanes), tuple((place(t_s), words) for t_s, words in ticks(end)), y + _AXIS, y + 6)
 
@@ -137,22 +131,21 @@ def ticks(end: float) -> list[tuple[float, str]]:
 def events(report: Report) -> list[tuple[float, str]]:
     """Return the list of events for reading: vCPUs that start in a row are one line, fwctl's requests are elsewhere."""
     lines: list[tuple[float, str]] = []
-    starts: list[tuple[float, str]] = []
+    starts: list[EventReport] = []
 
     def take_starts() -> None:
         if len(starts) < MERGED_STARTS:
-            lines.extend(starts)
+            lines.extend((event["t_s"], event["event"]) for event in starts)
         else:
-            (_, first), (t_s, last) = starts[0], starts[-1]
-            names = [name.removeprefix(_VCPU).removesuffix(" started") for name in (first, last)]
-            words = f"{len(starts)} vCPUs started, number {names[0]} first, {names[1]} last at {seconds(t_s)}"
-            lines.append((starts[0][0], words))
+            first, last = starts[0], starts[-1]
+            words = f"number {first['subject']} first, {last['subject']} last at {seconds(last['t_s'])}"
+            lines.append((first["t_s"], f"{len(starts)} vCPUs started, {words}"))
         starts.clear()
 
     for event in report["timeline"]:
-        if event["event"].startswith(_VCPU):
-            starts.append((event["t_s"], event["event"]))
-        elif not event["event"].startswith(_FWCTL):
+        if event["kind"] == "vcpu-started":
+            starts.append(event)
+        elif event["kind"] != "fwctl-request":
             take_starts()
             lines.append((event["t_s"], event["event"]))
     take_starts()
@@ -202,7 +195,7 @@ class Sparks:
     bar = _SPARK_BAR
 
 
-def sparks(times: Sequence[Report]) -> Sparks | None:
+def sparks(times: Sequence[TimesReport]) -> Sparks | None:
     """Place the buckets of all histograms; None if there is none."""
     starts = [max(start, 1) for row in times for start, _ in row["buckets"]]
     if not starts:
@@ -210,7 +203,7 @@ def sparks(times: Sequence[Report]) -> Sparks | None:
     low, high = min(starts), max(*starts, 2 * min(starts))
     scale = (SPARK_WIDTH - _SPARK_BAR) / math.log(high / low)
 
-    def bars(row: Report) -> tuple[tuple[float, float], ...]:
+    def bars(row: TimesReport) -> tuple[tuple[float, float], ...]:
         most = max((count for _, count in row["buckets"]), default=1)
         return tuple(
             (

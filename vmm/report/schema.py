@@ -1,11 +1,255 @@
-"""The report of a run as an object."""
+"""The report of a run as an object: what ``--json`` writes, with the meaning of everything in it.
+
+docs/schemas/report.schema.json is made of these types (scripts/report-schema). A key may be added at any time;
+``schema`` changes when one goes or means something else. Sizes are in bytes, addresses are the guest's physical ones,
+times are seconds since the first run began unless a name says otherwise.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Final, Literal, NotRequired, TypedDict
 
-Report = dict[str, Any]
-"""The object that ``--json`` prints."""
+SCHEMA: Final = "vmm-report/1"
+
+
+class OutcomeReport(TypedDict):
+    """How the run ended."""
+
+    reason: Literal[
+        "until",
+        "power-off",
+        "reset",
+        "triple-fault",
+        "emulation-failure",
+        "kvm-failure",
+        "device-failure",
+        "timeout",
+        "interrupted",
+        "stopped",
+    ]
+    exit_status: int
+    """What vmm boot returns to its shell; 0: the guest reached what was waited for."""
+    elapsed_s: float
+    """Since this run began."""
+    message: str
+    """One line for people."""
+    details: str
+    """More lines of evidence, such as registers; may be empty."""
+
+
+class FirmwareReport(TypedDict):
+    """What was booted."""
+
+    path: str
+    kind: Literal["ovmf", "seabios", "bhyve", "probe", "none", "unknown"]
+    interface: Literal["qemu", "bhyve"]
+    """What answers at ports 0x510 and 0x511: QEMU's fw_cfg or bhyve's fwctl."""
+    interface_why: str
+    variables: str | None
+    """The file of the variable store; null: the firmware has none."""
+    variables_persist: bool
+    """Whether what the guest stored was written back into it."""
+    notes: list[str]
+    """What was decided about the files, one sentence each."""
+
+
+class CpusReport(TypedDict):
+    """The vCPUs."""
+
+    requested: int
+    max: int
+    """That the tables have room for."""
+    started: int
+    all_started_s: float | None
+    """When the last one executed its first instruction, after the first one did; null: not all have."""
+
+
+class RegionReport(TypedDict):
+    """Guest physical addresses with memory behind them."""
+
+    gpa: int
+    size: int
+    kind: Literal["ram", "rom"]
+    read_only: bool
+
+
+class MemoryReport(TypedDict):
+    """The guest's memory."""
+
+    size: int
+    """Of RAM."""
+    regions: list[RegionReport]
+    """What was mapped when the run ended, by address."""
+
+
+class VmgenidReport(TypedDict):
+    """The VM generation id."""
+
+    guid: str
+    address: int | None
+    """Where firmware has placed it; null: nowhere."""
+
+
+class VmcoreinfoReport(TypedDict):
+    """Where the guest's kernel says that its crash notes are."""
+
+    guest_format: int
+    size: int
+    address: int
+
+
+class ItemReport(TypedDict):
+    """An item of fw_cfg, and what the guest did with it."""
+
+    name: str
+    key: int
+    size: int
+    selects: int
+    reads: int
+    """Port accesses and DMA transfers that delivered bytes of it; a string instruction's batch is one."""
+    bytes_read: int
+    writes: int
+    read_to_end: bool
+    """Whether its last byte was delivered."""
+
+
+class FwCfgReport(TypedDict):
+    """QEMU's fw_cfg."""
+
+    items: list[ItemReport]
+    """By key."""
+    never_read: list[str]
+    """Names of items that were never selected."""
+    probes: int
+    """How often the signature was asked for."""
+
+
+class RequestReport(TypedDict):
+    """A request to fwctl, and its answer."""
+
+    t_s: float
+    operation: str
+    txid: int
+    oid: str
+    """As the guest spelled it."""
+    error: str
+    """OK, or bhyve's name of the error."""
+    matched: str | None
+    """The OID that was answered; null: none."""
+    value: str
+    """In hexadecimal."""
+
+
+class FwctlReport(TypedDict):
+    """bhyve's fwctl."""
+
+    requests: list[RequestReport]
+    """The last ones, if there were many."""
+    count: int
+    """Of all requests."""
+    probes: int
+    """How often the signature was read."""
+    oids: list[str]
+    """Offered."""
+    never_asked: list[str]
+    """Of those."""
+
+
+class AreaReport(TypedDict):
+    """A device's ports (up to 0xffff) or addresses, and how often the guest accessed them."""
+
+    name: str
+    first: int
+    last: int
+    reads: int
+    writes: int
+
+
+class TimesReport(TypedDict):
+    """How long vmm took for an exit reason, or for the answer of the device at a port or in a page."""
+
+    name: str
+    kind: str
+    """exit, port or page."""
+    address: int
+    """The port, the page's address, or the number of the exit reason."""
+    is_write: bool
+    count: int
+    total_ns: int
+    p50_ns: int
+    p90_ns: int
+    p99_ns: int
+    max_ns: int
+    buckets: list[list[int]]
+    """Pairs: from how many nanoseconds on, how many."""
+
+
+class ExitsReport(TypedDict):
+    """Why the guest came to vmm."""
+
+    by_reason: dict[str, int]
+    """How often KVM_RUN returned, of all vCPUs together."""
+    by_device: list[AreaReport]
+    """The busiest first; those that were never accessed are missing."""
+    times: list[TimesReport]
+    """Of --exit-times; what took longest in all first."""
+    times_lost: int
+    """How many measurements are not in there."""
+
+
+class AcceleratorReport(TypedDict):
+    """Who executed the guest's instructions, and how many where."""
+
+    name: Literal["kvm", "kvm+softcpu"]
+    why: str
+    instructions: int
+    """Executed by the software CPU."""
+    kvm_steps: int
+    """Single instructions that it handed to KVM."""
+    interrupts: int
+    """Delivered to the vCPUs by the software CPU."""
+    halts: NotRequired[int]
+    swaps: NotRequired[int]
+    """Times that it went from one vCPU to another."""
+    invalidations: NotRequired[int]
+    """Times that a device's write or a new memory map dropped translated code."""
+    translations_flushed: NotRequired[int]
+    """Times that all translated code was dropped because its buffer was full."""
+
+
+class EventReport(TypedDict):
+    """Something that happened."""
+
+    t_s: float
+    kind: Literal["vcpu-started", "first-output", "fwctl-request", "end"]
+    subject: int | str
+    """Of vcpu-started the vCPU's index, of first-output the console, of fwctl-request the OID, of end the reason."""
+    event: str
+    """The same for people."""
+
+
+class Report(TypedDict):
+    """The report of a run of vmm boot."""
+
+    schema: Literal["vmm-report/1"]
+    outcome: OutcomeReport
+    firmware: FirmwareReport
+    machine: Literal["q35", "pc", "bhyve"]
+    cpus: CpusReport
+    memory: MemoryReport
+    consoles: dict[str, int]
+    """Bytes that the guest printed, by console."""
+    console_tails: dict[str, str]
+    """The last lines of each, without terminal escape sequences."""
+    vmgenid: NotRequired[VmgenidReport]
+    vmcoreinfo: NotRequired[VmcoreinfoReport | None]
+    """null: the machine has the device, and no kernel has written to it."""
+    fw_cfg: NotRequired[FwCfgReport]
+    fwctl: NotRequired[FwctlReport]
+    exits: ExitsReport
+    accelerator: AcceleratorReport
+    timeline: list[EventReport]
+    """In order."""
 
 
 def as_json(report: Report) -> str:

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 from vmm.legible import legible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from vmm.report.schema import Report
+    from vmm.report.schema import (
+        AcceleratorReport,
+        CpusReport,
+        ExitsReport,
+        FwCfgReport,
+        FwctlReport,
+        ItemReport,
+        Report,
+    )
 
 INTERFACE_NAMES = {"qemu": "QEMU's fw_cfg", "bhyve": "bhyve's fwctl"}
 
@@ -72,7 +80,7 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "consoles", SILENT
 
 
-def _cpu_words(cpus: Report) -> str:
+def _cpu_words(cpus: CpusReport) -> str:
     words = f"{cpus['requested']} asked for, {cpus['started']} started"
     if cpus["all_started_s"] is not None and cpus["requested"] > 1:
         words += f", the last after {seconds(cpus['all_started_s'])}"
@@ -81,7 +89,7 @@ def _cpu_words(cpus: Report) -> str:
     return words
 
 
-def _fw_cfg_rows(fw_cfg: Report) -> Iterator[tuple[str, str]]:
+def _fw_cfg_rows(fw_cfg: FwCfgReport) -> Iterator[tuple[str, str]]:
     if not fw_cfg["probes"]:
         yield "fw_cfg", "the firmware never looked for it"
         return
@@ -93,7 +101,7 @@ def _fw_cfg_rows(fw_cfg: Report) -> Iterator[tuple[str, str]]:
         yield "  never read", ", ".join(fw_cfg["never_read"])
 
 
-def _fwctl_rows(fwctl: Report) -> Iterator[tuple[str, str]]:
+def _fwctl_rows(fwctl: FwctlReport) -> Iterator[tuple[str, str]]:
     if not fwctl["probes"]:
         yield "fwctl", "the firmware never looked for it"
         return
@@ -109,8 +117,8 @@ def _fwctl_rows(fwctl: Report) -> Iterator[tuple[str, str]]:
         yield "  never asked", ", ".join(fwctl["never_asked"])
 
 
-def _item_words(item: Report) -> str:
-    words: str = item["name"]
+def _item_words(item: ItemReport) -> str:
+    words = item["name"]
     if item["writes"]:
         words += f" (written {item['writes']} times)"
     elif item["selects"] > 1:
@@ -120,17 +128,17 @@ def _item_words(item: Report) -> str:
     return words
 
 
-def _exit_words(exits: Report) -> str:
+def _exit_words(exits: ExitsReport) -> str:
     reasons = ", ".join(
         f"{name} {count:,}" for name, count in sorted(exits["by_reason"].items(), key=lambda pair: -pair[1])
     )
-    busiest: Sequence[Report] = exits["by_device"][:SHOWN_PORTS]
+    busiest = exits["by_device"][:SHOWN_PORTS]
     devices = ", ".join(f"{area['name']} {area['reads'] + area['writes']:,}" for area in busiest)
     words = f"{reasons or 'none'}{f'; accesses: {devices}' if devices else ''}"
     return words + (f"; {exits['times_lost']:,} too many for the table of times" if exits["times_lost"] else "")
 
 
-def _host_words(accelerator: Report) -> str:
+def _host_words(accelerator: AcceleratorReport) -> str:
     if accelerator["name"] == "kvm":
         return f"plain KVM ({accelerator['why']})" if accelerator["why"] else "plain KVM"
     words = f"software CPU beside KVM ({accelerator['why']})"

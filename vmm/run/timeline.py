@@ -1,6 +1,7 @@
 """What happened in a machine's runs, and when."""
 
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -9,11 +10,27 @@ if TYPE_CHECKING:
     from vmm.run.lifetime import Lifetime
 
 
+class EventKind(StrEnum):
+    """What an event is, and what its subject."""
+
+    VCPU_STARTED = "vcpu-started"
+    """The vCPU's index."""
+    FIRST_OUTPUT = "first-output"
+    """The console's name."""
+    FWCTL_REQUEST = "fwctl-request"
+    """The OID."""
+    END = "end"
+    """Of a run; the reason."""
+
+
 class TimelineEvent(NamedTuple):
     """Something that happened, in seconds since the first run began."""
 
     t_s: float
+    kind: EventKind
+    subject: int | str
     event: str
+    """For people."""
 
 
 def collect_timeline(
@@ -29,16 +46,21 @@ def collect_timeline(
     """
     start = lifetime.started_ns
     events = [
-        TimelineEvent((vcpu.started_ns - start) / 1e9, f"vCPU {index} started")
+        TimelineEvent((vcpu.started_ns - start) / 1e9, EventKind.VCPU_STARTED, index, f"vCPU {index} started")
         for index, vcpu in enumerate(vcpus)
         if vcpu.started_ns
     ]
     events += [
-        TimelineEvent(stream.first_at - start / 1e9, f"first output on {stream.name}")
+        TimelineEvent(
+            stream.first_at - start / 1e9, EventKind.FIRST_OUTPUT, stream.name, f"first output on {stream.name}"
+        )
         for stream in streams
         if stream.first_at is not None
     ]
     if fwctl is not None:
-        events += [TimelineEvent((r.time_ns - start) / 1e9, f"fwctl {r}") for r in fwctl.requests]
-    events += [TimelineEvent(t_s, reason.value) for t_s, reason in lifetime.ends]
+        events += [
+            TimelineEvent((request.time_ns - start) / 1e9, EventKind.FWCTL_REQUEST, request.oid, f"fwctl {request}")
+            for request in fwctl.requests
+        ]
+    events += [TimelineEvent(t_s, EventKind.END, reason.value, reason.value) for t_s, reason in lifetime.ends]
     return sorted(events, key=lambda event: event.t_s)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from vmm.verify.result import Row, Subject, Verification
 
+SCHEMA = "vmm-verify/1"
+"""Names what ``--json`` prints; changes when a key goes or means something else."""
+
 WIDTH = 118
 _WIDEST = 38
 _INDENT = "      "
@@ -22,6 +25,7 @@ _INDENT = "      "
 def as_object(verification: Verification) -> dict[str, Any]:
     """Return what ``--json`` prints."""
     return {
+        "schema": SCHEMA,
         "ok": verification.ok,
         "firmware": verification.firmware,
         "machine": verification.machine,

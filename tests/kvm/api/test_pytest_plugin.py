@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_schema import check_report
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -74,6 +75,7 @@ def test_consoles_trace_and_report_are_kept(artifacts: Path) -> None:
     assert "cpus started: 2" in (kept / "debugcon.txt").read_text()
     assert (kept / "serial.txt").read_text() == ""
     report = json.loads((kept / "report.json").read_text())
+    check_report(report)
     assert report["outcome"]["reason"] == "power-off"
     assert report["exits"]["by_device"]
     assert "2 asked for, 2 started" in (kept / "report.txt").read_text()
