@@ -56,6 +56,24 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse, before a test runs, a directory for artifacts in which nothing can be kept.
+
+    Raises:
+        pytest.UsageError: it is none, or cannot be made or written into.
+    """
+    directory: Path | None = session.config.getoption("--vmm-artifacts")
+    if directory is None:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=directory, prefix=".vmm-"):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise pytest.UsageError(f"--vmm-artifacts {directory}: cannot write: {reason}") from None
+
+
 def _missing(config: pytest.Config) -> str | None:
     """Why no guest can run here; None if one can."""
     if _NO_KVM not in config.stash:

@@ -55,6 +55,23 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "kept"
 
 
+def test_a_directory_that_nothing_can_be_kept_in_is_told_before_a_test_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "test_it.py").write_text("def test_it(): raise AssertionError")
+    options = ["-q", "-p", "no:cacheprovider", "--vmm-artifacts", "file"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 4
+    assert "--vmm-artifacts file: cannot write: file exists" in run.stderr
+    assert "AssertionError" not in run.stdout
+
+
 def test_one_folder_for_each_machine_of_a_failed_test(artifacts: Path) -> None:
     assert sorted(path.name for path in artifacts.iterdir() if "parameters" not in path.name) == [
         "test_machines.py_test_fails",
