@@ -14,7 +14,8 @@ MAX_HELP_WIDTH = 100
 _ATTACHED = re.compile(r"(-[cm])(\d.*)")
 """bhyve's options are getopt's, whose values may follow without a blank: -c4, -m512M."""
 
-_WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive", "-serial", "-debugcon"})
+_WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive"})
+_CONSOLES = frozenset({"-serial", "-debugcon"})
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -80,7 +81,7 @@ class Parser(argparse.ArgumentParser):
             self.parse_args(["-h"])  # ends the process
         notes: list[str] = []
         refusals: list[str] = []
-        if self.machine_keys and any(name in _WITH_FOREIGN_VALUES or self._action(name) is None for name, _ in options):
+        if self.machine_keys and self._may_be_foreign(options):
             from vmm.cli import foreign  # noqa: PLC0415  # most command lines have no such words
 
             options, notes, refusals = foreign.sort(options, self.machine_keys)
@@ -120,6 +121,14 @@ class Parser(argparse.ArgumentParser):
             else:
                 unknown.append(word)
         return options, operands, unknown
+
+    def _may_be_foreign(self, options: list[tuple[str, str | None]]) -> bool:
+        """Return whether the table of other VMMs' words is needed, whose loading takes longer than this."""
+        consoles = [name for name, _ in options if name in _CONSOLES]
+        return len(consoles) > len(set(consoles)) or any(
+            name in _WITH_FOREIGN_VALUES or value == "mon:stdio" or self._action(name) is None
+            for name, value in options
+        )
 
     def _action(self, word: str) -> argparse.Action | None:
         """Return what an option is; as in QEMU, its words may have two dashes."""
