@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from vmm.config.machine import Accelerator, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
-from vmm.config.parts import CpuCount, FwCtlItem, PflashDrive, parse_memory
+from vmm.config.parts import FwCtlItem, PflashDrive, parse_memory, parse_smp
 from vmm.devices.fwctl_format import encode_value
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import guests
@@ -238,7 +238,7 @@ def test_our_guest_by_name() -> None:
     ],
 )
 def test_smp(text: str, counts: tuple[int, int]) -> None:
-    assert CpuCount.parse(text) == counts
+    assert parse_smp(text) == counts
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ def test_smp(text: str, counts: tuple[int, int]) -> None:
 )
 def test_smp_refused(image: FirmwareImages, text: str) -> None:
     def create() -> None:
-        count = CpuCount.parse(text)
-        MachineConfig.create(image, cpus=count.boot, max_cpus=count.most)
+        cpus, most = parse_smp(text)
+        MachineConfig.create(image, cpus=cpus, max_cpus=most)
 
     with pytest.raises(ConfigError, match="-smp"):
         create()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.config.machine import DEFAULT_MEMORY, FwCfgItem, MachineConfig, PflashDrive, Target
-from vmm.config.parts import CpuCount, flash_files
+from vmm.config.parts import flash_files, parse_smp
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
@@ -181,9 +181,9 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
     """
     if arguments.smp is not None and arguments.bhyve_cpus is not None:
         raise ConfigError("-smp and -c say the same; give one of them")
-    count = CpuCount.parse(arguments.smp) if arguments.smp is not None else CpuCount(1, 1)
+    cpus, max_cpus = parse_smp(arguments.smp) if arguments.smp is not None else (1, 1)
     if arguments.bhyve_cpus is not None:
-        count = CpuCount.parse(arguments.bhyve_cpus, "-c")
+        cpus, max_cpus = parse_smp(arguments.bhyve_cpus, "-c")
     machine = _machine_keys(arguments.machine)
     files, interface = _firmware(arguments)
     wanted = {interface or "auto", machine.get("fwcfg", "auto")} - {"auto"}
@@ -194,8 +194,8 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         )
     config = MachineConfig.create(
         **files,
-        cpus=count.boot,
-        max_cpus=count.most,
+        cpus=cpus,
+        max_cpus=max_cpus,
         memory=arguments.m,
         machine=machine.get("type", "auto"),
         fwcfg=wanted.pop() if wanted else "auto",

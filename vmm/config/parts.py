@@ -219,34 +219,26 @@ class PflashDrive(NamedTuple):
         )
 
 
-class CpuCount(NamedTuple):
-    """How many CPUs: at boot, and at the most."""
+def parse_smp(value: str, option: str = "-smp") -> tuple[int, int]:
+    """Return (CPUs at boot, possible CPUs) from QEMU's ``[cpus=]N[,maxcpus=M][,sockets=1][,cores=N][,threads=1]``.
 
-    boot: int
-    most: int
-
-    @classmethod
-    def parse(cls, value: str, option: str = "-smp") -> Self:
-        """Read QEMU's ``[cpus=]N[,maxcpus=M][,sockets=1][,cores=N][,threads=1]``.
-
-        Raises:
-            ConfigError: another key, not a number, or a topology that this machine does not have.
-        """
-        keys = options.parse_keys(value, option, known=("cpus", "maxcpus", *_TOPOLOGY), implied="cpus")
-        numbers = {
-            key: options.parse_int(number, option if key == "cpus" else f"{option} {key}=")
-            for key, number in keys.items()
-        }
-        most = numbers.get("maxcpus", numbers.get("cores", numbers.get("cpus")))
-        if most is None:
-            raise ConfigError(f"{option} {value}: no number of CPUs")
-        for key in _TOPOLOGY:
-            fits = most if key == "cores" else 1
-            if numbers.get(key, fits) != fits:
-                raise ConfigError(
-                    f"{option} {value}: a machine has one socket with one thread a core; {key}={fits} fits here"
-                )
-        return cls(numbers.get("cpus", most), most)
+    Raises:
+        ConfigError: another key, not a number, or a topology that this machine does not have.
+    """
+    keys = options.parse_keys(value, option, known=("cpus", "maxcpus", *_TOPOLOGY), implied="cpus")
+    numbers = {
+        key: options.parse_int(number, option if key == "cpus" else f"{option} {key}=") for key, number in keys.items()
+    }
+    most = numbers.get("maxcpus", numbers.get("cores", numbers.get("cpus")))
+    if most is None:
+        raise ConfigError(f"{option} {value}: no number of CPUs")
+    for key in _TOPOLOGY:
+        fits = most if key == "cores" else 1
+        if numbers.get(key, fits) != fits:
+            raise ConfigError(
+                f"{option} {value}: a machine has one socket with one thread a core; {key}={fits} fits here"
+            )
+    return numbers.get("cpus", most), most
 
 
 def parse_memory(value: str | int, option: str = "-m") -> int:
