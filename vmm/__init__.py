@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     # `import vmm.errors` must not load the whole machine: a command line that only prints help starts at once.
     if name not in _HOMES:
         raise AttributeError(f"module 'vmm' has no attribute {name!r}")
-    import importlib  # noqa: PLC0415
+    import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
 

@@ -11,7 +11,7 @@ def main() -> None:
     # which nothing is gained: the machine is closed by then, and the kernel takes back what is left.
     gc.set_threshold(50_000)
     _open_standard_streams()
-    from vmm import cli  # noqa: PLC0415
+    from vmm import cli
 
     os._exit(cli.main())
 

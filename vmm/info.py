@@ -51,8 +51,8 @@ def cpu_facts() -> Info:
 
 def kvm_facts() -> Info:
     """Return what ``/dev/kvm`` says of itself, or under "error" why it can't be asked."""
-    from vmm.kvm import Kvm  # noqa: PLC0415  # loads the native module, which the rest does without
-    from vmm.kvm.capabilities import MACHINE  # noqa: PLC0415
+    from vmm.kvm import Kvm  # loads the native module, which the rest does without
+    from vmm.kvm.capabilities import MACHINE
 
     try:
         with Kvm() as kvm:
@@ -79,9 +79,9 @@ def kvm_facts() -> Info:
 
 def accelerator_facts() -> Info:
     """Return whether the software CPU was built, and what ``-accel auto`` decides here and why."""
-    from vmm.config.parts import Accelerator  # noqa: PLC0415
-    from vmm.kvm import Kvm  # noqa: PLC0415
-    from vmm.softcpu import decision, engine  # noqa: PLC0415  # as above
+    from vmm.config.parts import Accelerator
+    from vmm.kvm import Kvm
+    from vmm.softcpu import decision, engine
 
     built = engine.is_built()
     facts = {"built": built} if built else {"built": built, "remedy": engine.build_remedy()}

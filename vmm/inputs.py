@@ -131,7 +131,7 @@ def _drain(fd: int, path: Path, what: str, limit: int, *, pipe: bool = False, ex
 
 def _wait(fd: int, path: Path, what: str) -> None:
     """Return once a pipe has something to read, or its writers have come and gone."""
-    import select  # noqa: PLC0415  # few inputs are pipes
+    import select
 
     poll = select.poll()
     poll.register(fd, select.POLLIN)

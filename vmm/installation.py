@@ -10,7 +10,7 @@ _SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 def version() -> str:
     """Return the version that is installed."""
-    from importlib import metadata  # noqa: PLC0415  # takes 10 ms, which few runs need
+    from importlib import metadata  # takes 10 ms, which few runs need
 
     return metadata.version(DISTRIBUTION)
 

@@ -179,13 +179,13 @@ class Machine(Runnable):
                 self.fwctl = interface.build_fwctl(config)
                 self.fwctl.attach(self.ports)
             if config.direct:
-                from vmm.handoff import direct  # noqa: PLC0415  # few runs do without firmware
+                from vmm.handoff import direct
 
                 direct.prepare(config, self.memory, self.fw_cfg, self.platform, self.io_lock, self.vcpus)
             poll_log: Callable[[], None] | None = None
             device = self.fw_cfg or self.fwctl
             if config.trace is not None and device is not None:
-                from vmm.run.trace import start_log  # noqa: PLC0415  # few runs ask
+                from vmm.run.trace import start_log
 
                 cores = self._processors.cores
                 poll_log = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
@@ -228,7 +228,7 @@ class Machine(Runnable):
     @property
     def trace(self) -> "Trace":
         """What the guest read from fw_cfg so far."""
-        from vmm.run.trace import Trace  # noqa: PLC0415  # few runs ask
+        from vmm.run.trace import Trace
 
         return Trace(self.fw_cfg)
 
@@ -246,7 +246,7 @@ class Machine(Runnable):
             RuntimeError: the machine runs.
             KvmError: it is closed.
         """
-        from vmm.cpu.registers import Registers  # noqa: PLC0415  # few runs ask
+        from vmm.cpu.registers import Registers
 
         if self._lifetime.running:
             raise RuntimeError("the machine is running; its registers can be read once run() has returned")
@@ -281,7 +281,7 @@ class Machine(Runnable):
     @property
     def timeline(self) -> "list[TimelineEvent]":
         """What happened when, in order."""
-        from vmm.run.timeline import collect_timeline  # noqa: PLC0415  # for reports
+        from vmm.run.timeline import collect_timeline
 
         return collect_timeline(self._lifetime, self._processors.cores, (self.serial, self.debugcon), self.fwctl)
 

@@ -114,7 +114,7 @@ def parse_uuid(value: UUID | str, option: str = "-uuid") -> UUID:
     Raises:
         ConfigError: the text is none.
     """
-    from uuid import UUID  # noqa: PLC0415  # loads `platform`, for one option
+    from uuid import UUID  # loads `platform`, for one option
 
     if isinstance(value, UUID):
         return value
@@ -127,7 +127,7 @@ def parse_uuid(value: UUID | str, option: str = "-uuid") -> UUID:
 
 def quoted(text: object) -> str:
     """Return a word as it can be pasted into a shell."""
-    import shlex  # noqa: PLC0415  # for messages alone
+    import shlex
 
     return shlex.quote(str(text))
 

@@ -53,8 +53,8 @@ def test_a_missing_package_is_the_hosts_lack(monkeypatch: pytest.MonkeyPatch, pa
 def test_it_is_missed_before_a_guest_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
 ) -> None:
-    from vmm.cli import main  # noqa: PLC0415
-    from vmm.kvm import Kvm  # noqa: PLC0415
+    from vmm.cli import main
+    from vmm.kvm import Kvm
 
     def opened(*_: object) -> None:
         pytest.fail("/dev/kvm was opened")

@@ -68,7 +68,7 @@ class BootCase:
 
 def _machine_once() -> float:
     """Make a machine in this process and let the guest that exits at once run to its end; return seconds."""
-    from vmm.machine import Machine  # noqa: PLC0415  # loads the native module
+    from vmm.machine import Machine  # loads the native module
 
     image = str(guests.path("exit"))
     began = time.monotonic()

@@ -169,8 +169,8 @@ def _tsc_khz(rounds: Rounds[latency.Run]) -> int:
 
 def _vmm_times(plan: latency.Plan, mode: str) -> list[dict[str, Any]]:
     """Run the guest once more with the core's histograms on: the part of an exit that is ours. Not part of a round."""
-    from vmm.firmware import guests  # noqa: PLC0415
-    from vmm.machine import Machine  # noqa: PLC0415  # loads the native module
+    from vmm.firmware import guests
+    from vmm.machine import Machine  # loads the native module
 
     with (
         latency.Bulk(plan.bulk_bytes) as bulk,

@@ -52,7 +52,7 @@ UNIT_STEPS = {"ns": ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns")), "ms": ((
 
 def pictures(result: Json) -> dict[str, str | None]:
     """Draw all of them; None where the result has nothing to draw."""
-    import matplotlib as mpl  # noqa: PLC0415  # slow to load
+    import matplotlib as mpl
 
     # Text stays text.
     with mpl.rc_context({"svg.fonttype": "none", "font.size": 9}):
@@ -71,7 +71,7 @@ def headline(result: Json) -> str:
     Raises:
         ConfigError: the result lacks one of them.
     """
-    import matplotlib as mpl  # noqa: PLC0415
+    import matplotlib as mpl
 
     single = next((case for case in result["cases"] if not case["bytes"] and case["measured"]), None)
     swept = [case for case in result["cases"] if case["bytes"] and case["measured"]]
@@ -88,7 +88,7 @@ def headline(result: Json) -> str:
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     # The object interface: no pyplot, no global state, no display.
-    from matplotlib.figure import Figure  # noqa: PLC0415  # slow to load
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -96,7 +96,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 
 def _svg(figure: Figure, name: str) -> str:
-    import matplotlib as mpl  # noqa: PLC0415
+    import matplotlib as mpl
 
     output = io.StringIO()
     # Ids must differ between the pictures of a page, and be the same from run to run.
@@ -168,7 +168,7 @@ def _draw_distribution(axis: Axes, case: Json, names: dict[str, str]) -> None:
 
 
 def _plain_ticks(axis: Axes, left: float, right: float) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: PLC0415
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if axis.get_xscale() == "log":
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if right / left < 200 else (1.0,)))
@@ -203,9 +203,9 @@ def sizes(result: Json) -> str | None:
 
 
 def _draw_sizes(axis: Axes, cases: Sequence[Json], names: dict[str, str]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator  # noqa: PLC0415
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-    from vmm.bench.latency import size_words  # noqa: PLC0415
+    from vmm.bench.latency import size_words
 
     for key in dict.fromkeys(key for case in cases for key in _contenders(case)):
         mine = [case for case in cases if key in case["measured"]]
@@ -254,7 +254,7 @@ def ratios(result: Json) -> str | None:
 
 
 def _draw_ratios(axis: Axes, cases: Sequence[Json], of: str, to: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     found = [
         (row, ratio["ratio"], ratio["verdict"])
@@ -273,7 +273,7 @@ def _draw_ratios(axis: Axes, cases: Sequence[Json], of: str, to: str) -> None:
     low, high = min([*ends, 0.95]) * 0.97, max([*ends, 1.05]) * 1.03
     axis.set_xlim(low, high)
     if high / low < 2:
-        from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+        from matplotlib.ticker import MaxNLocator
 
         axis.xaxis.set_major_locator(MaxNLocator(4))
     else:
@@ -324,9 +324,9 @@ def growth(result: Json) -> str | None:
 
 
 def _draw_growth(axis: Axes, scale: Json, names: dict[str, str]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: PLC0415
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    from vmm.bench.table import value_words  # noqa: PLC0415
+    from vmm.bench.table import value_words
 
     for key, points in scale["points"].items():
         xs, ys = [x for x, _ in points], [y for _, y in points]

@@ -39,8 +39,8 @@ class Bar:
 
 def _new_progress() -> Progress | None:
     try:
-        from rich.console import Console  # noqa: PLC0415  # of the extra [report]
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+        from rich.console import Console  # of the extra [report]
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
         return None
     return Progress(

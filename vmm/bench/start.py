@@ -55,7 +55,7 @@ def _modules_of_others() -> tuple[str, ...]:
 
 
 def _kvm_alone() -> float:
-    from vmm.kvm import Kvm, pc_routes  # noqa: PLC0415  # loads the native module
+    from vmm.kvm import Kvm, pc_routes  # loads the native module
 
     began = time.monotonic()
     with Kvm() as kvm, kvm.create_vm() as vm:

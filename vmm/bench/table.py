@@ -25,7 +25,7 @@ def show(result: Result) -> None:
         HostError: rich is not installed.
     """
     try:
-        from rich.console import Console  # noqa: PLC0415  # of the extra [report]
+        from rich.console import Console  # of the extra [report]
     except ImportError:
         raise HostError("the table needs rich: pip install 'vmm[report]'; or take --json -") from None
     console = Console(width=None) if Console().is_terminal else Console(width=PIPE_WIDTH)
@@ -74,8 +74,8 @@ def ratio_words(ratio: Ratio) -> str:
 
 
 def _new_table(title: str, first: str, *columns: str) -> Table:
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     table.add_column(first)

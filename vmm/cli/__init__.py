@@ -84,7 +84,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(usage())
         return ExitStatus.OK
     if name == "--version":
-        from vmm.installation import version  # noqa: PLC0415  # only --version needs it
+        from vmm.installation import version
 
         print(f"vmm {version()}")
         return ExitStatus.OK

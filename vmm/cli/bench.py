@@ -83,11 +83,11 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"vmm bench {kind or '…'}: what shall be measured? known are {', '.join(KINDS)}")
     work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
     if arguments.html is not None:
-        from vmm.report import html as pages  # noqa: PLC0415  # for --html alone
+        from vmm.report import html as pages
 
         pages.require("matplotlib")
-    from vmm.bench import progress, table  # noqa: PLC0415  # rich is slow to load
-    from vmm.kvm import Kvm  # noqa: PLC0415  # not for --help
+    from vmm.bench import progress, table
+    from vmm.kvm import Kvm
 
     with Kvm() as kvm:
         kvm.require()
@@ -105,12 +105,12 @@ def run(words: list[str]) -> int:
 
 def _documents(result: Result) -> dict[str, Callable[[], str]]:
     def page() -> str:
-        from vmm.bench import page  # noqa: PLC0415  # matplotlib is slow to load
+        from vmm.bench import page
 
         return page.render(result.as_json())
 
     def picture() -> str:
-        from vmm.bench import plots  # noqa: PLC0415
+        from vmm.bench import plots
 
         return plots.headline(result.as_json())
 
@@ -118,7 +118,7 @@ def _documents(result: Result) -> dict[str, Callable[[], str]]:
 
 
 def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Result]:
-    from vmm.bench import experiments, latency  # noqa: PLC0415
+    from vmm.bench import experiments, latency
 
     if kind != "pio":
         _refuse("svg", arguments.svg, kind)
@@ -135,7 +135,7 @@ def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Res
 
 
 def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
-    from vmm.bench import boot, experiments, scale  # noqa: PLC0415
+    from vmm.bench import boot, experiments, scale
 
     _refuse("test", arguments.test, "boot")
     _refuse("svg", arguments.svg, "boot")
@@ -159,7 +159,7 @@ def _contenders(arguments: argparse.Namespace, known: Sequence[Contender]) -> li
 
 
 def _goal(arguments: argparse.Namespace, kind: str) -> Goal:
-    from vmm.bench.rounds import Goal  # noqa: PLC0415
+    from vmm.bench.rounds import Goal
 
     seconds = DEFAULT_SECONDS[kind]
     if arguments.seconds is not None:

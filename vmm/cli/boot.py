@@ -101,8 +101,8 @@ def run(words: list[str]) -> int:
     _check_page(arguments)
     with Outputs(config, {"--json": arguments.json, "--html": arguments.html}) as outputs:
         # Slow to load: what is wrong so far is said without it.
-        from vmm.cli.interrupts import Interrupts  # noqa: PLC0415
-        from vmm.machine import Machine  # noqa: PLC0415
+        from vmm.cli.interrupts import Interrupts
+        from vmm.machine import Machine
 
         if not arguments.quiet:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
@@ -122,16 +122,16 @@ def run(words: list[str]) -> int:
 
 
 def _report(machine: Machine, outcome: Outcome) -> Report:
-    from vmm.report.collect import collect  # noqa: PLC0415  # for who reads it
+    from vmm.report.collect import collect
 
     return collect(machine, outcome)
 
 
 def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:
-    from vmm.report import schema, text  # noqa: PLC0415
+    from vmm.report import schema, text
 
     def page() -> str:
-        from vmm.report import page  # noqa: PLC0415  # for --html alone
+        from vmm.report import page
 
         return page.render(report)
 
@@ -149,7 +149,7 @@ def _run(
     deadline: float | None,
 ) -> tuple[Outcome, str]:
     """Return how the run ended, and what stdout lacks of what the guest printed; "" if nothing."""
-    from vmm.cli.progress import Progress  # noqa: PLC0415
+    from vmm.cli.progress import Progress
 
     terminal = _terminal(machine, arguments)
     taken = terminal is not None and terminal.shows_on_terminal
@@ -163,7 +163,7 @@ def _run(
             progress.update(machine)
 
         if steps:
-            from vmm.cli.script import run_script  # noqa: PLC0415  # see _read_script
+            from vmm.cli.script import run_script
 
             outcome = run_script(machine, steps, deadline, on_poll)
         else:
@@ -181,7 +181,7 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
     ]
     if not streams:
         return None
-    from vmm.run.terminal import Terminal, is_foreground_terminal  # noqa: PLC0415  # see run
+    from vmm.run.terminal import Terminal, is_foreground_terminal
 
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
@@ -194,7 +194,7 @@ def _check_page(arguments: argparse.Namespace) -> None:
         return
     if arguments.html == "-":
         raise ConfigError("--html -: a page goes to a file; give its path")
-    from vmm.report import html  # noqa: PLC0415  # for --html alone
+    from vmm.report import html
 
     html.require()
 
@@ -204,7 +204,7 @@ def _read_script(arguments: argparse.Namespace) -> list[Step]:
         return []
     if arguments.until is not None or arguments.send:
         raise ConfigError("--script says what is waited for and sent; put what --until and --send say into it")
-    from vmm.cli.script import read_script  # noqa: PLC0415  # few runs have one
+    from vmm.cli.script import read_script
 
     return read_script(arguments.script)
 
@@ -212,7 +212,7 @@ def _read_script(arguments: argparse.Namespace) -> list[Step]:
 def _parse_timeout(text: str | None) -> float | None:
     if text is None:
         return None
-    from vmm.cli.script import parse_seconds  # noqa: PLC0415  # see _read_script
+    from vmm.cli.script import parse_seconds
 
     try:
         return parse_seconds(text)
@@ -232,7 +232,7 @@ def _parse_send(text: str) -> tuple[str, str]:
     if not separator or not pattern or not typed:
         raise ConfigError(f"--send {text}: the form is REGEX=TEXT")
     _check_pattern(pattern, "--send")
-    from vmm.cli.script import unescape  # noqa: PLC0415  # see _read_script
+    from vmm.cli.script import unescape
 
     try:
         return pattern, unescape(typed)

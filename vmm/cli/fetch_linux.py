@@ -27,7 +27,7 @@ def run(words: list[str]) -> int:
     parser = Parser("fetch-linux", "[--again]", DESCRIPTION, EPILOG)
     parser.add_argument("--again", action="store_true", help="fetch what Debian has by now")
     arguments = parser.parse_args(words)
-    from vmm.verify import fetch_linux  # noqa: PLC0415  # what is wrong so far should be said at once
+    from vmm.verify import fetch_linux  # what is wrong so far should be said at once
 
     fetch_linux.fetch(again=arguments.again, say=lambda line: say(f"fetch-linux: {line}"))
     return ExitStatus.OK

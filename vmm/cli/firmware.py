@@ -28,7 +28,7 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
     arguments = parser.parse_args(words)
-    from vmm.firmware.clients import analyze  # noqa: PLC0415  # --help needs none of it
+    from vmm.firmware.clients import analyze
 
     analysis = analyze(_path(arguments.image))
     if arguments.json:
@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
 
 
 def _path(image: str) -> Path:
-    from vmm.firmware.load import named_file  # noqa: PLC0415  # --help needs none of it
-    from vmm.firmware.search import locate  # noqa: PLC0415
+    from vmm.firmware.load import named_file
+    from vmm.firmware.search import locate
 
     return named_file(image) or locate(image).code

@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         notes: list[str] = []
         refusals: list[str] = []
         if self.machine_keys and self._may_be_foreign(options):
-            from vmm.cli import foreign  # noqa: PLC0415  # most command lines have no such words
+            from vmm.cli import foreign
 
             options, notes, refusals = foreign.sort(options, self.machine_keys)
         refusals += [f"unknown option {word} ({self.prog} --help lists the options)" for word in unknown]
@@ -139,7 +139,7 @@ class Parser(argparse.ArgumentParser):
         """Return whether a word of another VMM has a value; None: it is nobody's."""
         if not self.machine_keys:
             return None
-        from vmm.cli.foreign import has_value  # noqa: PLC0415  # see parse
+        from vmm.cli.foreign import has_value
 
         return has_value(_one_dash(word), waiting[-1] if waiting else None)
 

@@ -63,8 +63,8 @@ def run(words: list[str]) -> int:
     deadline = _seconds(arguments.timeout)
     arguments.serial = arguments.serial or "none"
     arguments.debugcon = arguments.debugcon or "none"
-    from vmm.report import html  # noqa: PLC0415  # what is wrong so far should be said at once
-    from vmm.verify import show  # noqa: PLC0415
+    from vmm.report import html  # what is wrong so far should be said at once
+    from vmm.verify import show
 
     if arguments.html is not None:
         html.require()
@@ -92,7 +92,7 @@ def run(words: list[str]) -> int:
 @contextmanager
 def _linux(arguments: argparse.Namespace) -> Iterator[None]:
     """Make Linux the machine's kernel, and give it the device that it writes to."""
-    from vmm.verify import linux_guest  # noqa: PLC0415  # see run
+    from vmm.verify import linux_guest
 
     if arguments.kernel is not None or arguments.initrd is not None:
         raise ConfigError("verify linux: brings its own kernel and RAM disk; leave out -kernel and -initrd")
@@ -106,7 +106,7 @@ def _linux(arguments: argparse.Namespace) -> Iterator[None]:
 def _verify(
     config: MachineConfig, notes: list[str], deadline: float, outputs: Outputs, *, with_linux: bool
 ) -> Verification:
-    from vmm.verify.run import verify  # noqa: PLC0415  # what is wrong so far should be said without KVM
+    from vmm.verify.run import verify  # what is wrong so far should be said without KVM
 
     for note in (*notes, *config.warnings):
         say(f"vmm: {note}")
@@ -114,7 +114,7 @@ def _verify(
 
 
 def _seconds(text: str | None) -> float:
-    from vmm.verify.collect import DEADLINE  # noqa: PLC0415  # see run
+    from vmm.verify.collect import DEADLINE
 
     try:
         value = DEADLINE if text is None else float(text)

@@ -36,7 +36,7 @@ def choose(images: FirmwareImages, wanted: Interface) -> InterfaceChoice:
         return InterfaceChoice(Interface.QEMU, _SPEAK_FW_CFG[images.kind])
     identity = images.identity
     if identity is None:
-        from vmm.firmware.identity import identify  # noqa: PLC0415  # most firmware is known without it
+        from vmm.firmware.identity import identify
 
         identity = identify(images.code, images.path)
     return InterfaceChoice(identity.interface, identity.reason)

@@ -160,18 +160,18 @@ class MachineConfig(_Fields):
 
     def _check_tables(self) -> None:
         if self.e820:
-            from vmm.tables import e820  # noqa: PLC0415  # few machines have these, and all start faster so
+            from vmm.tables import e820
 
             low = min(self.memory, layout.LOW_RAM_LIMIT)
             e820.check_map(e820.build_map(low, self.memory - low, self.e820))
         if self.acpi_tables:
-            from vmm.tables.acpi_user import check_signatures  # noqa: PLC0415
+            from vmm.tables.acpi_user import check_signatures
 
             check_signatures(table.data for table in self.acpi_tables)
         if self.smbios_entry_point not in {32, 64}:
             raise ConfigError(f"-machine smbios-entry-point-type={self.smbios_entry_point}: must be 32 or 64")
         if self.smbios:
-            from vmm.tables.smbios_options import check_together  # noqa: PLC0415
+            from vmm.tables.smbios_options import check_together
 
             check_together(self.smbios)
         check_paths(self.bootorder)
@@ -320,7 +320,7 @@ class MachineConfig(_Fields):
             **parse_devices(several(devices, "devices", str)),
         }
         if e820:
-            from vmm.tables.e820 import E820Entry  # noqa: PLC0415  # few machines have these, and all start faster so
+            from vmm.tables.e820 import E820Entry
 
             fields["e820"] = tuple(map(E820Entry.parse, several(e820, "e820", str, E820Entry)))
         if not isinstance(firmware, FirmwareImages):
@@ -328,7 +328,7 @@ class MachineConfig(_Fields):
             keep = own is not None if persist is None else persist
             firmware = NO_FIRMWARE if firmware == "none" else find(firmware, own, persist=keep)
         if smbios:
-            from vmm.tables.smbios_options import SmbiosOption  # noqa: PLC0415
+            from vmm.tables.smbios_options import SmbiosOption
 
             given = several(smbios, "smbios", str, bytes, Mapping, SmbiosOption)
             fields["smbios"] = tuple(map(SmbiosOption.parse, given))
@@ -336,7 +336,7 @@ class MachineConfig(_Fields):
                 # As in QEMU it is the machine's, in fw_cfg too.
                 fields["uuid"] = dict(option.fields).get("uuid", fields["uuid"])
         if acpi_tables:
-            from vmm.tables.acpi_user import UserTable  # noqa: PLC0415
+            from vmm.tables.acpi_user import UserTable
 
             given = several(acpi_tables, "acpi_tables", str, bytes, Path, UserTable)
             fields["acpi_tables"] = tuple(map(UserTable.parse, given))

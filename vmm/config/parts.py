@@ -97,7 +97,7 @@ class FwCfgItem(NamedTuple):
 
     def __repr__(self) -> str:
         """With a few of its bytes."""
-        from reprlib import repr as shortened  # noqa: PLC0415  # for people who print one
+        from reprlib import repr as shortened
 
         return f"FwCfgItem({self.name!r}, {shortened(self.data) if self.path is None else repr(str(self.path))})"
 
@@ -182,7 +182,7 @@ class FwCtlItem(NamedTuple):
         if ("file" in keys) == ("value" in keys):
             raise ConfigError(f"-fwctl {text}: give either value= or file=")
         if "file" in keys:
-            from vmm.devices.fwctl_format import VALUE_LIMIT  # noqa: PLC0415  # few machines have such items
+            from vmm.devices.fwctl_format import VALUE_LIMIT
 
             path = Path(keys["file"])
             return cls(keys["name"], inputs.read_file(path, f"-fwctl {text}", limit=VALUE_LIMIT), path)
@@ -269,7 +269,7 @@ def parse_devices(texts: Iterable[str]) -> dict[str, Any]:
         if driver in fields:
             raise ConfigError(f"-device {driver}: a machine has one at the most")
         if driver == "vmgenid":
-            from uuid import uuid4  # noqa: PLC0415  # for one device
+            from uuid import uuid4
 
             guid = keys.get("guid", "auto")
             generation = uuid4() if guid == "auto" else options.parse_uuid(guid, "-device vmgenid,guid=")

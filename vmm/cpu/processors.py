@@ -60,7 +60,7 @@ class Processors:
 
     def exit_counts(self) -> dict[str, int]:
         """How often KVM_RUN returned, of all together, by `reason_name`."""
-        from vmm.kvm.exit_reasons import reason_name  # noqa: PLC0415  # for reports
+        from vmm.kvm.exit_reasons import reason_name
 
         counts = {
             reason_name(reason): sum(core.exits[reason] for core in self.cores)
@@ -73,7 +73,7 @@ class Processors:
         """How long this program took for each exit reason, port and MMIO page; empty unless the config asks."""
         if not self._times:
             return []
-        from vmm.run.exit_times import collect  # noqa: PLC0415  # few runs ask
+        from vmm.run.exit_times import collect
 
         return collect(self._times)
 

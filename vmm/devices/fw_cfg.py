@@ -168,7 +168,7 @@ class FwCfg:
             ConfigError: as `add_file`.
         """
         if not name.startswith("opt/"):
-            import logging  # noqa: PLC0415  # takes longer to load than a small guest to run
+            import logging
 
             log = logging.getLogger(__name__)
             log.warning("fw_cfg file %s: names for users begin with opt/ (docs/specs/fw_cfg.rst)", name)
@@ -201,7 +201,7 @@ class FwCfg:
             ConfigError: another device has some of them, such as fwctl.
         """
         if in_python:
-            from vmm.devices.fw_cfg_python import PythonFwCfg  # noqa: PLC0415  # only benchmarks want it
+            from vmm.devices.fw_cfg_python import PythonFwCfg
 
             self._build_late_files()
             self._python = PythonFwCfg(self, self._core, dma=self._native.dma)

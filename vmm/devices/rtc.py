@@ -146,7 +146,7 @@ class Rtc(Device):
 
     def _thaw(self) -> None:
         """Set the clock to the time registers; what is no time leaves it alone."""
-        from datetime import UTC, datetime  # noqa: PLC0415  # slow to load, and few guests set the clock
+        from datetime import UTC, datetime  # slow to load, and few guests set the clock
 
         year = self._number(_CENTURY) * 100 + self._number(_YEAR)
         try:

@@ -28,7 +28,7 @@ def identify(data: bytes, path: Path) -> Identity:
     remembered = _recall(file)
     if remembered is not None:
         return remembered
-    from vmm.firmware.clients import analyze_bytes  # noqa: PLC0415  # costs 50 ms that a remembered answer need not pay
+    from vmm.firmware.clients import analyze_bytes
 
     analysis = analyze_bytes(data, path)
     identity = Identity(analysis.kind, Interface(analysis.recommended_interface), analysis.reason)

@@ -74,7 +74,7 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
     path = named_file(firmware)
     if path is not None:
         return load(path, variables, persist=persist)
-    from vmm.firmware import search  # noqa: PLC0415  # reads JSON, which a path does not need
+    from vmm.firmware import search
 
     located = search.locate(str(firmware))
     kind = FirmwareKind(str(firmware))
@@ -96,7 +96,7 @@ def named_file(firmware: str | Path) -> Path | None:
     path = Path(firmware)
     if isinstance(firmware, Path) or "/" in firmware:
         return path
-    from vmm.firmware.search import NAMES  # noqa: PLC0415  # see find
+    from vmm.firmware.search import NAMES
 
     if firmware in NAMES:
         return None
@@ -152,7 +152,7 @@ def _bios(path: Path, data: bytes) -> FirmwareImages:
 def _uefi(path: Path, code: bytes, variables: VariableStore | None, kind: FirmwareKind | None) -> FirmwareImages:
     if kind is not None:
         return FirmwareImages(kind, Layout.FLASH, path, code, variables)
-    from vmm.firmware.identity import identify  # noqa: PLC0415  # firmware that is known by name does without
+    from vmm.firmware.identity import identify
 
     identity = identify(code, path)
     kind = FirmwareKind(identity.kind) if identity.kind in set(FirmwareKind) else FirmwareKind.UNKNOWN
@@ -160,7 +160,7 @@ def _uefi(path: Path, code: bytes, variables: VariableStore | None, kind: Firmwa
 
 
 def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool) -> FirmwareImages:
-    from vmm.firmware import search  # noqa: PLC0415  # reads JSON, which other images do not need
+    from vmm.firmware import search
 
     expected = variables_size(images.code)
     notes = list(images.notes)
@@ -207,8 +207,8 @@ def _check_writable(path: Path) -> None:
 
 def _rom_of_elf(path: Path, image: bytes) -> bytes:
     """Return the ROM that an ELF file's loadable segments make up, by physical address, ending at 4 GiB."""
-    from elftools.common.exceptions import ELFError  # noqa: PLC0415  # costs 20 ms that other images need not pay
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
 
     try:
         parts = [

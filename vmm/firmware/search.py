@@ -147,7 +147,7 @@ def _expand(place: str) -> Path:
 
 
 def _descriptor(path: Path) -> Descriptor | None:
-    import json  # noqa: PLC0415  # only UEFI has descriptors
+    import json
 
     try:
         content: Any = json.loads(inputs.read_file(path, "firmware descriptor", limit=_DESCRIPTOR_LIMIT))

@@ -99,7 +99,7 @@ def build_fw_cfg(
     if config.boot.splash is not None:
         fw_cfg.add_file(config.boot.splash.name, config.boot.splash.data)
     if config.kernel is not None and not config.direct:
-        from vmm.handoff.kernel import load_kernel  # noqa: PLC0415  # few runs have one
+        from vmm.handoff.kernel import load_kernel
 
         kernel = load_kernel(config.kernel, config.initrd, config.append or b"", memory.low_size)
         kernel.add_to(fw_cfg)
@@ -123,7 +123,7 @@ def build_fwctl(config: MachineConfig) -> "Fwctl":
     Raises:
         ConfigError: a name or a value that the protocol cannot carry.
     """
-    from vmm.devices.fwctl import Fwctl  # noqa: PLC0415  # most machines have fw_cfg
+    from vmm.devices.fwctl import Fwctl
 
     fwctl = Fwctl(extensions=config.fwctl_extensions)
     if config.cpu_count:

@@ -238,9 +238,9 @@ def _uefi_program(path: Path, image: Buffer, words: bytes, disk: Buffer | None) 
 
 def _pvh(path: Path, image: Buffer, words: bytes, disk: Buffer | None, low_memory: int) -> Kernel:
     # Slow to load, and few machines have such a kernel.
-    from elftools.common.exceptions import ELFError  # noqa: PLC0415
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
-    from elftools.elf.segments import NoteSegment  # noqa: PLC0415
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.segments import NoteSegment
 
     try:
         elf = ELFFile(BytesIO(bytes(image)))

@@ -53,7 +53,7 @@ def build(config: MachineConfig, low: int, high: int, processor_id: int) -> dict
     Raises:
         ConfigError: more of the user's than a table has room for.
     """
-    from vmm.tables.acpi import build_acpi  # noqa: PLC0415  # a guest that reads no table need not wait for them
+    from vmm.tables.acpi import build_acpi  # a guest that reads no table need not wait for them
 
     return build_acpi(acpi_description(config)) | smbios_files(config, low, high, processor_id)
 
@@ -64,7 +64,7 @@ def place_smbios(config: MachineConfig, memory: GuestMemory, processor_id: int) 
     Raises:
         ConfigError: a ``-smbios`` option makes no sense.
     """
-    from vmm.tables.smbios_placement import place  # noqa: PLC0415  # for this board alone
+    from vmm.tables.smbios_placement import place
 
     files = smbios_files(config, memory.low_size, memory.high_size, processor_id)
     room = layout.SMBIOS_BHYVE
@@ -77,7 +77,7 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
     Raises:
         ConfigError: more structures than version 2.8 has room for.
     """
-    from vmm.tables.smbios import SmbiosDescription, build_smbios  # noqa: PLC0415  # see build
+    from vmm.tables.smbios import SmbiosDescription, build_smbios
 
     smbios = SmbiosDescription(
         low_memory=low,
@@ -95,7 +95,7 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
 
 def acpi_description(config: MachineConfig) -> AcpiDescription:
     """The machine as its ACPI tables describe it."""
-    from vmm.tables.acpi_tables import AcpiDescription  # noqa: PLC0415  # see build
+    from vmm.tables.acpi_tables import AcpiDescription
 
     return AcpiDescription(
         cpus=config.cpus,
@@ -109,7 +109,7 @@ def acpi_description(config: MachineConfig) -> AcpiDescription:
 
 
 def _board(config: MachineConfig) -> Mapping[str, Any]:
-    from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # noqa: PLC0415  # loaded with the boards anyway
+    from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # loaded with the boards anyway
 
     model = {MachineType.Q35: ICH9, MachineType.PC: PIIX4, MachineType.BHYVE: BHYVE}[config.machine_type]
     facts: dict[str, Any] = {

@@ -32,8 +32,8 @@ def _kvm_module() -> str:
 
 
 def _permission_remedy(path: str) -> str:
-    import grp  # noqa: PLC0415  # only on the way to an error
-    import pwd  # noqa: PLC0415
+    import grp
+    import pwd
 
     try:
         status = os.stat(path)  # noqa: PTH116

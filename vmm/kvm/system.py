@@ -28,7 +28,7 @@ class Kvm(Descriptor):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            from vmm.kvm.access import cannot_open  # noqa: PLC0415  # only on the way to an error
+            from vmm.kvm.access import cannot_open
 
             raise HostError(cannot_open(path, error)) from error
         super().__init__(fd, path)

@@ -79,7 +79,7 @@ class Vcpu(Descriptor):
             KvmError: KVM cannot run it: EFAULT for memory that is gone, ENOEXEC for a CPU without state.
         """
         # Only callers of this need the exits' classes, and making those takes longer than creating a vCPU.
-        from vmm.kvm import exits  # noqa: PLC0415
+        from vmm.kvm import exits
 
         run = self.run
         result = lib.kvm_abi_ioctl_value(self.fd, lib.KVM_RUN, 0)

@@ -77,7 +77,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def _missing(config: pytest.Config) -> str | None:
     """Why no guest can run here; None if one can."""
     if _NO_KVM not in config.stash:
-        from vmm.kvm import Kvm  # noqa: PLC0415 - pytest loads this plugin in every run, with or without machines
+        from vmm.kvm import Kvm
 
         try:
             with Kvm() as kvm:
@@ -117,7 +117,7 @@ def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
 
     Without a firmware argument the one of ``--vmm-firmware`` is used.
     """
-    from vmm.machine import Machine  # noqa: PLC0415 - as in _missing
+    from vmm.machine import Machine
 
     artifacts: Path | None = request.config.getoption("--vmm-artifacts")
     recorded: list[RecordedMachine] = []
@@ -127,7 +127,7 @@ def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
             firmware = firmware or request.config.getoption("--vmm-firmware")
             if artifacts is None:
                 return closers.enter_context(Machine(firmware, **options))
-            from vmm.pytest_plugin.artifacts import RecordedMachine  # noqa: PLC0415 - as in _missing
+            from vmm.pytest_plugin.artifacts import RecordedMachine
 
             folder = Path(closers.enter_context(TemporaryDirectory(prefix="vmm-")))
             recorded.append(closers.enter_context(RecordedMachine(folder / "trace", firmware, **options)))

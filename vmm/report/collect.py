@@ -77,7 +77,7 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
         "timeline": [_event(event) for event in machine.timeline],
     }
     if config.vmgenid is not None:
-        from uuid import UUID  # noqa: PLC0415  # few machines have one
+        from uuid import UUID
 
         report["vmgenid"] = {"guid": str(UUID(bytes_le=config.vmgenid)), "address": machine.vmgenid_address}
     if config.vmcoreinfo:

@@ -48,7 +48,7 @@ def render(template: str, filters: Mapping[str, Callable[..., object]] | None = 
         HostError: see `require`.
     """
     require()
-    import jinja2  # noqa: PLC0415  # of the extra [report]
+    import jinja2  # of the extra [report]
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PACKAGE),

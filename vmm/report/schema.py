@@ -254,6 +254,6 @@ class Report(TypedDict):
 
 def as_json(report: Report) -> str:
     """Return the report as a JSON object, with its last newline."""
-    import json  # noqa: PLC0415  # few runs ask
+    import json
 
     return json.dumps(report, indent=2) + "\n"

@@ -38,7 +38,7 @@ SILENT = (
 
 def text(report: Report) -> str:
     """Return the report for a person: about ten lines."""
-    import textwrap  # noqa: PLC0415  # 2 ms that --quiet need not spend
+    import textwrap  # 2 ms that --quiet need not spend
 
     lines: list[str] = []
     for label, value in rows(report):

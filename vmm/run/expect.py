@@ -89,7 +89,7 @@ class Found:
 
     def expected(self) -> "Expected[Any]":
         """The same for users: text for a pattern of text, bytes for one of bytes."""
-        from vmm.run.expected import Expected  # noqa: PLC0415  # few runs want one
+        from vmm.run.expected import Expected
 
         before = self.before if isinstance(self.match.re.pattern, bytes) else decode(self.before)
         return Expected(self.which, self.match, before, self.console.stream.name)

@@ -95,7 +95,7 @@ def _bytes_at(vcpu: "Vcpu", registers: Registers, memory: "GuestMemory") -> byte
 def disassemble(code: bytes, registers: Registers) -> str:
     """The first instruction of ``code`` in Intel syntax with its bytes; the bytes alone where it cannot be decoded."""
     # Loading capstone takes longer than starting a small guest, and few runs fail.
-    import capstone  # noqa: PLC0415
+    import capstone
 
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[registers.bits]
     decoded: Iterable[Any] = capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, registers.values["rip"], 1)

@@ -123,7 +123,7 @@ class Runnable:
         Raises:
             ConfigError: there is no key of that name.
         """
-        from vmm.run.keys import key  # noqa: PLC0415  # few runs press any
+        from vmm.run.keys import key
 
         self.send(b"".join(key(name) for name in names))
 
@@ -139,7 +139,7 @@ class Runnable:
             HostError: stdout did not take all of it.
             VmmError: as `run`, and so are ValueError and RuntimeError.
         """
-        from vmm.run.terminal import Terminal  # noqa: PLC0415  # few runs ask
+        from vmm.run.terminal import Terminal
 
         say = partial(print, file=sys.stderr, flush=True)
         with Terminal([self._serial], self.send, self.stop, say) as terminal:

@@ -131,7 +131,7 @@ def execute_vcpu(
     """
     run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
     if run(core_vcpu) != lib.VCPU_STOPPED:
-        from vmm.run import failure  # noqa: PLC0415  # most guests end well
+        from vmm.run import failure
 
         finish(*failure.describe(vcpu, core_vcpu.end, memory, software_cpu=softcpu is not None))
     flush()

@@ -291,7 +291,7 @@ def start_log(
     Returns:
         What is to be called often while the machine runs.
     """
-    from vmm.devices.fwctl import Fwctl  # noqa: PLC0415  # most machines have fw_cfg
+    from vmm.devices.fwctl import Fwctl
 
     writer = LogWriter(file)
     if isinstance(device, Fwctl):

@@ -47,7 +47,7 @@ class Counters(NamedTuple):
 
 def is_built() -> bool:
     """Is the module there? A build that cannot get Unicorn goes on without it."""
-    from importlib.util import find_spec  # noqa: PLC0415 - only hosts without hardware virtualization ask
+    from importlib.util import find_spec
 
     return find_spec("vmm._softcpu") is not None
 
@@ -71,7 +71,7 @@ def load() -> ModuleType:
     """
     remedy = f"{build_remedy()}, or use -accel kvm"
     try:
-        from vmm import _softcpu  # noqa: PLC0415 - loaded by those machines alone that use it
+        from vmm import _softcpu
     except ImportError as error:
         raise HostError(f"the software CPU (vmm._softcpu) cannot be loaded: {error}; {remedy}") from error
     if not _softcpu.lib.softcpu_fits(_as_pointer(_softcpu.ffi, "struct vmm_core *", ffi.addressof(lib.vmm_core))):
