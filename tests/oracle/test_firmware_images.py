@@ -4,13 +4,14 @@ from collections import UserList
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from debian import version
 from virt.firmware import dump
 
 from vmm.firmware.clients import FW_CFG, FWCTL, analyze
-from vmm.firmware.volumes import read
+from vmm.firmware.contents import read
 
 OVMF = Path("/usr/share/OVMF")
 
@@ -104,9 +105,9 @@ def check_against_virt_firmware(path: Path) -> None:
     items = list(walk(dump.Edk2Image(path.name, path.read_bytes())))
     contents = read(path.read_bytes())
     theirs = [item for item in items if isinstance(item, dump.Edk2Volume)]
-    assert [volume.guid for volume in contents.volumes] == [volume.guid for volume in theirs]
-    assert [volume.size for volume in contents.volumes] == [volume.tlen for volume in theirs]
-    outer = [volume.offset for volume in contents.volumes if volume.depth == 0]
+    assert [UUID(bytes_le=found.volume.guid) for found in contents.volumes] == [volume.guid for volume in theirs]
+    assert [found.volume.size for found in contents.volumes] == [volume.tlen for volume in theirs]
+    outer = [found.volume.offset for found in contents.volumes if found.depth == 0]
     assert outer == [item.offset for item in dump.Edk2Image(path.name, path.read_bytes())]
     files = [item for item in items if isinstance(item, dump.Edk2FfsFile) and item.typeid != 0xF0]
     assert sorted(map(str, contents.files)) == sorted(str(file.guid) for file in files)
@@ -132,5 +133,5 @@ def test_truncated_images_never_raise(image: Path, tmp_path: Path) -> None:
         part.write_bytes(data[:length])
         analysis = analyze(part)
         assert analysis.recommended_interface == "qemu"
-        if analysis.volumes and analysis.volumes[0].size > length:
+        if analysis.volumes and analysis.volumes[0].volume.size > length:
             assert analysis.problems

@@ -13,8 +13,9 @@ from vmm.config.parts import PflashDrive, flash_files
 from vmm.errors import ConfigError
 from vmm.firmware import guests, search
 from vmm.firmware import load as firmware
-from vmm.firmware.images import NVRAM_GUID, FirmwareImages, FirmwareKind, Layout
+from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout
 from vmm.firmware.load import find, load
+from vmm.firmware.volumes import NVRAM_GUID
 
 FFS2_GUID = bytes.fromhex("78e58c8c3d8a1c4f9935896185c32dd3")
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm.errors import ConfigError
-from vmm.firmware import volumes
+from vmm.firmware import contents as reader
 from vmm.firmware.clients import FW_CFG, FWCTL, FirmwareAnalysis, analyze, analyze_bytes
-from vmm.firmware.volumes import CRC32, LZMA, VARIABLE_STORE, read
+from vmm.firmware.contents import CRC32, LZMA, VARIABLE_STORE, read
 
 FFS2 = UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3")
 BROTLI = UUID("3d532050-5cda-4fd0-879e-0f7f630d5afb")
@@ -200,7 +200,7 @@ def test_problems_are_told(data: bytes, text: str) -> None:
 
 
 def test_a_decompression_bomb_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volumes, "MAX_DECOMPRESSED", 1 << 20)
+    monkeypatch.setattr(reader, "MAX_DECOMPRESSED", 1 << 20)
     bomb = file(compressed(section(0x19, bytes(8 << 20))))
     contents = read(volume(bomb, bomb, bomb))
     assert any("expand to more than 1 MiB" in problem for problem in contents.problems)
@@ -212,7 +212,7 @@ def test_deep_nesting_stops_at_the_limit() -> None:
     for _ in range(20):
         data = volume(file(section(0x17, data), kind=11))
     contents = read(data)
-    assert len(contents.volumes) <= volumes.MAX_DEPTH + 1
+    assert len(contents.volumes) <= reader.MAX_DEPTH + 1
     assert any("deep" in problem for problem in contents.problems)
     sections = section(0x10, executable(b""))
     for _ in range(20):
@@ -221,10 +221,14 @@ def test_deep_nesting_stops_at_the_limit() -> None:
 
 
 def test_too_many_files_stop_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volumes, "MAX_FILES", 3)
+    monkeypatch.setattr(reader, "MAX_FILES", 3)
     contents = read(volume(*[module(b"")] * 5))
     assert len(contents.files) == 3
     assert any("more than 3 files" in problem for problem in contents.problems)
+
+
+def test_variable_store_has_the_guid_that_edk2_gives_it() -> None:
+    assert UUID("fff12b8d-7696-4c8b-a985-2747075b4f50") == VARIABLE_STORE
 
 
 def test_signature_without_a_header_is_no_volume() -> None:

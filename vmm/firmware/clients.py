@@ -17,8 +17,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmm.firmware.contents import VARIABLE_STORE, Contents, FoundVolume, Module, read
 from vmm.firmware.images import read_image
-from vmm.firmware.volumes import VARIABLE_STORE, Contents, Module, Volume, read
+from vmm.layout import PORT_FW_CFG, PORT_FWCTL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +35,10 @@ QEMU = "qemu"
 BHYVE = "bhyve"
 """The values of the option ``fwcfg=``: QEMU's interface (fw_cfg), bhyve's (fwctl)."""
 
-PORTS = {FW_CFG: (0x510, 0x511, 0x514, 0x518), FWCTL: (0x510, 0x511)}
+PORTS = {
+    FW_CFG: tuple(PORT_FW_CFG.start + offset for offset in (0, 1, 4, 8)),
+    FWCTL: tuple(PORT_FWCTL.start + offset for offset in (0, 1)),
+}
 """The first of each is the one that a client can't do without. 0x514 and 0x518 mean DMA."""
 
 # mov r32, imm32 (b8+r) or push imm32 (68), or mov r16, imm16 with its operand-size prefix.
@@ -122,7 +126,7 @@ class FirmwareAnalysis:
     kind: str
     content: str
     version: str | None
-    volumes: tuple[Volume, ...]
+    volumes: tuple[FoundVolume, ...]
     encodings: tuple[str, ...]
     architectures: tuple[str, ...]
     features: tuple[str, ...]
@@ -164,13 +168,13 @@ class FirmwareAnalysis:
             "modules": self.modules,
             "volumes": [
                 {
-                    "offset": volume.offset,
-                    "size": volume.size,
-                    "depth": volume.depth,
-                    "file_system": volume.file_system,
-                    "inside": list(volume.inside),
+                    "offset": found.volume.offset,
+                    "size": found.volume.size,
+                    "depth": found.depth,
+                    "file_system": found.file_system,
+                    "inside": list(found.inside),
                 }
-                for volume in self.volumes
+                for found in self.volumes
             ],
             "encodings": list(self.encodings),
             "clients": {
@@ -197,10 +201,10 @@ class FirmwareAnalysis:
         if self.version:
             lines.append(f"version: {self.version}")
         lines += [f"volumes: {len(self.volumes) or 'none'}"]
-        for volume in self.volumes:
-            within = f" inside {' in '.join(reversed(volume.inside))}" if volume.inside else ""
-            at = f"{volume.offset:#9x} {_size(volume.size):>9}"
-            lines.append(f"  {'  ' * volume.depth}{at} {volume.file_system}{within}")
+        for found in self.volumes:
+            within = f" inside {' in '.join(reversed(found.inside))}" if found.inside else ""
+            at = f"{found.volume.offset:#9x} {_size(found.volume.size):>9}"
+            lines.append(f"  {'  ' * found.depth}{at} {found.file_system}{within}")
         if self.volumes:
             lines.append(f"compression: {', '.join(self.encodings) or 'none'}; {self.modules} modules")
         for client in (FW_CFG, FWCTL):
@@ -286,7 +290,7 @@ def _names(pattern: re.Pattern[bytes], data: bytes) -> tuple[str, ...]:
 
 
 def _content(contents: Contents) -> str:
-    stores = [volume for volume in contents.volumes if volume.guid == VARIABLE_STORE]
+    stores = [found for found in contents.volumes if found.volume.is_variable_store]
     if not contents.volumes:
         return "rom"
     if len(stores) == len(contents.volumes):

@@ -1,7 +1,5 @@
 """Firmware images: what a file is, and where the machine maps it."""
 
-import struct
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +10,6 @@ from vmm.layout import FOUR_GIB, IMAGE_WINDOW
 from vmm.options import quoted
 
 WINDOW_SIZE = len(IMAGE_WINDOW)
-
-VOLUME_HEADER = struct.Struct("<16x16sQ4sIHHH3x")
-"""EFI_FIRMWARE_VOLUME_HEADER (UEFI Platform Initialization 1.8, volume 3, section 3.2.1): file system GUID, FvLength,
-"_FVH", attributes, header length, checksum, extended header offset. Little-endian."""
-
-NVRAM_GUID = bytes.fromhex("8d2bf1ff96768b4ca9852747075b4f50")
-"""gEfiSystemNvDataFvGuid, fff12b8d-7696-4c8b-a985-2747075b4f50: a volume that holds the variable store."""
 
 QCOW2_MAGIC = b"QFI\xfb"
 
@@ -150,20 +141,6 @@ NO_FIRMWARE = FirmwareImages(FirmwareKind.NONE, Layout.BIOS, Path("none"), b"")
 """For a machine whose kernel is started without firmware."""
 
 
-class Volume(NamedTuple):
-    """A firmware volume in an image."""
-
-    offset: int
-    """Bytes from the image's start."""
-    size: int
-    guid: bytes
-
-    @property
-    def is_variable_store(self) -> bool:
-        """Whether the volume holds UEFI variables rather than code."""
-        return self.guid == NVRAM_GUID
-
-
 def read_image(path: Path, *, what: str = "firmware image") -> bytes:
     """Return a file's bytes.
 
@@ -179,17 +156,3 @@ def read_image(path: Path, *, what: str = "firmware image") -> bytes:
             f"qemu-img convert -O raw {quoted(path)} {quoted(f'{path.stem}.fd')}"
         )
     return data
-
-
-def volumes(data: bytes) -> Iterator[Volume]:
-    """Yield the firmware volumes that follow each other from the image's start; stops at the first gap.
-
-    A volume may claim to end beyond the image: that is for the caller to see.
-    """
-    offset = 0
-    while offset + VOLUME_HEADER.size <= len(data):
-        guid, size, signature, *_ = VOLUME_HEADER.unpack_from(data, offset)
-        if signature != b"_FVH" or size < VOLUME_HEADER.size:
-            return
-        yield Volume(offset, size, guid)
-        offset += size
