@@ -104,6 +104,14 @@ PORT_DEBUG_QEMU = range(0x402, 0x403)
 PORT_PM_BHYVE = range(0x400, 0x40C)
 """bhyve: usr.sbin/bhyve/pm.c and acpi.c. PM1a_EVT 0x400, PM1a_CNT 0x404, PM timer 0x408."""
 
+PORT_FW_CFG = range(0x510, 0x51C)
+"""QEMU, docs/specs/fw_cfg.rst: selector 0x510, data 0x511, DMA address 0x514 and 0x518; `native/include/vmm/fw_cfg.h`
+says the same."""
+
+PORT_FWCTL = range(0x510, 0x515)
+"""FreeBSD, usr.sbin/bhyve/amd64/fwctl.c: 0x510 and 0x511, of which a 4-byte access reaches to 0x514. The bus hands over
+whole only what lies in one range."""
+
 PORT_PCI_CONFIG = range(0xCF8, 0xD00)
 """PCI 3.0, 3.2.2.3.2: CONFIG_ADDRESS, CONFIG_DATA. A byte at 0xcf9 is the ICH's reset control instead."""
 

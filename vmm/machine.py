@@ -174,7 +174,7 @@ class Machine(Runnable):
                     on_vmcoreinfo=self._vmcoreinfo_written,
                     customize=customize,
                 )
-                self.fw_cfg.attach(self.ports, in_python=config.dispatch is Dispatch.PYTHON)
+                interface.attach_fw_cfg(self.fw_cfg, self.ports, core, in_python=config.dispatch is Dispatch.PYTHON)
             else:
                 self.fwctl = interface.build_fwctl(config)
                 self.fwctl.attach(self.ports)

@@ -2,12 +2,13 @@
 
 import struct
 
+from fw_cfg_model import DESCRIPTOR, KEY_INVALID, FwCfgModel, ModelItem, ModelMemory, ModelRegion
 from fw_cfg_rig import Rig
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vmm.devices.fw_cfg_model import DESCRIPTOR, KEY_INVALID, FwCfgModel, ModelItem, ModelMemory, ModelRegion
+from vmm.devices.fw_cfg_python import PythonFwCfg
 
 LOW = 0x3000
 ROM, ROM_SIZE = LOW, 0x100
@@ -167,8 +168,8 @@ class BothInPython(Both):
     in_python = True
 
     def _state(self) -> tuple[int, int, int]:
-        device = self.rig.device._python
-        assert device is not None
+        device = self.rig.device._registers
+        assert isinstance(device, PythonFwCfg)
         return device._key, device._offset, device._dma_address
 
 

@@ -7,6 +7,7 @@ from vmm._native import ffi, lib
 
 from vmm.bus import Bus, IoLock
 from vmm.devices.fw_cfg import FwCfg
+from vmm.handoff.interface import attach_fw_cfg
 
 RAM_SIZE = 1 << 20
 DESCRIPTOR = 0x1000
@@ -37,7 +38,7 @@ class Rig:
     def start(self, *, in_python: bool = False) -> Self:
         self.device.publish()
         self.bus = Bus("port", self.ports, IoLock(self.core), self.failures.append)
-        self.device.attach(self.bus, in_python=in_python)
+        attach_fw_cfg(self.device, self.bus, self.core, in_python=in_python)
         return self
 
     def _access(self, port: int, size: int, count: int, data: Any, *, write: bool) -> None:

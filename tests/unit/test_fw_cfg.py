@@ -14,6 +14,7 @@ from vmm.devices.fw_cfg_format import Buffer, Key
 from vmm.devices.fw_cfg_items import PcItems, add_pc_items
 from vmm.errors import ConfigError
 from vmm.inputs import map_file
+from vmm.layout import PORT_FW_CFG
 
 
 def file(name: str, data: Buffer, **options: Any) -> Rig:
@@ -26,6 +27,10 @@ def test_signature_can_be_read_without_selecting_anything() -> None:
     rig = Rig().start()
     assert rig.inp(0x511, 1, 4) == b"QEMU"
     assert rig.device.probes == 1
+
+
+def test_ports_are_where_c_and_the_layout_say() -> None:
+    assert range(lib.FW_CFG_PORT_FIRST, lib.FW_CFG_PORT_LAST + 1) == PORT_FW_CFG
 
 
 def test_id_says_whether_there_is_dma() -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vmm._native import ffi, lib
 from vmm.errors import HostError
 from vmm.kvm.structs import MpState
+from vmm.layout import LAPIC_BASE
 
 if TYPE_CHECKING:
     from vmm.kvm import Vcpu
 
 _CR0_ET_NW_CD = 0x60000010
-_APIC_BASE = 0xFEE00000
 _APIC_BASE_ENABLE = 1 << 11
 _APIC_BASE_BSP = 1 << 8
 
@@ -102,7 +102,7 @@ def _reset_sregs(*, bootstrap: bool) -> Any:
             "gdt": {"limit": 0xFFFF},
             "idt": {"limit": 0xFFFF},
             "cr0": _CR0_ET_NW_CD,
-            "apic_base": _APIC_BASE | _APIC_BASE_ENABLE | (_APIC_BASE_BSP if bootstrap else 0),
+            "apic_base": LAPIC_BASE | _APIC_BASE_ENABLE | (_APIC_BASE_BSP if bootstrap else 0),
         },
     )
 

@@ -6,7 +6,7 @@ hands a sealed table of pointers to C. C calls back only for items that asked
 for it, with the machine's io_lock held.
 
 Not here: what a PC's items contain (`vmm.devices.fw_cfg_items`), and the
-reference model that C is tested against (`vmm.devices.fw_cfg_model`).
+reference model that C is tested against (`tests/support/fw_cfg_model.py`).
 
 Source: docs/specs/fw_cfg.rst in QEMU's tree.
 """
@@ -27,10 +27,10 @@ from vmm.devices.fw_cfg_format import (
     check_name,
 )
 from vmm.errors import ConfigError
+from vmm.layout import PORT_FW_CFG
 
 if TYPE_CHECKING:
-    from vmm.bus import Bus
-    from vmm.devices.fw_cfg_python import PythonFwCfg
+    from vmm.bus import Bus, Device
 
 OnSelect = Callable[[], None]
 """Called before the guest can read the item's first byte."""
@@ -92,7 +92,7 @@ class FwCfg:
         self._items: dict[int, _Item] = {}
         self._files: dict[str, _Item] = {}
         self._tables: tuple[Any, Any] | None = None
-        self._python: PythonFwCfg | None = None
+        self._registers: Device | None = None
         self._unbuilt: list[BuildFiles] = []
         self.failure: BaseException | None = None
         self.add_item(Key.SIGNATURE, b"QEMU")
@@ -168,7 +168,7 @@ class FwCfg:
             ConfigError: as `add_file`.
         """
         if not name.startswith("opt/"):
-            import logging
+            import logging  # takes longer to load than a small guest to run
 
             log = logging.getLogger(__name__)
             log.warning("fw_cfg file %s: names for users begin with opt/ (docs/specs/fw_cfg.rst)", name)
@@ -190,25 +190,23 @@ class FwCfg:
         self._tables = generic, arch
         lib.fw_cfg_publish(self._native, generic, len(generic), arch, len(arch))
 
-    def attach(self, ports: "Bus", *, in_python: bool = False) -> None:
-        """Answer ports 0x510-0x51b.
+    def attach(self, ports: "Bus", registers: "Device | None" = None) -> None:
+        """Answer `vmm.layout.PORT_FW_CFG`.
 
         Args:
             ports: the machine's port bus.
-            in_python: by `vmm.devices.fw_cfg_python` instead of C, to show what that costs; no access log then.
+            registers: answers them instead of C, and is reset with the items; there is no access log then.
 
         Raises:
             ConfigError: another device has some of them, such as fwctl.
         """
-        if in_python:
-            from vmm.devices.fw_cfg_python import PythonFwCfg
-
+        first, last = PORT_FW_CFG.start, PORT_FW_CFG.stop - 1
+        if registers is not None:
             self._build_late_files()
-            self._python = PythonFwCfg(self, self._core, dma=self._native.dma)
-            ports.add(lib.FW_CFG_PORT_FIRST, lib.FW_CFG_PORT_LAST, self._python, "fw_cfg")
+            self._registers = registers
+            ports.add(first, last, registers, "fw_cfg")
             return
-        handler = ffi.addressof(lib, "fw_cfg_access")
-        ports.add_native(lib.FW_CFG_PORT_FIRST, lib.FW_CFG_PORT_LAST, handler, self._native, "fw_cfg")
+        ports.add_native(first, last, ffi.addressof(lib, "fw_cfg_access"), self._native, "fw_cfg")
 
     # -- while the machine lives ------------------------------------------------------------------------------------
 
@@ -255,8 +253,8 @@ class FwCfg:
         lib.vmm_io_lock(self._core)
         try:
             lib.fw_cfg_reset(self._native)
-            if self._python is not None:
-                self._python.reset()
+            if self._registers is not None:
+                self._registers.reset()
             for item in self._items.values():
                 if item.initial is not None and item.key != Key.FILE_DIR:
                     ffi.buffer(item.contents)[:] = item.initial

@@ -1,7 +1,7 @@
 """fw_cfg's ports answered by Python instead of C: what ``--dispatch python`` runs, to show what that costs.
 
 The same items, from the same published table, with the same counters; only who looks at the registers differs. Not
-here: the access log, which is C's, and the rules stated one by one, which is `vmm.devices.fw_cfg_model`.
+here: the access log, which is C's, and the rules stated one by one, which is `tests/support/fw_cfg_model.py`.
 
 Source: docs/specs/fw_cfg.rst in QEMU's tree. Odd widths and alignments follow hw/nvram/fw_cfg.c there.
 """
@@ -38,13 +38,12 @@ class PythonFwCfg(Device):
     Args:
         fw_cfg: what the items are taken from.
         core: the C core's ``struct vmm_vm``.
-        dma: offer the DMA interface.
     """
 
-    def __init__(self, fw_cfg: "FwCfg", core: Any, *, dma: bool = True) -> None:
+    def __init__(self, fw_cfg: "FwCfg", core: Any) -> None:
         self._fw_cfg = fw_cfg
         self._memory = ffi.addressof(core, "memory")
-        self._dma = dma
+        self._dma = bool(fw_cfg.native.dma)
         self._dma_address = 0
         self._key = _NO_KEY
         self._item: Any = None

@@ -46,10 +46,7 @@ from vmm.devices.fwctl_format import (
     text_of,
 )
 from vmm.errors import ConfigError
-
-PORT_FIRST = 0x510
-PORT_LAST = 0x514
-"""The last byte of a 4-byte access at 0x511: the bus hands over whole only what lies in one range."""
+from vmm.layout import PORT_FWCTL
 
 SIGNATURE = b"BHYV"
 
@@ -157,7 +154,7 @@ class Fwctl(Device):
         Raises:
             ConfigError: Another device has some of them, such as fw_cfg.
         """
-        ports.add(PORT_FIRST, PORT_LAST, self, "fwctl")
+        ports.add(PORT_FWCTL.start, PORT_FWCTL.stop - 1, self, "fwctl")
 
     def reset(self) -> None:
         """Machine reset: the conversation is forgotten, what is offered and what was logged stays."""

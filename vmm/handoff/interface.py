@@ -15,6 +15,7 @@ from vmm.tables import e820
 from vmm.tables.boot_order import encode_boot_order
 
 if TYPE_CHECKING:
+    from vmm.bus import Bus
     from vmm.devices.fwctl import Fwctl
     from vmm.memory import GuestMemory
 
@@ -115,6 +116,26 @@ def build_fw_cfg(
             fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
     fw_cfg.publish()
     return fw_cfg
+
+
+def attach_fw_cfg(fw_cfg: FwCfg, ports: "Bus", core: Any, *, in_python: bool) -> None:
+    """Let a published fw_cfg answer its ports.
+
+    Args:
+        fw_cfg: of the machine.
+        ports: the machine's port bus.
+        core: the C core's ``struct vmm_vm``.
+        in_python: by `vmm.devices.fw_cfg_python` instead of C, to show what that costs.
+
+    Raises:
+        ConfigError: another device has some of the ports.
+    """
+    if not in_python:
+        fw_cfg.attach(ports)
+        return
+    from vmm.devices.fw_cfg_python import PythonFwCfg
+
+    fw_cfg.attach(ports, PythonFwCfg(fw_cfg, core))
 
 
 def build_fwctl(config: MachineConfig) -> "Fwctl":
