@@ -72,7 +72,8 @@ class Host:
         command = ["qemu-system-x86_64", "-M", "pc", "-accel", "tcg,thread=multi", "-cpu", self.model]
         command += ["-smp", str(self.cpus), "-m", "1536", "-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-kernel", str(self.kernel), "-initrd", str(self.root), "-append", COMMAND_LINE]
-        command += ["-serial", "stdio", "-serial", f"file:{alive}", "-qmp", f"unix:{monitor.name},server=on,wait=off"]
+        command += ["-serial", "stdio", "-serial", f"file:{alive}", "-serial", "file:report.jsonl"]
+        command += ["-qmp", f"unix:{monitor.name},server=on,wait=off"]
         command += ["-drive", f"if=virtio,format=raw,file={disk}"]
         with (self.results / "qemu.log").open("wb") as log:
             # In the directory of the socket: the path of one may have 107 bytes, and clones lie deep.
@@ -132,7 +133,7 @@ def _copy_console(qemu: subprocess.Popen[bytes], results: Path) -> None:
 
 
 def _state(monitor: Path) -> str:
-    """Ask QEMU for its CPUs' registers, a few times, and their interrupt controllers, for who looks into a stall."""
+    """Ask QEMU for its CPUs' registers, a few times, and their interrupt controllers, to look into a stall."""
     parts = []
     try:
         with socket.socket(socket.AF_UNIX) as connection:

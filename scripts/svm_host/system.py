@@ -280,7 +280,7 @@ def _write_work(archive: Archive, clone: Path, job: str) -> None:
     archive.text("job", job)
     for name in ("pyproject.toml", "README.md"):
         archive.add(clone / name, f"{clone}/{name}")
-    for name in ("docs", "scripts", "tests", "vmm"):
+    for name in ("docs/schemas", "scripts", "tests", "vmm"):
         archive.add_tree(clone / name, f"{clone}/{name}", lambda entry: entry.name != "__pycache__")
     packages = _site_packages(clone)
     for entry in packages.glob("*vmm*"):
