@@ -1,7 +1,6 @@
 """Initial RAM file systems: cpio archives in the "newc" format, which the kernel unpacks one after the other.
 
 Written here, rather than by cpio, so that files need no staging tree: each gets its name in the archive as it goes in.
-Format: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import shutil
 import stat
 from typing import TYPE_CHECKING, BinaryIO
 
+from vmm.verify import initramfs
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-ALIGNMENT = 4
 
 
 class Archive:
@@ -70,7 +69,7 @@ class Archive:
 
     def end(self) -> None:
         """Write the archive's last record."""
-        self._header("/TRAILER!!!", 0, 0)
+        self._header(initramfs.TRAILER, 0, 0)
 
     def _is_new(self, name: str) -> bool:
         relative = name.strip("/")
@@ -81,11 +80,7 @@ class Archive:
         return True
 
     def _header(self, name: str, mode: int, size: int, modified: int = 0) -> None:
-        encoded = os.fsencode(name.strip("/")) + b"\0"
-        # inode, mode, uid, gid, links, mtime, size, device, device of a node (major and minor each), name, checksum
-        fields = (0, mode, 0, 0, 1, modified, size, 0, 0, 0, 0, len(encoded), 0)
-        self._output.write(b"070701" + b"".join(b"%08x" % field for field in fields) + encoded)
-        self._pad(110 + len(encoded))
+        self._output.write(initramfs.header(name.strip("/"), mode, size, modified=modified))
 
     def _pad(self, length: int) -> None:
-        self._output.write(bytes(-length % ALIGNMENT))
+        self._output.write(initramfs.padding(length))

@@ -13,7 +13,7 @@ from vmm.errors import ConfigError, HostError
 from vmm.tables.e820 import E820Entry
 from vmm.verify import linux, linux_report
 from vmm.verify.guest_report import GuestReport, Kind, ReportError
-from vmm.verify.linux_guest import LinuxFiles, initramfs
+from vmm.verify.linux_guest import LinuxFiles, build_initramfs
 
 DMESG = b"""<5>[    0.000000] Linux version 6.1
 <6>[    0.000000] BIOS-e820: [mem 0x0000000000000000-0x000000000009ffff] usable
@@ -92,7 +92,7 @@ def test_cpio_reads_the_initial_ram_disk(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in names]
     for path in paths:
         path.write_bytes(path.name.encode() * 3)
-    image = initramfs(LinuxFiles(*paths))
+    image = build_initramfs(LinuxFiles(*paths))
     listing = subprocess.run(["cpio", "-itv"], input=image, capture_output=True, check=True).stdout.decode()
     lines = {line.split()[-1]: line.split() for line in listing.splitlines()}
     assert set(lines) == {"bin", "dev", "dev/console", "bin/busybox", "qemu_fw_cfg.ko", "init"}

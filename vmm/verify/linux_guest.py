@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmm import directories
 from vmm.errors import HostError
 from vmm.inputs import is_file
+from vmm.verify import initramfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,6 @@ PIT ticks four times in its first 60 ms or so, which a busy host may not manage;
 leaves that check out by itself (kvm_guest_init in arch/x86/kernel/kvm.c)."""
 
 FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
-_TRAILER = "TRAILER!!!"
 
 
 def cache() -> Path:
@@ -70,12 +70,12 @@ def options(append: str | None = None) -> Iterator[dict[str, Any]]:
     files = LinuxFiles.find()
     with TemporaryDirectory(prefix="vmm-linux-") as directory:
         initrd = Path(directory) / "initrd"
-        initrd.write_bytes(initramfs(files))
+        initrd.write_bytes(build_initramfs(files))
         words = COMMAND_LINE if append is None else f"{COMMAND_LINE} {append}"
         yield {"kernel": files.kernel, "initrd": initrd, "append": words}
 
 
-def initramfs(files: LinuxFiles) -> bytes:
+def build_initramfs(files: LinuxFiles) -> bytes:
     """Build the initial RAM disk: /init, busybox, the module, /dev/console."""
     init = resources.files("vmm.verify").joinpath("linux_init.sh").read_bytes()
     return b"".join(
@@ -86,19 +86,10 @@ def initramfs(files: LinuxFiles) -> bytes:
             _entry("bin/busybox", stat.S_IFREG | 0o755, files.busybox.read_bytes()),
             _entry("qemu_fw_cfg.ko", stat.S_IFREG | 0o644, files.module.read_bytes()),
             _entry("init", stat.S_IFREG | 0o755, init),
-            _entry(_TRAILER, 0),
+            initramfs.header(initramfs.TRAILER, 0),
         )
     )
 
 
 def _entry(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
-    """Return a file in cpio's "newc" form (Linux, Documentation/driver-api/early-userspace/buffer-format.rst)."""
-    words = name.encode() + b"\0"
-    # Inode, mode, uid, gid, links, time, size, device of the file, device that it is, size of the name, checksum.
-    fields = (0, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(words), 0)
-    head = b"070701" + b"".join(b"%08X" % field for field in fields) + words
-    return _padded(head) + _padded(data)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 4)
+    return initramfs.header(name, mode, len(data), device=device) + data + initramfs.padding(len(data))
