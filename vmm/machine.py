@@ -262,11 +262,15 @@ class Machine(Runnable):
 
     def exit_times(self) -> "list[ExitTimes]":
         """How long this program took for each exit reason, port and MMIO page; empty unless asked for in the config."""
-        return self._processors.exit_times()
+        if not self._processors.times:
+            return []
+        from vmm.run.exit_times import collect
+
+        return collect(self._processors.times)
 
     def exit_times_lost(self) -> int:
         """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
-        return self._processors.exit_times_lost()
+        return sum(table.lost for table in self._processors.times)
 
     @property
     def started_ns(self) -> int:

@@ -10,7 +10,6 @@ from vmm.cpu.reset import reset_vcpu
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
     from vmm.kvm import CpuidEntry, Vcpu, Vm
-    from vmm.run.exit_times import ExitTimes
     from vmm.softcpu.engine import SoftwareCpu
 
 
@@ -20,12 +19,13 @@ class Processors:
     Attributes:
         vcpus: KVM's part of each.
         cores: the ``struct vmm_vcpu`` of each, which outlives KVM's part: a closed machine tells what it counted.
+        times: the ``struct exit_times`` of each; empty where nobody asked.
     """
 
     def __init__(self) -> None:
         self.vcpus: list[Vcpu] = []
         self.cores: list[Any] = []
-        self._times: list[Any] = []
+        self.times: list[Any] = []
         self._cpuid: list[CpuidEntry] = []
 
     def add(self, vcpu: "Vcpu", core: Any, times: Any, entries: "list[CpuidEntry]") -> None:
@@ -40,7 +40,7 @@ class Processors:
         self.vcpus.append(vcpu)
         self.cores.append(core)
         if times is not None:
-            self._times.append(times)
+            self.times.append(times)
         self._cpuid = entries
 
     @property
@@ -68,18 +68,6 @@ class Processors:
         }
         counts["interrupted by a signal"] = sum(core.interrupted for core in self.cores)
         return {name: count for name, count in counts.items() if count}
-
-    def exit_times(self) -> "list[ExitTimes]":
-        """How long this program took for each exit reason, port and MMIO page; empty unless the config asks."""
-        if not self._times:
-            return []
-        from vmm.run.exit_times import collect
-
-        return collect(self._times)
-
-    def exit_times_lost(self) -> int:
-        """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
-        return sum(table.lost for table in self._times)
 
 
 def create_processors(
