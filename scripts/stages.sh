@@ -103,7 +103,7 @@ stage_kill() {
   done
 }
 
-# Ctrl-C reaches this script alone: pass it on, wait for the orderly end of all, and end those that do not come to one.
+# Ctrl-C reaches only this script: pass it on, wait for the orderly end of all, and end those that do not come to one.
 stage_interrupt() {
   local killer
   trap '' INT TERM HUP

@@ -148,7 +148,7 @@ class GuestMemory:
     def park_roms(self, park: bool) -> None:
         """Leave a ROM's KVM slot in place when the ROM is unmapped, until something else wants its addresses.
 
-        For a software CPU, which goes by the C table alone: a flash chip is unmapped and mapped again for every byte
+        For a software CPU, which uses only the C table: a flash chip is unmapped and mapped again for every byte
         that firmware programs, and KVM takes about a millisecond to change its slots.
         """
         self._parks_roms = park
@@ -230,7 +230,7 @@ class GuestMemory:
     def _map(self, gpa: int, size: int, hva: int, kind: str, *, read_only: bool) -> None:
         if any(region.gpa < gpa + size and gpa < region.gpa + region.size for region in self._regions.values()):
             raise ValueError(f"{gpa:#x}+{size:#x} overlaps memory that is mapped already")
-        # KVM first: whoever hears of the change through C may run the guest at once.
+        # KVM first: a thread that C tells of the change may run the guest at once.
         slot = self._slot_for(gpa, size, hva, read_only=read_only)
         flags = lib.GUEST_REGION_READ_ONLY if read_only else 0
         error = lib.guest_memory_add(self._table, gpa, size, ffi.cast("uint8_t *", hva), flags)

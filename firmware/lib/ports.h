@@ -4,7 +4,7 @@
 
 #define PCI_ADDRESS 0xcf8
 #define PCI_DATA 0xcfc
-#define RESET_CONTROL 0xcf9 /* a byte inside of CONFIG_ADDRESS, which takes 32-bit accesses alone */
+#define RESET_CONTROL 0xcf9 /* a byte inside of CONFIG_ADDRESS, which takes only 32-bit accesses */
 
 #define COM1 0x3f8
 #define DEBUGCON 0x402       /* where firmware expects isa-debugcon (OVMF, SeaBIOS) */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Inside the software CPU: who calls what. The structures are inside.h's. */
+/* Inside the software CPU: what calls what. The structures are inside.h's. */
 #ifndef VMM_SOFTCPU_ENGINE_H
 #define VMM_SOFTCPU_ENGINE_H
 

@@ -375,7 +375,7 @@ void WRAP(qemu_system_reset_request)(struct uc_struct *uc)
     ((struct softcpu_vcpu *)uc->cpu)->shutdown = true;
 }
 
-/* Unicorn gives up on the process (a TSS that was never loaded, say); the guest alone is to blame. */
+/* Unicorn gives up on the process (a TSS that was never loaded, say); only the guest is to blame. */
 void QEMU_NORETURN WRAP(cpu_abort)(CPUState *cs, const char *format, ...)
 {
     (void)format;

@@ -97,7 +97,7 @@ static bool takes_pic(const struct softcpu_vcpu *vcpu, const struct kvm_lapic_st
     return !enabled || (!(lint0 & LVT_MASKED) && LVT_DELIVERY(lint0) == DELIVERY_EXTINT);
 }
 
-/* KVM raises a timer's interrupt only in KVM_RUN; before, it shows by the time of day alone. */
+/* KVM raises a timer's interrupt only in KVM_RUN; before, only the time of day shows it. */
 static bool timer_is_due(struct softcpu_vcpu *vcpu)
 {
     if (vcpu->tsc_deadline != 0 && guest_tsc(vcpu) >= vcpu->tsc_deadline) {

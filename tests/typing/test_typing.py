@@ -38,7 +38,7 @@ def test_mypy_says_what_the_cases_expect() -> None:
 
 
 def test_a_machine_takes_the_keywords_of_its_config_all_of_them_with_the_same_types() -> None:
-    # The names in the annotations are those of modules that are imported for type checkers alone.
+    # The names in the annotations are those of modules that are imported only for type checkers.
     names = {
         "Iterable": Iterable,
         "Mapping": Mapping,

@@ -1,4 +1,4 @@
-"""Where vmm keeps things, whoever runs it."""
+"""Where vmm keeps things, for any user."""
 
 import os
 import pwd

@@ -74,7 +74,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_costs_neither_the_old_document_nor_the_other_one(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text("old")
-    # RLIMIT_FSIZE is a full disk for this process alone.
+    # RLIMIT_FSIZE is a full disk for this process only.
     program = """
 import resource
 outputs = Outputs(None, {"--json": sys.argv[1], "--html": sys.argv[2]})

@@ -1,6 +1,6 @@
 """What single exits, string instructions and DMA cost, by the latency guest's own clock (`firmware/latency`).
 
-The guest times each repetition alone with RDTSC and prints the ticks; the empty loop of the same run is subtracted. All
+The guest times each repetition with RDTSC and prints the ticks; the empty loop of the same run is subtracted. All
 contenders run the very same image on the same processor, so ticks compare as they are; nanoseconds are for people.
 """
 

@@ -233,7 +233,7 @@ def _console(word: str, value: str, result: Sorted, *, again: bool) -> None:
         result.refusals.append(f"{word} {value}: there is one such port, and it has a target already")
     elif value == "mon:stdio":
         result.options.append((word, "stdio"))
-        result.notes.append(f"{word} {value} is stdio alone: {MONITOR}")
+        result.notes.append(f"{word} {value} means only stdio: {MONITOR}")
     else:
         result.options.append((word, value))
 

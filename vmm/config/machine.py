@@ -208,7 +208,7 @@ class MachineConfig(_Fields):
             check_options(self.interface_choice, fw_cfg, fwctl)
 
     def _carried_by_fw_cfg(self) -> dict[str, bool]:
-        """Options that reach the guest through fw_cfg alone, and whether they were given."""
+        """Options that reach the guest only through fw_cfg, and whether they were given."""
         return {
             "-kernel": self.kernel is not None and not self.direct,
             "-acpitable": bool(self.acpi_tables),
@@ -297,7 +297,7 @@ class MachineConfig(_Fields):
         Raises:
             ConfigError: any of these makes no sense, or names a file that is unusable.
         """
-        # First what is read from words alone, then the files: one may be a pipe that lets us wait.
+        # First what needs no file, then the files: one may be a pipe that makes us wait.
         fields: dict[str, Any] = {
             "cpus": cpus,
             "max_cpus": cpus if max_cpus is None else max_cpus,

@@ -1,6 +1,6 @@
 """The parts of a machine's description, each with the text that QEMU or bhyve users write for it.
 
-Everything that can be wrong with a part by itself is found here and raised as :class:`vmm.errors.ConfigError`.
+Everything that can be wrong with a single part is found here and raised as :class:`vmm.errors.ConfigError`.
 """
 
 from collections.abc import Callable, Iterable, Mapping

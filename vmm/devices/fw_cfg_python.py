@@ -1,6 +1,6 @@
 """fw_cfg's ports answered by Python instead of C: what ``--dispatch python`` runs, to show what that costs.
 
-The same items, from the same published table, with the same counters; only who looks at the registers differs. Not
+The same items, from the same published table, with the same counters; only what serves the registers differs. Not
 here: the access log, which is C's, and the rules stated one by one, which is `tests/support/fw_cfg_model.py`.
 
 Source: docs/specs/fw_cfg.rst in QEMU's tree. Odd widths and alignments follow hw/nvram/fw_cfg.c there.

@@ -42,7 +42,7 @@ class TimerService:
         self._on_failure = on_failure
         self._timers: list[Timer] = []
         self._thread: threading.Thread | None = None
-        # Below this line: with _wake. Whoever has it does not ask for io_lock.
+        # Below this line: with _wake held. A thread that holds it does not take io_lock.
         self._wake = threading.Condition()
         self._waits_until = _NEVER
         self._overtaken = False

@@ -250,7 +250,7 @@ class _Reader:
         if guid == CRC32:
             return encoding, body[start:]
         if guid in {LZMA, LZMA_X86}:
-            # The x86 filter rewrites only the targets of calls and jumps, which nobody here looks at.
+            # The x86 filter rewrites only the targets of calls and jumps, which are not looked at here.
             return encoding, self._decompress(body[start:])
         self._problem(f"a section encoded by {encoding} was not looked into")
         return encoding, None

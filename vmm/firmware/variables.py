@@ -99,7 +99,7 @@ class VariableFile:
             os.close(self._fd)
 
     def _check_unchanged(self, first: int, end: int) -> None:
-        """Find out that whoever does not know of locks left the file alone, as far as it is about to be written."""
+        """Check that no program that ignores locks has changed the part of the file that is about to be written."""
         there = os.fstat(self._fd)
         if there.st_nlink == 0:
             self._fail("the file was removed or replaced while the machine ran")
@@ -123,7 +123,7 @@ class VariableFile:
 
 
 def _lock(fd: int, path: Path) -> None:
-    """Take the locks of one who writes, and lets nobody else write.
+    """Take the locks of a writer that lets nobody else write.
 
     Raises:
         ConfigError: somebody else has a lock that excludes this.
@@ -154,7 +154,7 @@ def _control(fd: int, command: int, kind: int, byte: int) -> int:
 
 
 def _owner(fd: int) -> str:
-    """Name who has the file open with a lock: these locks have no owner that the kernel would tell."""
+    """Name the processes that hold a lock on the file: the kernel names no owner of these locks."""
     there, own = os.fstat(fd), str(os.getpid())
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and _has_locked(process, there, but=str(fd) if process.name == own else ""):

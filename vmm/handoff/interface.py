@@ -57,7 +57,7 @@ def build_fw_cfg(
         processor_id: asked for CPUID leaf 1, EAX in the low half and EDX in the high one.
         feature_control: what firmware shall write into MSR 0x3a, if the CPUs have it.
         on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
-        customize: for whoever looks at the items, or changes them.
+        customize: looks at the items, or changes them.
 
     Raises:
         ConfigError: a name is taken, overlong or unreadable.

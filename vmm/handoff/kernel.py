@@ -90,7 +90,7 @@ class Kernel:
             fw_cfg.add_file(name, data)
 
     def add_option_rom(self, fw_cfg: FwCfg) -> None:
-        """Let a BIOS start it, which cannot by itself, as QEMU does: by an option ROM of QEMU's that boots from fw_cfg.
+        """Let a BIOS start it, as QEMU does: by QEMU's option ROM that boots from fw_cfg.
 
         Raises:
             ConfigError: there is none for such a kernel, or it is not installed.

@@ -4,7 +4,7 @@
 it is asked to, and keeps its parent alive. Layouts and numbers are the compiler's (``<linux/kvm.h>``); what a call
 returns or takes are those structs, as cffi objects. A call that KVM refuses raises `vmm.errors.KvmError`, with errno.
 
-This package knows nothing of machines, devices or firmware, and can be used alone. Five instructions, from creating
+This package knows nothing of machines, devices or firmware, and can be used by itself. Five instructions, from creating
 the guest to its HLT:
 
 >>> import mmap

@@ -104,7 +104,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 
 def _folder(nodeid: str) -> str:
-    """Return the name of the folder for a test's artifacts, its own even where parameters differ in / and _ alone."""
+    """Return the name of the folder for a test's artifacts; tests whose parameters differ only in / and _ have two."""
     name = re.sub(r"[^\w.-]+", "_", nodeid, flags=re.ASCII)
     if "[" not in nodeid and len(name) <= _LONGEST_NAME:
         return name

@@ -2,7 +2,7 @@
 
 A page is a Jinja template beside the module that fills it in. It extends ``report/base.html.j2``, which has the common
 part of the style sheet; ``report/sections.css`` is more of it, for pages of sections with pictures and numbers.
-jinja2 is in the extra [report] and is loaded by who makes a page alone.
+jinja2 is in the extra [report] and is loaded only to make a page.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Lane:
         y: of its lower end.
         height: of its marks.
         note: a second line of its name.
-        area: corners of what grows in it, as SVG's ``points``; empty where it has marks alone.
+        area: corners of what grows in it, as SVG's ``points``; empty where it has only marks.
     """
 
     name: str
@@ -178,7 +178,7 @@ def memory(report: Report) -> list[MemoryRow]:
             rows.append(MemoryRow(free, first - 1, "gap", 1.4))
         elif rows and rows[-1].kind == kind:
             first = rows.pop().first
-        # Not to scale, for that would show RAM alone; but what is larger is higher.
+        # Not to scale, which would show only RAM; but what is larger is higher.
         rows.append(MemoryRow(first, last, kind, round(1.4 + max(0.0, math.log2((last - first + 1) / 4096)) * 0.09, 2)))
     return rows[::-1]
 

@@ -93,7 +93,7 @@ def _bytes_at(vcpu: "Vcpu", registers: Registers, memory: "GuestMemory") -> byte
 
 
 def disassemble(code: bytes, registers: Registers) -> str:
-    """The first instruction of ``code`` in Intel syntax with its bytes; the bytes alone where it cannot be decoded."""
+    """The first instruction of ``code`` in Intel syntax with its bytes; only the bytes where it cannot be decoded."""
     # Loading capstone takes longer than starting a small guest, and few runs fail.
     import capstone
 

@@ -53,7 +53,7 @@ def fetch(*, again: bool, say: Callable[[str], object]) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # whoever was faster may have done it all
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may have done it all meanwhile
             if again or not _complete(place):
                 with TemporaryDirectory(prefix="linux.", dir=place.parent) as work:
                     _fetch(Path(work), place, say)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Who answers a port or an MMIO address. One table a bus, served alike for KVM
- * exits and for the software CPU.
+ * Which handler answers a port or an MMIO address. One table per bus, for KVM's
+ * exits and the software CPU.
  *
  * An access goes to the one range that contains all of it. One that touches
  * several ranges is split into naturally aligned pieces, each of one range or

@@ -1,4 +1,4 @@
-"""bhyve's UEFI, new (fw_cfg and fwctl) and old (fwctl alone), on both interfaces: how many CPUs does its MADT list?
+"""bhyve's UEFI, new (fw_cfg and fwctl) and old (only fwctl), on both interfaces: how many CPUs does its MADT list?
 
 The README's table "Old and new bhyve firmware" is what these boots gave.
 """

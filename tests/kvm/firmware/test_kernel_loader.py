@@ -30,7 +30,7 @@ def test_ovmf_starts_a_uefi_program() -> None:
     with Machine("ovmf", kernel=image, append="some words", customize=add_mailbox) as machine:
         outcome = machine.run(deadline=120)
         assert outcome.reason is Reason.POWER_OFF, outcome.message
-        # OVMF of Debian 12 reads the file and the items, that of Debian 13 the file alone.
+        # OVMF of Debian 12 reads the file and the items, that of Debian 13 only the file.
         assert machine.trace.was_read_to_end("etc/boot/kernel")
         assert machine.trace.was_read_to_end("cmdline_data")
     assert reported

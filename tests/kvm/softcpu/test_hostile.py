@@ -20,7 +20,7 @@ pytestmark = [
 MIB = 1 << 20
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
 
-# Registers alone, or LOCK BT, which takes the prefix in no form.
+# Only registers, or LOCK BT, which never takes the prefix.
 NOT_LOCKABLE = [
     "f0 66 0f ab c0",
     "f0 0f ab c0",
