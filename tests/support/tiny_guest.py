@@ -1,7 +1,6 @@
 """A guest of a few bytes in real mode, for tests of single KVM calls."""
 
 import mmap
-from types import TracebackType
 from typing import Self
 
 from vmm.kvm import Kvm, Vcpu, Vm
@@ -32,9 +31,7 @@ class TinyGuest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for part in (self.vcpu, self.vm, self.kvm, self.memory):
             part.close()
 

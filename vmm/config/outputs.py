@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EACCES, EBUSY, EPERM, EROFS
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from vmm.config.parts import TargetKind
@@ -132,7 +131,7 @@ class Outputs:
         documents: paths by option; "-" is stdout, None: not asked for.
 
     Attributes:
-        serial: where COM1's output goes by itself, if to a file.
+        serial: the file that takes COM1's output alone, if there is one.
         debugcon: likewise, of the debug port.
         trace: where the access log goes, if to a file.
         variables: the VARS file that the guest's variables are kept in, if there is one.
@@ -171,9 +170,7 @@ class Outputs:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

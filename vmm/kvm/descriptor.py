@@ -2,7 +2,6 @@
 
 import errno
 import os
-from types import TracebackType
 from typing import Any, Self
 
 from vmm._native import ffi, lib
@@ -55,9 +54,7 @@ class Descriptor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from vmm.run.console import Stream
 
@@ -71,9 +70,7 @@ class Terminal:
             termios.tcsetattr(0, termios.TCSADRAIN, _raw(self._saved))
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._drain()
         finally:
