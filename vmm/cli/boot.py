@@ -50,7 +50,8 @@ examples:
 """
 
 SCRIPT = r"""
-script, one step a line (# begins a comment):
+script:
+  one step a line; # begins a comment
   expect REGEX     wait until a console shows this; what was shown before is not looked at again
   send TEXT        type TEXT into the serial port; it knows \r \n \t \e (escape), \xNN and \\
   send-line [TEXT] the same, and Enter
@@ -61,12 +62,13 @@ The last step is a wait; the exit status is 0 if every wait got what it waits fo
 """
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """The parser of the command line; the manual page is made of it, too."""
+    made = Parser(
         "boot", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", f"{SCRIPT}{EXAMPLES}{EXIT_STATUSES}"
     )
-    add_machine_arguments(parser)
-    add = parser.add_argument_group("run").add_argument
+    add_machine_arguments(made)
+    add = made.add_argument_group("run").add_argument
     add(
         "--until",
         metavar="REGEX",
@@ -85,12 +87,12 @@ def _parser() -> Parser:
     add("--json", metavar="PATH", help="write the report as a JSON object; - is stdout")
     add("--html", metavar="PATH", help="write the report as one self-contained page with pictures, for people")
     add("-q", "--quiet", action="store_true", help="no progress and no report; errors are still told")
-    return parser
+    return made
 
 
 def run(words: list[str]) -> int:
     """Boot what a command line describes; return the exit status."""
-    arguments = _parser().parse(words, "firmware")
+    arguments = parser().parse(words, "firmware")
     send = [_parse_send(text) for text in arguments.send]
     deadline = _parse_timeout(arguments.timeout)
     if arguments.until is not None:

@@ -1,6 +1,6 @@
 """bhyve's UEFI, new (fw_cfg and fwctl) and old (only fwctl), on both interfaces: how many CPUs does its MADT list?
 
-The README's table "Old and new bhyve firmware" is what these boots gave.
+The table in docs/bhyve.md, "Old and new bhyve firmware" is what these boots gave.
 """
 
 import json
