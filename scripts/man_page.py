@@ -1,13 +1,14 @@
 """Write vmm-boot(1), made from the parser of ``vmm boot``: to the path given, or to stdout.
 
-The build of the package calls this, and `scripts/build-docs`. It needs nothing of the package that is compiled.
+The build of the package calls this, with the source tree in PYTHONPATH, and `scripts/build-docs`. It needs nothing of
+the package that is compiled.
+
+usage: man_page.py VERSION [PATH]
 """
 
 import re
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from argparse_manpage.manpage import Manpage
 
