@@ -339,10 +339,14 @@ static bool begin(struct softcpu_vcpu *vcpu)
     uint32_t state;
     bool loaded;
 
+    /* First, for it makes KVM accept an INIT or a SIPI, which changes the registers. */
+    if (!get_mp_state(vcpu, &state)) {
+        return false;
+    }
     lock_acquire(vcpu);
     loaded = state_load_all(vcpu);
     lock_release(vcpu);
-    if (!loaded || !get_mp_state(vcpu, &state) || !look_for_unfinished_delivery(vcpu, &vcpu->unfinished)) {
+    if (!loaded || !look_for_unfinished_delivery(vcpu, &vcpu->unfinished)) {
         return false;
     }
     vcpu->shutdown = false;
