@@ -100,6 +100,11 @@ void vmm_vm_resume(struct vmm_vm *vm)
     __atomic_store_n(&vm->stop, 0, __ATOMIC_SEQ_CST);
 }
 
+bool vmm_io_trylock(struct vmm_vm *vm)
+{
+    return pthread_mutex_trylock(&vm->io_lock) == 0;
+}
+
 void vmm_io_lock(struct vmm_vm *vm)
 {
     pthread_mutex_lock(&vm->io_lock);

@@ -117,6 +117,8 @@ uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index);
 void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count);
 void vmm_vm_resume(struct vmm_vm *vm);
 
+/* False: another thread is in a device, maybe for long. */
+bool vmm_io_trylock(struct vmm_vm *vm);
 void vmm_io_lock(struct vmm_vm *vm);
 void vmm_io_unlock(struct vmm_vm *vm);
 
