@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,18 +23,21 @@ TABLE_LIMIT = 1 << 24
 """Bytes of an ACPI table, or of SMBIOS structures in a file: far more than firmware has room for."""
 
 PIPE_LIMIT = 1 << 30
-"""Bytes that may come through a pipe, because they stay in memory; a file is mapped."""
+"""Bytes that may come through a pipe, whose size is not known before it ends."""
 
-MAP_THRESHOLD = 1 << 20
-"""Files from this size on are mapped where that is allowed, smaller ones read."""
+LARGE = 1 << 20
+"""Files from this size on are read into pages of their own, see :func:`load_file`."""
 
 _CHUNK = 1 << 16
+_STEP = 1 << 24
+"""Bytes of a file that are read at once: Ctrl-C waits for that."""
+
 _NULL_DEVICE = os.makedev(1, 3)
 """/dev/null: an empty file (Linux, Documentation/admin-guide/devices.txt)."""
 
 
 Contents = bytes | mmap.mmap
-"""What was in a file: read, or mapped."""
+"""What was in a file. The mapping is of anonymous memory, never of the file."""
 
 
 class InputFile(NamedTuple):
@@ -79,20 +82,23 @@ def read_file(path: Path, what: str, *, limit: int) -> bytes:
         ConfigError: it can't be read, is of another type, or larger.
         TimeoutExpired: nobody wrote into the pipe, see :func:`patience`.
     """
-    return bytes(_open(path, what, limit, may_map=False))
+    return bytes(_open(path, what, limit, own_pages=False))
 
 
-def map_file(path: Path, what: str, *, limit: int = ITEM_LIMIT) -> InputFile:
-    """Return what a file or a pipe holds; a large file is mapped, and must not shrink while it is used.
+def load_file(path: Path, what: str, *, limit: int = ITEM_LIMIT) -> InputFile:
+    """Return what a file or a pipe holds, however large.
+
+    It is copied, not mapped: a mapped file that somebody shortens while the guest runs is a SIGBUS, MAP_PRIVATE or not,
+    and one that somebody changes reaches the guest half old and half new.
 
     Raises:
-        ConfigError: as :func:`read_file`.
-        TimeoutExpired: likewise.
+        ConfigError: as :func:`read_file`; or the file has less than its size.
+        TimeoutExpired: as :func:`read_file`.
     """
-    return InputFile(path, _open(path, what, limit, may_map=True))
+    return InputFile(path, _open(path, what, limit, own_pages=True))
 
 
-def _open(path: Path, what: str, limit: int, *, may_map: bool) -> Contents:
+def _open(path: Path, what: str, limit: int, *, own_pages: bool) -> Contents:
     try:
         # Not blocking: a FIFO's open() would wait for a writer, for ever and without a deadline.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -104,8 +110,8 @@ def _open(path: Path, what: str, limit: int, *, may_map: bool) -> Contents:
                 raise ConfigError(f"{what}: {path} is {_kind(status.st_mode)}; give a file or a pipe")
             if status.st_size > limit:
                 raise ConfigError(f"{what}: {path} has {status.st_size} bytes; {_at_most(limit)}")
-            if may_map and status.st_size >= MAP_THRESHOLD:
-                return mmap.mmap(fd, status.st_size, access=mmap.ACCESS_READ)
+            if own_pages and status.st_size >= LARGE:
+                return _load(fd, path, what, status.st_size)
             return _drain(fd, path, what, limit, expected=status.st_size)
         finally:
             os.close(fd)
@@ -113,6 +119,20 @@ def _open(path: Path, what: str, limit: int, *, may_map: bool) -> Contents:
         raise ConfigError(f"{what}: cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     except ValueError as error:  # a NUL in the path
         raise ConfigError(f"{what}: cannot read {str(path)!r}: {error}") from None
+
+
+def _load(fd: int, path: Path, what: str, size: int) -> mmap.mmap:
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages; with them, this takes a third of the time
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    with memoryview(pages) as whole:
+        at = 0
+        while at < size:
+            count = os.readv(fd, [whole[at : at + _STEP]])
+            if not count:
+                raise ConfigError(f"{what}: {path} ended after {at} of its {size} bytes; does somebody write to it?")
+            at += count
+    return pages
 
 
 def _drain(fd: int, path: Path, what: str, limit: int, *, pipe: bool = False, expected: int = 0) -> bytes:

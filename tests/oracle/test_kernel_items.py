@@ -11,7 +11,7 @@ from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
 from vmm.handoff import kernel as handoff
 from vmm.handoff.kernel import WHOLE_KERNEL, Kernel
-from vmm.inputs import map_file
+from vmm.inputs import load_file
 
 MEMORY = 128 << 20
 
@@ -25,8 +25,8 @@ NUMBERS = (0x07, 0x08, 0x0A, 0x0B, 0x10, 0x13, 0x14, 0x16, 0x17)
 
 
 def load_kernel(path: Path, initrd: Path | None, command_line: str) -> Kernel:
-    disk = None if initrd is None else map_file(initrd, "-initrd")
-    return handoff.load_kernel(map_file(path, "-kernel"), disk, command_line.encode(), MEMORY)
+    disk = None if initrd is None else load_file(initrd, "-initrd")
+    return handoff.load_kernel(load_file(path, "-kernel"), disk, command_line.encode(), MEMORY)
 
 
 def bzimage(path: Path, *, protocol: int, sectors: int = 5, load_flags: int = 1, xload: int = 0) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from vmm import inputs
 from vmm.errors import ConfigError, ExitStatus, TimeoutExpired
 from vmm.firmware.images import WINDOW_SIZE, read_image
-from vmm.inputs import map_file, read_file
+from vmm.inputs import load_file, read_file
 from vmm.tables.acpi_user import UserTable
 from vmm.tables.smbios_options import SmbiosOption
 
@@ -42,15 +42,15 @@ def test_files_without_a_size_are_read_to_their_end() -> None:
 
 
 def test_the_null_device_is_an_empty_file_and_other_devices_are_none() -> None:
-    assert map_file(Path("/dev/null"), "-x").data == b""
+    assert load_file(Path("/dev/null"), "-x").data == b""
     assert "/dev/zero is a character device; give a file or a pipe" in refused(lambda: read_image(Path("/dev/zero")))
-    assert "/ is a directory" in refused(lambda: map_file(Path("/"), "-x"))
+    assert "/ is a directory" in refused(lambda: load_file(Path("/"), "-x"))
 
 
 def test_paths_that_are_nothing(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    assert refused(lambda: map_file(missing, "-x")) == f"-x: cannot read {missing}: no such file or directory"
-    assert "null byte" in refused(lambda: map_file(Path("a\0b"), "-x"))
+    assert refused(lambda: load_file(missing, "-x")) == f"-x: cannot read {missing}: no such file or directory"
+    assert "null byte" in refused(lambda: load_file(Path("a\0b"), "-x"))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_paths_that_are_nothing(tmp_path: Path) -> None:
         lambda path: SmbiosOption.parse(f"file={path}"),
         lambda path: SmbiosOption.parse(f"type=11,path={path}"),
         read_image,
-        lambda path: map_file(path, "-initrd"),
+        lambda path: load_file(path, "-initrd"),
     ],
     ids=["acpitable", "smbios-file", "smbios-path", "firmware", "initrd"],
 )
@@ -88,7 +88,7 @@ def test_a_pipe_is_read_to_its_end() -> None:
     data = os.urandom(3 << 20)
     reader, thread = pipe_with(data)
     try:
-        assert map_file(Path(f"/dev/fd/{reader}"), "-initrd").data == data
+        assert load_file(Path(f"/dev/fd/{reader}"), "-initrd").data == data
     finally:
         thread.join()
         os.close(reader)
@@ -124,16 +124,40 @@ def test_a_fifo_that_nobody_writes_into_ends_with_patience(tmp_path: Path) -> No
     assert caught.value.exit_status is ExitStatus.TIMEOUT
 
 
+@pytest.mark.parametrize("size", [inputs.LARGE - 1, inputs.LARGE, (2 << 20) + 12345, (17 << 20) + 1])
+def test_a_file_that_is_shortened_later_has_been_read_whole(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    data = os.urandom(size)
+    path.write_bytes(data)
+    found = load_file(path, "-initrd").data
+    os.truncate(path, 0)
+    assert bytes(found) == data  # of a mapped file, this would be a SIGBUS
+
+
+def test_a_file_that_is_shortened_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(20 << 20))
+    readv = os.readv
+
+    def shortening(fd: int, buffers: list[memoryview]) -> int:
+        count = readv(fd, buffers)
+        os.truncate(path, 1 << 20)
+        return count
+
+    monkeypatch.setattr(os, "readv", shortening)
+    assert refused(lambda: load_file(path, "-initrd")).endswith(f" of its {20 << 20} bytes; does somebody write to it?")
+
+
 def test_what_is_read_is_not_shown_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(5000))
-    assert repr(map_file(path, "-x")) == f"InputFile('{path}', 5000 bytes)"
+    assert repr(load_file(path, "-x")) == f"InputFile('{path}', 5000 bytes)"
 
 
 def test_a_terminal_is_no_file() -> None:
     leader, follower = os.openpty()
     try:
-        assert "is a character device" in refused(lambda: map_file(Path(os.ttyname(follower)), "-kernel"))
+        assert "is a character device" in refused(lambda: load_file(Path(os.ttyname(follower)), "-kernel"))
     finally:
         os.close(leader)
         os.close(follower)

@@ -30,7 +30,7 @@ class MachineOptions(TypedDict, total=False):
         memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
         machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
         fwcfg: what answers at ports 0x510 and 0x511: ``auto``, ``qemu`` (fw_cfg) or ``bhyve`` (fwctl).
-        fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is mapped. Or ``-fw_cfg`` texts.
+        fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is read. Or ``-fw_cfg`` texts.
         fwctl: OIDs by name: int (4 bytes), bytes, str, or a callable that returns one of these. Or ``-fwctl``
             texts.
         fwctl_extensions: answer fwctl's NULL, ECHO and SET; False.

@@ -366,7 +366,7 @@ def _input_file(value: str | Path | InputFile | None, option: str) -> InputFile 
     if value is None or isinstance(value, InputFile):
         return value
     options.check_type(value, option, str, Path)
-    return inputs.map_file(Path(value), option)
+    return inputs.load_file(Path(value), option)
 
 
 __all__ = [

@@ -134,7 +134,7 @@ class FwCfgItem(NamedTuple):
         if ("file" in keys) == ("string" in keys):
             raise ConfigError(f"{option} {value}: give either file= or string=")
         if "file" in keys:
-            path, data = inputs.map_file(Path(keys["file"]), f"{option} {value}")
+            path, data = inputs.load_file(Path(keys["file"]), f"{option} {value}")
             return cls(keys.get("name", ""), data, path)
         if not keys["string"]:
             raise ConfigError(f"{option} {value}: string= is empty; for an empty item give file=/dev/null")
@@ -149,7 +149,7 @@ class FwCfgItem(NamedTuple):
             TypeError: another type.
         """
         if isinstance(value, Path):
-            path, data = inputs.map_file(value, f"-fw_cfg name={name}")
+            path, data = inputs.load_file(value, f"-fw_cfg name={name}")
             return cls(name, data, path)
         if isinstance(value, str):
             return cls(name, options.typed_bytes(value))

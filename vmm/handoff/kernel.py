@@ -19,7 +19,7 @@ from pathlib import Path
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import Buffer, Key
 from vmm.errors import ConfigError
-from vmm.inputs import InputFile, map_file
+from vmm.inputs import InputFile, load_file
 
 SECTOR = 512
 
@@ -100,7 +100,7 @@ class Kernel:
         for directory in OPTION_ROM_DIRECTORIES:
             path = directory / self.option_rom
             if path.exists():
-                fw_cfg.add_file(f"genroms/{self.option_rom}", map_file(path, "-kernel").data)
+                fw_cfg.add_file(f"genroms/{self.option_rom}", load_file(path, "-kernel").data)
                 return
         raise ConfigError(
             f"-kernel: a BIOS needs QEMU's option ROM {self.option_rom}; Debian has it in qemu-system-data"

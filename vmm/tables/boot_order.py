@@ -45,7 +45,7 @@ class Splash(NamedTuple):
             ConfigError: unreadable, or of another format.
         """
         what = f"{_OPTION} splash={path}"
-        data = inputs.map_file(path, what).data
+        data = inputs.load_file(path, what).data
         for magic, name in ((b"\xff\xd8", "bootsplash.jpg"), (b"BM", "bootsplash.bmp")):
             if data[:2] == magic:
                 return cls(name, data, path)
