@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm.errors import ConfigError, HostError, KvmError
+from vmm.errors import ConfigError, HostError, KvmError, VmmError
 from vmm.firmware import search
 from vmm.installation import version
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "vmm-info/1"
 """Names what ``vmm info --json`` prints; changes when a key goes or means something else."""
+
+_DEADLINE_S = 20.0
+"""What the guest that ends at once takes a thousandth of."""
 
 Info = dict[str, Any]
 """The object that ``vmm info --json`` prints."""
@@ -31,6 +34,7 @@ def collect() -> Info:
         "cpu": cpu_facts(),
         "kvm": kvm_facts(),
         "accelerator": accelerator_facts(),
+        "machine": machine_facts(),
         "firmware": dict(firmware_facts()),
     }
 
@@ -88,9 +92,24 @@ def accelerator_facts() -> Info:
     try:
         with Kvm() as kvm:
             decided = decision.decide(Accelerator.AUTO, kvm)
-    except (HostError, KvmError):
-        return facts | {"auto": None, "why": "KVM cannot be asked"}
+    except (HostError, KvmError) as error:
+        return facts | {"auto": None, "why": str(error)}
     return facts | {"auto": str(decided.name), "why": decided.why}
+
+
+def machine_facts() -> Info:
+    """Return whether a machine runs here, found out with one that ends at once; if it does not, under "error" why."""
+    from vmm.firmware import guests  # noqa: PLC0415
+    from vmm.machine import Machine  # noqa: PLC0415  # as above
+
+    try:
+        with Machine(str(guests.path("exit"))) as machine:
+            outcome = machine.run(deadline=_DEADLINE_S)
+    except VmmError as error:
+        return {"runs": False, "error": str(error)}
+    except OSError as error:
+        return {"runs": False, "error": (error.strerror or str(error)).lower()}
+    return {"runs": True} if outcome.reached else {"runs": False, "error": outcome.message}
 
 
 def firmware_facts() -> Iterator[tuple[str, Info]]:
@@ -114,6 +133,8 @@ def text(info: Info) -> str:
     accelerator = info["accelerator"]
     built = "built" if accelerator["built"] else f"not built: {accelerator['remedy']}"
     rows.append(("software CPU", f"{built}; -accel auto: {accelerator['auto'] or 'unknown'} ({accelerator['why']})"))
+    machine = info["machine"]
+    rows.append(("machine", "runs" if machine["runs"] else f"does not run: {machine['error']}"))
     for name, found in info["firmware"].items():
         if found["path"] is None:
             rows.append((name, found["error"]))

@@ -287,6 +287,24 @@ def test_info() -> None:
     assert found["accelerator"]["auto"] == ("kvm" if found["cpu"]["virtualization"] else "kvm+softcpu")
     assert found["kvm"]["capabilities"]["KVM_CAP_USER_MEMORY"] == 1
     assert found["kvm"]["cpuid"][0]["function"] == "0x00000000"
+    assert found["machine"] == {"runs": True}
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("resource.RLIMIT_NOFILE, (6, 6)", r".*too many open files.*; raise the limit of open files: ulimit -n"),
+        ("resource.RLIMIT_AS, (256 << 20, 256 << 20)", r"cannot map 256 MiB of guest RAM: .*; ask for less with -m"),
+    ],
+)
+def test_info_of_a_host_where_no_machine_runs(limit: str, reason: str) -> None:
+    program = (
+        f"import resource, sys; from vmm import cli, info; resource.setrlimit({limit}); sys.exit(cli.main(['info']))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 4, run.stdout + run.stderr
+    assert re.search(rf"^machine +does not run: {reason}$", run.stdout, re.MULTILINE | re.IGNORECASE)
+    assert "/dev/kvm, API 12" in run.stdout, "KVM itself is there"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["boot", "--help"], ["info", "--help"]])
