@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError
+from vmm.inputs import is_file
 from vmm.verify.linux_guest import FILES, cache
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ def fetch(*, again: bool, say: Callable[[str], object]) -> None:
                 with TemporaryDirectory(prefix="linux.", dir=place.parent) as work:
                     _fetch(Path(work), place, say)
     except OSError as error:
-        raise HostError(f"cannot write to {place.parent}: {error.strerror}") from error
+        raise HostError(
+            f"cannot write to {place.parent}: {error.strerror}; XDG_CACHE_HOME names another place for caches"
+        ) from error
 
 
 def _complete(place: Path) -> bool:
-    return all((place / name).is_file() for name in (*FILES, "packages"))
+    return all(is_file(place / name) for name in (*FILES, "packages"))
 
 
 def _fetch(work: Path, place: Path, say: Callable[[str], object]) -> None:

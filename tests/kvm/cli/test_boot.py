@@ -307,6 +307,38 @@ def test_info_of_a_host_where_no_machine_runs(limit: str, reason: str) -> None:
     assert "/dev/kvm, API 12" in run.stdout, "KVM itself is there"
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["boot", "probe", "-q", "-debugcon", "none"], 0, ""),
+        (["info"], 0, ""),
+        (["firmware", "ovmf"], 0, ""),
+        (["boot", "bhyve"], 2, "no bhyve firmware on this host"),
+        (["verify", "linux"], 4, "no Linux to boot in "),
+        (["fetch-linux"], 4, "cannot write to "),
+    ],
+)
+def test_a_home_that_may_not_be_looked_into(tmp_path: Path, words: list[str], status: int, said: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    (tmp_path / ".cache").mkdir()
+    tmp_path.chmod(0)
+    prefix = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    try:
+        run = subprocess.run(
+            [*prefix, *VMM, *words],
+            env=environment | {"HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        tmp_path.chmod(0o700)
+    assert run.returncode == status, run.stderr
+    assert run.stderr.count("\n") == bool(said), run.stderr
+    assert run.stderr.startswith(f"vmm: {said}" if said else "")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["boot", "--help"], ["info", "--help"]])
 def test_help_teaches_exit_statuses(arguments: list[str]) -> None:
     run = vmm(*arguments)
