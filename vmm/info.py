@@ -99,8 +99,8 @@ def accelerator_facts() -> Info:
 
 def machine_facts() -> Info:
     """Return whether a machine runs here, found out with one that ends at once; if it does not, under "error" why."""
-    from vmm.firmware import guests  # noqa: PLC0415
-    from vmm.machine import Machine  # noqa: PLC0415  # as above
+    from vmm.firmware import guests
+    from vmm.machine import Machine  # as above
 
     try:
         with Machine(str(guests.path("exit"))) as machine:

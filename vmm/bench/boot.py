@@ -54,6 +54,7 @@ class BootCase:
         answers: (pattern, text typed into COM1 once it shows), in order.
         milestones: (pattern, what it means), for the timeline.
         contenders: who takes part.
+        weight: its part of the time, next to the other cases'.
     """
 
     key: str
@@ -64,16 +65,17 @@ class BootCase:
     milestones: tuple[tuple[str, str], ...] = ()
     memory_mib: int = 256
     contenders: tuple[Contender, ...] = CONTENDERS
+    weight: int = 1
 
 
-def _machine_once() -> float:
+def _machine_once(limit_s: float) -> float:
     """Make a machine in this process and let the guest that exits at once run to its end; return seconds."""
     from vmm.machine import Machine  # loads the native module
 
     image = str(guests.path("exit"))
     began = time.monotonic()
     with Machine(image, accel="kvm") as machine:
-        outcome = machine.run(deadline=DEADLINE_S)
+        outcome = machine.run(deadline=min(limit_s, DEADLINE_S))
         elapsed = time.monotonic() - began
     if not outcome.reached:
         raise ContenderFailedError(f"Machine() in a warm Python: {outcome.message}")
@@ -93,6 +95,7 @@ SEABIOS = BootCase(
     "seabios",
     "No bootable device",
     milestones=((r"SeaBIOS \(version", "SeaBIOS prints its version"), ("Booting from|No bootable", "tries to boot")),
+    weight=2,
 )
 OVMF = BootCase(
     "ovmf",
@@ -105,6 +108,7 @@ OVMF = BootCase(
         ("UEFI Interactive Shell", "the shell starts"),
         ("any other key to continue", "countdown; a key is pressed"),
     ),
+    weight=10,
 )
 CASES = (EXIT, START, WARM_EXIT, SEABIOS, OVMF)
 
@@ -117,26 +121,27 @@ class BootRun:
     timeline: list[tuple[float, str]] = field(default_factory=list)
 
 
-def measure(contender: Contender, case: BootCase) -> BootRun:
-    """Boot once.
+def measure(contender: Contender, limit_s: float, case: BootCase) -> BootRun:
+    """Boot once, for so many seconds at the most, or `DEADLINE_S`.
 
     Raises:
         ContenderFailedError: the firmware is missing, the process failed, or it never showed the text.
     """
+    limit_s = min(limit_s, DEADLINE_S)
     if isinstance(contender, InThisProcess):
-        return BootRun(contender.once())
+        return BootRun(contender.once(limit_s))
     if case.firmware is None:
-        return _run_to_its_end(contender, contender.guest_command(guests.path("exit")))
+        return _run_to_its_end(contender, contender.guest_command(guests.path("exit")), limit_s)
     located = search.locate(case.firmware)
     with tempfile.TemporaryDirectory(prefix="vmm-bench-") as scratch:
         variables = None
         if located.variables is not None:
             variables = Path(scratch, "variables.fd")
             shutil.copyfile(located.variables, variables)
-        return _run_until(contender, contender.boot_command(located, case.memory_mib, variables), case)
+        return _run_until(contender, contender.boot_command(located, case.memory_mib, variables), case, limit_s)
 
 
-def _run_to_its_end(contender: Contender, command: list[str]) -> BootRun:
+def _run_to_its_end(contender: Contender, command: list[str], limit_s: float) -> BootRun:
     began = time.monotonic()
     try:
         ended = subprocess.run(
@@ -146,24 +151,24 @@ def _run_to_its_end(contender: Contender, command: list[str]) -> BootRun:
             stderr=subprocess.PIPE,
             env=environment(),
             check=False,
-            timeout=DEADLINE_S,
+            timeout=limit_s,
         )
     except subprocess.TimeoutExpired:
-        raise ContenderFailedError(f"{contender.name}: no end after {DEADLINE_S:.0f} s") from None
+        raise ContenderFailedError(f"{contender.name}: no end after {limit_s:.0f} s") from None
     elapsed = time.monotonic() - began
     if ended.returncode != 0:
         raise ContenderFailedError(f"{contender.name}: exit status {ended.returncode}: {last_words(ended.stderr)}")
     return BootRun(elapsed)
 
 
-def _run_until(contender: Contender, command: list[str], case: BootCase) -> BootRun:
+def _run_until(contender: Contender, command: list[str], case: BootCase, limit_s: float) -> BootRun:
     with tempfile.TemporaryFile() as errors:
         began = time.monotonic()
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment()
         ) as process:
             try:
-                timeline = _Dialogue(process, case).follow(began)
+                timeline = _Dialogue(process, case).follow(began, limit_s)
             finally:
                 _end(process)
         if timeline is None:
@@ -187,11 +192,11 @@ class _Dialogue:
         self._text = b""
         self._raw = b""
 
-    def follow(self, began: float) -> list[tuple[float, str]] | None:
+    def follow(self, began: float, limit_s: float) -> list[tuple[float, str]] | None:
         """Read until the text shows; return the timeline, or None if it never did."""
         timeline: list[tuple[float, str]] = []
         answered = 0
-        while (left := began + DEADLINE_S - time.monotonic()) > 0:
+        while (left := began + limit_s - time.monotonic()) > 0:
             if not select.select([self._output], [], [], left)[0]:
                 break
             data = os.read(self._output.fileno(), 65536)

@@ -8,24 +8,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm.bench import boot, host, latency, scale
-from vmm.bench.contenders import ContenderFailedError
+from vmm.bench.contenders import DEADLINE_S, ContenderFailedError
 from vmm.bench.result import CaseResult, Measured, Result, Target, names
-from vmm.bench.rounds import Goal, Rounds, run_rounds
+from vmm.bench.rounds import Rounds, not_done, run_rounds
 from vmm.bench.statistics import median, summarize
 from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from vmm.bench.contenders import Contender
+    from vmm.bench.rounds import Goal
 
     Progress = Callable[[str, float, int], None]
 
 PAIRS = (("vmm", "bare-loop"), ("vmm", "qemu-kvm"), ("vmm-python", "vmm"), ("vmm", "qemu-tcg"))
 """What is compared with what, where both took part."""
 
-LEAST_SCALE_ROUNDS = 3
-"""A point of a curve needs fewer than a ratio does: the others hold it in place."""
+_ROUNDS_PART = 0.8
+"""Of the time of ``pio`` and ``dma``; what is left is for `_vmm_times`."""
 
 TARGETS = {
     "pio": (
@@ -54,20 +56,24 @@ def run_latency(
     progress: Progress,
 ) -> Result:
     """Run ``pio`` or ``dma``."""
-    load, clock = host.load_per_cpu(), host.Clock.read()
+    load, clock, ends_at = host.load_per_cpu(), host.Clock.read(), time.monotonic() + goal.seconds
     with latency.Bulk(plan.bulk_bytes) as bulk:
-        rounds = run_rounds(contenders, latency.measurer(plan, mode, bulk), goal, seed, progress)
+        part = goal.share(goal.seconds * _ROUNDS_PART, 0.0)
+        rounds = run_rounds(contenders, latency.measurer(plan, mode, bulk), part, seed, progress)
         result = _new_result(plan.kind, contenders, rounds, seed)
         result.settings = {"mode": mode, "samples_per_round": plan.samples, "guest_memory_mib": plan.memory_mib}
-        khz = _tsc_khz(rounds)
-        result.settings["tsc_khz"] = khz
-        for case in plan.cases:
-            found = CaseResult(case.key, case.title, "ns", bytes_moved=case.size)
-            for key, runs in rounds.values.items():
-                found.measured[key] = Measured.of([[t * 1e6 / khz for t in run.cost(case)] for run in runs], seed)
-            found.compare(PAIRS, seed)
-            result.cases.append(found)
-        result.vmm_times = _vmm_times(plan, mode)
+        try:
+            result.vmm_times = _vmm_times(plan, mode, bulk, ends_at - time.monotonic())
+        except ContenderFailedError as error:
+            result.failed["vmm's own histograms"] = str(error)
+    khz = _tsc_khz(rounds)
+    result.settings["tsc_khz"] = khz
+    for case in plan.cases if khz else ():
+        found = CaseResult(case.key, case.title, "ns", bytes_moved=case.size)
+        for key, runs in rounds.values.items():
+            found.measured[key] = Measured.of([[t * 1e6 / khz for t in run.cost(case)] for run in runs], seed)
+        found.compare(PAIRS, seed)
+        result.cases.append(found)
     result.noise = _noise(result, load, clock, "bare-loop")
     return result
 
@@ -78,14 +84,14 @@ def run_boot(
     """Run ``boot``; the time is divided among the cases."""
     load, clock = host.load_per_cpu(), host.Clock.read()
     result = _new_result("boot", contenders, Rounds[Any](), seed)
-    for number, case in enumerate(cases):
+    shares = _shares(goal.seconds, [case.weight for case in cases])
+    for number, (case, share) in enumerate(zip(cases, shares, strict=True)):
         taking_part = [c for c in case.contenders if c in contenders or c not in boot.CONTENDERS]
-        share = Goal(goal.seconds / len(cases), goal.least, goal.most)
 
         def told(name: str, part: float, count: int, number: int = number, title: str = case.title) -> None:
             progress(f"{title}: {name}", (number + part) / len(cases), count)
 
-        rounds = run_rounds(taking_part, partial(boot.measure, case=case), share, seed + number, told)
+        rounds = run_rounds(taking_part, partial(boot.measure, case=case), goal.share(*share), seed + number, told)
         found = CaseResult(case.key, case.title, "ms")
         for key, runs in rounds.values.items():
             found.measured[key] = Measured.of([[run.elapsed_s * 1000] for run in runs], seed)
@@ -112,19 +118,33 @@ def run_scales(
     load, clock = host.load_per_cpu(), host.Clock.read()
     result = _new_result("boot", contenders, Rounds[Any](), seed)
     result.targets = []
-    share = Goal(goal.seconds / len(axes), goal.most or min(goal.least, LEAST_SCALE_ROUNDS), goal.most)
     began = time.monotonic()
-    for number, (axis, values) in enumerate(axes.items()):
+    shares = _shares(goal.seconds, [1] * len(axes))
+    for number, ((axis, values), share) in enumerate(zip(axes.items(), shares, strict=True)):
 
         def told(name: str, part: float, count: int, number: int = number) -> None:
             progress(name, (number + part) / len(axes), count)
 
-        result.scales.append(scale.run_scale(axis, values, contenders, share, seed + number, told))
+        result.scales.append(scale.run_scale(axis, values, contenders, goal.share(*share), seed + number, told))
         result.rounds = max(result.rounds, result.scales[-1].rounds)
         result.failed |= {f"{axis.key}: {where}": why for where, why in result.scales[-1].failed.items()}
     result.elapsed_s = time.monotonic() - began
     result.noise = host.Noise(load, host.Clock.read().steal_since(clock), _scale_spread(result))
+    if result.noise.warnings():
+        for measured in result.scales:
+            measured.drop_growth("too noisy to say")
     return result
+
+
+def _shares(seconds: float, weights: Sequence[int]) -> Iterator[tuple[float, float]]:
+    """Yield the seconds for each, as it begins, and those that are left for all.
+
+    What those before it did not use is its own, too.
+    """
+    began = time.monotonic()
+    for number in range(len(weights)):
+        used = time.monotonic() - began
+        yield seconds * sum(weights[: number + 1]) / sum(weights) - used, seconds - used
 
 
 def _scale_spread(result: Result) -> float:
@@ -151,7 +171,7 @@ def _new_result(kind: str, contenders: Sequence[Contender], rounds: Rounds[Any],
 
 
 def _tsc_khz(rounds: Rounds[latency.Run]) -> int:
-    """Return the frequency that most guests measured against the PM timer, to the nearest MHz.
+    """Return the frequency that most guests measured against the PM timer, to the nearest MHz; 0: none came so far.
 
     The bare loop's PM timer is no clock, so its guest's idea does not count.
     """
@@ -162,29 +182,35 @@ def _tsc_khz(rounds: Rounds[latency.Run]) -> int:
         for run in runs
         if run.tsc_khz
     )
+    if not said and rounds.failed:
+        return 0
     if not said:
         raise ConfigError("no contender with a clock took part; without one, ticks have no length: add vmm or qemu-kvm")
     return said.most_common(1)[0][0]
 
 
-def _vmm_times(plan: latency.Plan, mode: str) -> list[dict[str, Any]]:
-    """Run the guest once more with the core's histograms on: the part of an exit that is ours. Not part of a round."""
+def _vmm_times(plan: latency.Plan, mode: str, bulk: Path, limit_s: float) -> list[dict[str, Any]]:
+    """Run the guest once more with the core's histograms on: the part of an exit that is ours. Not part of a round.
+
+    Raises:
+        ContenderFailedError: it did not come to its end in so many seconds.
+    """
     from vmm.firmware import guests
     from vmm.machine import Machine  # loads the native module
+    from vmm.run.outcome import Reason
 
-    with (
-        latency.Bulk(plan.bulk_bytes) as bulk,
-        Machine(
-            str(guests.path("latency")),
-            accel="kvm",
-            memory=plan.memory_mib << 20,
-            fw_cfg={"opt/vmm/latency": plan.options(mode), "opt/vmm/bulk": bulk},
-            exit_times=True,
-        ) as machine,
-    ):
-        outcome = machine.run(deadline=boot.DEADLINE_S * 4)
+    with Machine(
+        str(guests.path("latency")),
+        accel="kvm",
+        memory=plan.memory_mib << 20,
+        fw_cfg={"opt/vmm/latency": plan.options(mode), "opt/vmm/bulk": bulk},
+        exit_times=True,
+    ) as machine:
+        outcome = machine.run(deadline=max(0.0, min(limit_s, DEADLINE_S)))
+        if outcome.reason is Reason.TIMEOUT:
+            raise ContenderFailedError(not_done(limit_s))
         if not outcome.reached:
-            raise ContenderFailedError(f"vmm with histograms: {outcome.message}")
+            raise ContenderFailedError(outcome.message)
         return [times.summary() for times in machine.exit_times()]
 
 

@@ -154,14 +154,14 @@ def parse(text: str, mode: str) -> Run:
     return Run(ticks, tsc_khz)
 
 
-def measure(contender: Contender, plan: Plan, mode: str, bulk: Path) -> Run:
+def measure(contender: Contender, limit_s: float, plan: Plan, mode: str, bulk: Path) -> Run:
     """Run the guest once.
 
     Raises:
-        ContenderFailedError: it did not come to its end, or left a case out.
+        ContenderFailedError: it did not come to its end in so many seconds, or left a case out.
     """
     try:
-        result = parse(contender.run_latency(plan.options(mode), plan.memory_mib, bulk), mode)
+        result = parse(contender.run_latency(plan.options(mode), plan.memory_mib, bulk, limit_s), mode)
     except ValueError as error:
         raise ContenderFailedError(f"{contender.name}: {error}") from None
     missing = [case.key for case in plan.cases if (case.test, case.size) not in result.ticks]
@@ -203,5 +203,5 @@ def select_cases(plan: Plan, tests: Sequence[str]) -> Plan:
 
 
 def measurer(plan: Plan, mode: str, bulk: Path) -> functools.partial[Run]:
-    """Return `measure` with all but the contender given."""
+    """Return `measure` with all but the contender and the time given."""
     return functools.partial(measure, plan=plan, mode=mode, bulk=bulk)

@@ -10,7 +10,7 @@ import random
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmm.bench.statistics import Growth, Ratio, Summary, compare, median, summarize
+from vmm.bench.statistics import Growth, Ratio, Summary, compare, fit_growth, median, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vmm.bench.host import Noise
 
 SCHEMA = "vmm-bench/1"
+
+TOO_FEW_ROUNDS = "too few rounds for intervals; give --seconds more"
 
 KEPT_SAMPLES = 2000
 """Samples of a case and contender that the result keeps, drawn at random; its numbers come from all of them."""
@@ -99,9 +101,17 @@ class CaseResult:
         return next((pair.ratio for pair in self.pairs if (pair.of, pair.to) == (of, to)), None)
 
 
+MIN_GROWTH_ROUNDS = 3
+"""A point of a curve needs fewer rounds than a ratio does: the others hold it in place."""
+
+
 @dataclass
 class Scale:
-    """How the cost of one thing grows: points of (x, median ms), and the fitted curve of each contender."""
+    """How the cost of one thing grows: points of (x, median ms), and the fitted curve of each contender.
+
+    Attributes:
+        no_growth: why there is no curve; "" where there are points enough for one.
+    """
 
     key: str
     title: str
@@ -111,6 +121,21 @@ class Scale:
     growth: dict[str, Growth] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     rounds: int = 0
+    no_growth: str = ""
+
+    def fit(self) -> None:
+        """Fit the curves, if there were rounds enough."""
+        if self.rounds < MIN_GROWTH_ROUNDS:
+            self.no_growth = f"fewer than {MIN_GROWTH_ROUNDS} rounds"
+            return
+        for key, points in self.points.items():
+            if len(points) >= 3:
+                self.growth[key] = fit_growth([x for x, _ in points], [y for _, y in points])
+
+    def drop_growth(self, why: str) -> None:
+        """Have no curves, because nobody should trust them."""
+        self.growth.clear()
+        self.no_growth = why
 
 
 @dataclass
@@ -153,9 +178,12 @@ class Result:
     def warnings(self) -> list[str]:
         """Why not to trust the numbers."""
         found = [] if self.noise is None else self.noise.warnings()
-        if any(pair.ratio.verdict == "too few rounds" for case in self.cases for pair in case.pairs):
-            found.append("too few rounds for intervals; give --seconds more")
-        return found
+        return [*found, TOO_FEW_ROUNDS] if self.has_too_few_rounds else found
+
+    @property
+    def has_too_few_rounds(self) -> bool:
+        """Whether a ratio has no interval for that."""
+        return any(pair.ratio.verdict == "too few rounds" for case in self.cases for pair in case.pairs)
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` writes."""

@@ -6,32 +6,54 @@ milliseconds is one round of many. A contender that fails drops out, with its la
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from vmm.bench.contenders import Contender, ContenderFailedError
+from vmm.bench.contenders import ContenderFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+
+class Runner(Protocol):
+    """What takes part in rounds: a contender, or one with something to do."""
+
+    @property
+    def key(self) -> str:
+        """Its name in results."""
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+
+    def missing(self) -> str | None:
+        """Say why it can't take part; None if it can."""
+
+
 Value = TypeVar("Value")
+AnyRunner = TypeVar("AnyRunner", bound=Runner)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """When to stop: after ``seconds``, but not before ``least`` rounds, nor after more than ``most``."""
+    """When to stop.
 
-    seconds: float
-    least: int = 1
-    most: int | None = None
+    Attributes:
+        seconds: before so many are over; of a share, no further round begins after them.
+        rounds: after so many at the latest.
+        first_round: seconds that the first round may take, where the others may have less.
+    """
 
-    def done(self, elapsed_s: float, rounds: int) -> bool:
-        """Is it time to stop?"""
-        if self.most is not None and rounds >= self.most:
-            return True
-        return elapsed_s >= self.seconds and rounds >= self.least
+    seconds: float = math.inf
+    rounds: int | None = None
+    first_round: float = 0.0
+
+    def share(self, seconds: float, whole: float) -> Goal:
+        """Return the same for a share of the time; the first round may have all that is left of it."""
+        return Goal(seconds, self.rounds, whole)
 
 
 @dataclass
@@ -40,7 +62,7 @@ class Rounds(Generic[Value]):
 
     Attributes:
         values: for each contender that took part in all rounds, one value a round.
-        failed: last words of those that dropped out.
+        failed: last words of those that dropped out, or that there was no time for.
     """
 
     values: dict[str, list[Value]] = field(default_factory=dict)
@@ -54,18 +76,18 @@ class Rounds(Generic[Value]):
 
 
 def run_rounds(
-    contenders: Sequence[Contender],
-    measure: Callable[[Contender], Value],
+    contenders: Sequence[AnyRunner],
+    measure: Callable[[AnyRunner, float], Value],
     goal: Goal,
     seed: int,
     progress: Callable[[str, float, int], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> Rounds[Value]:
-    """Measure all contenders, round after round.
+    """Measure all contenders, round after round; a round that the time ends does not count, but for the first.
 
     Args:
         contenders: who takes part.
-        measure: runs one of them once.
+        measure: runs one of them once, for so many seconds at the most.
         goal: when to stop.
         seed: of the random order.
         progress: told before each run.
@@ -73,32 +95,52 @@ def run_rounds(
     """
     chance = random.Random(seed)  # noqa: S311  # no secret
     result: Rounds[Value] = Rounds()
-    taking_part = list(contenders)
-    for contender in taking_part:
+    for contender in contenders:
         if (why := contender.missing()) is not None:
             result.failed[contender.key] = why
-    taking_part = [contender for contender in taking_part if contender.key not in result.failed]
-    began = clock()
-    rounds = 0
-    while taking_part and not goal.done(result.elapsed_s, rounds):
+    taking_part = [contender for contender in contenders if contender.key not in result.failed]
+    longest: dict[str, float] = {}
+    began, rounds, in_time = clock(), 0, True
+    while taking_part and in_time and (goal.rounds is None or rounds < goal.rounds):
         order = list(taking_part)
         chance.shuffle(order)
         for contender in order:
-            progress(contender.name, _part_done(goal, clock() - began, rounds), rounds)
+            started = clock()
+            left = began + (max(goal.seconds, goal.first_round) if rounds == 0 else goal.seconds) - started
+            if left <= longest.get(contender.key, 0.0):
+                in_time = False
+                break
+            progress(contender.name, _part_done(goal, started - began, rounds), rounds)
+            # How long it takes is not known in the first round: something is left for the others.
+            limit = left / 2 if rounds == 0 and len(order) > 1 else left
             try:
-                result.values.setdefault(contender.key, []).append(measure(contender))
+                result.values.setdefault(contender.key, []).append(measure(contender, limit))
             except ContenderFailedError as error:
-                result.failed[contender.key] = str(error)
+                if clock() - started < limit:
+                    result.failed[contender.key] = str(error)
+                elif rounds == 0:
+                    result.failed[contender.key] = not_done(limit)
+                else:
+                    in_time = False
+                    break
                 result.values.pop(contender.key, None)
                 taking_part.remove(contender)
-        rounds += 1
-        result.elapsed_s = clock() - began
-    result.values = {c.key: result.values[c.key] for c in contenders if c.key in result.values}
+            longest[contender.key] = max(longest.get(contender.key, 0.0), clock() - started)
+        else:
+            rounds += 1
+    for contender in taking_part:
+        if contender.key not in result.values:
+            result.failed[contender.key] = "there was no time for it; give --seconds more"
+    result.elapsed_s = clock() - began
+    whole = max(1, rounds)
+    result.values = {c.key: result.values[c.key][:whole] for c in contenders if c.key in result.values}
     return result
 
 
+def not_done(limit_s: float) -> str:
+    """Return what to say of something that took too long."""
+    return f"not done in {limit_s:.2g} s; give --seconds more"
+
+
 def _part_done(goal: Goal, elapsed_s: float, rounds: int) -> float:
-    part = min(elapsed_s / goal.seconds if goal.seconds else 1.0, rounds / goal.least if goal.least else 1.0)
-    if goal.most is not None:
-        part = max(part, rounds / goal.most)
-    return min(part, 1.0)
+    return min(1.0, max(elapsed_s / goal.seconds, rounds / goal.rounds if goal.rounds else 0.0))

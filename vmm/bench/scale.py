@@ -6,16 +6,17 @@ random order, round after round. Files and RAM are sparse: what is measured is w
 
 from __future__ import annotations
 
-import random
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm.bench.contenders import QEMU_KVM, VMM_C, Contender, ContenderFailedError, run
+from vmm.bench.contenders import QEMU_KVM, VMM_C, Contender, run
 from vmm.bench.result import Scale
-from vmm.bench.statistics import fit_growth, median, percentile
+from vmm.bench.rounds import run_rounds
+from vmm.bench.statistics import median, percentile
 from vmm.errors import ConfigError
 from vmm.firmware import guests
 from vmm.options import parse_size
@@ -83,6 +84,26 @@ def _parse_count(word: str, option: str) -> int:
         raise ConfigError(f"{option} {word}: not a number") from None
 
 
+@dataclass(frozen=True)
+class _Point:
+    """One contender at one value."""
+
+    contender: Contender
+    axis: Axis
+    value: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.contender.key} at {self.value}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.axis.title}: {self.contender.name}"
+
+    def missing(self) -> str | None:
+        return self.contender.missing()
+
+
 def run_scale(
     axis: Axis,
     values: Sequence[int],
@@ -93,43 +114,30 @@ def run_scale(
 ) -> Scale:
     """Measure one axis; a contender that fails at a value has no point there, and says why."""
     result = Scale(axis.key, axis.title, axis.unit)
-    chance = random.Random(seed)  # noqa: S311  # no secret
-    taken: dict[tuple[str, int], list[float]] = {}
+    points = [_Point(contender, axis, value) for contender in contenders for value in values]
     with tempfile.TemporaryDirectory(prefix="vmm-bench-") as scratch:
-        jobs = [(contender, value) for contender in contenders for value in values if contender.missing() is None]
-        began, rounds = time.monotonic(), 0
-        while jobs and not goal.done(time.monotonic() - began, rounds):
-            order = list(jobs)
-            chance.shuffle(order)
-            for number, (contender, value) in enumerate(order):
-                done = min(1.0, (time.monotonic() - began) / max(goal.seconds, 0.001))
-                part = max(done, (rounds + number / len(order)) / goal.least) if rounds < goal.least else done
-                progress(f"{axis.title}: {contender.name}", min(part, 1.0), rounds)
-                try:
-                    elapsed = _time_once(contender, axis, value, Path(scratch))
-                except ContenderFailedError as error:
-                    result.failed[f"{contender.key} at {value}"] = str(error)
-                    jobs.remove((contender, value))
-                else:
-                    taken.setdefault((contender.key, value), []).append(elapsed * 1000)
-            rounds += 1
-        result.rounds = rounds
-    for (key, value), times in sorted(taken.items()):
-        if f"{key} at {value}" not in result.failed:
-            ordered = sorted(times)
-            result.points.setdefault(key, []).append((float(value), median(times)))
-            result.spreads.setdefault(key, []).append((percentile(ordered, 25), percentile(ordered, 75)))
-    for key, points in result.points.items():
-        if len(points) >= 3:
-            result.growth[key] = fit_growth([x for x, _ in points], [y for _, y in points])
+        found = run_rounds(points, partial(_time_once, scratch=Path(scratch)), goal, seed, progress)
+    result.rounds, result.failed = found.count, found.failed
+    for point in points:
+        if point.key in found.values:
+            ordered = sorted(found.values[point.key])
+            result.points.setdefault(point.contender.key, []).append((float(point.value), median(ordered)))
+            result.spreads.setdefault(point.contender.key, []).append(
+                (percentile(ordered, 25), percentile(ordered, 75))
+            )
+    result.fit()
     return result
 
 
-def _time_once(contender: Contender, axis: Axis, value: int, scratch: Path) -> float:
-    command = [*contender.guest_command(guests.path(axis.guest)), *_options(axis, value, scratch)]
+def _time_once(point: _Point, limit_s: float, scratch: Path) -> float:
+    """Return milliseconds."""
+    command = [
+        *point.contender.guest_command(guests.path(point.axis.guest)),
+        *_options(point.axis, point.value, scratch),
+    ]
     began = time.monotonic()
-    run(contender, command)
-    return time.monotonic() - began
+    run(point.contender, command, limit_s)
+    return (time.monotonic() - began) * 1000
 
 
 def _options(axis: Axis, value: int, scratch: Path) -> list[str]:

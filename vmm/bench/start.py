@@ -54,7 +54,7 @@ def _modules_of_others() -> tuple[str, ...]:
     return tuple(name for name in known if name.partition(".")[0] not in {"vmm", "__main__", "os"})
 
 
-def _kvm_alone() -> float:
+def _kvm_alone(_limit_s: float) -> float:
     from vmm.kvm import Kvm, pc_routes  # loads the native module
 
     began = time.monotonic()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.bench.result import TOO_FEW_ROUNDS
 from vmm.errors import HostError
+from vmm.installation import DISTRIBUTION
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +29,7 @@ def show(result: Result) -> None:
     try:
         from rich.console import Console  # of the extra [report]
     except ImportError:
-        raise HostError("the table needs rich: pip install 'vmm[report]'; or take --json -") from None
+        raise HostError(f"the table needs rich: pip install '{DISTRIBUTION}[report]'; or take --json -") from None
     console = Console(width=None) if Console().is_terminal else Console(width=PIPE_WIDTH)
     console.print(host_line(result), highlight=False)
     if result.cases:
@@ -42,8 +44,10 @@ def show(result: Result) -> None:
         console.print(_times_table(result))
     for name, why in result.failed.items():
         console.print(f"left out: {name}: {why}", highlight=False, markup=False)
-    for warning in result.warnings:
+    for warning in result.noise.warnings() if result.noise else ():
         console.print(f"[bold yellow]too noisy:[/] {warning}", highlight=False)
+    if result.has_too_few_rounds:
+        console.print(f"[bold yellow]note:[/] {TOO_FEW_ROUNDS}", highlight=False)
 
 
 def host_line(result: Result) -> str:
@@ -130,7 +134,7 @@ def _scale_table(scale: Scale, names: dict[str, str]) -> Table:
         cells = (dict(points).get(value) for points in scale.points.values())
         table.add_row(value_words(value, scale.x_unit), *("" if cell is None else number(cell, "ms") for cell in cells))
     table.add_section()
-    table.add_row("grows as", *(growth_words(scale, key) for key in scale.points))
+    table.add_row("grows as", *(growth_words(scale, key) or scale.no_growth for key in scale.points))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
@@ -43,7 +44,6 @@ examples:
 """
 
 DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0}
-LEAST_ROUNDS = 6
 
 
 def _parser() -> Parser:
@@ -62,8 +62,12 @@ def _parser() -> Parser:
             help=f"boot: instead, how the cost grows with {axis}; without a list, the usual values",
         )
     add = parser.add_argument_group("how long").add_argument
-    add("--seconds", metavar="N", help="time goal (default: 60; boot 120)")
-    add("--rounds", metavar="N", help="end after so many rounds, whatever the time")
+    add(
+        "--seconds",
+        metavar="N",
+        help="how long it may take in all; what there was no time for is said (default: 60; boot 120)",
+    )
+    add("--rounds", metavar="N", help="end after so many rounds; without --seconds, whatever the time")
     add("--seed", metavar="N", default="1", help="of the random order and the bootstrap (default 1)")
     add = parser.add_argument_group("output").add_argument
     add(
@@ -161,13 +165,10 @@ def _contenders(arguments: argparse.Namespace, known: Sequence[Contender]) -> li
 def _goal(arguments: argparse.Namespace, kind: str) -> Goal:
     from vmm.bench.rounds import Goal
 
-    seconds = DEFAULT_SECONDS[kind]
+    seconds = DEFAULT_SECONDS[kind] if arguments.rounds is None else math.inf
     if arguments.seconds is not None:
         seconds = _number(arguments.seconds, "--seconds", float)
-    if arguments.rounds is not None:
-        rounds = _number(arguments.rounds, "--rounds", int)
-        return Goal(0.0, least=rounds, most=rounds)
-    return Goal(seconds, LEAST_ROUNDS)
+    return Goal(seconds, None if arguments.rounds is None else _number(arguments.rounds, "--rounds", int))
 
 
 def _seed(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import HostError
+from vmm.installation import DISTRIBUTION
 from vmm.legible import legible
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def require(*packages: str) -> None:
         try:
             import_module(package)
         except ImportError as error:
-            raise HostError(f"--html needs {error.name or package}: pip install 'vmm[report]'") from None
+            raise HostError(f"--html needs {error.name or package}: pip install '{DISTRIBUTION}[report]'") from None
 
 
 def render(template: str, filters: Mapping[str, Callable[..., object]] | None = None, /, **values: Any) -> str:

@@ -65,3 +65,11 @@ def test_the_tables_fit_and_say_what_was_found(
 )
 def test_durations_for_people(value: float, unit: str, words: str) -> None:
     assert table.number(value, unit) == words
+
+
+def test_the_page_has_what_only_one_contender_has(made_up: Callable[..., Result]) -> None:
+    result = made_up("boot")
+    result.scales[0].points["qemu-kvm"] = [(16.0, 123.0)]
+    result.scales[0].spreads["qemu-kvm"] = [(122.0, 124.0)]
+    text = read(page.render(json.loads(json.dumps(result.as_json())))).text
+    assert re.search(r"\b16\s*123 ms", text)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vmm.bench.host import Noise
-from vmm.bench.result import KEPT_SAMPLES, Measured, Result
+from vmm.bench.result import KEPT_SAMPLES, Measured, Result, Scale
+from vmm.bench.table import show
 
 Make = Callable[..., Result]
 
@@ -53,6 +54,43 @@ def test_numbers_come_from_all_samples_even_if_not_all_are_kept() -> None:
     assert found.samples == sorted(found.samples)
     assert found.summary.count == 5000
     assert found.summary.maximum == 1e6
+
+
+def scale(rounds: int) -> Scale:
+    points = {
+        key: [(float(n), 100.0 + 4 * n) for n in ns] for key, ns in {"vmm": (1, 2, 4), "qemu-kvm": (2, 4, 8)}.items()
+    }
+    spreads = {key: [(y - 1, y + 1) for _, y in found] for key, found in points.items()}
+    result = Scale("cpus", "CPUs started", "CPUs", points, spreads, rounds=rounds)
+    result.fit()
+    return result
+
+
+def test_a_law_of_growth_needs_rounds_and_a_quiet_machine() -> None:
+    assert set(scale(3).growth) == {"vmm", "qemu-kvm"}
+    few = scale(2)
+    assert (few.growth, few.no_growth) == ({}, "fewer than 3 rounds")
+    noisy = scale(3)
+    noisy.drop_growth("too noisy to say")
+    assert noisy.growth == {}
+
+
+def test_the_table_of_growth_has_what_only_one_contender_has(made_up: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    result = made_up("boot", noise=Noise(load=1.5, steal=0.1, spread=0.2))
+    result.scales = [scale(3)]
+    result.scales[0].drop_growth("too noisy to say")
+    show(result)
+    printed = capsys.readouterr().out
+    table = printed[printed.index("CPUs started: whole process") :].splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if line.startswith("│")]
+    assert rows[:5] == [
+        ["1", "104 ms", ""],
+        ["2", "108 ms", "108 ms"],
+        ["4", "116 ms", "116 ms"],
+        ["8", "", "132 ms"],
+        ["grows as", "too noisy to say", "too noisy to say"],
+    ]
+    assert "n^" not in printed
 
 
 @pytest.mark.parametrize("kind", ["pio", "dma", "boot"])
