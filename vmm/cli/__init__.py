@@ -30,6 +30,7 @@ COMMANDS = {
         "vmm.cli.fetch_linux", "get Debian's Linux, which verify linux boots, without installing it"
     ),
     "info": Command("vmm.cli.info", "what this host can do, and which firmware it has"),
+    "completion": Command("vmm.cli.completion", "a script that makes bash, zsh or fish complete all this"),
 }
 
 EXIT_STATUSES = """\

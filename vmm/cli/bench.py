@@ -46,9 +46,10 @@ examples:
 DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0}
 
 
-def _parser() -> Parser:
-    parser = Parser("bench", "pio|dma|boot [OPTION ...]", DESCRIPTION, EPILOG)
-    add = parser.add_argument_group("what").add_argument
+def parser() -> Parser:
+    """Return the command's options."""
+    options = Parser("bench", "pio|dma|boot [OPTION ...]", DESCRIPTION, EPILOG)
+    add = options.add_argument_group("what").add_argument
     add("--mode", metavar="MODE", default="long64", help="the guest's: real16, protected32, long64 (default), user64")
     add("--test", metavar="NAME", action="append", default=[], help="only this test of pio; may be repeated")
     add("--case", metavar="NAME", action="append", default=[], help="only this case of boot; may be repeated")
@@ -61,7 +62,7 @@ def _parser() -> Parser:
             const="",
             help=f"boot: instead, how the cost grows with {axis}; without a list, the usual values",
         )
-    add = parser.add_argument_group("how long").add_argument
+    add = options.add_argument_group("how long").add_argument
     add(
         "--seconds",
         metavar="N",
@@ -69,19 +70,19 @@ def _parser() -> Parser:
     )
     add("--rounds", metavar="N", help="end after so many rounds; without --seconds, whatever the time")
     add("--seed", metavar="N", default="1", help="of the random order and the bootstrap (default 1)")
-    add = parser.add_argument_group("output").add_argument
+    add = options.add_argument_group("output").add_argument
     add(
         "--json", metavar="PATH", help="write all of it, with samples, as a JSON object; - is stdout, without the table"
     )
     add("--html", metavar="PATH", help="write one self-contained page with plots")
     add("--svg", metavar="PATH", help="pio: write one picture for a document: IN from fw_cfg, and REP INSB")
     add("-q", "--quiet", action="store_true", help="no progress")
-    return parser
+    return options
 
 
 def run(words: list[str]) -> int:
     """Measure what a command line asks for; return the exit status: 0 even if a target was missed."""
-    arguments = _parser().parse(words, "kind")
+    arguments = parser().parse(words, "kind")
     kind = arguments.kind
     if kind not in KINDS:
         raise ConfigError(f"vmm bench {kind or '…'}: what shall be measured? known are {', '.join(KINDS)}")

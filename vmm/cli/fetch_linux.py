@@ -22,11 +22,16 @@ exit status:
 """
 
 
+def parser() -> Parser:
+    """Return the command's options."""
+    options = Parser("fetch-linux", "[--again]", DESCRIPTION, EPILOG)
+    options.add_argument("--again", action="store_true", help="fetch what Debian has by now")
+    return options
+
+
 def run(words: list[str]) -> int:
     """Fetch them unless they are there; return 0."""
-    parser = Parser("fetch-linux", "[--again]", DESCRIPTION, EPILOG)
-    parser.add_argument("--again", action="store_true", help="fetch what Debian has by now")
-    arguments = parser.parse_args(words)
+    arguments = parser().parse_args(words)
     from vmm.verify import fetch_linux  # what is wrong so far should be said at once
 
     fetch_linux.fetch(again=arguments.again, say=lambda line: say(f"fetch-linux: {line}"))

@@ -18,16 +18,21 @@ fwctl found in its executables, with the evidence for each, and what fwcfg=auto 
 """
 
 
-def run(words: list[str]) -> int:
-    """Look into the image that a command line names; return the exit status."""
-    parser = Parser("firmware", "IMAGE [--json]", DESCRIPTION, EXIT_STATUSES)
-    parser.add_argument(
+def parser() -> Parser:
+    """Return the command's options."""
+    options = Parser("firmware", "IMAGE [--json]", DESCRIPTION, EXIT_STATUSES)
+    options.add_argument(
         "image",
         metavar="IMAGE",
         help="a path or a name (ovmf, seabios, bhyve, probe or another guest of ours): what `vmm boot` takes",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
-    arguments = parser.parse_args(words)
+    options.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+    return options
+
+
+def run(words: list[str]) -> int:
+    """Look into the image that a command line names; return the exit status."""
+    arguments = parser().parse_args(words)
     from vmm.firmware.clients import analyze
 
     analysis = analyze(_path(arguments.image))

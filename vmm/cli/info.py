@@ -15,11 +15,16 @@ exit status:
 """
 
 
+def parser() -> Parser:
+    """Return the command's options."""
+    options = Parser("info", "[--json]", "What this host offers: KVM, processor, software CPU, firmware.", EPILOG)
+    options.add_argument("--json", action="store_true", help="one JSON object, with all capabilities and CPUID leaves")
+    return options
+
+
 def run(words: list[str]) -> int:
     """Print what the host offers; return 4 if no machine runs on it."""
-    parser = Parser("info", "[--json]", "What this host offers: KVM, processor, software CPU, firmware.", EPILOG)
-    parser.add_argument("--json", action="store_true", help="one JSON object, with all capabilities and CPUID leaves")
-    arguments = parser.parse_args(words)
+    arguments = parser().parse_args(words)
     found = info.collect()
     print(json.dumps(found, indent=2) if arguments.json else info.text(found))
     return ExitStatus.OK if found["machine"]["runs"] else ExitStatus.HOST_LACKS

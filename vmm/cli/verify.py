@@ -49,17 +49,22 @@ exit status:
 """
 
 
-def run(words: list[str]) -> int:
-    """Verify what a command line describes; return 0 only if everything arrived."""
-    parser = Parser("verify", "[linux] [FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EPILOG)
-    add_machine_arguments(parser)
-    add = parser.add_argument_group("run").add_argument
+def parser() -> Parser:
+    """Return the command's options."""
+    options = Parser("verify", "[linux] [FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EPILOG)
+    add_machine_arguments(options)
+    add = options.add_argument_group("run").add_argument
     add("--timeout", metavar="SECONDS", help="give up after this long (default 120)")
     add("--json", metavar="PATH", help="write the result as a JSON object; - is stdout, instead of the tables")
     add("--html", metavar="PATH", help="write the result as one HTML file")
     add("-q", "--quiet", action="store_true", help="print nothing")
+    return options
+
+
+def run(words: list[str]) -> int:
+    """Verify what a command line describes; return 0 only if everything arrived."""
     with_linux = words[:1] == [LINUX]
-    arguments = parser.parse(words[with_linux:], "firmware")
+    arguments = parser().parse(words[with_linux:], "firmware")
     deadline = _seconds(arguments.timeout)
     arguments.serial = arguments.serial or "none"
     arguments.debugcon = arguments.debugcon or "none"
