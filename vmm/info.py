@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import textwrap
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +125,8 @@ def firmware_facts() -> Iterator[tuple[str, Info]]:
             yield name, {"path": str(located.code), "variables": located.variables and str(located.variables)}
 
 
-def text(info: Info) -> str:
-    """Return the information for a person."""
+def text(info: Info, width: int | None = None) -> str:
+    """Return the information for a person, a line each; longer ones are wrapped where there is a width."""
     rows = [("vmm", f"{info['vmm']}, Python {info['python']}"), ("kernel", info["kernel"])]
     cpu = info["cpu"]
     extension = cpu["virtualization"].upper() if cpu["virtualization"] else "no VMX or SVM"
@@ -140,7 +142,11 @@ def text(info: Info) -> str:
             rows.append((name, found["error"]))
         else:
             rows.append((name, found["path"] + (f" + {found['variables']}" if found["variables"] else "")))
-    return "\n".join(f"{label:<13} {value}" for label, value in rows)
+    lines = [f"{label:<13} {value}" for label, value in rows]
+    if width is not None:
+        fill = partial(textwrap.fill, width=width, subsequent_indent=" " * 14, break_long_words=False)
+        lines = [fill(line, break_on_hyphens=False) for line in lines]
+    return "\n".join(lines)
 
 
 def _kvm_rows(kvm: Info) -> Iterator[tuple[str, str]]:

@@ -14,3 +14,8 @@ def legible(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Return a text that is no longer than so many characters, the end left out: a guest's line may have megabytes."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

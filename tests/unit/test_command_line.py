@@ -1,13 +1,16 @@
 """The command line's words: QEMU's and bhyve's, ours and those that we have nothing for."""
 
 import shlex
+import sys
 from argparse import Namespace
 
+import pexpect
 import pytest
 
-from vmm.cli import main
+from vmm.cli import COMMANDS, EXIT_STATUSES, main
+from vmm.cli.boot import EXAMPLES
 from vmm.cli.machine_arguments import add_machine_arguments
-from vmm.cli.parser import Parser
+from vmm.cli.parser import Parser, fitted
 from vmm.errors import ConfigError
 
 
@@ -159,3 +162,43 @@ def test_help_for_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "fly"]) == 2
     assert "unknown command 'fly'" in capsys.readouterr().err
     assert main(["help"]) == 0
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
+def test_help_fits_a_narrow_terminal(words: list[str]) -> None:
+    command = ["-m", "vmm", *words, "--help"]
+    with pexpect.spawn(sys.executable, command, dimensions=(50, 60), encoding="utf-8", timeout=60) as process:
+        lines = process.read().replace("\r", "").splitlines()
+    assert lines[0].startswith("usage: vmm")
+    # A path or an option can't be cut.
+    assert [line for line in lines if len(line) > 60 and " " in line.strip()] == []
+    assert not any(len(line) - len(line.lstrip()) > 30 for line in lines)
+
+
+def test_help_without_a_terminal_is_as_it_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["boot", "--help"])
+    printed = capsys.readouterr().out
+    assert EXAMPLES.strip() in printed
+    assert EXIT_STATUSES.strip() in printed
+
+
+def test_what_goes_on_below_stays_together_on_a_narrow_terminal() -> None:
+    text = (
+        "A paragraph that has\nmore than one line.\n\n"
+        "  vmm boot -smp 4                    what it does,\n"
+        "                                     in two lines\n"
+        "  4    a status that has\n"
+        "       two lines\n"
+        "  vmm boot \\\n"
+        "        ovmf\n"
+    )
+    assert fitted(text, 26) == (
+        "A paragraph that has more\nthan one line.\n\n"
+        "  vmm boot -smp 4\n"
+        "      what it does, in two\n"
+        "      lines\n"
+        "  4    a status that has\n"
+        "       two lines\n"
+        "  vmm boot ovmf"
+    )

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.cli import say
-from vmm.legible import legible
+from vmm.legible import legible, shortened
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -35,3 +35,8 @@ def test_escapes(text: str, shown: str) -> None:
 def test_what_the_command_line_says_is_legible(capsys: pytest.CaptureFixture[str]) -> None:
     say("vmm: two\nlines \x1b[2J\udcff")
     assert capsys.readouterr().err == "vmm: two\nlines \\x1b[2J\\udcff\n"
+
+
+@pytest.mark.parametrize(("length", "shown"), [(80, "x" * 80), (81, "x" * 79 + "…"), (1 << 20, "x" * 79 + "…")])
+def test_a_line_of_others_has_a_most(length: int, shown: str) -> None:
+    assert shortened("x" * length) == shown

@@ -101,7 +101,9 @@ def usage() -> str:
     """Return the text of ``vmm --help``."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
-    return f"""\
+    from vmm.cli.parser import MAX_HELP_WIDTH, columns, fitted
+
+    text = f"""\
 usage: vmm COMMAND [ARGUMENT ...]
 
 A KVM-backed mini virtual machine monitor: it boots real firmware and gives it QEMU's fw_cfg or bhyve's fwctl.
@@ -112,3 +114,5 @@ commands:
   vmm COMMAND --help tells about one of them; vmm --version prints the version.
 
 {EXIT_STATUSES}"""
+    width = columns(sys.stdout, MAX_HELP_WIDTH)
+    return text if width == MAX_HELP_WIDTH else fitted(text, width)

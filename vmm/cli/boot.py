@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmm import inputs
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
-from vmm.cli.parser import Parser
+from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import Outputs
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
@@ -138,7 +138,7 @@ def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:
         return page.render(report)
 
     if not quiet:
-        say(text.text(report))
+        say(text.text(report, columns(sys.stderr, text.WIDTH)))
     outputs.write({"--json": lambda: schema.as_json(report), "--html": page})
 
 

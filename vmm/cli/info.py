@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from vmm import info
-from vmm.cli.parser import Parser
+from vmm.cli.parser import MAX_HELP_WIDTH, Parser, columns
 from vmm.errors import ExitStatus
 
 EPILOG = """\
@@ -26,5 +27,6 @@ def run(words: list[str]) -> int:
     """Print what the host offers; return 4 if no machine runs on it."""
     arguments = parser().parse_args(words)
     found = info.collect()
-    print(json.dumps(found, indent=2) if arguments.json else info.text(found))
+    width = columns(sys.stdout, MAX_HELP_WIDTH) if sys.stdout.isatty() else None
+    print(json.dumps(found, indent=2) if arguments.json else info.text(found, width))
     return ExitStatus.OK if found["machine"]["runs"] else ExitStatus.HOST_LACKS

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import NoReturn
+import sys
+from functools import partial
+from typing import NoReturn, TextIO
 
 from vmm.errors import ConfigError
 
@@ -14,17 +16,78 @@ MAX_HELP_WIDTH = 100
 _ATTACHED = re.compile(r"(-[cm])(\d.*)")
 """bhyve's options are getopt's, whose values may follow without a blank: -c4, -m512M."""
 
+_COLUMNS = re.compile(r"( +\S.*?) {2,}(\S.*)")
+"""Something, a gap, and what it means."""
+
 _WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive"})
 _CONSOLES = frozenset({"-serial", "-debugcon"})
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    # argparse makes one for each option that is added, and without a width each asks shutil, which is slow to load.
+def columns(stream: TextIO, most: int) -> int:
+    """Return how many columns text may have: those of the terminal, if that is one and has fewer."""
+    # argparse makes a formatter for each option, and without a width each asks shutil, which is slow to load.
     try:
-        columns = os.get_terminal_size().columns
+        return min(os.get_terminal_size(stream.fileno()).columns, most)
     except (OSError, ValueError):
-        columns = MAX_HELP_WIDTH
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=min(columns - 2, MAX_HELP_WIDTH))
+        return most
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if width >= MAX_HELP_WIDTH else fitted(text, width)
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    width = columns(sys.stdout, MAX_HELP_WIDTH + 2) - 2
+    return _Formatter(prog, max_help_position=min(26, width // 3), width=width)
+
+
+def fitted(text: str, width: int) -> str:
+    """Return help of a terminal's width: paragraphs filled anew, what stands in columns put below one another.
+
+    Args:
+        text: paragraphs without indentation; indented lines are commands or words, and behind a gap what they mean.
+        width: columns.
+    """
+    if all(len(line) <= width for line in text.splitlines()):
+        return text
+    import textwrap
+
+    fill = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    lines: list[str] = []
+    paragraph: list[str] = []
+    for line in [*_rejoined(text), ""]:
+        if line and not line.startswith(" "):
+            paragraph.append(line)
+            continue
+        lines += fill(" ".join(paragraph))
+        paragraph.clear()
+        if len(line) <= width:
+            lines.append(line)
+        elif (found := _COLUMNS.fullmatch(line)) is not None and found.start(2) > width // 3:
+            below = " " * (len(found[1]) - len(found[1].lstrip()) + 4)
+            lines += fill(found[1], subsequent_indent=below)
+            lines += fill(found[2], initial_indent=below, subsequent_indent=below)
+        else:
+            at = found.start(2) if found is not None else len(line) - len(line.lstrip()) + 4
+            lines += fill(line, subsequent_indent=" " * at)
+    return "\n".join(lines[:-1])
+
+
+def _rejoined(text: str) -> list[str]:
+    """Return the lines with those that go on below, further to the right, made one."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        before = lines[-1] if lines else ""
+        indent, above = (len(text) - len(text.lstrip()) for text in (line, before))
+        if not above or indent <= above:
+            lines.append(line)
+        elif before.endswith("\\"):
+            lines[-1] = f"{before[:-1].rstrip()} {line.strip()}"
+        else:
+            found = _COLUMNS.fullmatch(before)
+            lines[-1] += (" " if found is not None and found.start(2) == indent else "   ") + line.strip()
+    return lines
 
 
 def _one_dash(word: str) -> str:

@@ -25,6 +25,9 @@ _MAX_MSRS = 255
 class Vcpu(Descriptor):
     """A virtual CPU, from `Vm.create_vcpu`; all calls belong on the thread that runs it, or while none does.
 
+    Registers are KVM's own structs, with its names of fields: ``get_regs().rip``. They print as ``<cdata …>``;
+    `vmm.cpu.registers.Registers.of` reads all of them to be looked at, as `Machine.registers` does.
+
     Attributes:
         vm: the machine it belongs to.
         index: its vCPU id, which is its APIC id.

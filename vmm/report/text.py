@@ -36,13 +36,13 @@ SILENT = (
 )
 
 
-def text(report: Report) -> str:
-    """Return the report for a person: about ten lines."""
+def text(report: Report, width: int = WIDTH) -> str:
+    """Return the report for a person: about ten lines of so many columns."""
     import textwrap  # 2 ms that --quiet need not spend
 
     lines: list[str] = []
     for label, value in rows(report):
-        body = textwrap.wrap(value, WIDTH - 16, break_long_words=False, break_on_hyphens=False) or [""]
+        body = textwrap.wrap(value, max(width - 16, 20), break_long_words=False, break_on_hyphens=False) or [""]
         lines += [f"  {label if number == 0 else '':12}  {part}" for number, part in enumerate(body)]
     outcome = report["outcome"]
     head = f"vmm: {outcome['message']} ({seconds(outcome['elapsed_s'])})"

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from vmm.legible import shortened
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
 from vmm.run.lifetime import Lifetime
@@ -165,6 +166,6 @@ class _Watch:
         """What was not, and the last that was printed."""
         missing = [self._answers[0][0]] if self._answers else self._goal
         spoke = [console.stream for console in self._consoles if console.stream.total]
-        last = f"; its last line was {spoke[0].last_line()!r}" if spoke else "; it printed nothing at all"
+        last = f"; its last line was {shortened(spoke[0].last_line())!r}" if spoke else "; it printed nothing at all"
         what = f" and the guest never showed {quoted(missing)}" if missing else ""
         return f"{deadline:g} s passed{what}{last}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.legible import shortened
 from vmm.verify import acpi, boot, items, linux, memory, processors, smbios
 from vmm.verify.collect import DEADLINE, Collected, collect
 from vmm.verify.evidence import NAMES, Evidence
@@ -74,5 +75,5 @@ def _why_no_report(collected: Collected) -> str:
     else:
         what = f"{firmware} read the report guest, but did not start it, or it did not finish"
     lines = [line for line in collected.log.splitlines() if line.strip()]
-    last = f"; the last line was {lines[-1].strip()!r}" if lines else ""
+    last = f"; the last line was {shortened(lines[-1].strip())!r}" if lines else ""
     return what + last

@@ -1,6 +1,7 @@
 """How long a stop takes, and a host that gives no threads."""
 
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -57,6 +58,38 @@ def test_any_guest_stops_within_150_ms(vmm_machine: MachineFactory, tmp_path: Pa
 
     # The quickest: what others do on this host delays some.
     assert min(stop_takes() for _ in range(10)) < 0.15
+
+
+def test_a_line_without_end_does_not_make_the_message_one(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    (tmp_path / "rom").write_bytes(bios_image("ba f8 03 b0 78 ee eb fd"))  # mov dx, 0x3f8; mov al, 'x'; out; jmp
+    machine = vmm_machine(str(tmp_path / "rom"), machine="pc", accel="kvm")
+    deadline = 0.25
+    while machine.serial.total < 1000:
+        outcome = machine.run("never", deadline=deadline)
+        assert outcome.reason is Reason.TIMEOUT
+    assert outcome.message.endswith("; its last line was '" + "x" * 79 + "…'")
+
+
+@pytest.mark.parametrize("accel", ["kvm", "auto"])
+@pytest.mark.parametrize("code", ["fa f4", "eb fe", "ba 99 09 ee eb fd"])
+def test_ctrl_c_ends_the_whole_process_within_150_ms(tmp_path: Path, accel: str, code: str) -> None:
+    (tmp_path / "rom").write_bytes(bios_image(code))
+    words = ["boot", str(tmp_path / "rom"), "-smp", "2", "-accel", accel, "-q", "-serial", "none", "-debugcon", "none"]
+
+    def takes() -> float:
+        with subprocess.Popen([sys.executable, "-m", "vmm", *words], stderr=subprocess.DEVNULL) as process:
+            tasks = Path(f"/proc/{process.pid}/task")
+            began = time.monotonic()
+            while len(list(tasks.iterdir())) < 3:
+                assert time.monotonic() - began < GENEROUS
+                time.sleep(0.02)
+            time.sleep(0.1)
+            asked = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(GENEROUS) == 130
+            return time.monotonic() - asked
+
+    assert min(takes() for _ in range(5)) < 0.15  # the quickest, as above
 
 
 def test_a_host_that_gives_no_threads_is_told_and_the_machine_stays() -> None:
