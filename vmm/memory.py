@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from vmm.kvm import Vm
 
-PAGE_SIZE = 4096
-
 HUGE_PAGE_SIZE = 2 << 20
 """RAM begins at a multiple of it, for KVM maps 2 MiB at once only where host and guest addresses agree that far
 (kvm_alloc_memslot_metadata in arch/x86/kvm/x86.c). It forgets all mappings when a memory slot goes, and flash's goes

@@ -21,9 +21,7 @@ from pathlib import Path
 from svm_host.archive import Archive
 
 from vmm import directories
-
-KERNEL = "linux-image-cloud-amd64"
-BUSYBOX = "busybox-static"
+from vmm.verify.fetch_linux import BUSYBOX, METAPACKAGE
 
 MODULES = (
     "virtio_ring",
@@ -120,7 +118,7 @@ def _download(package: str, directory: Path) -> bool:
 
 def kernel() -> Path:
     """Return the kernel image of Debian's small kernel for virtual machines."""
-    return next((unpacked(KERNEL, depends="linux-image-") / "boot").glob("vmlinuz-*"))
+    return next((unpacked(METAPACKAGE, depends="linux-image-") / "boot").glob("vmlinuz-*"))
 
 
 def preload() -> Path:
@@ -238,7 +236,7 @@ def _write_base(archive: Archive, clone: Path, library: Path) -> None:
 
 
 def _add_modules(archive: Archive) -> None:
-    tree = unpacked(KERNEL, depends="linux-image-")
+    tree = unpacked(METAPACKAGE, depends="linux-image-")
     built_in = next(tree.rglob("modules.builtin")).read_text("utf-8")
     for number, module in enumerate(module for module in MODULES if f"/{module}.ko" not in built_in):
         file = next(tree.rglob(f"{module}.ko*"))

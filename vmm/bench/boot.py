@@ -27,6 +27,7 @@ from vmm.bench.contenders import (
     InThisProcess,
     environment,
     last_words,
+    run,
 )
 from vmm.bench.start import STAGES
 from vmm.firmware import guests, search
@@ -143,22 +144,8 @@ def measure(contender: Contender, limit_s: float, case: BootCase) -> BootRun:
 
 def _run_to_its_end(contender: Contender, command: list[str], limit_s: float) -> BootRun:
     began = time.monotonic()
-    try:
-        ended = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            check=False,
-            timeout=limit_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise ContenderFailedError(f"{contender.name}: no end after {limit_s:.0f} s") from None
-    elapsed = time.monotonic() - began
-    if ended.returncode != 0:
-        raise ContenderFailedError(f"{contender.name}: exit status {ended.returncode}: {last_words(ended.stderr)}")
-    return BootRun(elapsed)
+    run(contender, command, limit_s)
+    return BootRun(time.monotonic() - began)
 
 
 def _run_until(contender: Contender, command: list[str], case: BootCase, limit_s: float) -> BootRun:

@@ -13,7 +13,6 @@ from vmm.config.interface import InterfaceChoice, check_options, choose
 from vmm.config.parts import (
     MAX_CPUS,
     MAX_MEMORY,
-    MEBIBYTE,
     Accelerator,
     Dispatch,
     FwCfgItem,
@@ -150,7 +149,7 @@ class MachineConfig(_Fields):
 
     def _check_memory(self) -> None:
         size = self.memory
-        if size <= 0 or size % MEBIBYTE:
+        if size <= 0 or size % layout.MIB:
             raise ConfigError(f"-m: guest RAM is a positive number of whole MiB, not {size} bytes")
         if size > MAX_MEMORY:
             raise ConfigError(f"-m {size >> 20}M: more than the {MAX_MEMORY >> 40} TiB that a machine can have")

@@ -17,12 +17,8 @@ MAX_CPUS = 255
 _TOPOLOGY = ("sockets", "dies", "clusters", "cores", "threads")
 """Keys of QEMU's -smp."""
 
-MEBIBYTE = 1 << 20
 MAX_MEMORY = 1 << 43
 """8 TiB: all above the PCI hole is one memory slot, which has fewer than 2**31 pages (Linux, KVM_MEM_MAX_NR_PAGES)."""
-
-NAME_LIMIT = 55
-"""Characters in the name of an fw_cfg file: 56 bytes in the directory, one of them NUL."""
 
 
 class MachineType(StrEnum):
@@ -107,14 +103,9 @@ class FwCfgItem(NamedTuple):
         Raises:
             ConfigError: a bad name.
         """
-        if not self.name:
-            raise ConfigError("-fw_cfg: an item needs a name, like name=opt/org.example/greeting")
-        if len(self.name) > NAME_LIMIT:
-            raise ConfigError(
-                f"-fw_cfg name={self.name}: {len(self.name)} characters; a name has {NAME_LIMIT} at the most"
-            )
-        if not self.name.isascii() or not self.name.isprintable():
-            raise ConfigError(f"-fw_cfg name={self.name!r}: a name is printable ASCII")
+        from vmm.devices.fw_cfg_format import check_name
+
+        check_name(self.name, "-fw_cfg name=")
 
     @classmethod
     def parse(cls, value: Self | str, option: str = "-fw_cfg", *, terminate: bool = False) -> Self:

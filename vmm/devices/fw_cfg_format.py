@@ -32,6 +32,11 @@ DIRECTORY_ENTRY = struct.Struct(">IHH56s")
 """Size, key, reserved, name; big-endian (struct FWCfgFile in the specification)."""
 
 
+CPU_COUNT_FILE = "opt/bhyve/hw.ncpu"
+"""FreeBSD, usr.sbin/bhyve/bhyverun.c: the same as fwctl's OID. edk2, OvmfPkg/Bhyve/AcpiPlatformDxe, takes exactly 4
+bytes, little-endian; where it is missing it assumes one CPU and does not turn to fwctl."""
+
+
 class Key(IntEnum):
     """The fixed keys that a PC publishes."""
 
@@ -65,15 +70,19 @@ class Key(IntEnum):
     HPET = 0x8004
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, what: str = "fw_cfg file ") -> None:
     """Refuse a file name that the directory cannot hold.
+
+    Args:
+        name: the name.
+        what: stands before it in messages.
 
     Raises:
         ConfigError: empty, longer than 55 characters, or not printable ASCII.
     """
     if not name:
-        raise ConfigError("an fw_cfg file needs a name, like opt/org.example/greeting")
+        raise ConfigError(f"{what}: a file needs a name, like opt/org.example/greeting")
     if len(name) >= NAME_BYTES:
-        raise ConfigError(f"fw_cfg file {name}: {len(name)} characters; a name has {NAME_BYTES - 1} at the most")
+        raise ConfigError(f"{what}{name}: {len(name)} characters; a name has {NAME_BYTES - 1} at the most")
     if not name.isascii() or not name.isprintable():
-        raise ConfigError(f"fw_cfg file {name!r}: a name is printable ASCII")
+        raise ConfigError(f"{what}{name!r}: a name is printable ASCII")

@@ -17,8 +17,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmm.devices.fw_cfg_format import CPU_COUNT_FILE
 from vmm.firmware.contents import VARIABLE_STORE, Contents, FoundVolume, Module, read
-from vmm.firmware.images import read_image
+from vmm.firmware.images import Interface, read_image
 from vmm.layout import PORT_FW_CFG, PORT_FWCTL
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ SCHEMA = "vmm-firmware/1"
 
 FW_CFG = "fw_cfg"
 FWCTL = "fwctl"
-
-QEMU = "qemu"
-BHYVE = "bhyve"
-"""The values of the option ``fwcfg=``: QEMU's interface (fw_cfg), bhyve's (fwctl)."""
 
 PORTS = {
     FW_CFG: tuple(PORT_FW_CFG.start + offset for offset in (0, 1, 4, 8)),
@@ -135,9 +132,9 @@ class FirmwareAnalysis:
     problems: tuple[str, ...]
 
     @property
-    def recommended_interface(self) -> str:
-        """What ``fwcfg=auto`` chooses: "qemu" for fw_cfg, "bhyve" for fwctl."""
-        return BHYVE if FWCTL in self.clients and FW_CFG not in self.clients else QEMU
+    def recommended_interface(self) -> Interface:
+        """What ``fwcfg=auto`` chooses."""
+        return Interface.BHYVE if FWCTL in self.clients and FW_CFG not in self.clients else Interface.QEMU
 
     @property
     def reason(self) -> str:
@@ -301,7 +298,7 @@ def _content(contents: Contents) -> str:
 def _kind(data: bytes, contents: Contents, clients: Mapping[str, Evidence]) -> tuple[str, str | None]:
     """Return whose firmware an image is, and the version it names."""
     if contents.volumes:
-        if FWCTL in clients or any("opt/bhyve/hw.ncpu" in evidence.names for evidence in clients.values()):
+        if FWCTL in clients or any(CPU_COUNT_FILE in evidence.names for evidence in clients.values()):
             return "bhyve", None
         return ("ovmf" if FW_CFG in clients else "uefi"), None
     if b"SeaBIOS" in data:

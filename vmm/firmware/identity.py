@@ -31,7 +31,7 @@ def identify(data: bytes, path: Path) -> Identity:
     from vmm.firmware.clients import analyze_bytes  # costs 50 ms that a remembered answer need not pay
 
     analysis = analyze_bytes(data, path)
-    identity = Identity(analysis.kind, Interface(analysis.recommended_interface), analysis.reason)
+    identity = Identity(analysis.kind, analysis.recommended_interface, analysis.reason)
     _remember(file, identity)
     return identity
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
+from vmm.devices.fw_cfg_format import CPU_COUNT_FILE
 from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
@@ -25,10 +26,6 @@ VMGENID_ADDRESS_FILE = "etc/vmgenid_addr"
 
 CPU_COUNT_OID = "hw.ncpu"
 """FreeBSD, usr.sbin/bhyve/amd64/fwctl.c: the only OID that bhyve has; a 4-byte integer."""
-
-CPU_COUNT_FILE = "opt/bhyve/hw.ncpu"
-"""FreeBSD, usr.sbin/bhyve/bhyverun.c: the same as an fw_cfg file. edk2, OvmfPkg/Bhyve/AcpiPlatformDxe, takes exactly 4
-bytes, little-endian; where it is missing it assumes one CPU and does not turn to fwctl."""
 
 
 Customize = Callable[[FwCfg, dict[str, bytes]], dict[str, bytes]]
