@@ -20,7 +20,7 @@ void flash_changed(struct flash_loop *loop, uint64_t first, uint64_t length)
     }
 }
 
-/* One cycle of the loop; false: it is no part of it, the chip's turn. */
+/* One cycle of the loop; false: it does not belong to the loop, and the chip handles it. */
 static bool program(struct flash_loop *loop, uint64_t offset, const uint8_t *data, uint32_t size)
 {
     if (!loop->active) {

@@ -122,7 +122,7 @@ class Bus:
         kind: "port" or "MMIO", for texts.
         table: pointer to the ``struct io_table``.
         lock: the machine's io_lock.
-        on_failure: called once, with the exception, when a device raises: it shall stop the machine.
+        on_failure: called once, with the exception, when a device raises: should stop the machine.
     """
 
     def __init__(

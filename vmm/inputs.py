@@ -52,7 +52,7 @@ class InputFile(NamedTuple):
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file that we may see; a directory that we may not look into has none."""
+    """Whether there is a file that we may see; there is none in a directory that we may not search."""
     return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises there
 
 

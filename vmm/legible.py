@@ -1,4 +1,4 @@
-"""What others wrote, as text that only shows itself: a guest may print anything, and some of it steers terminals."""
+"""Text of unknown origin, made safe to show: a guest may print anything, and some of it steers terminals."""
 
 
 def legible(text: str, *, keep: str = "") -> str:

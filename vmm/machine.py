@@ -95,7 +95,7 @@ class Machine(Runnable):
             config = MachineConfig.create(config, **options)
         self.config = config
         self.vmcoreinfo: VmCoreInfo | None = None
-        # Each part is closed after those that were built on it; those that there are already, if a later one fails.
+        # Each part is closed after those that were built on it, also where a later one cannot be built.
         with ExitStack() as parts:
             if outputs is None:
                 outputs = parts.enter_context(Outputs(config))

@@ -71,7 +71,7 @@ enum leave_reason {
 #define HOST_RANGES 64
 #define PENDING_WRITES 256
 
-/* One bit a page of host memory that backs guest memory: translated code exists for it. */
+/* One bit per page of host memory that backs guest memory: translated code exists for it. */
 struct host_range {
     uintptr_t start;
     uintptr_t size;
@@ -171,7 +171,7 @@ struct softcpu {
     uint32_t vcpu_count;
     struct softcpu_vcpu *vcpus[SOFTCPU_MAX_VCPUS];
 
-    /* The fair lock: who executes. */
+    /* The fair lock: which vCPU executes. */
     pthread_mutex_t lock_mutex;
     struct softcpu_vcpu *owner; /* stored atomically: lock_assert_owner reads it without the mutex */
     struct softcpu_vcpu *first_waiting;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Who executes: a first-come-first-served lock, and the ticker that makes the
+ * Which vCPU executes: a first-come-first-served lock, and the ticker that makes the
  * owner look up once a millisecond (to hand over, to see a stop, an interrupt).
  */
 #include "engine.h"

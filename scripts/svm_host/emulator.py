@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STALLED_AFTER = 90.0
-"""Seconds without the sign of life that comes every eight; a busy machine makes it tens."""
+"""Seconds without the sign of life, which comes every eight seconds; on a busy machine, every few tens."""
 
 RESULTS_SIZE = 64 << 20
 """Bytes of the disk that takes the results."""

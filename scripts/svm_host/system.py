@@ -183,7 +183,7 @@ def _add_bytecode(archive: Archive, source: Path) -> None:
 
 
 def _base(clone: Path) -> Path:
-    """Return the large archive, made anew if Python, a package of the environment, or the kernel is another one."""
+    """Return the large archive, made anew if Python, a package of the environment, or the kernel has changed."""
     packages = _site_packages(clone)
     library = _run_python(clone, "-c", "import os; print(os.path.dirname(os.__file__), end='')")
     installed = sorted(entry.name for entry in packages.glob("*.dist-info"))

@@ -1,4 +1,4 @@
-"""Who takes part: this program, the least that a VMM can be, and Debian's QEMU.
+"""The contenders: this program, the least that a VMM can be, and Debian's QEMU.
 
 A contender knows how to run a ROM image to its end, and how to start firmware with a console on its stdin and stdout.
 Each is a process of its own, so that all pay for what they need.
@@ -224,7 +224,7 @@ def run(contender: Contender, command: list[str], limit_s: float) -> str:
 def last_words(output: bytes) -> str:
     """Return what a process said of its end in a line: the first that speaks of an error, else the last."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
-    # That it was told to go, once nothing came of it, explains nothing.
+    # The message about the signal that we sent explains nothing.
     lines = [line for line in lines if "terminating on signal" not in line]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors[:1] or lines[-1:] or ["it said nothing"])[0]

@@ -44,7 +44,7 @@ TARGETS = {
         Target("ovmf", "vmm", "qemu-tcg", 0.8, "OVMF next to QEMU's TCG"),
     ),
 }
-"""What this program is held to. The bare loop's DMA is one memcpy."""
+"""Targets of this program. The bare loop's DMA is one memcpy."""
 
 
 def run_latency(

@@ -13,7 +13,7 @@ from vmm.info import cpu_facts
 from vmm.installation import version
 
 QUIET_LOAD = 0.5
-"""Processes of others that wanted a processor, a processor, before the run: more is a warning."""
+"""Processes of others that wanted to run before the run, per processor: more is a warning."""
 
 QUIET_STEAL = 0.02
 """Part of the time that the hypervisor below gave to others: more is a warning."""
@@ -107,7 +107,7 @@ class Noise:
 
 
 def load_per_cpu() -> float:
-    """Return the load average of the last minute, a processor."""
+    """Return the load average of the last minute, per processor."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 

@@ -86,7 +86,7 @@ def run_rounds(
     """Measure all contenders, round after round; a round that the time ends does not count, but for the first.
 
     Args:
-        contenders: who takes part.
+        contenders: those that take part.
         measure: runs one of them once, for so many seconds at the most.
         goal: when to stop.
         seed: of the random order.

@@ -85,7 +85,7 @@ def run(words: list[str]) -> int:
     arguments = parser().parse(words, "kind")
     kind = arguments.kind
     if kind not in KINDS:
-        raise ConfigError(f"vmm bench {kind or '…'}: what shall be measured? known are {', '.join(KINDS)}")
+        raise ConfigError(f"vmm bench {kind or '…'}: what should be measured? known are {', '.join(KINDS)}")
     work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
     if arguments.html is not None:
         from vmm.report import html as pages

@@ -44,8 +44,8 @@ LOG = "instructions are not logged; --trace PATH logs what the guest does with f
 MIGRATION = "a machine's state can be neither saved nor moved"
 CONSOLES = "a console's target stands behind -serial or -debugcon: stdio, file:PATH or none"
 DIRECTORIES = "there are no shared directories"
-FOREGROUND = "vmm stays in the foreground; the shell's & puts it elsewhere"
-PRIVILEGES = "vmm changes nobody's rights; start it as the user that it shall be"
+FOREGROUND = "vmm stays in the foreground; the shell's & puts it into the background"
+PRIVILEGES = "vmm does not change its user; start it as the user that it should run as"
 XEN = "there is no Xen"
 NO_CONFIG = "there are no configuration files"
 MEMORY = "RAM is anonymous memory, taken when the guest first touches it"
@@ -117,7 +117,7 @@ WORDS: dict[str, Word] = {
     **_values(DEBUGGER, "-gdb"),
     **_values(LOG, "-d", "-D", "-dfilter", "-trace", "-plugin"),
     **_flags(LOG, "-enable-sync-profile"),
-    **_values("a name is on no window here", "-name", harmless=ANY),
+    **_values("there is no window to show a name", "-name", harmless=ANY),
     **_values("messages on stderr are as they are", "-msg", harmless=ANY),
     **_values("it is about QEMU's own interfaces", "-compat", harmless=ANY),
     **_values("nothing here takes random numbers from it", "-seed", harmless=ANY),
@@ -136,8 +136,8 @@ WORDS: dict[str, Word] = {
     **_flags("write vmm --version", "-version"),
     # bhyve, FreeBSD 14; its -k, -D and -S are QEMU's here
     **_flags("ACPI tables are always there", "-A", harmless=ANY),
-    **_flags("HLT and PAUSE are KVM's matter", "-H", "-P", harmless=ANY),
-    **_flags("unknown MSRs are KVM's matter", "-w", harmless=ANY),
+    **_flags("HLT and PAUSE are up to KVM", "-H", "-P", harmless=ANY),
+    **_flags("unknown MSRs are up to KVM", "-w", harmless=ANY),
     **_flags("the clock is in UTC", "-u", harmless=ANY),
     **_values(NO_CONFIG, "-o"),
     **_values("vCPUs are threads; pin them with taskset", "-p"),

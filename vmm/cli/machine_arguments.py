@@ -231,7 +231,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
 
 
 def _given(*values: Any) -> Any:
-    """Return the first that the user gave; an empty text is given, too, and wrong where it means nothing."""
+    """Return the first that the user gave; an empty text counts as given, and is refused where it means nothing."""
     return next(value for value in values if value is not None)
 
 

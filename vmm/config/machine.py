@@ -97,7 +97,7 @@ _TYPES = {
     **dict.fromkeys(("fwctl_extensions", "cpu_count", "direct", "vmcoreinfo", "exit_times"), bool),
     "firmware": FirmwareImages,
 }
-"""What a Python caller could give in another type without anybody noticing."""
+"""Fields that a Python caller could give in another type without an error anywhere."""
 
 
 class MachineConfig(_Fields):

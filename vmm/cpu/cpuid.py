@@ -74,7 +74,7 @@ def cpuid_entries(kvm: Kvm, index: int, count: int, *, software_cpu: bool = Fals
 
 
 def feature_control(entries: list[CpuidEntry]) -> int | None:
-    """What firmware shall write into IA32_FEATURE_CONTROL: VMX allowed outside SMX, and the lock; None without VMX.
+    """What firmware should write into IA32_FEATURE_CONTROL: VMX allowed outside SMX, and the lock; None without VMX.
 
     Source: SDM volume 3, 24.7; the same as QEMU's etc/msr_feature_control.
     """

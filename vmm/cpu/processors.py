@@ -50,7 +50,7 @@ class Processors:
 
     @property
     def feature_control(self) -> int | None:
-        """What firmware shall write into MSR 0x3a, if the CPUs have it."""
+        """What firmware should write into MSR 0x3a, if the CPUs have it."""
         return cpuid.feature_control(self._cpuid)
 
     def started_s(self) -> list[float | None]:

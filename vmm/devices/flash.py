@@ -71,7 +71,7 @@ class WriteBack:
         self._loop = loop
 
     def begin(self) -> None:
-        """Something changed: it may not wait for ever. What C programs after that is not told of."""
+        """Something changed: it may not wait for ever. C does not report what it programs after that."""
         if not self._timer.armed:
             self._timer.arm(self._clock() + WRITE_BACK_NS)
 

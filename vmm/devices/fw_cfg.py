@@ -1,4 +1,4 @@
-"""fw_cfg: what the items of QEMU's firmware configuration device contain, and who hears of their use.
+"""fw_cfg: what the items of QEMU's firmware configuration device contain, and what their use calls back.
 
 The device itself, ports and DMA, is C (`native/fw_cfg.c`). This module owns the
 contents: it registers items, gives files their keys, builds the directory and
@@ -74,7 +74,7 @@ class FwCfg:
     Args:
         core: the C core's ``struct vmm_vm`` of the machine.
         dma: offer the DMA interface (bit 1 of the id, ports 0x514-0x51b).
-        on_failure: called with the exception when a callback of an item raises; it shall stop the machine.
+        on_failure: called with the exception when a callback of an item raises; should stop the machine.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class PcItems(NamedTuple):
     system_states: bytes = SYSTEM_STATES
     hpet_address: int | None = None
     feature_control: int | None = None
-    """What firmware shall write into MSR 0x3a of every CPU; None where the CPUs don't have it."""
+    """What firmware should write into MSR 0x3a of every CPU; None where the CPUs don't have it."""
 
 
 def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:

@@ -228,7 +228,7 @@ class Fwctl(Device):
             return VALUE_LIMIT
         if self.extensions and operation == Operation.SET:
             return OID_LIMIT + 8 + VALUE_LIMIT
-        return 0  # nothing is kept of what nobody will look at
+        return 0  # bytes that no handler will look at are not kept
 
     def _complete(self, request: _Request) -> None:
         _size, operation, txid = request.header

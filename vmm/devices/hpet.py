@@ -116,7 +116,7 @@ class _Comparator:
         if not self._hpet.enabled or not self.config & _INTERRUPT:
             return
         if self._comparator == _MASK_64 and not self.config & _PERIODIC:
-            return  # The value after reset: nobody set it.
+            return  # The value after reset: the guest has set none.
         mask = self._mask
         ahead = (self._comparator - self._hpet.counter) & mask
         if ahead > mask >> 1:

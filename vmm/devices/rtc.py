@@ -145,7 +145,7 @@ class Rtc(Device):
             self._bytes[register] = self._encode(register, now)
 
     def _thaw(self) -> None:
-        """Set the clock to the time registers; what is no time leaves it alone."""
+        """Set the clock to the time registers, if they hold a time."""
         from datetime import UTC, datetime  # slow to load, and few guests set the clock
 
         year = self._number(_CENTURY) * 100 + self._number(_YEAR)

@@ -38,7 +38,7 @@ _LSR_DATA_READY = 0x01
 _LSR_TRANSMITTER_EMPTY = 0x60
 
 _MSR_CONNECTED = 0xB0
-"""DCD, DSR and CTS: somebody listens."""
+"""DCD, DSR and CTS: the other end listens."""
 
 _LOOPBACK_WIRES = ((0x02, 0x10), (0x01, 0x20), (0x04, 0x40), (0x08, 0x80))
 """MCR bit to MSR bit: RTS-CTS, DTR-DSR, OUT1-RI, OUT2-DCD."""

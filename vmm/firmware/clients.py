@@ -223,7 +223,7 @@ def analyze(path: Path) -> FirmwareAnalysis:
 
 
 def analyze_bytes(data: bytes, path: Path) -> FirmwareAnalysis:
-    """Tell what an image is that has been read already; ``path`` is only its name."""
+    """Tell what an image is whose bytes were read already; ``path`` is only its name."""
     contents = read(data)
     executables = contents.modules or [Module(VARIABLE_STORE, "the image", data, None)]
     clients = {

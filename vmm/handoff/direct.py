@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 GDT: Final = 0x500
 BOOT_PARAMS: Final = 0x7000
-"""In base memory that nobody uses before Linux runs; the command line is at 0x20000, where `load_kernel` puts it."""
+"""In base memory that is not used before Linux runs; the command line is at 0x20000, where `load_kernel` puts it."""
 
 ACPI_LOW: Final = range(0xE0000, 0xF0000)
 SMBIOS: Final = range(0xF0000, 0x100000)

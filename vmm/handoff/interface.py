@@ -52,7 +52,7 @@ def build_fw_cfg(
         core: the C core's ``struct vmm_vm``.
         on_failure: told when an item's callback raised.
         processor_id: asked for CPUID leaf 1, EAX in the low half and EDX in the high one.
-        feature_control: what firmware shall write into MSR 0x3a, if the CPUs have it.
+        feature_control: what firmware should write into MSR 0x3a, if the CPUs have it.
         on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
         customize: looks at the items, or changes them.
 

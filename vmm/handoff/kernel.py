@@ -66,7 +66,7 @@ Store = Callable[[int, bytes], None]
 
 @dataclass
 class Kernel:
-    """What firmware gets to hear of a kernel; addresses are GPAs, sizes bytes."""
+    """What firmware is told of a kernel; addresses are GPAs, sizes bytes."""
 
     keys: dict[int, Buffer]
     """Contents by fixed key."""

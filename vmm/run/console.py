@@ -29,7 +29,7 @@ def strip_escapes(data: bytes) -> bytes:
 
 
 def split_escapes(data: bytes) -> tuple[bytes, bytes]:
-    """``data`` without escape sequences, and apart from it the beginning of one at its end, which may go on."""
+    """``data`` without escape sequences, and apart from it one that begins at its end and may go on."""
     begun = re.search(_ESCAPE_BEGUN, data)
     end = begun.start() if begun else len(data)
     return strip_escapes(data[:end]), data[end:]
@@ -69,7 +69,7 @@ class Stream:
         return self.after(position)[1]
 
     def after(self, position: int) -> tuple[int, bytes]:
-        """What `since` gives, and before it the position of its first byte: more than asked for if that is not kept."""
+        """What `since` gives, behind the position of its first byte: a later one where older bytes were dropped."""
         with self._lock:
             first = self.total - len(self._kept)
             start = min(max(position, first), self.total)

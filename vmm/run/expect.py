@@ -74,7 +74,7 @@ class Found:
         console: the one that showed it.
         start: where it begins in the console's text, in bytes.
         end: where it ends.
-        before: what the text has before it and nobody had read.
+        before: the unread text in front of it.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Console:
             del self._text[:-KEEP_BYTES]
 
     def mark_read(self) -> None:
-        """All that there is has been read."""
+        """Mark all that there is as read."""
         self.update()
         self.position = self.end
 

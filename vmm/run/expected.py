@@ -10,7 +10,7 @@ class Expected(NamedTuple, Generic[AnyStr]):
     Attributes:
         which: of the patterns it was, from 0.
         match: its match; ``match[0]`` is the text, ``match[1]`` the first group.
-        before: what the console had shown up to the match and nobody had read.
+        before: what the console had shown up to the match and was not read yet.
         console: "serial" or "debugcon".
     """
 

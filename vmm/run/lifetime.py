@@ -1,4 +1,4 @@
-"""Who runs a machine, and what ended that: told from any thread, and kept until a caller of `Machine.run` hears it.
+"""Which thread runs a machine, and what ended the run: any thread may report it, and a caller of `Machine.run` gets it.
 
 Nothing that ends a machine is lost between two runs: a power-off that comes while a run ends for another reason is what
 the next one is told.
@@ -53,7 +53,7 @@ class Lifetime:
         return self._owner is not None
 
     def is_owner_calling(self) -> bool:
-        """Whether it is the thread in the run that asks."""
+        """Whether the calling thread is the one in the run."""
         return self._owner == threading.get_ident()
 
     @property

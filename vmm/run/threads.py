@@ -42,7 +42,7 @@ class VcpuThreads:
         self._tasks.append(task)
 
     def is_one_calling(self) -> bool:
-        """Whether it is a vCPU's thread that asks."""
+        """Whether the calling thread is a vCPU's."""
         return threading.current_thread() in self._threads
 
     def start(self, on_failure: Callable[[BaseException], None]) -> None:

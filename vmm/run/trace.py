@@ -279,7 +279,7 @@ def start_log(
     start_ns: Callable[[], int],
     closers: ExitStack,
 ) -> Callable[[], None]:
-    """Write every access to fw_cfg, or every request to fwctl, down, until ``closers`` end that.
+    """Log every access to fw_cfg, or every request to fwctl, until ``closers`` end it.
 
     Args:
         file: as `LogWriter` takes it.

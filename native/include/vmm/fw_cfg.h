@@ -77,7 +77,7 @@ struct fw_cfg {
     const uint32_t *stop; /* nonzero: a stop of the machine is asked for */
     fw_cfg_notify *notify;
     void *opaque;
-    struct trace *trace; /* NULL: nobody listens */
+    struct trace *trace; /* NULL: not logged */
 
     struct fw_cfg_item *items; /* by index: keys 0x0000 up */
     uint32_t item_count;

@@ -32,9 +32,9 @@ struct guest_region {
 struct guest_memory {
     uint32_t count;
     struct guest_region regions[GUEST_MEMORY_MAX_REGIONS];
-    /* Told after a device stored into guest RAM: a software CPU drops code it translated from there. */
+    /* Called after a device stored into guest RAM: a software CPU drops code it translated from there. */
     void (*written)(void *opaque, uint64_t gpa, uint64_t length);
-    /* Told after the table changed in [gpa, gpa + size). */
+    /* Called after the table changed in [gpa, gpa + size). */
     void (*changed)(void *opaque, uint64_t gpa, uint64_t size);
     void *opaque;
 };

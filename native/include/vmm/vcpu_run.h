@@ -84,7 +84,7 @@ struct vmm_vcpu {
     uint64_t interrupted;              /* KVM_RUN ended by a signal */
     uint64_t started_ns;               /* CLOCK_MONOTONIC when it first left the wait-for-SIPI state; 0 before */
     bool start_watched; /* a single step is armed that shows an AP's first instruction */
-    struct exit_times *times; /* NULL: nobody asked; set while the vCPU does not run */
+    struct exit_times *times; /* NULL: not measured; set while the vCPU does not run */
     pthread_mutex_t thread_lock;
     pthread_t thread;
     bool running;

@@ -88,8 +88,8 @@ def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "what shall be measured? known are pio, dma, boot"),
-        (["disk"], "vmm bench disk: what shall be measured?"),
+        ([], "what should be measured? known are pio, dma, boot"),
+        (["disk"], "vmm bench disk: what should be measured?"),
         (["pio", "--test", "in8"], "--test in8: not known; known are "),
         (["pio", "--mode", "long32"], "--mode long32: not known; known are real16, "),
         (["pio", "--contender", "xen"], "--contender xen: not known; known are vmm, "),
