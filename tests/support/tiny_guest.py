@@ -1,8 +1,12 @@
-"""A guest of a few bytes in real mode, for tests of single KVM calls."""
+"""A guest of a few bytes in real mode, and what a refused call raises, for tests of single KVM calls."""
 
 import mmap
+from collections.abc import Callable
 from typing import Self
 
+import pytest
+
+from vmm.errors import KvmError
 from vmm.kvm import Kvm, Vcpu, Vm
 
 CODE = 0x1000
@@ -44,3 +48,11 @@ def start(vcpu: Vcpu, at: int = CODE) -> None:
     regs = vcpu.get_regs()
     regs.rip, regs.rsp, regs.rflags = at, CODE, 2
     vcpu.set_regs(regs)
+
+
+def refused(error: int, call: Callable[[], object], text: str | None = None) -> None:
+    """Expect a `KvmError` with this errno, its message one line that matches ``text``."""
+    with pytest.raises(KvmError, match=text) as info:
+        call()
+    assert info.value.errno == error
+    assert "\n" not in str(info.value)
