@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from report_schema import PATH, PUBLISHED, check_report
 
-from vmm.report.schema import SCHEMA
+from vmm.report.collect import SCHEMA
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report-schema"
 

@@ -130,16 +130,21 @@ def _report(machine: Machine, outcome: Outcome) -> Report:
 
 
 def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:
-    from vmm.report import schema, text
+    from vmm.report import text
 
     def page() -> str:
         from vmm.report import page
 
         return page.render(report)
 
+    def json() -> str:
+        from vmm.report import schema
+
+        return schema.as_json(report)
+
     if not quiet:
         say(text.text(report, columns(sys.stderr, text.WIDTH)))
-    outputs.write({"--json": lambda: schema.as_json(report), "--html": page})
+    outputs.write({"--json": json, "--html": page})
 
 
 def _run(

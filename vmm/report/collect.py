@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
-from vmm.report.schema import SCHEMA
 from vmm.run.console import strip_escapes
 
 if TYPE_CHECKING:
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
     from vmm.run.console import Stream
     from vmm.run.outcome import Outcome
     from vmm.run.timeline import TimelineEvent
+
+SCHEMA: Final = "vmm-report/1"
+"""Names what `vmm.report.schema` describes; changes when a key goes or means something else."""
 
 TAIL_LINES = 40
 TAIL_BYTES = 4096

@@ -2,14 +2,13 @@
 
 docs/schemas/report.schema.json is made of these types (scripts/report-schema). A key may be added at any time;
 ``schema`` changes when one goes or means something else. Sizes are in bytes, addresses are the guest's physical ones,
-times are seconds since the first run began unless a name says otherwise.
+times are seconds since the first run began unless a name says otherwise. Most runs do without this module: their report
+is text, and types take longer to make than that.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, NotRequired, TypedDict
-
-SCHEMA: Final = "vmm-report/1"
+from typing import Literal, NotRequired, TypedDict
 
 
 class OutcomeReport(TypedDict):
