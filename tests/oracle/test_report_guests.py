@@ -10,7 +10,7 @@ import pytest
 from vmm.config.machine import MachineConfig
 from vmm.firmware import guests
 from vmm.tables import loader_rules
-from vmm.tables.loader_rules import Rules
+from vmm.tables.loader_result import Rules
 from vmm.tables.smbios_options import END_OF_TABLE, split_structures
 from vmm.verify import guest_report
 from vmm.verify.guest_report import GuestReport, Kind

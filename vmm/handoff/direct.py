@@ -22,7 +22,7 @@ from vmm.handoff.kernel import HEADER_MAGIC, LOAD_FLAGS, LOADED_HIGH, PROTOCOL, 
 from vmm.tables import e820, loader_rules, smbios_placement, table_loader
 from vmm.tables.acpi import LOADER_FILE, RSDP_FILE
 from vmm.tables.e820 import E820Entry, E820Type
-from vmm.tables.loader_rules import Rules
+from vmm.tables.loader_result import Rules
 from vmm.tables.table_loader import Allocate, Zone
 
 if TYPE_CHECKING:

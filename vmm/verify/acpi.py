@@ -13,7 +13,7 @@ from vmm.verify.acpi_fields import field_at
 from vmm.verify.result import Subject, Verdict
 
 if TYPE_CHECKING:
-    from vmm.tables.loader_rules import FoundTable
+    from vmm.tables.loader_result import FoundTable
     from vmm.verify.collect import Collected
     from vmm.verify.evidence import Evidence
     from vmm.verify.guest_report import GuestReport, Located

@@ -11,7 +11,7 @@ import pytest
 from vmm.errors import ConfigError
 from vmm.tables import acpi, acpi_dsdt, acpi_tables, aml, loader_rules
 from vmm.tables.acpi_tables import AcpiDescription, Oem, table
-from vmm.tables.loader_rules import Rules
+from vmm.tables.loader_result import Rules
 
 MACHINES = {
     "smallest": AcpiDescription(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vmm.tables import acpi, loader_rules
 from vmm.tables.acpi_tables import AcpiDescription, Oem, table
-from vmm.tables.loader_rules import LoaderResult, Rules
+from vmm.tables.loader_result import LoaderResult, Rules
 from vmm.tables.table_loader import AddChecksum, AddPointer, Allocate, WritePointer, Zone
 
 RSDP, TABLES = "etc/acpi/rsdp", "etc/acpi/tables"
