@@ -25,3 +25,22 @@ debian_sources() {
     esac
   done | sort -u
 }
+
+# Give this process an apt of its own, in a new directory: it knows one suite of Debian and no installed package, so that
+# it fetches what it is asked for and everything that this needs. Fails where debian_sources finds nothing.
+#
+# usage: private_apt SUITE DIRECTORY
+private_apt() {
+  mkdir -p "$2/lists/partial" "$2/archives/partial"
+  debian_sources "$1" >"$2/sources.list"
+  cat >"$2/apt.conf" <<END
+Dir::Etc::sourcelist "$2/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::State "$2";
+Dir::State::status "/dev/null";
+Dir::Cache "$2";
+APT::Sandbox::User "root";
+END
+  export APT_CONFIG=$2/apt.conf
+  [ -s "$2/sources.list" ]
+}
