@@ -55,6 +55,10 @@ LOW_RAM_LIMIT = 0xB000_0000
 """Most RAM below 4 GiB. OVMF puts Q35's ECAM here (OvmfPkg.dec,
 PcdPciExpressBaseAddress) and asserts that RAM ends below; bhyve's firmware allows at most this with a Q35 id."""
 
+ECAM_DEFAULT = 0xB000_0000
+"""Where OVMF 2022.11 puts Q35's ECAM (OvmfPkg.dec, PcdPciExpressBaseAddress), and SeaBIOS (src/config.h,
+Q35_PCIEXBAR_ADDR); newer OVMF chooses 0xe0000000. Firmware decides: nothing is there before it does."""
+
 ECAM_SIZES = (256 * MIB, 128 * MIB, 64 * MIB)
 """Intel 3 Series (316966) 5.1.18, PCIEXBAR LENGTH 0-2: 256, 128 or 64 buses of 32 devices x 8 functions x 4 KiB."""
 

@@ -52,7 +52,8 @@ class Machine(Runnable):
     Args:
         config: what the machine is. Or a firmware name or path, with the fields of a
             `vmm.config.keywords.MachineOptions` as keyword arguments.
-        customize: sees and may change what fw_cfg offers, before the guest does.
+        customize: may add items to fw_cfg, before the guest sees them.
+        alter: sees and may change the files of tables that fw_cfg offers.
         outputs: the files that the config names, opened already; they stay the caller's.
 
     Attributes:
@@ -85,6 +86,7 @@ class Machine(Runnable):
         /,
         *,
         customize: interface.Customize | None = None,
+        alter: interface.Alter | None = None,
         outputs: Outputs | None = None,
         **options: "Unpack[MachineOptions]",
     ) -> None:
@@ -171,7 +173,9 @@ class Machine(Runnable):
                     processor_id=lambda: self._processors.processor_id,
                     feature_control=self._processors.feature_control,
                     on_vmcoreinfo=self._vmcoreinfo_written,
+                    standing=self.platform.standing,
                     customize=customize,
+                    alter=alter,
                 )
                 interface.attach_fw_cfg(self.fw_cfg, self.ports, core, in_python=config.dispatch is Dispatch.PYTHON)
             else:

@@ -197,6 +197,30 @@ def test_late_files_are_built_once_when_somebody_looks(first: str) -> None:
     assert rig.device.is_writable("etc/a") is False
 
 
+def test_late_files_that_follow_the_guest_are_built_again_at_its_first_selection_after_each_reset() -> None:
+    state = [b"A"]
+    rig = Rig()
+    rig.device.add_late_files(["etc/a"], lambda: {"etc/a": state[-1] * 4}, follow_guest=True)
+    rig.device.add_late_files(["etc/b"], lambda: {"etc/b": state[-1]}, first={"etc/b": b"0"}, follow_guest=True)
+    rig.start()
+    rig.select(Key.FILE_DIR)
+    entries = rig.inp(0x511, 1, 4 + 2 * 64)
+    assert [struct.unpack_from(">I", entries, 4 + 64 * i)[0] for i in range(2)] == [4, 1]
+    state.append(b"B")
+    assert rig.device.contents("etc/a") == b"BBBB"
+    state.append(b"C")
+    rig.select(0x20)
+    assert rig.inp(0x511, 1, 4) == b"CCCC"
+    state.append(b"D")
+    rig.select(0x20)
+    assert rig.inp(0x511, 1, 4) == b"CCCC"
+    rig.select(0x21)
+    assert rig.inp(0x511, 1, 1) == b"D"
+    rig.device.reset()
+    rig.select(0x20)
+    assert rig.inp(0x511, 1, 4) == b"DDDD"
+
+
 def test_stop_cuts_a_transfer_of_gigabytes_and_no_other() -> None:
     rig = file("opt/a", b"hello")
     block = rig.add_memory(RAM_SIZE, 64 << 20)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vmm.config.machine import MachineConfig
 from vmm.handoff import tables
+from vmm.platform import Standing
 from vmm.run.outcome import Outcome, Reason
 from vmm.tables import e820
 from vmm.tables.acpi import TABLES_FILE as ACPI_FILE
@@ -20,6 +21,7 @@ from vmm.verify.guest_report import GuestReport, Kind, ReportError, decode
 from vmm.verify.run import compare
 
 LOW = 128 << 20
+STANDING = Standing(pm_base=0x600)
 
 TAGS = [b"FIRM", b"UMAP", b"E820", b"RSDP", b"ACPI", b"SMEP", b"SMBT", b"CPUS", b"VAR ", b"ITEM", b"CMOS", b"NAME"]
 
@@ -35,7 +37,7 @@ def machine(firmware: str) -> tuple[MachineConfig, dict[str, bytes]]:
         bootorder=["/rom@genroms/own.bin"],
         devices=["vmgenid", "vmcoreinfo"],
     )
-    files = tables.build(config, LOW, 0, 0x1234)
+    files = tables.AcpiFiles(config, LOW, 0).build(STANDING) | tables.smbios_files(config, LOW, 0, 0x1234)
     return config, files | {tables.E820_FILE: e820.encode(tables.e820_map(config, LOW, 0))}
 
 
@@ -57,6 +59,7 @@ def collected(firmware: str, report: GuestReport | None, *, log: str = "", messa
         guest_was_read=True,
         log=log,
         outcome=Outcome(Reason.POWER_OFF, 1.0, message),
+        standing=STANDING,
     )
 
 

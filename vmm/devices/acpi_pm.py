@@ -39,6 +39,7 @@ class PmModel(NamedTuple):
     """GPE0 inside the block, if it is there: status bytes, then as many enable bytes."""
     smi_enable: int | None
     """Offset of ICH9's SMI_EN."""
+    timer_bits: int = 24
 
 
 ICH9 = PmModel(layout.ICH9_PM_SIZE, 0x02, 0x03, 0, layout.ICH9_GPE0, layout.ICH9_SMI_ENABLE)
@@ -47,7 +48,7 @@ ICH9 = PmModel(layout.ICH9_PM_SIZE, 0x02, 0x03, 0, layout.ICH9_GPE0, layout.ICH9
 PIIX4 = PmModel(layout.PIIX4_PM_SIZE, 0xF1, 0xF0, 0, None, None)
 """As in QEMU's pc (hw/acpi/piix4.c)."""
 
-BHYVE = PmModel(len(layout.PORT_PM_BHYVE), 0xA0, 0xA1, 5, None, None)
+BHYVE = PmModel(len(layout.PORT_PM_BHYVE), 0xA0, 0xA1, 5, None, None, timer_bits=32)
 """bhyve: usr.sbin/bhyve/pm.c."""
 
 
@@ -114,7 +115,7 @@ class AcpiPm(Device):
         self._control = bytearray(4)
         self._smi_enable = bytearray(_SMI_ENABLE_APMC.to_bytes(4, "little"))
         self._timer = ffi.new("struct pm_timer *")
-        lib.pm_timer_init(self._timer, 32 if model is BHYVE else 24)
+        lib.pm_timer_init(self._timer, model.timer_bits)
         self._placed: list[int] = []
 
     def move(self, base: int | None) -> None:
@@ -143,6 +144,11 @@ class AcpiPm(Device):
             for first in self._placed:
                 self._ports.remove(first)
             self._placed.clear()
+
+    @property
+    def decoded(self) -> int | None:
+        """Where the guest finds the block; None: nowhere, as before firmware has set PMBASE."""
+        return self.base if self._placed else None
 
     def enable_acpi(self, command: int) -> None:
         """What SMI_CMD's handler does on real machines: switch SCI_EN."""

@@ -92,6 +92,11 @@ class Q35HostBridge(HostBridge):
         self.writable[_Q35_TSEG : _Q35_TSEG + 2] = bytes(2)
         self.writable[_Q35_SMRAM : _Q35_SMRAM + 2] = bytes(2)
 
+    @property
+    def ecam(self) -> range | None:
+        """Where the guest finds ECAM; None: nowhere, as before firmware has set PCIEXBAR."""
+        return self._ecam_at
+
     def config_written(self, first: int, last: int) -> None:
         """Follow PAM and PCIEXBAR."""
         super().config_written(first, last)

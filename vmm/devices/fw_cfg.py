@@ -13,6 +13,7 @@ Source: docs/specs/fw_cfg.rst in QEMU's tree.
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
@@ -68,6 +69,22 @@ class _Item(NamedTuple):
     on_write: OnWrite | None
 
 
+class _LateFiles:
+    """Files that `FwCfg.add_late_files` added."""
+
+    def __init__(self, names: Iterable[str], build: BuildFiles, *, built: bool, follow_guest: bool) -> None:
+        self.names = tuple(names)
+        self.build = build
+        self.built = built
+        self.selected = False  # by the guest, since power-on or reset
+        self._follow_guest = follow_guest
+
+    @property
+    def stale(self) -> bool:
+        """Whether the contents are not there yet, or not yet what the guest shall see."""
+        return not self.built or (self._follow_guest and not self.selected)
+
+
 class FwCfg:
     """The device: register items, `publish` them, `attach` the ports.
 
@@ -93,7 +110,7 @@ class FwCfg:
         self._files: dict[str, _Item] = {}
         self._tables: tuple[Any, Any] | None = None
         self._registers: Device | None = None
-        self._unbuilt: list[BuildFiles] = []
+        self._late: list[_LateFiles] = []
         self.failure: BaseException | None = None
         self.add_item(Key.SIGNATURE, b"QEMU")
         self.add_item(Key.ID, struct.pack("<I", 3 if dma else 1))
@@ -145,21 +162,32 @@ class FwCfg:
         self._refuse_if_published()
         self._files[name] = _new_item(name, -1, data, writable, on_select, on_write)
 
-    def add_late_files(self, names: Iterable[str], build: BuildFiles) -> None:
+    def add_late_files(
+        self,
+        names: Iterable[str],
+        build: BuildFiles,
+        *,
+        first: Mapping[str, Buffer] | None = None,
+        follow_guest: bool = False,
+    ) -> None:
         """Publish files whose contents are made when the guest first looks into the directory, or selects one of them.
 
         A small guest that asks for none of this is over before the contents would be there. Until then their size is 0.
 
         Args:
             names: of the files.
-            build: gives the contents of all of them; called at most once, with io_lock held. It must not fail.
+            build: gives the contents of all of them; called with io_lock held. It must not fail.
+            first: their contents now, where they are known already.
+            follow_guest: the contents depend on what the guest does to the machine: build them again when it first
+                selects one of them after power-on or reset, as QEMU does with ACPI's. The sizes must stay.
 
         Raises:
             ConfigError: as `add_file`.
         """
-        for name in names:
-            self.add_file(name, b"", on_select=self._build_late_files)
-        self._unbuilt.append(build)
+        late = _LateFiles(names, build, built=first is not None, follow_guest=follow_guest)
+        for name in late.names:
+            self.add_file(name, b"" if first is None else first[name], on_select=partial(self._selected, late))
+        self._late.append(late)
 
     def add_user_file(self, name: str, data: Buffer) -> None:
         """Publish a file that the user asked for; warns about a name outside ``opt/``, as QEMU does.
@@ -183,7 +211,7 @@ class FwCfg:
         for key, name in enumerate(sorted(self._files, key=str.encode), FILE_FIRST):
             self._items[key] = self._files[name] = self._files[name]._replace(key=key)
         self._items[Key.FILE_DIR] = _new_item(
-            "file_dir", Key.FILE_DIR, self._directory(), True, self._build_late_files if self._unbuilt else None, None
+            "file_dir", Key.FILE_DIR, self._directory(), True, self._build_late_files if self._late else None, None
         )
         generic = self._table([key for key in self._items if not key & ARCH_LOCAL])
         arch = self._table([key for key in self._items if key & ARCH_LOCAL])
@@ -236,7 +264,9 @@ class FwCfg:
         Raises:
             KeyError: there is no such file.
         """
-        self._build_late_files()
+        for late in self._late:
+            if name in late.names and late.stale:
+                self._build(late)
         item = self._files[name]
         return bytes(ffi.buffer(item.contents, item.size))
 
@@ -255,6 +285,8 @@ class FwCfg:
             lib.fw_cfg_reset(self._native)
             if self._registers is not None:
                 self._registers.reset()
+            for late in self._late:
+                late.selected = False
             for item in self._items.values():
                 if item.initial is not None and item.key != Key.FILE_DIR:
                     ffi.buffer(item.contents)[:] = item.initial
@@ -322,10 +354,21 @@ class FwCfg:
             raise RuntimeError("the items are published already")
 
     def _build_late_files(self) -> None:
+        for late in self._late:
+            if not late.built:
+                self._build(late)
+
+    def _selected(self, late: "_LateFiles") -> None:
+        if late.stale:
+            self._build(late)
+        late.selected = True
+
+    def _build(self, late: "_LateFiles") -> None:
         lib.vmm_io_lock(self._core)
         try:
-            while self._unbuilt:
-                for name, data in self._unbuilt.pop()().items():
+            late.built = True
+            for name, data in late.build().items():
+                if name in late.names:
                     self.replace_file(name, data)
         finally:
             lib.vmm_io_unlock(self._core)

@@ -97,7 +97,8 @@ def prepare(
         (initrd, kernel.keys.get(Key.INITRD_DATA, b"")),
     ):
         memory.write(address, bytes(data))
-    ranges = _memory_map(e820.decode(fw_cfg.contents(tables.E820_FILE)), memory.low_size, top, config.machine_type)
+    offered = e820.decode(fw_cfg.contents(tables.E820_FILE))
+    ranges = _memory_map(offered, memory.low_size, top, platform.standing().ecam)
     memory.write(BOOT_PARAMS, boot_params(setup, ranges, rsdp))
     memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))
     for vcpu in vcpus:
@@ -145,7 +146,7 @@ def _set_up_chipset(machine_type: MachineType, platform: Platform, io_lock: IoLo
     writes: list[tuple[tuple[int, int], int, int, int]] = []
     if machine_type is MachineType.Q35:
         pam = 0x90
-        writes += [((0, 0), 0x60, layout.LOW_RAM_LIMIT | 1, 4), ((31, 0), 0x40, *pmbase), ((31, 0), 0x44, 0x80, 1)]
+        writes += [((0, 0), 0x60, layout.ECAM_DEFAULT | 1, 4), ((31, 0), 0x40, *pmbase), ((31, 0), 0x44, 0x80, 1)]
     elif machine_type is MachineType.PC:
         pam = 0x59
         writes += [((1, 3), 0x40, *pmbase), ((1, 3), 0x80, 0x01, 1)]
@@ -187,9 +188,7 @@ def _place_acpi(fw_cfg: FwCfg, memory: GuestMemory) -> tuple[int, int]:
     return top, bases[RSDP_FILE]
 
 
-def _memory_map(
-    offered: Iterable[E820Entry], low_size: int, top: int, machine_type: MachineType
-) -> tuple[E820Entry, ...]:
+def _memory_map(offered: Iterable[E820Entry], low_size: int, top: int, ecam: range | None) -> tuple[E820Entry, ...]:
     """What etc/e820 says, with low RAM divided as a PC's firmware divides it."""
     ranges = [
         E820Entry(0, layout.LEGACY_VIDEO.start, E820Type.RAM),
@@ -199,10 +198,9 @@ def _memory_map(
     if low_size > top:
         ranges.append(E820Entry(top, low_size - top, E820Type.ACPI))
     others = [entry for entry in offered if entry.base != 0]
-    ecam = E820Entry(layout.LOW_RAM_LIMIT, layout.ECAM_SIZES[0], E820Type.RESERVED)
-    if machine_type is MachineType.Q35 and not any(o.base < ecam.end and ecam.base < o.end for o in others):
+    if ecam is not None and not any(other.base < ecam.stop and ecam.start < other.end for other in others):
         # Linux uses ECAM only where the memory map or the DSDT reserves it.
-        ranges.append(ecam)
+        ranges.append(E820Entry(ecam.start, len(ecam), E820Type.RESERVED))
     ranges = sorted(ranges + others)
     if len(ranges) > _E820_MOST:
         raise ConfigError(f"-direct: {len(ranges)} entries of the memory map, boot_params takes {_E820_MOST}")

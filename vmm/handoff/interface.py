@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmm.bus import Bus
     from vmm.devices.fwctl import Fwctl
     from vmm.memory import GuestMemory
+    from vmm.platform import Standing
 
 
 VMGENID_ADDRESS_FILE = "etc/vmgenid_addr"
@@ -28,9 +29,12 @@ CPU_COUNT_OID = "hw.ncpu"
 """FreeBSD, usr.sbin/bhyve/amd64/fwctl.c: the only OID that bhyve has; a 4-byte integer."""
 
 
-Customize = Callable[[FwCfg, dict[str, bytes]], dict[str, bytes]]
-"""Called before the items are published: may add items; gets the files of tables, etc/e820 among them, and gives those
-to publish instead."""
+Customize = Callable[[FwCfg], None]
+"""Called before the items are published: may add items."""
+
+Alter = Callable[[dict[str, bytes]], dict[str, bytes]]
+"""Gets the files of tables, etc/e820 among them, and gives those to publish instead: before the items are published,
+and again whenever ACPI's are built again, with all of them, the sizes as they were."""
 
 
 def build_fw_cfg(
@@ -42,7 +46,9 @@ def build_fw_cfg(
     processor_id: Callable[[], int],
     feature_control: int | None,
     on_vmcoreinfo: Callable[[VmCoreInfo | None], None],
+    standing: Callable[[], "Standing"],
     customize: Customize | None = None,
+    alter: Alter | None = None,
 ) -> FwCfg:
     """QEMU's fw_cfg with a PC's items and the user's.
 
@@ -54,7 +60,9 @@ def build_fw_cfg(
         processor_id: asked for CPUID leaf 1, EAX in the low half and EDX in the high one.
         feature_control: what firmware should write into MSR 0x3a, if the CPUs have it.
         on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
-        customize: looks at the items, or changes them.
+        standing: asked for what the board's registers say, with io_lock held.
+        customize: for whoever adds items.
+        alter: for whoever looks at the tables, or changes them.
 
     Raises:
         ConfigError: a name is taken, overlong or unreadable.
@@ -62,16 +70,23 @@ def build_fw_cfg(
     fw_cfg = FwCfg(core, on_failure=on_failure)
     low, high = memory.low_size, memory.high_size
     memory_map = e820.encode(tables.e820_map(config, low, high))
+    acpi = tables.AcpiFiles(config, low, high)
 
-    def build_tables() -> dict[str, bytes]:
-        return tables.build(config, low, high, processor_id())
+    def build_acpi() -> dict[str, bytes]:
+        files = acpi.build(standing())
+        return files if alter is None else alter({**fixed, **files})
 
+    def build_smbios() -> dict[str, bytes]:
+        return tables.smbios_files(config, low, high, processor_id())
+
+    fixed: dict[str, bytes] = {}
     files: dict[str, bytes] | None = None
     if customize is not None:
-        files = customize(fw_cfg, {tables.E820_FILE: memory_map, **build_tables()})
+        customize(fw_cfg)
+    if alter is not None or tables.has_own_tables(config):
+        fixed = {tables.E820_FILE: memory_map, **build_smbios()}
+        files = {**fixed, **build_acpi()}
         memory_map = files.pop(tables.E820_FILE)
-    elif config.direct or tables.has_own_tables(config):
-        files = build_tables()
     add_pc_items(
         fw_cfg,
         PcItems(
@@ -107,10 +122,14 @@ def build_fw_cfg(
     if config.vmcoreinfo:
         add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
     if files is None:
-        fw_cfg.add_late_files(tables.TABLE_FILES, build_tables)
+        fw_cfg.add_late_files(tables.SMBIOS_FILES, build_smbios)
+        fw_cfg.add_late_files(tables.ACPI_FILES, build_acpi, follow_guest=True)
     else:
+        late = [name for name in tables.ACPI_FILES if name in files]
+        fw_cfg.add_late_files(late, build_acpi, first=files, follow_guest=True)
         for name, data in files.items():
-            fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
+            if name not in late:
+                fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
     fw_cfg.publish()
     return fw_cfg
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.config.machine import MachineType
@@ -13,22 +13,31 @@ from vmm.firmware.images import FirmwareKind
 from vmm.tables import e820
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmm.config.machine import MachineConfig
     from vmm.memory import GuestMemory
+    from vmm.platform import Standing
     from vmm.tables.acpi import AcpiDescription
 
 E820_FILE = "etc/e820"
 
-TABLE_FILES = (
-    "etc/acpi/rsdp",
-    "etc/acpi/tables",
-    "etc/table-loader",
-    "etc/smbios/smbios-anchor",
-    "etc/smbios/smbios-tables",
-)
+ACPI_FILES = ("etc/acpi/rsdp", "etc/acpi/tables", "etc/table-loader")
+"""What depends on the board's registers."""
+
+SMBIOS_FILES = ("etc/smbios/smbios-anchor", "etc/smbios/smbios-tables")
+
+TABLE_FILES = ACPI_FILES + SMBIOS_FILES
 """The files that every machine has; vmgenid adds two."""
+
+PCI_HOLE_END = layout.IOAPIC_BASE
+"""QEMU, hw/pci-host/q35.c and i440fx.c: devices may have what lies between RAM and the I/O APIC."""
+
+PCI_HOLES_64 = {MachineType.Q35: (layout.GIB, 32 * layout.GIB), MachineType.PC: (layout.GIB, 2 * layout.GIB)}
+"""Alignment and size of the window behind RAM: QEMU, include/hw/pci-host/q35.h and hw/pci-host/i440fx.c,
+pci-hole64-size."""
+
+BHYVE_PCI_HOLE = range(3 * layout.GIB, 0xE000_0000)
+BHYVE_PCI_HOLE_64 = (32 * layout.GIB, 32 * layout.GIB)
+"""bhyve: usr.sbin/bhyve/pci_emul.c, PCI_EMUL_MEMLIMIT32 and PCI_EMUL_MEMSIZE64."""
 
 
 def e820_map(config: MachineConfig, low: int, high: int) -> tuple[e820.E820Entry, ...]:
@@ -41,21 +50,52 @@ def has_own_tables(config: MachineConfig) -> bool:
     return bool(config.acpi_tables or config.smbios or config.vmgenid)
 
 
-def build(config: MachineConfig, low: int, high: int, processor_id: int) -> dict[str, bytes]:
-    """The ACPI and SMBIOS files by name.
+class AcpiFiles:
+    """The ACPI files of one machine: what its registers say changes them, and never their sizes.
+
+    A guest takes the sizes from fw_cfg's directory, which it reads before it has set the chipset up, and the contents
+    after that. What is shorter than it can become has zeros behind it: QEMU does so, and both firmwares skip those
+    (docs/tables.md).
 
     Args:
         config: the machine.
         low: bytes of RAM from 0.
         high: bytes of RAM from 4 GiB.
-        processor_id: CPUID leaf 1, EAX in the low half and EDX in the high one.
-
-    Raises:
-        ConfigError: more of the user's than a table has room for.
     """
-    from vmm.tables.acpi import build_acpi  # a guest that reads no table need not wait for them
 
-    return build_acpi(acpi_description(config)) | smbios_files(config, low, high, processor_id)
+    def __init__(self, config: MachineConfig, low: int, high: int) -> None:
+        self._config, self._low, self._high = config, low, high
+        self._sizes: dict[str, int] = {}
+
+    def build(self, standing: Standing) -> dict[str, bytes]:
+        """The files by name, for a board whose registers say this.
+
+        Raises:
+            ConfigError: more of the user's than a table has room for.
+        """
+        files = self._build(standing)
+        if not self._sizes:
+            for longest in self._longest(standing):
+                for name, data in self._build(longest).items():
+                    self._sizes[name] = max(len(data), self._sizes.get(name, 0))
+        return {name: data.ljust(self._sizes[name], b"\0") for name, data in files.items()}
+
+    def _build(self, standing: Standing) -> dict[str, bytes]:
+        from vmm.tables.acpi import build_acpi  # a guest that reads no table need not wait for them
+
+        return build_acpi(acpi_description(self._config, self._low, self._high, standing))
+
+    def _longest(self, standing: Standing) -> list[Standing]:
+        """Those of the registers' values that make most of a table: ECAM in the middle of each PCI window."""
+        if self._config.machine_type is not MachineType.Q35:
+            return [standing._replace(pm_base=layout.PMBASE_DEFAULT)]
+        base, size = layout.PMBASE_DEFAULT, layout.ECAM_SIZES[-1]
+        windows = pci_windows(self._config.machine_type, self._low, self._high, None)
+        middles = [first + (last + 1 - first) // 2 & -size for first, last in windows]
+        return [
+            standing._replace(pm_base=base, gpe0=range(base, base + 1), ecam=range(middle, middle + size))
+            for middle in middles
+        ]
 
 
 def place_smbios(config: MachineConfig, memory: GuestMemory, processor_id: int) -> None:
@@ -86,6 +126,7 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
         cores=config.cpus,
         processor_id=processor_id,
         uuid=config.uuid,
+        bios=config.direct or config.machine_type is MachineType.BHYVE,
         uefi=config.firmware.kind in {FirmwareKind.OVMF, FirmwareKind.BHYVE},
         version=(3, 0) if config.smbios_entry_point == 64 else (2, 8),
         options=config.smbios,
@@ -93,40 +134,55 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
     return build_smbios(smbios)
 
 
-def acpi_description(config: MachineConfig) -> AcpiDescription:
-    """The machine as its ACPI tables describe it."""
+def acpi_description(config: MachineConfig, low: int, high: int, standing: Standing) -> AcpiDescription:
+    """The machine as its ACPI tables describe it; arguments as `AcpiFiles`."""
+    from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # loaded with the boards anyway
     from vmm.tables.acpi_tables import AcpiDescription
 
+    machine = config.machine_type
+    pm = {MachineType.Q35: ICH9, MachineType.PC: PIIX4, MachineType.BHYVE: BHYVE}[machine]
+    gpe0, ecam = standing.gpe0, standing.ecam
     return AcpiDescription(
         cpus=config.cpus,
         max_cpus=config.max_cpus,
+        pm_base=standing.pm_base,
+        pm_size=pm.size,
+        pm_timer_bits=pm.timer_bits,
+        sci_irq=layout.SCI_IRQ,
+        smi_command=layout.PORT_APM.start,
+        acpi_enable=pm.acpi_enable,
+        acpi_disable=pm.acpi_disable,
+        s5_type=pm.s5_sleep_type,
+        gpe0=None if gpe0 is None else (gpe0.start, len(gpe0)),
+        power_button=True,
+        express=machine is MachineType.Q35,
+        ecam_base=None if ecam is None else ecam.start,
+        ecam_size=0 if ecam is None else len(ecam),
+        pci_windows=pci_windows(machine, low, high, ecam),
+        isa_bridge=(1, 0) if machine is MachineType.PC else (31, 0),
+        hpet_base=None if standing.hpet is None else standing.hpet.start,
         vmgenid=config.vmgenid,
         user_tables=tuple(table.data for table in config.acpi_tables),
-        smi_command=layout.PORT_APM.start,
-        sci_irq=layout.SCI_IRQ,
-        **_board(config),
     )
 
 
-def _board(config: MachineConfig) -> Mapping[str, Any]:
-    from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # loaded with the boards anyway
+def pci_windows(machine: MachineType, low: int, high: int, ecam: range | None) -> tuple[tuple[int, int], ...]:
+    """First and last address of each range that the PCI root passes on: two holes in RAM, and in those ECAM.
 
-    model = {MachineType.Q35: ICH9, MachineType.PC: PIIX4, MachineType.BHYVE: BHYVE}[config.machine_type]
-    facts: dict[str, Any] = {
-        "pm_size": model.size,
-        "acpi_enable": model.acpi_enable,
-        "acpi_disable": model.acpi_disable,
-        "s5_type": model.s5_sleep_type,
-    }
-    if config.machine_type is MachineType.Q35:
-        base = layout.PMBASE_DEFAULT
-        gpe0 = (base + layout.ICH9_GPE0.start, len(layout.ICH9_GPE0))
-        return facts | {"pm_base": base, "gpe0": gpe0, "ecam_base": layout.LOW_RAM_LIMIT, "isa_bridge": (31, 0)}
-    facts["ecam_base"] = None
-    if config.machine_type is MachineType.BHYVE:
-        hpet = layout.HPET.start
-        return facts | {"pm_base": layout.PORT_PM_BHYVE.start, "hpet_base": hpet, "isa_bridge": (31, 0)}
-    # edk2, OvmfPkg/Include/IndustryStandard/I440FxPiix4.h (PIIX4_PMBA_VALUE) against SeaBIOS's PORT_ACPI_PM_BASE.
-    base = 0xB000 if config.firmware.kind is FirmwareKind.OVMF else layout.PMBASE_DEFAULT
-    gpe0 = (layout.PORT_GPE0_PIIX4.start, len(layout.PORT_GPE0_PIIX4))
-    return facts | {"pm_base": base, "gpe0": gpe0, "isa_bridge": (1, 0)}
+    Args:
+        machine: the board.
+        low: bytes of RAM from 0.
+        high: bytes of RAM from 4 GiB.
+        ecam: where PCIe configuration space is.
+    """
+    hole, (align, size) = range(low, PCI_HOLE_END), PCI_HOLES_64.get(machine, BHYVE_PCI_HOLE_64)
+    if machine is MachineType.BHYVE:
+        hole = BHYVE_PCI_HOLE
+    start = -(-(layout.HIGH_RAM_BASE + high) // align) * align
+    windows = []
+    for window in (hole, range(start, start + size)):
+        parts = [window]
+        if ecam is not None and ecam.start < window.stop and window.start < ecam.stop:
+            parts = [range(window.start, ecam.start), range(ecam.stop, window.stop)]
+        windows += [(part.start, part.stop - 1) for part in parts if part]
+    return tuple(windows)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from importlib import import_module
 
 from vmm.config.machine import MachineType
-from vmm.platform.parts import Parts, Platform
+from vmm.platform.parts import Parts, Platform, Standing
 
-__all__ = ["Parts", "Platform", "builder"]
+__all__ = ["Parts", "Platform", "Standing", "builder"]
 
 
 def builder(machine: MachineType) -> Callable[[Parts], Platform]:

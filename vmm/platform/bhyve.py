@@ -9,7 +9,7 @@ from vmm.devices.acpi_pm import BHYVE, AcpiPm
 from vmm.devices.chipset import HOST_BRIDGE, INTEL, ISA_BRIDGE
 from vmm.devices.hpet import Hpet
 from vmm.devices.pci import SUBSYSTEM_ID, PciFunction
-from vmm.platform.parts import Board, Parts, Platform
+from vmm.platform.parts import Board, Parts, Platform, Standing
 
 _NETAPP = 0x1275
 _HOSTBRIDGE = 0x1275
@@ -37,7 +37,8 @@ def build(parts: Parts) -> Platform:
     board.pci.add(31, 0, Lpc(pm))
     board.at(layout.HPET, Hpet(parts.irq, parts.msi, board.timers), "HPET")
     # QEMU's port for it, 0x402, is in the middle of this board's PM1a enable register.
-    return board.finish(pm, board.consoles(layout.PORT_DEBUG_BOCHS), board.clock(), flash)
+    consoles = board.consoles(layout.PORT_DEBUG_BOCHS)
+    return board.finish(pm, consoles, board.clock(), flash, lambda: Standing(pm.decoded, hpet=layout.HPET))
 
 
 class Lpc(PciFunction):

@@ -65,6 +65,22 @@ class Parts(NamedTuple):
         return lambda level: irq(gsi, level)
 
 
+class Standing(NamedTuple):
+    """What the board's registers placed where, at one moment: what tables have to say.
+
+    Attributes:
+        pm_base: port of the ACPI block; None if it is decoded nowhere.
+        gpe0: ports of GPE0; None for none.
+        ecam: addresses of PCIe configuration space; None for none.
+        hpet: addresses of the HPET; None for none.
+    """
+
+    pm_base: int | None = None
+    gpe0: range | None = None
+    ecam: range | None = None
+    hpet: range | None = None
+
+
 class Platform(NamedTuple):
     """A board that was built.
 
@@ -78,6 +94,7 @@ class Platform(NamedTuple):
         flash: the variable store's chip, if the firmware has one.
         timers: the thread that devices get called back on.
         devices: all that a reset reaches.
+        standing: tells what stands where now; io_lock is held.
     """
 
     name: str
@@ -89,6 +106,7 @@ class Platform(NamedTuple):
     flash: Flash | None
     timers: TimerService
     devices: list[Device]
+    standing: Callable[[], Standing]
 
     def reset(self) -> None:
         """Every device as after a reset of the machine; vCPUs are stopped. RAM, CMOS and flash keep their contents."""
@@ -203,9 +221,13 @@ class Board:
         self.port(layout.PORT_SYSTEM_CONTROL_A, SystemControlA(power), "system control A")
         self.port(layout.PORT_I8042_COMMAND, I8042Reset(power), "i8042 command")
 
-    def finish(self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None) -> Platform:
+    def finish(
+        self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None, standing: Callable[[], Standing]
+    ) -> Platform:
         """The result."""
-        return Platform(self.name, self.pci, pm, serial, self._debugcon, rtc, flash, self.timers, self._devices)
+        return Platform(
+            self.name, self.pci, pm, serial, self._debugcon, rtc, flash, self.timers, self._devices, standing
+        )
 
 
 def cmos(parts: Parts) -> dict[int, int]:

@@ -3,7 +3,7 @@
 from vmm import layout
 from vmm.devices.acpi_pm import PIIX4
 from vmm.devices.chipset import Piix4Pm, i440fx_host_bridge, piix3_isa_bridge
-from vmm.platform.parts import Board, Parts, Platform
+from vmm.platform.parts import Board, Parts, Platform, Standing
 
 
 def build(parts: Parts) -> Platform:
@@ -21,4 +21,8 @@ def build(parts: Parts) -> Platform:
     board.pci.add(0, 0, i440fx_host_bridge(shadow))
     board.pci.add(1, 0, piix3_isa_bridge())
     board.pci.add(1, 3, Piix4Pm(pm))
-    return board.finish(pm, board.consoles(), board.clock(), flash)
+
+    def standing() -> Standing:
+        return Standing(pm.decoded, layout.PORT_GPE0_PIIX4)
+
+    return board.finish(pm, board.consoles(), board.clock(), flash, standing)

@@ -1,8 +1,9 @@
 """A PC as OVMF wants it by default: Q35's host bridge with ECAM, ICH9's ISA bridge."""
 
+from vmm import layout
 from vmm.devices.acpi_pm import ICH9
 from vmm.devices.chipset import Ich9Lpc, Q35HostBridge
-from vmm.platform.parts import Board, Parts, Platform
+from vmm.platform.parts import Board, Parts, Platform, Standing
 
 
 def build(parts: Parts) -> Platform:
@@ -16,6 +17,13 @@ def build(parts: Parts) -> Platform:
     flash = board.variables()
     board.config_and_reset()
     pm = board.acpi(ICH9)
-    board.pci.add(0, 0, Q35HostBridge(shadow, board.pci, parts.mmio))
+    host = Q35HostBridge(shadow, board.pci, parts.mmio)
+    board.pci.add(0, 0, host)
     board.pci.add(31, 0, Ich9Lpc(pm))
-    return board.finish(pm, board.consoles(), board.clock(), flash)
+
+    def standing() -> Standing:
+        base = pm.decoded
+        gpe0 = None if base is None else range(base + layout.ICH9_GPE0.start, base + layout.ICH9_GPE0.stop)
+        return Standing(base, gpe0, ecam=host.ecam)
+
+    return board.finish(pm, board.consoles(), board.clock(), flash, standing)

@@ -24,13 +24,13 @@ class RecordedMachine(Machine):
     """
 
     def __init__(self, log: Path, config: MachineConfig | str, /, **options: Any) -> None:
-        customize = options.pop("customize", None)
+        own = {name: options.pop(name, None) for name in ("customize", "alter")}
         if not isinstance(config, MachineConfig):
             config, options = MachineConfig.create(config, **options), {}
         self._log = log
         self._report: schema.Report | None = None
         config = config._replace(trace=config.trace or str(log))
-        super().__init__(config, customize=customize, **options)
+        super().__init__(config, **own, **options)
 
     def close(self) -> None:
         """Give everything back, after a last look."""

@@ -40,9 +40,8 @@ def dsdt(machine: AcpiDescription) -> bytes:
 
 
 def _pci_root(machine: AcpiDescription) -> bytes:
-    express = machine.ecam_base is not None
-    identity = [aml.name("_HID", aml.eisa_id("PNP0A08" if express else "PNP0A03"))]
-    if express:
+    identity = [aml.name("_HID", aml.eisa_id("PNP0A08" if machine.express else "PNP0A03"))]
+    if machine.express:
         identity.append(aml.name("_CID", aml.eisa_id("PNP0A03")))
     windows = [
         resources.bus_numbers(0, machine.buses - 1),
@@ -57,7 +56,7 @@ def _pci_root(machine: AcpiDescription) -> bytes:
         aml.name("_BBN", aml.integer(0)),
         aml.name("_CRS", resources.template(*windows)),
     ]
-    if express:
+    if machine.express:
         identity.append(_osc())
     if machine.isa_bridge is not None:
         identity.append(_isa_bridge(machine, *machine.isa_bridge))
@@ -111,12 +110,15 @@ def _isa_device(name: str, hardware_id: str, *descriptors: bytes, unit: int | No
 
 
 def _motherboard(machine: AcpiDescription) -> bytes:
-    """Claim what belongs to no device: the ECAM, which Linux wants reserved, and the PM block."""
-    claimed = [resources.io(machine.pm_base, machine.pm_size)]
-    if machine.gpe0 is not None:
+    """Claim what belongs to no device: the ECAM, which Linux wants reserved, the PM block, and GPE0 outside of it."""
+    claimed = []
+    block = range(0) if machine.pm_base is None else range(machine.pm_base, machine.pm_base + machine.pm_size)
+    if block:
+        claimed.append(resources.io(block.start, len(block)))
+    if machine.gpe0 is not None and machine.gpe0[0] not in block:
         claimed.append(resources.io(*machine.gpe0))
     if machine.ecam_base is not None:
-        claimed.append(resources.memory32(machine.ecam_base, machine.ecam_size))
+        claimed.append(resources.memory64(machine.ecam_base, machine.ecam_size))
     return aml.device(
         "MBRD",
         aml.name("_HID", aml.eisa_id("PNP0C02")),

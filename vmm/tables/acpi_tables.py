@@ -46,6 +46,7 @@ class AcpiDescription(NamedTuple):
         apic_ids: local APIC id of each of ``max_cpus``; empty means 0, 1, 2, …
         pm_base: I/O port of PM1a_EVT; PM1a_CNT is at +4, the PM timer at +8.
             OVMF programs 0x600 on q35 and 0xb000 on pc, SeaBIOS 0x600 on both.
+            None where it is decoded nowhere.
         pm_size: ports of the chipset's ACPI block from ``pm_base`` on, to be claimed in the DSDT.
         pm_timer_bits: 24 or 32.
         sci_irq: interrupt of the SCI, level-triggered and active high.
@@ -58,7 +59,8 @@ class AcpiDescription(NamedTuple):
         gpe0: port and length in bytes of the GPE0 block; None for none.
         century: CMOS index of the RTC's century; 0 for none.
         power_button: whether PM1 has the fixed power button.
-        ecam_base: PCIe configuration space; None for a conventional PCI root.
+        express: whether the PCI root is one of PCI Express.
+        ecam_base: PCIe configuration space; None where it is decoded nowhere.
         ecam_size: its length in bytes, 1 MiB per bus.
         pci_windows: (first, last) of each memory window of the PCI root, below
             or above 4 GiB.
@@ -80,7 +82,7 @@ class AcpiDescription(NamedTuple):
     cpus: int = 1
     max_cpus: int = 0
     apic_ids: tuple[int, ...] = ()
-    pm_base: int = 0x600
+    pm_base: int | None = 0x600
     pm_size: int = 0x10
     pm_timer_bits: int = 32
     sci_irq: int = 9
@@ -93,6 +95,7 @@ class AcpiDescription(NamedTuple):
     gpe0: tuple[int, int] | None = None
     century: int = 0x32
     power_button: bool = False
+    express: bool = True
     ecam_base: int | None = 0xB000_0000
     ecam_size: int = 256 << 20
     pci_windows: tuple[tuple[int, int], ...] = ((0xC000_0000, 0xFBFF_FFFF),)
@@ -177,9 +180,9 @@ def table(signature: str, revision: int, body: bytes, oem: Oem, *, final: bool =
     return bytes(whole)
 
 
-def _register(port: int, bits: int, access: int) -> bytes:
-    """Encode a Generic Address Structure in I/O space; ``access`` 1 is byte, 2 word, 3 dword."""
-    return struct.pack("<BBBBQ", _SYSTEM_IO if port else 0, bits, 0, access, port)
+def _register(port: int | None, bits: int, access: int) -> bytes:
+    """Encode a Generic Address Structure in I/O space; ``access`` 1 is byte, 2 word, 3 dword. None: all zero."""
+    return bytes(12) if not port else struct.pack("<BBBBQ", _SYSTEM_IO, bits, 0, access, port)
 
 
 def facs() -> bytes:
@@ -194,7 +197,7 @@ def fadt(machine: AcpiDescription, *, facs_offset: int, dsdt_offset: int) -> byt
     script patches; X_FIRMWARE_CTRL stays 0, since only one of the two may be used.
     """
     gpe0_port, gpe0_length = machine.gpe0 or (0, 0)
-    pm_event, pm_control, pm_timer = machine.pm_base, machine.pm_base + 4, machine.pm_base + 8
+    pm_event, pm_control, pm_timer = (machine.pm_base + at if machine.pm_base is not None else 0 for at in (0, 4, 8))
     flags = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6  # WBINVD, PROC_C1, SLP_BUTTON and FIX_RTC absent
     flags |= 0 if machine.power_button else 1 << 4
     flags |= 1 << 8 if machine.pm_timer_bits == 32 else 0
@@ -247,14 +250,14 @@ def fadt(machine: AcpiDescription, *, facs_offset: int, dsdt_offset: int) -> byt
         0,
         flags,
     )
-    body += _register(machine.reset_port or 0, 8 if machine.reset_port is not None else 0, 1)
+    body += _register(machine.reset_port, 8, 1)
     body += struct.pack("<BHBQQ", machine.reset_value, 0, 0, 0, dsdt_offset)
     none = bytes(12)
     body += _register(pm_event, 32, 2) + none
     body += _register(pm_control, 16, 2) + none
     body += none
     body += _register(pm_timer, 32, 3)
-    body += _register(gpe0_port, 8 * gpe0_length, 1 if gpe0_port else 0) + none
+    body += _register(gpe0_port, 8 * gpe0_length, 1) + none
     body += none + none + bytes(8)
     return table("FACP", FADT_REVISION, body, machine.oem, final=False)
 

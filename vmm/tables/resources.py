@@ -8,6 +8,7 @@ from vmm.tables import aml
 
 _MEMORY, _IO, _BUS = 0, 1, 2
 _FIXED_BOTH_ENDS = 0x0C  # general flags: minimum and maximum are fixed
+_CONSUMER = 0x01  # general flags: the device uses the range itself
 _READ_WRITE = 0x01
 _CACHEABLE = 0x02
 _ENTIRE_IO_RANGE = 0x03
@@ -43,14 +44,19 @@ def io_window(first: int, last: int) -> bytes:
     return _address(_IO, _ENTIRE_IO_RANGE, first, last, size=2)
 
 
+def memory64(base: int, length: int) -> bytes:
+    """Encode a fixed range of memory that a device uses, anywhere: ``QWordMemory`` (ResourceConsumer)."""
+    return _address(_MEMORY, _READ_WRITE, base, base + length - 1, size=8, flags=_FIXED_BOTH_ENDS | _CONSUMER)
+
+
 def memory_window(first: int, last: int, *, cacheable: bool = False) -> bytes:
     """Encode ``DWordMemory``, or ``QWordMemory`` for a range that needs 64 bits."""
     flags = _READ_WRITE | (_CACHEABLE if cacheable else 0)
     return _address(_MEMORY, flags, first, last, size=4 if last < 1 << 32 else 8)
 
 
-def _address(kind: int, specific: int, first: int, last: int, *, size: int) -> bytes:
+def _address(kind: int, specific: int, first: int, last: int, *, size: int, flags: int = _FIXED_BOTH_ENDS) -> bytes:
     """Encode a word, double word or quad word address space descriptor."""
     tag, letter = {2: (0x88, "H"), 4: (0x87, "I"), 8: (0x8A, "Q")}[size]
-    body = struct.pack(f"<BBB5{letter}", kind, _FIXED_BOTH_ENDS, specific, 0, first, last, 0, last - first + 1)
+    body = struct.pack(f"<BBB5{letter}", kind, flags, specific, 0, first, last, 0, last - first + 1)
     return struct.pack("<BH", tag, len(body)) + body

@@ -19,6 +19,7 @@ from vmm.tables.smbios_options import END_OF_TABLE, OEM_STRINGS, SmbiosOption
 ANCHOR_FILE: Final = "etc/smbios/smbios-anchor"
 TABLES_FILE: Final = "etc/smbios/smbios-tables"
 
+_BIOS: Final = 0
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _FOUR_GIB = 4 * _GIB
 _DEVICE_SIZE = 16 * _GIB  # one memory device per 16 GiB, as QEMU
@@ -53,6 +54,7 @@ class SmbiosDescription(NamedTuple):
         threads: threads per core.
         processor_id: CPUID leaf 1, EAX in the low half and EDX in the high one.
         uuid: 16 bytes in textual order, as fw_cfg key 0x02; None for zeros.
+        bios: whether type 0 is told without an option for it. Firmware that has none from us makes its own.
         uefi: whether the firmware is UEFI (type 0).
         version: (2, 8) or (3, 0).
         product: type 1 product name.
@@ -67,6 +69,7 @@ class SmbiosDescription(NamedTuple):
     threads: int = 1
     processor_id: int = 0
     uuid: bytes | None = None
+    bios: bool = False
     uefi: bool = False
     version: tuple[int, int] = (2, 8)
     product: str = "Virtual Machine"
@@ -131,8 +134,9 @@ def build_smbios(machine: SmbiosDescription) -> dict[str, bytes]:
     structures = [structure for option in machine.options for structure in option.structures]
     replaced = {structure[0] for structure in structures}
     for kind, builder in _BUILDERS.items():
-        if kind not in replaced:
-            structures += builder(machine, [option for option in machine.options if option.type == kind])
+        options = [option for option in machine.options if option.type == kind]
+        if kind not in replaced and (kind != _BIOS or machine.bios or options):
+            structures += builder(machine, options)
     structures.append(_Structure(END_OF_TABLE, 0x7F00).encode())
     tables = b"".join(structures)
     anchor = _anchor_v2(structures, tables) if machine.version[0] == 2 else _anchor_v3(tables)
@@ -327,7 +331,7 @@ def _each(build: Callable[[int, _Fields], bytes]) -> _Builder:
 
 
 _BUILDERS: Mapping[int, _Builder] = {
-    0: _whole(_bios),
+    _BIOS: _whole(_bios),
     1: _whole(_system),
     2: _whole(_board),
     3: _whole(_chassis),

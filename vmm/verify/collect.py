@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmm.config.outputs import Outputs
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
     from vmm.devices.fw_cfg_items import VmCoreInfo
+    from vmm.platform import Standing
     from vmm.run.outcome import Outcome
 
     Alter = Callable[[dict[str, bytes]], dict[str, bytes]]
@@ -54,6 +55,7 @@ class Collected:
         guest_was_read: whether firmware read the report guest.
         log: what firmware printed on the debug port, or Linux on COM1.
         outcome: how the run ended.
+        standing: what the board's registers said at the end.
         vmcoreinfo: where the guest's kernel says that its crash notes are, if the machine has that device.
     """
 
@@ -72,6 +74,7 @@ class Collected:
     guest_was_read: bool
     log: str
     outcome: Outcome
+    standing: Standing
     vmcoreinfo: VmCoreInfo | None = None
 
 
@@ -86,11 +89,14 @@ class _Host:
         self.stream = bytearray()
         self.firmware_reads: list[ItemStatistics] = []
 
-    def customize(self, fw_cfg: FwCfg, tables: dict[str, bytes]) -> dict[str, bytes]:
-        """Add the guest; keep what the tables are, and give what they shall be."""
+    def customize(self, fw_cfg: FwCfg) -> None:
+        """Add the guest."""
         self._fw_cfg = fw_cfg
-        self.tables = dict(tables)
         self.add_guest(fw_cfg)
+
+    def alter(self, tables: dict[str, bytes]) -> dict[str, bytes]:
+        """Keep what the tables are, and give what they shall be."""
+        self.tables = dict(tables)
         return tables if self._alter is None else self._alter(dict(tables))
 
     def add_guest(self, fw_cfg: FwCfg) -> None:
@@ -174,16 +180,19 @@ def collect(
     if config.kernel is not None and not linux:
         raise ConfigError("verify: -kernel is taken, the report guest starts that way; leave it out")
     host = _LinuxHost(kind, alter) if linux else _Host(kind, alter)
-    with Machine(config, customize=host.customize, outputs=outputs) as machine:
+    with Machine(config, customize=host.customize, alter=host.alter, outputs=outputs) as machine:
         fw_cfg = machine.fw_cfg
         if fw_cfg is None:
             raise ConfigError("verify: the machine has fwctl instead of fw_cfg, which carries no tables")
-        published = {item.name: fw_cfg.contents(item.name) for item in fw_cfg.items() if _is_file(item)}
+        files = [item.name for item in fw_cfg.items() if _is_file(item)]
+        writable = frozenset(name for name in files if fw_cfg.is_writable(name))
+        initial = {name: fw_cfg.contents(name) for name in writable}
         outcome = machine.run(deadline=deadline, on_poll=host.poll)
-        writable = frozenset(name for name in published if fw_cfg.is_writable(name))
+        published = {name: fw_cfg.contents(name) for name in files} | initial
         written = {name: fw_cfg.contents(name) for name in writable - {guest_report.STREAM_FILE}}
         log = machine.serial.text() if linux else machine.debugcon.text()
         ended, vmcoreinfo = fw_cfg.items(), machine.vmcoreinfo
+        standing = machine.platform.standing()
         low, high = machine.memory.low_size, machine.memory.high_size
         vmgenid_address, vmgenid_found = machine.vmgenid_address, None
         if vmgenid_address is not None:
@@ -211,6 +220,7 @@ def collect(
         log=log,
         outcome=outcome,
         vmcoreinfo=vmcoreinfo,
+        standing=standing,
     )
 
 

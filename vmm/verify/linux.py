@@ -20,6 +20,9 @@ _ABOUT_FIRMWARE: Final = re.compile(
     r"ACPI|acpi|AE_[A-Z]+|Firmware (Bug|Warn|Info)|BIOS bug|FADT|MADT|MCFG|MMCONFIG|DSDT|_OSC|DMI|SMBIOS|e820"
 )
 
+_CLAIMED_TWICE: Final = re.compile(r"could not be reserved")
+"""drivers/pnp/system.c says so at KERN_INFO of ports and memory that another device, or the memory map, has."""
+
 _ABOUT_TIME: Final = re.compile(r"clocksource|timekeeping watchdog|acpi_pm")
 """kernel/time/clocksource.c names the PM timer when a busy host made the clocks disagree: no table is at fault."""
 
@@ -35,11 +38,12 @@ QEMU_CAUSES_TOO: Final[dict[MachineType, tuple[str, ...]]] = {
 
 
 def complaints(report: GuestReport) -> list[str]:
-    """Return what Linux logged about firmware and its tables as a warning or worse."""
+    """Return what Linux logged about firmware and its tables as a warning or worse, or about what is claimed twice."""
     return [
         text
         for level, text in report.log
-        if level <= _WARNING and _ABOUT_FIRMWARE.search(text) and not _ABOUT_TIME.search(text)
+        if (level <= _WARNING and _ABOUT_FIRMWARE.search(text) and not _ABOUT_TIME.search(text))
+        or _CLAIMED_TWICE.search(text)
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from vmm import Machine, Reason, layout
 from vmm.bus import Device
+from vmm.devices.fw_cfg import FwCfg
 from vmm.errors import DeviceError, KvmError
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
@@ -219,9 +220,8 @@ def test_what_a_device_raises_reaches_the_caller(vmm_machine: MachineFactory, er
 def test_what_an_items_callback_raises_reaches_the_caller(vmm_machine: MachineFactory) -> None:
     error = pytest.fail.Exception("a finding")
 
-    def customize(fw_cfg: object, tables: dict[str, bytes]) -> dict[str, bytes]:
-        fw_cfg.add_file("genroms/callback.bin", bytes(512), on_select=raises(error))  # type: ignore[attr-defined]
-        return tables
+    def customize(fw_cfg: FwCfg) -> None:
+        fw_cfg.add_file("genroms/callback.bin", bytes(512), on_select=raises(error))
 
     machine = vmm_machine("seabios", accel="kvm", customize=customize)
     with pytest.raises(pytest.fail.Exception, match="a finding"):

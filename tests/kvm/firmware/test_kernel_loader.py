@@ -17,14 +17,13 @@ pytestmark = pytest.mark.needs_kvm
 def test_ovmf_starts_a_uefi_program() -> None:
     reported = bytearray()
 
-    def add_mailbox(fw_cfg: FwCfg, tables: dict[str, bytes]) -> dict[str, bytes]:
+    def add_mailbox(fw_cfg: FwCfg) -> None:
         fw_cfg.add_file(
             guest_report.STREAM_FILE,
             bytes(guest_report.STREAM_FILE_SIZE),
             writable=True,
             on_write=lambda _offset, data: reported.extend(data),
         )
-        return tables
 
     image = guests.report("report.efi")
     with Machine("ovmf", kernel=image, append="some words", customize=add_mailbox) as machine:

@@ -15,10 +15,19 @@ from vmm.tables.loader_result import Rules
 
 MACHINES = {
     "smallest": AcpiDescription(
-        ecam_base=None, com1=False, rtc=False, fw_cfg=False, isa_bridge=None, pci_windows=(), reset_port=None
+        express=False,
+        ecam_base=None,
+        com1=False,
+        rtc=False,
+        fw_cfg=False,
+        isa_bridge=None,
+        pci_windows=(),
+        reset_port=None,
     ),
     "q35": AcpiDescription(cpus=4, pci_windows=((0xC000_0000, 0xFBFF_FFFF), (0x8_0000_0000, 0xF_FFFF_FFFF))),
-    "pc": AcpiDescription(ecam_base=None, pm_base=0xB000, isa_bridge=(1, 0), i8042=True, fw_cfg_dma=False),
+    "pc": AcpiDescription(
+        express=False, ecam_base=None, pm_base=0xB000, isa_bridge=(1, 0), i8042=True, fw_cfg_dma=False
+    ),
     "bhyve": AcpiDescription(
         pm_base=0x400, smi_command=0xB2, acpi_enable=0xA0, acpi_disable=0xA1, s5_type=5, hpet_base=0xFED0_0000
     ),

@@ -38,7 +38,7 @@ def load(*names: str, zone: Zone = Zone.HIGH) -> list[Command]:
     [
         AcpiDescription(),
         AcpiDescription(cpus=3, max_cpus=8, hpet_base=0xFED00000, vmgenid=bytes(range(16))),
-        AcpiDescription(cpus=300, ecam_base=None, pm_base=0xB000),
+        AcpiDescription(cpus=300, express=False, ecam_base=None, pm_base=0xB000),
         AcpiDescription(user_tables=(table("SSDT", 2, b"", Oem()), table("OEM1", 1, b"data", Oem()))),
     ],
 )
