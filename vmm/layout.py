@@ -51,10 +51,6 @@ KVM_IDENTITY_MAP_ADDRESS = KVM_TSS_ADDRESS - 4 * KIB
 
 # The PCI hole.
 
-LOW_RAM_LIMIT = 0xB000_0000
-"""Most RAM below 4 GiB. OVMF puts Q35's ECAM here (OvmfPkg.dec,
-PcdPciExpressBaseAddress) and asserts that RAM ends below; bhyve's firmware allows at most this with a Q35 id."""
-
 ECAM_DEFAULT = 0xB000_0000
 """Where OVMF 2022.11 puts Q35's ECAM (OvmfPkg.dec, PcdPciExpressBaseAddress), and SeaBIOS (src/config.h,
 Q35_PCIEXBAR_ADDR); newer OVMF chooses 0xe0000000. Firmware decides: nothing is there before it does."""

@@ -114,7 +114,7 @@ class Machine(Runnable):
             core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
             threads = VcpuThreads(core)
             self._lifetime = Lifetime(threads.kick)
-            self.memory = GuestMemory(self.vm, core, config.memory, layout.LOW_RAM_LIMIT)
+            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
             self.ports = Bus("port", ffi.addressof(core, "ports"), self.io_lock, self._lifetime.fail)

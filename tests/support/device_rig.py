@@ -5,7 +5,6 @@ from typing import Any
 
 from vmm._native import ffi, lib
 
-from vmm import layout
 from vmm.bus import Bus, IoLock
 from vmm.devices.timer import TimerService
 from vmm.memory import GuestMemory
@@ -62,6 +61,10 @@ class ManualTimers(TimerService):
         self.run_due()
 
 
+LOW_RAM = 0xB000_0000
+"""Most RAM below 4 GiB."""
+
+
 class Rig:
     def __init__(self, ram: int = 16 * MIB) -> None:
         self.core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
@@ -69,7 +72,7 @@ class Rig:
         self.failures: list[BaseException] = []
         self.ports = Bus("port", ffi.addressof(self.core, "ports"), self.lock, self.failures.append)
         self.mmio = Bus("MMIO", ffi.addressof(self.core, "mmio"), self.lock, self.failures.append)
-        self.memory = GuestMemory(_NoKvm(), self.core, ram, layout.LOW_RAM_LIMIT)  # type: ignore[arg-type]
+        self.memory = GuestMemory(_NoKvm(), self.core, ram, LOW_RAM)  # type: ignore[arg-type]
         self.power = Power()
         self.lines: dict[int, bool] = {}
         self.edges: list[tuple[int, bool]] = []

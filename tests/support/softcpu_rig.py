@@ -238,7 +238,7 @@ class SoftcpuRig:
         self.vm.create_pit2()
         self.core = lib.vmm_vm_new(self.vm.fd)
         self._closers.callback(lib.vmm_vm_free, self.core)
-        self.memory = GuestMemory(self.vm, self.core, ram, layout.LOW_RAM_LIMIT)
+        self.memory = GuestMemory(self.vm, self.core, ram, ram)
         self._closers.callback(self.memory.close)
         self.lock = IoLock(self.core)
         self.ports = Bus("port", ffi.addressof(self.core, "ports"), self.lock, self.failures.append)

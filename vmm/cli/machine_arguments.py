@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmm.cli.parser import Parser
 
 DEFAULT_FIRMWARE = "ovmf"
-MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type")
+MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g")
 
 
 def add_machine_arguments(parser: Parser) -> None:
@@ -34,7 +34,8 @@ def add_machine_arguments(parser: Parser) -> None:
         help="auto (default: what the firmware wants), q35, pc or bhyve; fwcfg=qemu|bhyve|auto chooses what answers at "
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
-        "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8",
+        "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8; max-ram-below-4g=SIZE moves more of RAM "
+        "above 4 GiB",
     )
     add("-uuid", "-U", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
@@ -197,6 +198,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         cpus=cpus,
         max_cpus=max_cpus,
         memory=arguments.m,
+        max_ram_below_4g=machine.get("max-ram-below-4g"),
         machine=machine.get("type", "auto"),
         fwcfg=wanted.pop() if wanted else "auto",
         fw_cfg=[

@@ -28,6 +28,7 @@ class MachineOptions(TypedDict, total=False):
         cpus: vCPUs at boot; 1.
         max_cpus: CPUs that the tables have room for; ``cpus``.
         memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
+        max_ram_below_4g: where RAM is cut below 4 GiB at the latest; where the board cuts it.
         machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
         fwcfg: what answers at ports 0x510 and 0x511: ``auto``, ``qemu`` (fw_cfg) or ``bhyve`` (fwctl).
         fw_cfg: items by name; ``str`` becomes UTF-8 without NUL, a ``Path`` is read. Or ``-fw_cfg`` texts.
@@ -60,6 +61,7 @@ class MachineOptions(TypedDict, total=False):
     cpus: int
     max_cpus: int | None
     memory: str | int
+    max_ram_below_4g: str | int | None
     machine: MachineType | str
     fwcfg: Interface | str
     fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str

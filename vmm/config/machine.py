@@ -26,6 +26,7 @@ from vmm.config.parts import (
     parse_memory,
     several,
 )
+from vmm.config.ram import low_memory
 from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
 from vmm.firmware.load import find
@@ -52,6 +53,8 @@ class _Fields(NamedTuple):
     cpus: int = 1
     max_cpus: int = 1
     memory: int = DEFAULT_MEMORY
+    max_ram_below_4g: int | None = None
+    """Where RAM is cut below 4 GiB at the latest; None: where the board cuts it."""
     machine: MachineType = MachineType.AUTO
     interface: Interface = Interface.AUTO
     fw_cfg: tuple[FwCfgItem, ...] = ()
@@ -156,13 +159,16 @@ class MachineConfig(_Fields):
         if size < self.firmware.minimum_memory:
             who = "a machine without firmware" if self.direct else self.firmware.path.name
             raise ConfigError(f"-m {size >> 20}M: {who} needs {self.firmware.minimum_memory >> 20}M or more")
+        most = self.max_ram_below_4g
+        if most is not None and (most % layout.MIB or not self.firmware.minimum_memory <= most <= layout.FOUR_GIB):
+            least = self.firmware.minimum_memory >> 20
+            raise ConfigError(f"-machine max-ram-below-4g={most}: must be whole MiB, from {least}M to 4G")
 
     def _check_tables(self) -> None:
         if self.e820:
             from vmm.tables import e820
 
-            low = min(self.memory, layout.LOW_RAM_LIMIT)
-            e820.check_map(e820.build_map(low, self.memory - low, self.e820))
+            e820.check_map(e820.build_map(self.low_memory, self.memory - self.low_memory, self.e820))
         if self.acpi_tables:
             from vmm.tables.acpi_user import check_signatures
 
@@ -249,6 +255,11 @@ class MachineConfig(_Fields):
         return tuple(warning for table in self.acpi_tables for warning in table.warnings)
 
     @property
+    def low_memory(self) -> int:
+        """Bytes of RAM below 4 GiB, the rest is from there on."""
+        return low_memory(self.machine_type, self.memory, self.max_ram_below_4g)
+
+    @property
     def machine_type(self) -> MachineType:
         """The board: never AUTO."""
         return MachineType(self.firmware.machine) if self.machine is MachineType.AUTO else self.machine
@@ -263,6 +274,7 @@ class MachineConfig(_Fields):
         cpus: int = 1,
         max_cpus: int | None = None,
         memory: str | int = DEFAULT_MEMORY,
+        max_ram_below_4g: str | int | None = None,
         machine: MachineType | str = MachineType.AUTO,
         fwcfg: Interface | str = Interface.AUTO,
         fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str = (),
@@ -301,6 +313,9 @@ class MachineConfig(_Fields):
             "cpus": cpus,
             "max_cpus": cpus if max_cpus is None else max_cpus,
             "memory": parse_memory(memory),
+            "max_ram_below_4g": None
+            if max_ram_below_4g is None
+            else options.parse_size(max_ram_below_4g, "-machine max-ram-below-4g="),
             "machine": parse_choice(MachineType, machine, "-machine"),
             "interface": parse_choice(Interface, fwcfg, "fwcfg="),
             "fwctl_extensions": fwctl_extensions,

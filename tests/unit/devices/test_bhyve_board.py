@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from device_rig import MIB, Rig
+from device_rig import LOW_RAM, MIB, Rig
 from vmm._native import ffi
 
 from vmm import layout
@@ -107,9 +107,9 @@ def test_ways_to_reset(rig: BoardRig, port: int, value: int) -> None:
 
 
 def test_cmos_tells_memory_sizes() -> None:
-    rig = BoardRig(layout.LOW_RAM_LIMIT + 3 * 64 * KIB)
+    rig = BoardRig(LOW_RAM + 3 * 64 * KIB)
     low = rig.cmos(0x34) | rig.cmos(0x35) << 8
-    assert low == (layout.LOW_RAM_LIMIT - 16 * MIB) // (64 * KIB)
+    assert low == (LOW_RAM - 16 * MIB) // (64 * KIB)
     assert rig.cmos(0x5B) | rig.cmos(0x5C) << 8 | rig.cmos(0x5D) << 16 == 3
 
 
