@@ -134,6 +134,7 @@ class Machine(Runnable):
                     serial=self.serial.write,
                     debugcon=self.debugcon.write,
                     variables=outputs.variables,
+                    hpet=config.hpet,
                     boot_order=config.boot.once or config.boot.order,
                 )
             )

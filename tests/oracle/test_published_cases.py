@@ -11,7 +11,7 @@ from fw_cfg_rig import BUFFER, SELECT, WRITE, Rig
 from qemu_qtest import Qemu, QemuSide
 
 from vmm.devices.fw_cfg_format import Key
-from vmm.devices.fw_cfg_items import PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
+from vmm.devices.fw_cfg_items import Hpet, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
 
 pytestmark = pytest.mark.usefixtures("each_qemu")
 
@@ -67,7 +67,9 @@ CASES = [
     Case("no boot menu", Key.BOOT_MENU, u16(0)),
     Case("boot menu", Key.BOOT_MENU, u16(1), ("-boot", "menu=on"), {"boot_menu": True}),
     Case("IRQ 0 override", Key.IRQ0_OVERRIDE, u32(1)),
-    Case("HPET", Key.HPET, bytes.fromhex("0101a286800000d0fe").ljust(121, b"\0"), (), {"hpet_address": 0xFED00000}),
+    Case("HPET", Key.HPET, bytes.fromhex("0101a286800000d0fe").ljust(121, b"\0"), (),
+         {"hpet": Hpet(0xFED00000, 0x8086A201, 0)}),
+    Case("no HPET", Key.HPET, b"\xff".ljust(121, b"\0"), ("-machine", "hpet=off"), {}),
     Case("reboot timeout", "etc/boot-fail-wait", u32(15), ("-boot", "reboot-timeout=15"), {"reboot_timeout": 15}),
     Case("no reboot timeout", "etc/boot-fail-wait", u32(0xFFFFFFFF), ("-boot", "reboot-timeout=-1")),
     Case("reboot timeout left out", "etc/boot-fail-wait", u32(0xFFFFFFFF)),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmm.cli.parser import Parser
 
 DEFAULT_FIRMWARE = "ovmf"
-MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g")
+MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet")
 
 
 def add_machine_arguments(parser: Parser) -> None:
@@ -35,7 +35,7 @@ def add_machine_arguments(parser: Parser) -> None:
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
         "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8; max-ram-below-4g=SIZE moves more of RAM "
-        "above 4 GiB",
+        "above 4 GiB; hpet=off leaves the HPET out",
     )
     add("-uuid", "-U", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
@@ -208,6 +208,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         fwctl=arguments.fwctl,
         fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
         smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", "32"), "-machine smbios-entry-point-type="),
+        hpet=parse_bool(machine.get("hpet", "on"), "-machine hpet"),
         cpu_count=parse_bool(machine.get("hw.ncpu", "on"), "-machine hw.ncpu"),
         uuid=arguments.uuid,
         serial=_given(arguments.serial, "stdio"),

@@ -36,6 +36,7 @@ class MachineOptions(TypedDict, total=False):
             texts.
         fwctl_extensions: answer fwctl's NULL, ECHO and SET; False.
         cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
+        hpet: have an HPET; True.
         uuid: fw_cfg key 2 and SMBIOS type 1.
         serial: COM1: ``none``, ``stdio`` or ``file:PATH``; read it from Python in any case.
         debugcon: port 0x402, likewise.
@@ -68,6 +69,7 @@ class MachineOptions(TypedDict, total=False):
     fwctl: Mapping[str, Any] | Sequence[FwCtlItem | str] | str
     fwctl_extensions: bool
     cpu_count: bool
+    hpet: bool
     uuid: UUID | str | None
     serial: Target | str
     debugcon: Target | str

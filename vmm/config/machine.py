@@ -63,6 +63,8 @@ class _Fields(NamedTuple):
     """Answer fwctl's NULL, ECHO and SET, which bhyve itself refuses."""
     cpu_count: bool = True
     """Offer the number of CPUs as bhyve does: fwctl's hw.ncpu, or opt/bhyve/hw.ncpu in fw_cfg of a bhyve machine."""
+    hpet: bool = True
+    """Have an HPET."""
     uuid: bytes | None = None
     """16 bytes, in the order in which a UUID is written (RFC 4122)."""
     serial: Target = Target()
@@ -97,7 +99,7 @@ class _Fields(NamedTuple):
 
 _TYPES = {
     **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point"), int),
-    **dict.fromkeys(("fwctl_extensions", "cpu_count", "direct", "vmcoreinfo", "exit_times"), bool),
+    **dict.fromkeys(("fwctl_extensions", "cpu_count", "hpet", "direct", "vmcoreinfo", "exit_times"), bool),
     "firmware": FirmwareImages,
 }
 """Fields that a Python caller could give in another type without an error anywhere."""
@@ -147,6 +149,8 @@ class MachineConfig(_Fields):
         for item in self.fw_cfg:
             item.check()
         self._check_interface()
+        if not self.hpet and self.machine_type is MachineType.BHYVE:
+            raise ConfigError("-machine hpet=off: a bhyve machine has an HPET, which is its firmware's only clock")
         self._check_tables()
         self._check_kernel()
 
@@ -281,6 +285,7 @@ class MachineConfig(_Fields):
         fwctl: Mapping[str, Any] | Sequence[FwCtlItem | str] | str = (),
         fwctl_extensions: bool = False,
         cpu_count: bool = True,
+        hpet: bool = True,
         uuid: "UUID | str | None" = None,
         serial: Target | str = "none",
         debugcon: Target | str = "none",
@@ -320,6 +325,7 @@ class MachineConfig(_Fields):
             "interface": parse_choice(Interface, fwcfg, "fwcfg="),
             "fwctl_extensions": fwctl_extensions,
             "cpu_count": cpu_count,
+            "hpet": hpet,
             "uuid": None if uuid is None else options.parse_uuid(uuid).bytes,
             "serial": Target.parse(serial, "-serial"),
             "debugcon": Target.parse(debugcon, "-debugcon"),

@@ -28,6 +28,14 @@ _VMCOREINFO = struct.Struct("<HHIQ")
 VMCOREINFO_FORMAT_ELF = 1
 
 
+class Hpet(NamedTuple):
+    """What key 0x8004 says of the HPET."""
+
+    address: int
+    block_id: int
+    minimum_ticks: int
+
+
 class PcItems(NamedTuple):
     """Facts about the machine that its items state; sizes in bytes, times in milliseconds."""
 
@@ -52,7 +60,7 @@ class PcItems(NamedTuple):
     acpi_tables: bytes = b""
     """Key 0x8000, the user's tables: u16 count, then u16 length and bytes of each."""
     system_states: bytes = SYSTEM_STATES
-    hpet_address: int | None = None
+    hpet: Hpet | None = None
     feature_control: int | None = None
     """What firmware should write into MSR 0x3a of every CPU; None where the CPUs don't have it."""
 
@@ -77,8 +85,7 @@ def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
     fw_cfg.add_item(Key.NUMA, _numa(items))
     if items.acpi_tables:
         fw_cfg.add_item(Key.ACPI_TABLES, items.acpi_tables)
-    if items.hpet_address is not None:
-        fw_cfg.add_item(Key.HPET, _hpet(items.hpet_address))
+    fw_cfg.add_item(Key.HPET, _hpet(items.hpet))
     fw_cfg.add_file("bootorder", items.bootorder)
     fw_cfg.add_file("etc/e820", items.e820)
     fw_cfg.add_file("etc/system-states", items.system_states)
@@ -127,7 +134,9 @@ def _numa(items: PcItems) -> bytes:
     return struct.pack(f"<{len(words)}Q", *words)
 
 
-def _hpet(address: int) -> bytes:
-    """One event timer block: u32 block id, u64 address, u16 minimum tick, u8 page protection."""
-    block = struct.pack("<IQHB", 0x8086A201, address, 0, 0)
+def _hpet(hpet: Hpet | None) -> bytes:
+    """One event timer block: u32 block id, u64 address, u16 minimum tick, u8 page protection; 255 blocks mean none."""
+    if hpet is None:
+        return b"\xff".ljust(HPET_SIZE, b"\0")
+    block = struct.pack("<IQHB", hpet.block_id, hpet.address, hpet.minimum_ticks, 0)
     return (b"\1" + block).ljust(HPET_SIZE, b"\0")

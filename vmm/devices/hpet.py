@@ -27,6 +27,9 @@ _VENDOR = 0x8086
 _REVISION = 0x01
 _COUNTER_64_BITS = 1 << 13
 
+BLOCK_ID = _VENDOR << 16 | _COUNTER_64_BITS | (COMPARATORS - 1) << 8 | _REVISION
+"""Low half of the capability register, which ACPI's HPET table repeats."""
+
 _CAPABILITIES, _CONFIGURATION, _STATUS, _COUNTER = 0x00, 0x10, 0x20, 0xF0
 _FIRST_TIMER, _TIMER_STRIDE = 0x100, 0x20
 _TIMER_CONFIG, _TIMER_COMPARATOR, _TIMER_ROUTE = 0x00, 0x08, 0x10
@@ -52,6 +55,9 @@ ALLOWED_GSIS = 0x00F0_0000
 
 _FASTEST_INTERRUPT_NS = 50_000
 """Between two interrupts of a comparator: a guest cannot make the host do more."""
+
+MINIMUM_TICKS = _FASTEST_INTERRUPT_NS // _TICK_NS
+"""The shortest period at which no interrupt is lost; ACPI's HPET table repeats it."""
 
 _MASK_32 = (1 << 32) - 1
 _MASK_64 = (1 << 64) - 1
@@ -153,7 +159,7 @@ class Hpet(Device):
         self.front = Front(ffi.addressof(lib, "hpet_access"), self._core)
         self.show(
             _CAPABILITIES,
-            PERIOD_FS << 32 | _VENDOR << 16 | _COUNTER_64_BITS | (COMPARATORS - 1) << 8 | _REVISION,
+            PERIOD_FS << 32 | BLOCK_ID,
         )
         self._asserted: set[int] = set()
         self._comparators = [_Comparator(number, self, timers) for number in range(COMPARATORS)]

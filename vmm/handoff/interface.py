@@ -6,10 +6,12 @@ fw_cfg and fwctl claim the same ports, so a machine has one of them.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vmm import layout
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import CPU_COUNT_FILE
-from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
+from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, Hpet, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
+from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
 from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
 from vmm.tables import e820
@@ -95,6 +97,7 @@ def build_fw_cfg(
             apic_id_limit=config.max_cpus,
             e820=memory_map,
             uuid=config.uuid or bytes(16),
+            hpet=Hpet(layout.HPET.start, BLOCK_ID, MINIMUM_TICKS) if config.hpet else None,
             bootorder=encode_boot_order(config.bootorder, strict=config.boot.strict),
             boot_menu=config.boot.menu,
             splash_time=config.boot.splash_time_ms,

@@ -137,6 +137,7 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
 def acpi_description(config: MachineConfig, low: int, high: int, standing: Standing) -> AcpiDescription:
     """The machine as its ACPI tables describe it; arguments as `AcpiFiles`."""
     from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # loaded with the boards anyway
+    from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
     from vmm.tables.acpi_tables import AcpiDescription
 
     machine = config.machine_type
@@ -161,6 +162,8 @@ def acpi_description(config: MachineConfig, low: int, high: int, standing: Stand
         pci_windows=pci_windows(machine, low, high, ecam),
         isa_bridge=(1, 0) if machine is MachineType.PC else (31, 0),
         hpet_base=None if standing.hpet is None else standing.hpet.start,
+        hpet_id=BLOCK_ID,
+        hpet_minimum=MINIMUM_TICKS,
         vmgenid=config.vmgenid,
         user_tables=tuple(table.data for table in config.acpi_tables),
     )

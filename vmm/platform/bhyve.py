@@ -7,7 +7,6 @@ address register, so there is none to assign before the guest starts, as bhyve d
 from vmm import layout
 from vmm.devices.acpi_pm import BHYVE, AcpiPm
 from vmm.devices.chipset import HOST_BRIDGE, INTEL, ISA_BRIDGE
-from vmm.devices.hpet import Hpet
 from vmm.devices.pci import SUBSYSTEM_ID, PciFunction
 from vmm.platform.parts import Board, Parts, Platform, Standing
 
@@ -35,10 +34,10 @@ def build(parts: Parts) -> Platform:
     pm = board.acpi(BHYVE)
     board.pci.add(0, 0, _plain(PciFunction(_NETAPP, _HOSTBRIDGE, HOST_BRIDGE)))
     board.pci.add(31, 0, Lpc(pm))
-    board.at(layout.HPET, Hpet(parts.irq, parts.msi, board.timers), "HPET")
+    hpet = board.hpet()
     # QEMU's port for it, 0x402, is in the middle of this board's PM1a enable register.
     consoles = board.consoles(layout.PORT_DEBUG_BOCHS)
-    return board.finish(pm, consoles, board.clock(), flash, lambda: Standing(pm.decoded, hpet=layout.HPET))
+    return board.finish(pm, consoles, board.clock(), flash, lambda: Standing(pm.decoded, hpet=hpet))
 
 
 class Lpc(PciFunction):

@@ -9,6 +9,7 @@ from vmm.bus import Bus, Device
 from vmm.devices.acpi_pm import AcpiPm, ApmPorts, PmModel
 from vmm.devices.debugcon import DebugConsole
 from vmm.devices.flash import Flash, WriteBack
+from vmm.devices.hpet import Hpet
 from vmm.devices.pci import PciBus, PciConfigPorts
 from vmm.devices.reset import I8042Reset, ResetControl, SystemControlA
 from vmm.devices.rtc import Rtc
@@ -41,6 +42,7 @@ class Parts(NamedTuple):
         serial: gets what is printed on COM1.
         debugcon: gets what is printed on the debug port.
         variables: the file that the variable store is kept in; None: the guest writes a private copy.
+        hpet: whether there is one, where a board can do without.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
     """
 
@@ -57,6 +59,7 @@ class Parts(NamedTuple):
     serial: Sink
     debugcon: Sink
     variables: VariableFile | None = None
+    hpet: bool = True
     boot_order: str | None = None
 
     def line(self, gsi: int) -> Irq:
@@ -203,6 +206,13 @@ class Board:
         rtc = Rtc(self.parts.line(layout.RTC_IRQ), self.timers, cmos(self.parts))
         self.port(layout.PORT_CMOS, rtc, "RTC and CMOS")
         return rtc
+
+    def hpet(self) -> range | None:
+        """The HPET, if there is to be one; where it is."""
+        if not self.parts.hpet:
+            return None
+        self.at(layout.HPET, Hpet(self.parts.irq, self.parts.msi, self.timers), "HPET")
+        return layout.HPET
 
     def acpi(self, model: PmModel) -> AcpiPm:
         """The ACPI block, placed nowhere yet, and SMI_CMD."""

@@ -21,8 +21,9 @@ def build(parts: Parts) -> Platform:
     board.pci.add(0, 0, i440fx_host_bridge(shadow))
     board.pci.add(1, 0, piix3_isa_bridge())
     board.pci.add(1, 3, Piix4Pm(pm))
+    hpet = board.hpet()
 
     def standing() -> Standing:
-        return Standing(pm.decoded, layout.PORT_GPE0_PIIX4)
+        return Standing(pm.decoded, layout.PORT_GPE0_PIIX4, hpet=hpet)
 
     return board.finish(pm, board.consoles(), board.clock(), flash, standing)

@@ -21,9 +21,11 @@ def build(parts: Parts) -> Platform:
     board.pci.add(0, 0, host)
     board.pci.add(31, 0, Ich9Lpc(pm))
 
+    hpet = board.hpet()
+
     def standing() -> Standing:
         base = pm.decoded
         gpe0 = None if base is None else range(base + layout.ICH9_GPE0.start, base + layout.ICH9_GPE0.stop)
-        return Standing(base, gpe0, ecam=host.ecam)
+        return Standing(base, gpe0, ecam=host.ecam, hpet=hpet)
 
     return board.finish(pm, board.consoles(), board.clock(), flash, standing)

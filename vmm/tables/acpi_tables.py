@@ -69,6 +69,8 @@ class AcpiDescription(NamedTuple):
         rtc: whether there is an RTC at 0x70, IRQ 8.
         i8042: whether there is a keyboard controller at 0x60/0x64.
         hpet_base: the HPET's registers; None for no HPET.
+        hpet_id: the low half of its capability register.
+        hpet_minimum: ticks of the shortest period without a lost interrupt.
         local_apic_base: the local APICs' registers.
         io_apic_base: the I/O APIC's registers; its GSIs start at 0.
         irq0_gsi: GSI that the PIT's IRQ 0 is wired to.
@@ -104,6 +106,8 @@ class AcpiDescription(NamedTuple):
     rtc: bool = True
     i8042: bool = False
     hpet_base: int | None = None
+    hpet_id: int = 0x8086A201
+    hpet_minimum: int = 0
     local_apic_base: int = 0xFEE0_0000
     io_apic_base: int = 0xFEC0_0000
     irq0_gsi: int = 2
@@ -295,15 +299,11 @@ def mcfg(machine: AcpiDescription) -> bytes:
 
 
 def hpet(machine: AcpiDescription) -> bytes:
-    """Build the HPET table (IA-PC HPET specification 1.0a, section 3.2.4).
-
-    Block id 0x8086a201: three comparators, 64-bit counter, legacy replacement,
-    as fw_cfg key 0x8004 says it, too.
-    """
+    """Build the HPET table (IA-PC HPET specification 1.0a, section 3.2.4)."""
     if machine.hpet_base is None:
         raise ValueError("there is no HPET to describe")
-    address = struct.pack("<BBBBQ", 0, 0, 0, 0, machine.hpet_base)
-    return table("HPET", 1, struct.pack("<I", 0x8086A201) + address + struct.pack("<BHB", 0, 100, 0), machine.oem)
+    block = struct.pack("<IBBBBQBHB", machine.hpet_id, 0, 0, 0, 0, machine.hpet_base, 0, machine.hpet_minimum, 0)
+    return table("HPET", 1, block, machine.oem)
 
 
 def waet(machine: AcpiDescription) -> bytes:

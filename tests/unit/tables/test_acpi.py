@@ -216,7 +216,7 @@ def test_madt_fixed_entries() -> None:
 def test_mcfg_and_hpet_bytes() -> None:
     tables = linked(MACHINES["bhyve"])
     assert tables["MCFG"][36:].hex() == "00" * 8 + "000000b000000000" + "0000" + "00ff" + "00000000"
-    assert tables["HPET"][36:].hex() == "01a28680" + "00000000" + "0000d0fe00000000" + "00" + "6400" + "00"
+    assert tables["HPET"][36:].hex() == "01a28680" + "00000000" + "0000d0fe00000000" + "00" + "0000" + "00"
 
 
 def test_tables_are_only_there_for_what_exists() -> None:
