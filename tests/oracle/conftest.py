@@ -1,6 +1,7 @@
 """The oracles: Debian's QEMU as it is installed, and that of another Debian, which scripts/fetch-qemu gets."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def each_qemu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Run the test with each QEMU."""
     if request.param != "installed":
         monkeypatch.setenv("PATH", str(fetched(request.param)), prepend=os.pathsep)
+
+
+@pytest.fixture
+def qemu_of_debian_12(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test with QEMU 7.2, whichever is installed."""
+    said = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    if "version 7.2" not in said:
+        monkeypatch.setenv("PATH", str(fetched("qemu-bookworm")), prepend=os.pathsep)
 
 
 @pytest.fixture(params=OTHERS)

@@ -126,12 +126,19 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
         cores=config.cpus,
         processor_id=processor_id,
         uuid=config.uuid,
-        bios=config.direct or config.machine_type is MachineType.BHYVE,
+        unasked=_unasked_smbios(config),
         uefi=config.firmware.kind in {FirmwareKind.OVMF, FirmwareKind.BHYVE},
         version=(3, 0) if config.smbios_entry_point == 64 else (2, 8),
         options=config.smbios,
     )
     return build_smbios(smbios)
+
+
+def _unasked_smbios(config: MachineConfig) -> frozenset[int]:
+    """What is in SMBIOS though no option asks for it: bhyve tells all, and without firmware there is none to say so."""
+    if config.machine_type is MachineType.BHYVE:
+        return frozenset((0, 2))
+    return frozenset((0,)) if config.direct else frozenset()
 
 
 def acpi_description(config: MachineConfig, low: int, high: int, standing: Standing) -> AcpiDescription:

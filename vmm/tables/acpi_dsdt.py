@@ -18,6 +18,7 @@ VMGENID_GUID_OFFSET = 40
 """Offset of the GUID in ``etc/vmgenid_guid``: far enough from the start that
 OVMF's second pass doesn't take the file for a table (QEMU docs/specs/vmgenid)."""
 
+_FOUR_GIB = 1 << 32
 _PCI_CONFIG_PORT = 0xCF8
 _HPET_SIZE = 0x400
 _PRESENT = 0x0F
@@ -49,7 +50,9 @@ def _pci_root(machine: AcpiDescription) -> bytes:
         resources.io_window(0, _PCI_CONFIG_PORT - 1),
         resources.io_window(_PCI_CONFIG_PORT + 8, 0xFFFF),
     ]
-    windows += [resources.memory_window(first, last, cacheable=True) for first, last in machine.pci_windows]
+    windows += [
+        resources.memory_window(first, last, cacheable=last >= _FOUR_GIB) for first, last in machine.pci_windows
+    ]
     identity += [
         aml.name("_UID", aml.integer(0)),
         aml.name("_SEG", aml.integer(0)),

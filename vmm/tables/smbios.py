@@ -19,7 +19,7 @@ from vmm.tables.smbios_options import END_OF_TABLE, OEM_STRINGS, SmbiosOption
 ANCHOR_FILE: Final = "etc/smbios/smbios-anchor"
 TABLES_FILE: Final = "etc/smbios/smbios-tables"
 
-_BIOS: Final = 0
+_OPTIONAL: Final = frozenset((0, 2))
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _FOUR_GIB = 4 * _GIB
 _DEVICE_SIZE = 16 * _GIB  # one memory device per 16 GiB, as QEMU
@@ -54,7 +54,8 @@ class SmbiosDescription(NamedTuple):
         threads: threads per core.
         processor_id: CPUID leaf 1, EAX in the low half and EDX in the high one.
         uuid: 16 bytes in textual order, as fw_cfg key 0x02; None for zeros.
-        bios: whether type 0 is told without an option for it. Firmware that has none from us makes its own.
+        unasked: those of types 0 and 2 that are told without an option for them. As from QEMU, firmware that has no
+            type 0 from us makes its own.
         uefi: whether the firmware is UEFI (type 0).
         version: (2, 8) or (3, 0).
         product: type 1 product name.
@@ -69,7 +70,7 @@ class SmbiosDescription(NamedTuple):
     threads: int = 1
     processor_id: int = 0
     uuid: bytes | None = None
-    bios: bool = False
+    unasked: frozenset[int] = frozenset()
     uefi: bool = False
     version: tuple[int, int] = (2, 8)
     product: str = "Virtual Machine"
@@ -135,7 +136,7 @@ def build_smbios(machine: SmbiosDescription) -> dict[str, bytes]:
     replaced = {structure[0] for structure in structures}
     for kind, builder in _BUILDERS.items():
         options = [option for option in machine.options if option.type == kind]
-        if kind not in replaced and (kind != _BIOS or machine.bios or options):
+        if kind not in replaced and (kind not in _OPTIONAL or kind in machine.unasked or options):
             structures += builder(machine, options)
     structures.append(_Structure(END_OF_TABLE, 0x7F00).encode())
     tables = b"".join(structures)
@@ -331,7 +332,7 @@ def _each(build: Callable[[int, _Fields], bytes]) -> _Builder:
 
 
 _BUILDERS: Mapping[int, _Builder] = {
-    _BIOS: _whole(_bios),
+    0: _whole(_bios),
     1: _whole(_system),
     2: _whole(_board),
     3: _whole(_chassis),

@@ -139,7 +139,7 @@ def test_a_failing_device_stops_the_machine_and_reaches_the_caller(vmm_machine: 
 
 @pytest.mark.parametrize(
     ("memory", "low", "high"),
-    [("16M", 16 << 20, 0), ("2816M", 0xB0000000, 0), ("6G", 0xB0000000, (6 << 30) - 0xB0000000)],
+    [("16M", 16 << 20, 0), ("2815M", 2815 << 20, 0), ("2816M", 2 << 30, 768 << 20), ("6G", 2 << 30, 4 << 30)],
 )
 def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, low: int, high: int) -> None:
     machine = vmm_machine(guests.path("probe"), memory=memory, accel="kvm")

@@ -16,7 +16,7 @@ from vmm.tables.smbios_options import SmbiosOption, check_together, split_struct
 from vmm.tables.smbios_placement import place
 
 GIB = 1 << 30
-SMALL = SmbiosDescription(low_memory=128 << 20, bios=True)
+SMALL = SmbiosDescription(low_memory=128 << 20, unasked=frozenset((0, 2)))
 
 
 def placed(files: dict[str, bytes]) -> bytes:
@@ -62,7 +62,7 @@ def test_dmidecode_reads_all_types(version: tuple[int, int], tmp_path: Path) -> 
         threads=1,
         processor_id=0x0F8BFBFF_00000F61,
         uuid=bytes(range(16)),
-        bios=True,
+        unasked=frozenset((0, 2)),
         uefi=True,
         version=version,
     )
