@@ -138,6 +138,9 @@ PIIX4_PM_SIZE = 0x40
 SCI_IRQ = 9
 """ICH9 13.1.14, ACPI_CNTL.SCI_IRQ_SEL 0; PIIX4 has no other."""
 
+PIT_GSI = 2
+"""Input of the I/O APIC that IRQ 0 is wired to: `vmm.kvm.pc_routes`."""
+
 COM1_IRQ = 4
 RTC_IRQ = 8
 """IBM AT."""

@@ -69,8 +69,10 @@ void bios_main(const char *product)
         found = find("RSD PTR ", (uintptr_t)segment << 4, ((uintptr_t)segment << 4) + 0x400);
         if (!found)
             found = find("RSD PTR ", BIOS_AREA, BIOS_END);
-        if (found)
+        if (found) {
             report_acpi(found);
+            report_looks();
+        }
         found = find("_SM_", SMBIOS_AREA, BIOS_END);
         if (found)
             report_smbios(found);

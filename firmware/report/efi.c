@@ -105,8 +105,10 @@ static void EFIAPI report(void *event, void *context)
         report_memory_map();
         if (!acpi)
             acpi = find_table(&acpi_10);
-        if (acpi)
+        if (acpi) {
             report_acpi((uintptr_t)acpi);
+            report_looks();
+        }
         if (smbios)
             report_smbios((uintptr_t)smbios);
         if (smbios3)

@@ -36,6 +36,14 @@ void report_items(void);
 /* The RSDP at `address` and all that can be reached from it. */
 void report_acpi(uintptr_t address);
 
+/* The first table with that signature that report_acpi() came to; 0 for none. */
+uintptr_t reported_table(const char *signature);
+
+enum report_look { LOOK_ECAM = 1, LOOK_PM_TIMER, LOOK_HPET, LOOK_LOCAL_APIC, LOOK_IO_APIC };
+
+/* What lies at the addresses that those tables name; after report_acpi(). */
+void report_looks(void);
+
 /* An entry point, _SM_ or _SM3_, and the structures behind it. */
 void report_smbios(uintptr_t address);
 

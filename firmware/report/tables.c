@@ -70,6 +70,14 @@ static void report_table(uint64_t gpa)
         report_fadt(address, length);
 }
 
+uintptr_t reported_table(const char *signature)
+{
+    for (uint32_t i = 0; i < seen_count; i++)
+        if (memcmp((const void *)(uintptr_t)seen[i], signature, 4) == 0)
+            return (uintptr_t)seen[i];
+    return 0;
+}
+
 void report_acpi(uintptr_t address)
 {
     bool extended = load(address + RSDP_REVISION, 1) >= 2;

@@ -17,6 +17,7 @@ from vmm.tables.acpi import TABLES_FILE as ACPI_FILE
 from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE
 from vmm.verify import linux_report, show
 from vmm.verify.collect import Collected
+from vmm.verify.facts import Facts
 from vmm.verify.guest_report import GuestReport, Kind, ReportError, decode
 from vmm.verify.run import compare
 
@@ -59,7 +60,7 @@ def collected(firmware: str, report: GuestReport | None, *, log: str = "", messa
         guest_was_read=True,
         log=log,
         outcome=Outcome(Reason.POWER_OFF, 1.0, message),
-        standing=STANDING,
+        facts=Facts(standing=STANDING),
     )
 
 

@@ -33,7 +33,7 @@ class _Pointer:
 
 
 @dataclass(frozen=True)
-class _Offered:
+class Offered:
     """A table as it was built, before any pointer was filled in."""
 
     signature: str
@@ -46,7 +46,7 @@ class _Offered:
 def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
     """Compare every table; say where a table comes from that nobody offered."""
     subject = Subject("ACPI tables")
-    offered = _offered(collected, evidence)
+    offered = offered_tables(collected, evidence)
     pool = [found for found in report.acpi if _signature(found) not in _ROOTS]
     _compare_rsdp(subject, report, evidence)
     for table in offered:
@@ -63,7 +63,8 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     return subject
 
 
-def _offered(collected: Collected, evidence: Evidence) -> list[_Offered]:
+def offered_tables(collected: Collected, evidence: Evidence) -> list[Offered]:
+    """Tables as they were built."""
     tables = [table for table in evidence.intended.tables if table.accepted]
     targets = {(table.file, table.offset): table.signature for table in tables}
     commands = table_loader.decode(collected.tables[LOADER_FILE])
@@ -76,7 +77,7 @@ def _offered(collected: Collected, evidence: Evidence) -> list[_Offered]:
             for command in pointers
             if command.dest == table.file and table.offset <= command.offset < table.offset + table.length
         )
-        result.append(_Offered(table.signature, table.file, table.offset, data, own))
+        result.append(Offered(table.signature, table.file, table.offset, data, own))
     return result
 
 
@@ -109,7 +110,7 @@ def _compare_rsdp(subject: Subject, report: GuestReport, evidence: Evidence) -> 
 
 def _compare_table(
     subject: Subject,
-    table: _Offered,
+    table: Offered,
     found: Located,
     collected: Collected,
     report: GuestReport,
@@ -154,7 +155,7 @@ def _compare_table(
     )
 
 
-def _differences(table: _Offered, data: bytes, skip: set[int]) -> list[str]:
+def _differences(table: Offered, data: bytes, skip: set[int]) -> list[str]:
     """Name every field that differs, once."""
     result, done = [], -1
     for at in range(min(len(data), len(table.data))):
@@ -177,7 +178,7 @@ def _twin_resolves(data: bytes, pointer: _Pointer, targets: dict[int, str]) -> b
     return False
 
 
-def _why_altered(table: _Offered, collected: Collected, evidence: Evidence) -> str:
+def _why_altered(table: Offered, collected: Collected, evidence: Evidence) -> str:
     published = collected.published.get(table.file, b"")[table.offset : table.offset + len(table.data)]
     for candidate in evidence.loader.tables:
         if (candidate.file, candidate.offset) == (table.file, table.offset) and not candidate.accepted:
@@ -190,7 +191,7 @@ def _why_altered(table: _Offered, collected: Collected, evidence: Evidence) -> s
     return "overridden by firmware"
 
 
-def _stray_pointers(table: _Offered, collected: Collected) -> str:
+def _stray_pointers(table: Offered, collected: Collected) -> str:
     """Name the pointers in a table that point outside their file; SeaBIOS does not look."""
     files = collected.published
     try:
@@ -209,7 +210,7 @@ def _stray_pointers(table: _Offered, collected: Collected) -> str:
     return "; ".join(reasons)
 
 
-def _why_missing(table: _Offered, collected: Collected, evidence: Evidence) -> str:
+def _why_missing(table: Offered, collected: Collected, evidence: Evidence) -> str:
     loader = evidence.loader
     unread = evidence.never_read(LOADER_FILE) or evidence.never_read(table.file)
     if unread:
@@ -235,7 +236,7 @@ def _failures(evidence: Evidence) -> str:
     return "; ".join(f"record {step.index} ({step.command}): {step.reason}" for step in evidence.loader.failures)
 
 
-def _points_at(script: bytes, files: dict[str, bytes], table: _Offered) -> bool:
+def _points_at(script: bytes, files: dict[str, bytes], table: Offered) -> bool:
     try:
         commands = table_loader.decode(script)
     except ValueError:
@@ -248,7 +249,7 @@ def _points_at(script: bytes, files: dict[str, bytes], table: _Offered) -> bool:
     return False
 
 
-def _distance(table: _Offered, data: bytes) -> int:
+def _distance(table: Offered, data: bytes) -> int:
     return abs(len(data) - len(table.data)) + sum(a != b for a, b in zip(table.data, data, strict=False))
 
 
@@ -260,7 +261,7 @@ def _signature(found: Located) -> str:
     return found.data[:4].decode("latin-1")
 
 
-def _title(table: _Offered) -> str:
+def _title(table: Offered) -> str:
     if table.signature == "SSDT":
         return f"SSDT {table.data[16:24].decode('latin-1').rstrip(chr(0) + ' ')}"
     return table.signature

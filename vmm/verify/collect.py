@@ -12,6 +12,7 @@ from vmm.firmware import guests
 from vmm.firmware.images import FirmwareKind
 from vmm.machine import Machine
 from vmm.verify import guest_report, linux_report
+from vmm.verify.facts import facts_of
 from vmm.verify.guest_report import GuestReport, ReportError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from vmm.config.outputs import Outputs
     from vmm.devices.fw_cfg import FwCfg, ItemStatistics
     from vmm.devices.fw_cfg_items import VmCoreInfo
-    from vmm.platform import Standing
     from vmm.run.outcome import Outcome
+    from vmm.verify.facts import Facts
 
     Alter = Callable[[dict[str, bytes]], dict[str, bytes]]
 
@@ -55,7 +56,7 @@ class Collected:
         guest_was_read: whether firmware read the report guest.
         log: what firmware printed on the debug port, or Linux on COM1.
         outcome: how the run ended.
-        standing: what the board's registers said at the end.
+        facts: what the machine was at the end.
         vmcoreinfo: where the guest's kernel says that its crash notes are, if the machine has that device.
     """
 
@@ -74,7 +75,7 @@ class Collected:
     guest_was_read: bool
     log: str
     outcome: Outcome
-    standing: Standing
+    facts: Facts
     vmcoreinfo: VmCoreInfo | None = None
 
 
@@ -192,7 +193,7 @@ def collect(
         written = {name: fw_cfg.contents(name) for name in writable - {guest_report.STREAM_FILE}}
         log = machine.serial.text() if linux else machine.debugcon.text()
         ended, vmcoreinfo = fw_cfg.items(), machine.vmcoreinfo
-        standing = machine.platform.standing()
+        facts = facts_of(machine)
         low, high = machine.memory.low_size, machine.memory.high_size
         vmgenid_address, vmgenid_found = machine.vmgenid_address, None
         if vmgenid_address is not None:
@@ -220,7 +221,7 @@ def collect(
         log=log,
         outcome=outcome,
         vmcoreinfo=vmcoreinfo,
-        standing=standing,
+        facts=facts,
     )
 
 

@@ -31,6 +31,7 @@ _RECORD = struct.Struct("<4sQ")
 _TWO_WORDS = struct.Struct("<II")
 _ADDRESS = struct.Struct("<Q")
 _ITEM = struct.Struct("<IHH56s")
+_LOOK = struct.Struct("<IQQQ")
 _DESCRIPTOR = struct.Struct("<I4xQQQQ")
 _PAGE = 4096
 
@@ -82,6 +83,30 @@ class ItemRead:
     """Bytes that the item has, if `data` may be only its beginning."""
 
 
+class Look(IntEnum):
+    """What a guest looks for where a table says that it is."""
+
+    ECAM = 1
+    """0:0.0's first register there, and by the configuration ports."""
+    PM_TIMER = 2
+    """Twice, the second time when it had changed, or never would."""
+    HPET = 3
+    """The low half of its capability register."""
+    LOCAL_APIC = 4
+    """Its id register."""
+    IO_APIC = 5
+    """Its version register."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One look: the address or port, and what was there."""
+
+    where: int
+    first: int
+    second: int
+
+
 @dataclass
 class GuestReport:
     """All that a guest told."""
@@ -97,6 +122,8 @@ class GuestReport:
     rsdp: Located | None = None
     acpi: list[Located] = field(default_factory=list)
     """Every table that can be reached from the RSDP, in the order of reaching."""
+    looks: dict[Look, Looked] = field(default_factory=dict)
+    """What was where tables say; not by Linux."""
     smbios_entry_points: list[Located] = field(default_factory=list)
     smbios_tables: list[Located] = field(default_factory=list)
     processors: tuple[int, int] | None = None
@@ -196,6 +223,12 @@ def _acpi(report: GuestReport, payload: bytes) -> None:
     report.acpi.append(_located(payload))
 
 
+def _look(report: GuestReport, payload: bytes) -> None:
+    what, *seen = _LOOK.unpack(payload)
+    if what in list(Look):
+        report.looks[Look(what)] = Looked(*seen)
+
+
 def _entry_point(report: GuestReport, payload: bytes) -> None:
     report.smbios_entry_points.append(_located(payload))
 
@@ -239,6 +272,7 @@ _RECORDS = {
     b"E820": _e820,
     b"RSDP": _rsdp,
     b"ACPI": _acpi,
+    b"LOOK": _look,
     b"SMEP": _entry_point,
     b"SMBT": _smbios,
     b"CPUS": _processors,

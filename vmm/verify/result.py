@@ -19,21 +19,27 @@ class Verdict(StrEnum):
     """The guest found something else."""
     MISSING = "missing"
     """The guest found nothing."""
+    TRUE = "true"
+    """The machine is as the guest was told."""
+    UNTRUE = "untrue"
+    """The machine is otherwise."""
 
     @property
     def ok(self) -> bool:
         """Whether the user got what they asked for."""
-        return self in {Verdict.ARRIVED, Verdict.EXTRA}
+        return self in {Verdict.ARRIVED, Verdict.EXTRA, Verdict.TRUE}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing: what was offered, what was found, in words; why they differ, from evidence."""
+    """One thing: what was offered, what was found, what is true, in words; why they differ, from evidence."""
 
     name: str
     offered: str
     found: str
     verdict: Verdict
+    true: str = ""
+    """Empty where nothing but the offer can be compared."""
     difference: str = ""
     reason: str = ""
 
@@ -51,11 +57,19 @@ class Subject:
         return all(row.verdict.ok for row in self.rows)
 
     def add(
-        self, name: str, offered: str, found: str, verdict: Verdict, *, difference: str = "", reason: str = ""
+        self,
+        name: str,
+        offered: str,
+        found: str,
+        verdict: Verdict,
+        *,
+        true: str = "",
+        difference: str = "",
+        reason: str = "",
     ) -> None:
         """Append a row; what a guest said in it becomes legible."""
-        name, offered, found, difference, reason = map(legible, (name, offered, found, difference, reason))
-        self.rows.append(Row(name, offered, found, verdict, difference, reason))
+        name, offered, found, true = map(legible, (name, offered, found, true))
+        self.rows.append(Row(name, offered, found, verdict, true, legible(difference), legible(reason)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.legible import shortened
-from vmm.verify import acpi, boot, items, linux, memory, processors, smbios
+from vmm.verify import acpi, boot, items, linux, memory, processors, smbios, truth
 from vmm.verify.collect import DEADLINE, Collected, collect
 from vmm.verify.evidence import NAMES, Evidence
 from vmm.verify.guest_report import Kind
@@ -55,6 +55,7 @@ def compare(collected: Collected) -> Verification:
         subjects = [
             memory.compare(collected, report, evidence),
             acpi.compare(collected, report, evidence),
+            truth.compare(collected, report, evidence),
             smbios.compare(collected, report, evidence),
             processors.compare(collected, report, evidence),
             linux.compare(collected, report)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.legible import legible
 from vmm.report import html
+from vmm.verify.result import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,14 +49,22 @@ def as_text(verification: Verification) -> str:
         lines += ["", *_table(subject)]
     wrong = [row for subject in verification.subjects for row in subject.rows if not row.verdict.ok]
     total = sum(len(subject.rows) for subject in verification.subjects)
-    lines += ["", f"{len(wrong)} of {total} did not arrive as offered" if wrong else f"all {total} arrived"]
+    untrue = sum(row.verdict is Verdict.UNTRUE for row in wrong)
+    lines.append("")
+    if len(wrong) > untrue:
+        lines.append(f"{len(wrong) - untrue} of {total} did not arrive as offered")
+    if untrue:
+        lines.append(f"{untrue} of {total} are not true")
+    if not wrong:
+        lines.append(f"all {total} arrived and are true")
     return legible("\n".join(lines), keep="\n")
 
 
 def _table(subject: Subject) -> Iterator[str]:
-    cells = [("", subject.name, "offered", "found")]
-    cells += [(row.verdict.value, row.name, row.offered, row.found) for row in subject.rows]
-    widths = [min(_WIDEST, max(len(cell[column]) for cell in cells)) for column in range(4)]
+    known = any(row.true for row in subject.rows)
+    cells = [("", subject.name, "offered", "found", "true" if known else "")]
+    cells += [(row.verdict.value, row.name, row.offered, row.found, row.true) for row in subject.rows]
+    widths = [min(_WIDEST, max(len(cell[column]) for cell in cells)) for column in range(5)]
     for number, cell in enumerate(cells):
         line = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True))
         yield line.rstrip()

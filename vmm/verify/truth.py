@@ -1,0 +1,223 @@
+"""What tables state, held against the machine as it stands: from outside, and by what the guest saw where they say.
+
+A table may arrive byte for byte and still be wrong: firmware moves ECAM and the ACPI ports, and RAM is where it is.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from vmm import layout
+from vmm.tables import e820
+from vmm.tables.e820 import E820Type
+from vmm.verify.acpi import offered_tables
+from vmm.verify.guest_report import GuestReport, Look
+from vmm.verify.memory import found_map
+from vmm.verify.result import Subject, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vmm.tables.e820 import E820Entry
+    from vmm.verify.collect import Collected
+    from vmm.verify.evidence import Evidence
+    from vmm.verify.facts import Facts
+
+    Tables = Callable[[str], bytes | None]
+
+_SCI, _FLAGS, _GPE0_LENGTH = 46, 112, 92
+_PORTS: Final = {"PM1a event": (56, 148), "PM1a control": (64, 172), "PM timer": (76, 208), "GPE0": (80, 220)}
+"""FADT: where the port stands, and where its Generic Address Structure (ACPI 6.5, table 5.9)."""
+_TIMER_EXTENDED: Final = 1 << 8
+_X_GPE0_END: Final = 232
+_MADT_ENTRIES: Final = 44
+_LOCAL_APIC, _IO_APIC, _OVERRIDE, _LOCAL_X2APIC = 0, 1, 2, 9
+_ENABLED = 1
+_DWORD_MEMORY: Final = struct.Struct("<BHBBBIIIII")
+_QWORD_MEMORY: Final = struct.Struct("<BHBBBQQQQQ")
+_CONSUMER: Final = 1
+"""Address space descriptors: tag, length, type, flags, specific flags, granularity, first, last (ACPI 6.5, 6.4.3.5)."""
+_IO_APIC_INPUTS: Final = 24
+_NOWHERE: Final = "nowhere"
+
+
+def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
+    """Compare statement by statement; what no table of the guest's states has no row."""
+    subject = Subject("what tables state")
+    built = {table.signature: table.data for table in offered_tables(collected, evidence)}
+    offered = dict(statements(built.get))
+    true = dict(truths(collected.facts))
+    for name, found in statements(report.table):
+        _row(subject, name, offered.get(name, "-"), found, true.get(name, _NOWHERE))
+    _windows(subject, built.get("DSDT"), report.table("DSDT"), collected.facts)
+    _ram(subject, collected, report)
+    _looks(subject, report, collected.facts)
+    return subject
+
+
+def statements(tables: Tables) -> Iterator[tuple[str, str]]:
+    """What FADT, MCFG, HPET and MADT state: name and value, in words."""
+    fadt, mcfg, hpet, madt = (tables(signature) for signature in ("FACP", "MCFG", "HPET", "APIC"))
+    if fadt is not None and len(fadt) >= 116:
+        for name, (at, extended) in _PORTS.items():
+            port = _number(fadt, at, 4)
+            twin = _number(fadt, extended + 4, 8) if len(fadt) >= _X_GPE0_END else port
+            words = f"port {port:#x}" if twin in (port, 0) else f"port {port:#x}, and {twin:#x}"
+            if port or twin:
+                yield f"FADT: {name}", words
+        yield "FADT: SCI", f"IRQ {_number(fadt, _SCI, 2)}"
+        yield "FADT: PM timer's width", "32 bits" if _number(fadt, _FLAGS, 4) & _TIMER_EXTENDED else "24 bits"
+    if mcfg is not None and len(mcfg) >= 60:
+        base, first, last = _number(mcfg, 44, 8), mcfg[54], mcfg[55]
+        yield "MCFG: ECAM", _span(base + (first << 20), base + (last + 1 << 20) - 1)
+    if hpet is not None and len(hpet) >= 56:
+        yield "HPET: address", f"{_number(hpet, 44, 8):#x}"
+        yield "HPET: id", f"{_number(hpet, 36, 4):#x}"
+    if madt is not None and len(madt) >= _MADT_ENTRIES:
+        yield from _madt(madt)
+
+
+def _madt(madt: bytes) -> Iterator[tuple[str, str]]:
+    ids, chips, overrides = [], [], {}
+    at = _MADT_ENTRIES
+    while at + 2 <= len(madt) and madt[at + 1] >= 2:
+        entry = madt[at : at + madt[at + 1]]
+        at += len(entry) if len(entry) == entry[1] else len(madt)
+        if entry[0] == _LOCAL_APIC and _number(entry, 4, 4) & _ENABLED:
+            ids.append(_number(entry, 3, 1))
+        elif entry[0] == _LOCAL_X2APIC and _number(entry, 8, 4) & _ENABLED:
+            ids.append(_number(entry, 4, 4))
+        elif entry[0] == _IO_APIC:
+            chips.append(f"{_number(entry, 4, 4):#x}")
+        elif entry[0] == _OVERRIDE:
+            overrides[_number(entry, 3, 1)] = _number(entry, 4, 4)
+    yield "MADT: local APIC", f"{_number(madt, 36, 4):#x}"
+    yield "MADT: enabled APIC ids", _ids(ids)
+    yield "MADT: I/O APIC", ", ".join(chips)
+    yield "MADT: the PIT's IRQ 0", f"GSI {overrides.get(0, 0)}"
+
+
+def truths(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What the machine would state: the same names, and values as `statements` words them."""
+    standing = facts.standing
+    if standing.pm_base is not None:
+        places = {"PM1a event": layout.PM_EVENT, "PM1a control": layout.PM_CONTROL, "PM timer": layout.PM_TIMER}
+        yield from ((f"FADT: {name}", f"port {standing.pm_base + at:#x}") for name, at in places.items())
+    if standing.gpe0 is not None:
+        yield "FADT: GPE0", f"port {standing.gpe0.start:#x}"
+    yield "FADT: SCI", f"IRQ {layout.SCI_IRQ}"
+    yield "FADT: PM timer's width", f"{facts.pm_timer_bits} bits"
+    if standing.ecam is not None:
+        yield "MCFG: ECAM", _span(standing.ecam.start, standing.ecam.stop - 1)
+    if standing.hpet is not None:
+        yield "HPET: address", f"{standing.hpet.start:#x}"
+        yield "HPET: id", f"{facts.hpet_id:#x}"
+    yield "MADT: local APIC", f"{facts.local_apic:#x}"
+    yield "MADT: enabled APIC ids", _ids(facts.apic_ids)
+    yield "MADT: I/O APIC", f"{facts.io_apic:#x}"
+    yield "MADT: the PIT's IRQ 0", f"GSI {layout.PIT_GSI}"
+
+
+def windows(dsdt: bytes | None) -> list[tuple[int, int]]:
+    """First and last address of each range of memory that a root of the DSDT passes on."""
+    result = []
+    for at in range(len(dsdt or b"")):
+        for layout_of, tag in ((_DWORD_MEMORY, 0x87), (_QWORD_MEMORY, 0x8A)):
+            if dsdt is None or dsdt[at] != tag or at + layout_of.size > len(dsdt):
+                continue
+            _tag, length, kind, flags, _specific, _granularity, first, last, _offset, size = layout_of.unpack_from(
+                dsdt, at
+            )
+            whole = length == layout_of.size - 3 and kind == 0 and first + size - 1 == last
+            if whole and not flags & _CONSUMER:
+                result.append((first, last))
+    return result
+
+
+def _windows(subject: Subject, offered: bytes | None, found: bytes | None, facts: Facts) -> None:
+    standing = facts.standing
+    taken = [(first, last, "memory") for first, last in facts.memory]
+    taken += [
+        (place, place + 0xFFF, name) for place, name in ((facts.local_apic, "local APIC"), (facts.io_apic, "I/O APIC"))
+    ]
+    for place, name in ((standing.ecam, "ECAM"), (standing.hpet, "HPET")):
+        if place is not None:
+            taken.append((place.start, place.stop - 1, name))
+    own = windows(offered)
+    for first, last in windows(found):
+        there = [f"{name} at {start:#x}" for start, end, name in taken if first <= end and start <= last]
+        there += _beyond(last, facts)
+        words = _span(first, last)
+        true = "free" if not there else ", ".join(there)
+        _row(subject, "DSDT: PCI window", words if (first, last) in own else "-", words, true, ok=not there)
+
+
+def _ram(subject: Subject, collected: Collected, report: GuestReport) -> None:
+    sides = (("etc/e820: RAM", e820.decode(collected.tables["etc/e820"])), ("the guest's map: RAM", found_map(report)))
+    for name, entries in sides:
+        ranges = [entry for entry in entries if entry.type == E820Type.RAM]
+        problems = [words for entry in ranges for words in _unbacked(entry, collected.facts)]
+        size = sum(entry.length for entry in ranges)
+        words = f"{size >> 20} MiB"
+        offered, found = (words, "-") if name.startswith("etc") else ("-", words)
+        _row(subject, name, offered, found, ", ".join(problems) or "memory is there", ok=not problems)
+
+
+def _unbacked(entry: E820Entry, facts: Facts) -> Iterator[str]:
+    yield from _beyond(entry.end - 1, facts)
+    at = entry.base
+    backed = sorted([*facts.ram, (layout.LEGACY_VIDEO.start, layout.LEGACY_END - 1)])
+    for first, last in backed:
+        if first <= at <= last:
+            at = last + 1
+    if at < entry.end:
+        yield f"nothing at {at:#x}"
+
+
+def _beyond(last: int, facts: Facts) -> list[str]:
+    bits = facts.physical_bits
+    return [f"addresses have {bits} bits"] if bits and last >> bits else []
+
+
+def _looks(subject: Subject, report: GuestReport, facts: Facts) -> None:
+    """What the guest saw; true is what it had to see."""
+    for what, seen in report.looks.items():
+        if what is Look.ECAM:
+            found, true = f"0:0.0 is {seen.first:08x}", f"0:0.0 is {seen.second:08x}"
+        elif what is Look.PM_TIMER:
+            found, true = ("counts" if seen.first != seen.second else f"stands at {seen.first:#x}"), "counts"
+        elif what is Look.HPET:
+            found, true = f"id {seen.first:#x}", f"id {facts.hpet_id:#x}"
+        elif what is Look.LOCAL_APIC:
+            number = seen.first >> 24
+            found, true = f"id {number}", f"id {number if number in facts.apic_ids else _ids(facts.apic_ids)}"
+        else:
+            found, true = f"{(seen.first >> 16 & 0xFF) + 1} inputs", f"{_IO_APIC_INPUTS} inputs"
+        name = what.name.replace("_", " ").replace("LOCAL", "local").replace("TIMER", "timer").replace("IO ", "I/O ")
+        _row(subject, f"the guest's look: {name}", f"at {seen.where:#x}", found, true)
+
+
+def _row(subject: Subject, name: str, offered: str, found: str, true: str, *, ok: bool | None = None) -> None:
+    right = found == true if ok is None else ok
+    reason = "" if right else "the machine is otherwise"
+    subject.add(name, offered, found, Verdict.TRUE if right else Verdict.UNTRUE, true=true, reason=reason)
+
+
+def _number(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first:#x}-{last:#x}"
+
+
+def _ids(numbers: Iterable[int]) -> str:
+    """Numbers as ranges: "0-3, 8"."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] + 1 == number:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges) or "none"
