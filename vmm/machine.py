@@ -194,7 +194,7 @@ class Machine(Runnable):
                 cores = self._processors.cores
                 poll_log = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
-            runner = Runner(self._lifetime, threads, consoles, self.platform.serial.feed)
+            runner = Runner(self._lifetime, threads, consoles, self.platform.serial.feed, self._positions)
             super().__init__(runner, self.serial, poll_log)
             self._parts = parts.pop_all()
 
@@ -297,6 +297,11 @@ class Machine(Runnable):
         if self.softcpu is None:
             return report | {"instructions": 0, "kvm_steps": 0, "interrupts": 0}
         return report | self.softcpu.counters()._asdict()
+
+    def _positions(self) -> str:
+        from vmm.run.failure import positions  # few runs fail
+
+        return positions(self.vcpus)
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

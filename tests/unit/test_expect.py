@@ -34,6 +34,33 @@ def test_a_match_moves_the_read_position_to_its_end() -> None:
     assert find(shown, "three")
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\r"])
+def test_lines_are_lines_however_they_end(end: bytes) -> None:
+    shown = console()
+    for piece in (b"first", end[:1], end[1:] + b"X ", b"second" + end):
+        shown.stream.write(piece)
+        shown.update()
+    assert find(shown, "^X second$")
+    shown.stream.write(end.join((b"a", b"b", b"")))
+    assert find(shown, r"a\nb$")
+
+
+@pytest.mark.parametrize(
+    ("printed", "last"),
+    [
+        (b"one\n\rtwo\n\r", "two"),
+        (b"\x1b[2J\x1b[01;01Hone\x1b[02;01Htwo\x1b[03;05H", "two"),
+        (b"one\x1b[1mbold\x1b[0m", "onebold"),
+        (b"x" * 200, "x" * 160 + " …"),
+        (b"", ""),
+    ],
+)
+def test_the_last_line_is_one_line(printed: bytes, last: str) -> None:
+    stream = Stream("serial")
+    stream.write(printed)
+    assert stream.last_line() == last
+
+
 def test_what_is_not_found_stays_unread() -> None:
     shown = console()
     shown.stream.write(b"one two")

@@ -61,7 +61,7 @@ def report() -> Report:
             "notes": [],
         },
         "machine": "pc",
-        "cpus": {"requested": 2, "max": 2, "started": 2, "all_started_s": 0.03},
+        "cpus": {"requested": 2, "max": 2, "started": 2, "all_started_s": 0.03, "madt": None},
         "memory": {
             "size": 128 << 20,
             "regions": [
@@ -192,6 +192,30 @@ def test_every_end_is_explained(report: Report, reason: str) -> None:
     assert "RIP 0000" in explained
 
 
+def test_a_guest_that_reads_without_looking_for_the_signature(report: Report) -> None:
+    report["fw_cfg"] |= {"probes": 0}
+    assert "asked for the device's signature 0 times and used 2 of 3 items" in text_of(report)
+    shown = text.text(report)
+    assert "fw_cfg        2 of 3 items read, 12 bytes" in shown
+    assert "never looked" not in shown
+
+
+def test_counts_of_what_was_read(report: Report) -> None:
+    selected = item("selected", 0x21, selects=1)
+    again = item("again", 0x22, size=16, selects=4, reads=4, bytes_read=32)
+    report["fw_cfg"]["items"] += [selected, again]
+    shown = text.text(report)
+    assert "3 of 5 items read" in shown
+    assert "never read  etc/e820, selected\n" in shown
+    assert "numa [8 of 40 bytes]" in shown
+    assert "again (4 times) [not all of 16 bytes]" in shown
+
+
+def test_the_madt_that_firmware_left_is_told(report: Report) -> None:
+    report["cpus"]["madt"] = {"address": 0xF77A000, "oem": "BHYVE", "enabled": [0], "possible": 1}
+    assert "2 started, the last after 30 ms; 1 in the MADT that firmware left" in text.text(report)
+
+
 def test_a_guest_that_does_nothing(report: Report) -> None:
     report["consoles"] = {"serial": 0, "debugcon": 0}
     report["console_tails"] = {"serial": "", "debugcon": ""}
@@ -201,7 +225,7 @@ def test_a_guest_that_does_nothing(report: Report) -> None:
     report["timeline"] = []
     report["memory"]["regions"] = []
     text = text_of(report)
-    assert "The guest never looked for it: nothing selected the signature" in text
+    assert "The guest never looked for it: it selected nothing" in text
     assert "The guest printed nothing" in text
     assert "None at all." in text
     assert "it never did." in text

@@ -63,6 +63,12 @@ class Registers:
         return 32 if self.values["cr0"] & 1 and attributes >> 14 & 1 else 16
 
     @property
+    def mode(self) -> str:
+        """In words: "64-bit code in long mode"."""
+        mode = "protected" if self.values["cr0"] & 1 else "real"
+        return f"{self.bits}-bit code in {'long' if self.values['efer'] >> 10 & 1 else mode} mode"
+
+    @property
     def cpl(self) -> int:
         """Current privilege level: SS's DPL (SDM volume 3, 5.5), 0 in real mode."""
         return self.values["ss_attributes"] >> 5 & 3 if self.values["cr0"] & 1 else 0
@@ -78,10 +84,8 @@ class Registers:
     def text(self) -> str:
         """Several lines, for people: the mode, general registers, segments, tables, control registers."""
         values = self.values
-        mode = "protected" if values["cr0"] & 1 else "real"
-        mode = "long" if values["efer"] >> 10 & 1 else mode
         lines = [
-            f"{self.bits}-bit code in {mode} mode, CPL {self.cpl}, {self.mp_state.name}",
+            f"{self.mode}, CPL {self.cpl}, {self.mp_state.name}",
             f"RIP {values['rip']:016x}  RFLAGS {values['rflags']:08x}",
         ]
         rows = (_GENERAL[start : start + 4] for start in range(0, len(_GENERAL), 4))

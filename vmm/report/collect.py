@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
+from vmm.firmware.images import FirmwareKind
+from vmm.legible import legible
 from vmm.run.console import strip_escapes
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         FwCfgReport,
         FwctlReport,
         ItemReport,
+        MadtReport,
         Report,
         RequestReport,
         TimesReport,
@@ -105,6 +108,25 @@ def _cpus(machine: Machine) -> CpusReport:
         "max": machine.config.max_cpus,
         "started": len(started),
         "all_started_s": round(started[-1], 6) if len(started) == machine.config.cpus else None,
+        "madt": _madt(machine),
+    }
+
+
+def _madt(machine: Machine) -> MadtReport | None:
+    """Return what firmware left, as it is in RAM now; guests of ours leave none, and need not wait for a search."""
+    if machine.config.firmware.kind is FirmwareKind.PROBE or not machine.started_ns:
+        return None
+    from vmm.tables.in_ram import find_tables, processors
+
+    table = find_tables(machine.memory).get("APIC")
+    if table is None:
+        return None
+    listed = list(processors(table.data))
+    return {
+        "address": table.address,
+        "oem": legible(table.oem),
+        "enabled": [processor.apic_id for processor in listed if processor.enabled],
+        "possible": len(listed),
     }
 
 

@@ -52,6 +52,18 @@ class FirmwareReport(TypedDict):
     """What was decided about the files, one sentence each."""
 
 
+class MadtReport(TypedDict):
+    """ACPI's list of processors, as firmware left it in guest RAM."""
+
+    address: int
+    oem: str
+    """Who made it: VMM where firmware took ours."""
+    enabled: list[int]
+    """APIC ids."""
+    possible: int
+    """Processors in all."""
+
+
 class CpusReport(TypedDict):
     """The vCPUs."""
 
@@ -61,6 +73,8 @@ class CpusReport(TypedDict):
     started: int
     all_started_s: float | None
     """When the last one executed its first instruction, after the first one did; null: not all have."""
+    madt: MadtReport | None
+    """null: no firmware has left one."""
 
 
 class RegionReport(TypedDict):

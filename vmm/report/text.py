@@ -86,23 +86,31 @@ def _cpu_words(cpus: CpusReport) -> str:
         words += f", the last after {seconds(cpus['all_started_s'])}"
     if cpus["max"] != cpus["requested"]:
         words += f"; room for {cpus['max']}"
+    if cpus["madt"] is not None:
+        words += f"; {len(cpus['madt']['enabled'])} in the MADT that firmware left"
     return words
 
 
 def _fw_cfg_rows(fw_cfg: FwCfgReport) -> Iterator[tuple[str, str]]:
-    if not fw_cfg["probes"]:
+    # Who selects an item and leaves it at that knows nothing of it, but that an empty one is empty.
+    read = [
+        item
+        for item in fw_cfg["items"]
+        if item["bytes_read"] or item["writes"] or (item["selects"] and not item["size"])
+    ]
+    unread = [item["name"] for item in fw_cfg["items"] if item not in read]
+    if not read:
         yield "fw_cfg", "the firmware never looked for it"
         return
-    read = [item for item in fw_cfg["items"] if item["selects"]]
     total = sum(item["bytes_read"] for item in read)
     yield "fw_cfg", f"{len(read)} of {len(fw_cfg['items'])} items read, {size(total)}"
     yield "  read", ", ".join(_item_words(item) for item in read)
-    if fw_cfg["never_read"]:
-        yield "  never read", ", ".join(fw_cfg["never_read"])
+    if unread:
+        yield "  never read", ", ".join(unread)
 
 
 def _fwctl_rows(fwctl: FwctlReport) -> Iterator[tuple[str, str]]:
-    if not fwctl["probes"]:
+    if not fwctl["probes"] and not fwctl["count"]:
         yield "fwctl", "the firmware never looked for it"
         return
     plural = "" if fwctl["count"] == 1 else "s"
@@ -124,7 +132,9 @@ def _item_words(item: ItemReport) -> str:
     elif item["selects"] > 1:
         words += f" ({item['selects']} times)"
     if item["bytes_read"] and not item["read_to_end"]:
-        words += f" [{item['bytes_read']} of {item['size']} bytes]"
+        # Of what was read in several goes, the sum says nothing of how far that was.
+        once = item["selects"] == 1
+        words += f" [{item['bytes_read']} of {item['size']} bytes]" if once else f" [not all of {item['size']} bytes]"
     return words
 
 

@@ -15,11 +15,15 @@ KEEP_BYTES = 4 << 20
 _LAST_LINE_BYTES = 8192
 """Where the last line is looked for."""
 
+_LAST_LINE_CHARACTERS = 160
+"""How much of it is shown."""
+
 MAX_PARAMETERS = 64
 """Bytes between CSI and the letter that ends it; what is longer is text, so that a guest cannot make us wait for an end
 that never comes."""
 
 _ESCAPE_SEQUENCE = rb"\x1b(?:\[[0-9;?=]{0,%d}[@-~]|[()][0-9A-Za-z]|[=>78c])" % MAX_PARAMETERS
+_CURSOR_MOVED = rb"\x1b\[[0-9;]{0,%d}[HfJ]" % MAX_PARAMETERS
 _ESCAPE_BEGUN = rb"\x1b(?:\[[0-9;?=]{0,%d}|[()])?\Z" % MAX_PARAMETERS
 
 
@@ -80,7 +84,11 @@ class Stream:
         return strip_escapes(self.since(0)).decode("utf-8", "replace")
 
     def last_line(self) -> str:
-        """The last line that is not blank, without escape sequences; "" if there is none."""
-        end = strip_escapes(self.since(self.total - _LAST_LINE_BYTES)).decode("utf-8", "replace")
-        lines = [line.strip() for line in end.splitlines()]
-        return next((line for line in reversed(lines) if line), "")
+        """The last line that is not blank, without escape sequences; "" if there is none.
+
+        Moving the cursor to another place, or erasing the screen, begins a line.
+        """
+        end = re.sub(_CURSOR_MOVED, b"\n", self.since(self.total - _LAST_LINE_BYTES))
+        lines = [line.strip() for line in strip_escapes(end).decode("utf-8", "replace").splitlines()]
+        last = next((line for line in reversed(lines) if line), "")
+        return last if len(last) <= _LAST_LINE_CHARACTERS else f"{last[:_LAST_LINE_CHARACTERS]} …"

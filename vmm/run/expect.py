@@ -96,7 +96,9 @@ class Found:
 
 
 class Console:
-    """What a stream shows without its terminal escape sequences, and how far that was read.
+    """What a stream shows without its terminal escape sequences and carriage returns, and how far that was read.
+
+    Lines end with LF for patterns' ``^`` and ``$``, whether the guest writes CR LF, LF CR or LF.
 
     Args:
         stream: what the guest prints.
@@ -121,6 +123,7 @@ class Console:
             return
         self._taken = start + len(fresh)
         text, self._carry = split_escapes(self._carry + fresh)
+        text = text.replace(b"\r", b"")
         self._text += text
         self.end += len(text)
         if len(self._text) > 2 * KEEP_BYTES:

@@ -6,6 +6,7 @@ from vmm._native import ffi, lib
 from vmm.cpu.registers import Registers
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import kvm_error
+from vmm.kvm.structs import MpState
 from vmm.run.outcome import Reason
 
 if TYPE_CHECKING:
@@ -65,6 +66,21 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
     }.get(end.outcome, f"run outcome {end.outcome}")
     why = "" if end.why == ffi.NULL else f" ({ffi.string(end.why).decode('ascii')})"
     return Reason.KVM_FAILURE, f"{what}{why}, {where}", registers.text
+
+
+def positions(vcpus: "Iterable[Vcpu]") -> str:
+    """Where each vCPU is that the guest has started: a line for each; vCPUs in the same place share one."""
+    places: dict[str, list[int]] = {}
+    for vcpu in vcpus:
+        registers = Registers.of(vcpu)
+        state = registers.mp_state
+        if state in {MpState.UNINITIALIZED, MpState.INIT_RECEIVED}:
+            where = "not started"
+        else:
+            halted = ", halted" if state is MpState.HALTED else ""
+            where = f"at RIP {registers.values['rip']:#x}, {registers.mode}, ring {registers.cpl}{halted}"
+        places.setdefault(where, []).append(vcpu.index)
+    return "\n".join(f"vCPU {', '.join(map(str, indices))}: {where}" for where, indices in places.items())
 
 
 def _failed_ioctl(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:

@@ -22,6 +22,7 @@ class Runner:
         threads: of its vCPUs.
         consoles: what it shows.
         send: types into its serial port; any thread may.
+        positions: tells where the vCPUs are, once they have stopped.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class Runner:
         threads: VcpuThreads,
         consoles: Sequence[Console],
         send: Callable[[bytes], object],
+        positions: Callable[[], str],
     ) -> None:
         self._lifetime = lifetime
         self._threads = threads
         self._consoles = list(consoles)
+        self._positions = positions
         self.send = send
 
     def run(
@@ -68,6 +71,8 @@ class Runner:
             if executes:
                 self._execute(watch, deadline, on_poll)
                 life.raise_failure()
+                if life.end is not None and life.end.reason in {Reason.TIMEOUT, Reason.INTERRUPTED}:
+                    life.end = life.end._replace(details=self._positions())
                 watch.look(answer=False)
             watch.mark_read()
             outcome = watch.outcome(life.end, life.run_s)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.tables.in_ram import processors
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.result import Subject, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vmm.verify.collect import Collected
     from vmm.verify.evidence import Evidence
 
-_MADT_ENTRIES = 44
-_LOCAL_APIC, _LOCAL_X2APIC = 0, 9
-_ENABLED = 1
 _COUNTED_BY = {Kind.UEFI: "MP Services, enabled", Kind.BIOS: "answered INIT and SIPI", Kind.LINUX: "nproc"}
 
 
@@ -36,20 +32,9 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     if madt is None:
         subject.add("MADT", f"{cpus} of {most}", "-", Verdict.MISSING, reason="the guest has no MADT; see ACPI tables")
         return subject
-    flags = list(_madt_processors(madt))
-    enabled = sum(flag & _ENABLED for flag in flags)
-    verdict = Verdict.ARRIVED if (enabled, len(flags)) == (cpus, most) else Verdict.ALTERED
-    subject.add("MADT, enabled of possible", f"{cpus} of {most}", f"{enabled} of {len(flags)}", verdict,
+    listed = list(processors(madt))
+    enabled = sum(processor.enabled for processor in listed)
+    verdict = Verdict.ARRIVED if (enabled, len(listed)) == (cpus, most) else Verdict.ALTERED
+    subject.add("MADT, enabled of possible", f"{cpus} of {most}", f"{enabled} of {len(listed)}", verdict,
                 reason="" if verdict.ok else "see ACPI tables")  # fmt: skip
     return subject
-
-
-def _madt_processors(madt: bytes) -> Iterator[int]:
-    """The flags of each processor entry (ACPI 6.5, 5.2.12)."""
-    at = _MADT_ENTRIES
-    while at + 2 <= len(madt) and madt[at + 1] >= 2:
-        if madt[at] == _LOCAL_APIC:
-            yield int.from_bytes(madt[at + 4 : at + 8], "little")
-        elif madt[at] == _LOCAL_X2APIC:
-            yield int.from_bytes(madt[at + 8 : at + 12], "little")
-        at += madt[at + 1]

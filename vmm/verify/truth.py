@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vmm import layout
 from vmm.tables import e820
 from vmm.tables.e820 import E820Type
+from vmm.tables.in_ram import processors
 from vmm.verify.acpi import offered_tables
 from vmm.verify.guest_report import GuestReport, Look
 from vmm.verify.memory import found_map
@@ -32,8 +33,7 @@ _PORTS: Final = {"PM1a event": (56, 148), "PM1a control": (64, 172), "PM timer":
 _TIMER_EXTENDED: Final = 1 << 8
 _X_GPE0_END: Final = 232
 _MADT_ENTRIES: Final = 44
-_LOCAL_APIC, _IO_APIC, _OVERRIDE, _LOCAL_X2APIC = 0, 1, 2, 9
-_ENABLED = 1
+_IO_APIC, _OVERRIDE = 1, 2
 _DWORD_MEMORY: Final = struct.Struct("<BHBBBIIIII")
 _QWORD_MEMORY: Final = struct.Struct("<BHBBBQQQQQ")
 _CONSUMER: Final = 1
@@ -79,21 +79,17 @@ def statements(tables: Tables) -> Iterator[tuple[str, str]]:
 
 
 def _madt(madt: bytes) -> Iterator[tuple[str, str]]:
-    ids, chips, overrides = [], [], {}
+    chips, overrides = [], {}
     at = _MADT_ENTRIES
     while at + 2 <= len(madt) and madt[at + 1] >= 2:
         entry = madt[at : at + madt[at + 1]]
         at += len(entry) if len(entry) == entry[1] else len(madt)
-        if entry[0] == _LOCAL_APIC and _number(entry, 4, 4) & _ENABLED:
-            ids.append(_number(entry, 3, 1))
-        elif entry[0] == _LOCAL_X2APIC and _number(entry, 8, 4) & _ENABLED:
-            ids.append(_number(entry, 4, 4))
-        elif entry[0] == _IO_APIC:
+        if entry[0] == _IO_APIC:
             chips.append(f"{_number(entry, 4, 4):#x}")
         elif entry[0] == _OVERRIDE:
             overrides[_number(entry, 3, 1)] = _number(entry, 4, 4)
     yield "MADT: local APIC", f"{_number(madt, 36, 4):#x}"
-    yield "MADT: enabled APIC ids", _ids(ids)
+    yield "MADT: enabled APIC ids", _ids(processor.apic_id for processor in processors(madt) if processor.enabled)
     yield "MADT: I/O APIC", ", ".join(chips)
     yield "MADT: the PIT's IRQ 0", f"GSI {overrides.get(0, 0)}"
 

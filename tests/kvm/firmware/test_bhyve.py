@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acpi_in_ram import cpus_of, tables
 
 from vmm import Machine, Reason
 from vmm.config.machine import FirmwareKind, Interface, MachineType
 from vmm.devices.fwctl_format import Error
+from vmm.tables.in_ram import Table, find_tables, processors
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -82,10 +82,10 @@ def test_cpus_in_the_madt(
     assert (machine.config.machine_type, machine.interface) == (MachineType.BHYVE, interface)
     boot_to_shell(machine)
 
-    madt = tables(machine)["APIC"]
+    madt = find_tables(machine.memory)["APIC"]
     ours = takes_tables and interface is QEMU and learns
     assert madt.oem == ("VMM" if ours else "BHYVE")
-    assert cpus_of(madt) == list(range(cpus if ours or (offered and learns) else 1))
+    assert enabled(madt) == list(range(cpus if ours or (offered and learns) else 1))
     if interface is QEMU:
         assert machine.fwctl is None
         assert machine.fw_cfg is not None
@@ -121,7 +121,7 @@ def test_a_value_registered_at_run_time_is_asked_for_at_each_get(create: Create)
     machine.fwctl.register("hw.ncpu", seven)
     boot_to_shell(machine)
     assert len(asked) == 1
-    assert cpus_of(tables(machine)["APIC"]) == list(range(7))
+    assert enabled(find_tables(machine.memory)["APIC"]) == list(range(7))
     assert "fwctl GET hw.ncpu OK 07 00 00 00" in [event.event for event in machine.timeline]
 
 
@@ -130,7 +130,11 @@ def test_an_item_of_the_user_replaces_the_count(create: Create, takes_tables: bo
     assert machine.fw_cfg is not None
     assert machine.fw_cfg.contents("opt/bhyve/hw.ncpu") == (3).to_bytes(4, "little")
     boot_to_shell(machine)
-    assert cpus_of(tables(machine)["APIC"]) == ([0, 1] if takes_tables else [0, 1, 2])
+    assert enabled(find_tables(machine.memory)["APIC"]) == ([0, 1] if takes_tables else [0, 1, 2])
+
+
+def enabled(madt: Table) -> list[int]:
+    return [processor.apic_id for processor in processors(madt.data) if processor.enabled]
 
 
 def in_shell(machine: Machine, command: str) -> str:
@@ -192,6 +196,8 @@ def test_bhyves_command_line_keeps_variables_and_reports_requests(
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text(encoding="utf-8"))
     assert found["firmware"]["interface"] == "bhyve"
+    assert found["cpus"]["madt"] | {"address": 0} == {"address": 0, "oem": "BHYVE", "enabled": [0, 1], "possible": 2}
+    assert "2 in the MADT that firmware left" in done.stderr
     assert "fw_cfg" not in found
     (request,) = found["fwctl"]["requests"]
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
