@@ -32,6 +32,7 @@ from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads, execute_vcpu
 from vmm.softcpu import decision
 from vmm.softcpu.engine import create_softcpu
+from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,7 +240,7 @@ class Machine(Runnable):
         """GPA of the VM generation id, once firmware has placed it and told us; None before, or without the device."""
         if self.config.vmgenid is None or self.fw_cfg is None:
             return None
-        return int.from_bytes(self.fw_cfg.contents(interface.VMGENID_ADDRESS_FILE), "little") or None
+        return int.from_bytes(self.fw_cfg.contents(VMGENID_ADDRESS_FILE), "little") or None
 
     def registers(self, index: int = 0) -> "Registers":
         """The registers of a vCPU, to be printed or looked up; between two runs.

@@ -16,9 +16,9 @@ from qemu_qtest import Qemu
 from vmm.config.machine import MachineConfig
 from vmm.handoff import tables
 from vmm.platform import Standing
-from vmm.tables import acpi, loader_rules
+from vmm.tables import loader_rules
+from vmm.tables.files import ACPI_FILES, LOADER_FILE, RSDP_FILE, SMBIOS_FILE
 from vmm.tables.loader_result import Rules
-from vmm.tables.smbios import TABLES_FILE
 from vmm.tables.smbios_options import split_structures
 from vmm.verify.acpi_fields import field_at
 
@@ -61,9 +61,9 @@ Facts = dict[tuple[str, str], str]
 
 
 def acpi_facts(files: dict[str, bytes], directory: Path) -> Facts:
-    result = loader_rules.run(files[acpi.LOADER_FILE], files, Rules.SEABIOS)
+    result = loader_rules.run(files[LOADER_FILE], files, Rules.SEABIOS)
     assert result.ok, result.reason
-    facts: Facts = {("RSDP", "length"): str(len(files[acpi.RSDP_FILE]))}
+    facts: Facts = {("RSDP", "length"): str(len(files[RSDP_FILE]))}
     for found in result.tables:
         data = files[found.file][found.offset : found.offset + found.length]
         facts["tables", found.signature] = "there"
@@ -147,18 +147,18 @@ def of_qemu(board: str, directory: Path) -> tuple[Facts, int]:
         for device, function, register, value in FIRMWARE_DOES[board]:
             address = 1 << 31 | device << 11 | function << 8 | register
             qemu.commands([f"outl 0xcf8 {address:#x}", f"outl 0xcfc {value:#x}"])
-        names = [*tables.ACPI_FILES, TABLES_FILE]
+        names = [*ACPI_FILES, SMBIOS_FILE]
         files = qemu.files()
         got = {name: qemu.item(*files[name]) for name in names}
-    processor = next(each for each in split_structures(got[TABLES_FILE]) if each[0] == 4)
-    facts = acpi_facts(got, directory) | smbios_facts(got[TABLES_FILE])
+    processor = next(each for each in split_structures(got[SMBIOS_FILE]) if each[0] == 4)
+    facts = acpi_facts(got, directory) | smbios_facts(got[SMBIOS_FILE])
     return facts, int.from_bytes(processor[8:16], "little")
 
 
 def of_ours(board: str, directory: Path, processor_id: int) -> Facts:
     config = MachineConfig.create("probe", machine=board, memory=MEMORY, cpus=CPUS)
     files = tables.AcpiFiles(config, MEMORY, 0).build(STANDING[board])
-    smbios = tables.smbios_files(config, MEMORY, 0, processor_id)[TABLES_FILE]
+    smbios = tables.smbios_files(config, MEMORY, 0, processor_id)[SMBIOS_FILE]
     return acpi_facts(files, directory) | smbios_facts(smbios)
 
 

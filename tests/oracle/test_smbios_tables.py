@@ -12,7 +12,8 @@ from qemu_qtest import Qemu
 
 from vmm.config.machine import MachineConfig
 from vmm.devices.fw_cfg_format import Key
-from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE, SmbiosDescription, build_smbios
+from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
+from vmm.tables.smbios import SmbiosDescription, build_smbios
 from vmm.tables.smbios_options import DEVICE_KINDS, FIELDS, SmbiosOption, check_together, split_structures
 
 GIB = 1 << 30
@@ -96,7 +97,7 @@ def of_qemu(directory: Path, arguments: list[str], memory: int, entry_point: int
     machine = f"pc,smbios-entry-point-type={entry_point}"
     with Qemu(directory, memory, options, machine=machine) as qemu:
         files = qemu.files()
-        return {name: qemu.item(*files[name]) for name in (ANCHOR_FILE, TABLES_FILE)}
+        return {name: qemu.item(*files[name]) for name in (SMBIOS_ANCHOR_FILE, SMBIOS_FILE)}
 
 
 def of_ours(arguments: list[str], memory: int, entry_point: int) -> dict[str, bytes]:
@@ -134,5 +135,5 @@ def test_random_options(tmp_path: Path, seed: int) -> None:
     machine = random.Random(seed)
     memory, entry_point = machine.choice(list(MEMORIES)), machine.choice([32, 64])
     ours, theirs = of_ours(options, memory, entry_point), of_qemu(tmp_path, options, memory, entry_point)
-    assert comparable(ours[TABLES_FILE]) == comparable(theirs[TABLES_FILE])
-    assert ours[ANCHOR_FILE] == theirs[ANCHOR_FILE]
+    assert comparable(ours[SMBIOS_FILE]) == comparable(theirs[SMBIOS_FILE])
+    assert ours[SMBIOS_ANCHOR_FILE] == theirs[SMBIOS_ANCHOR_FILE]

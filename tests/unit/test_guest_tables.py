@@ -12,8 +12,17 @@ from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE
 from vmm.handoff import tables
 from vmm.platform import Standing
-from vmm.tables import acpi, loader_rules, table_loader
+from vmm.tables import loader_rules, table_loader
 from vmm.tables.acpi_tables import checksum
+from vmm.tables.files import (
+    ACPI_FILE,
+    ACPI_FILES,
+    LOADER_FILE,
+    SMBIOS_FILE,
+    SMBIOS_FILES,
+    VMGENID_ADDRESS_FILE,
+    VMGENID_GUID_FILE,
+)
 from vmm.tables.loader_result import Rules
 from vmm.tables.smbios_options import split_structures
 
@@ -40,7 +49,7 @@ def test_the_files_of_every_board(tmp_path: Path, machine: str) -> None:
     files = tables.AcpiFiles(described, GIB, 0).build(STANDING) | tables.smbios_files(
         described, GIB, 0, 0x1234_0000_5678
     )
-    assert files.keys() == set(tables.TABLE_FILES)
+    assert files.keys() == {*ACPI_FILES, *SMBIOS_FILES}
     description = tables.acpi_description(described, GIB, 0, STANDING)
     assert (description.ecam_base, description.ecam_size) == (0xE000_0000, 64 << 20)
     assert description.hpet_base == 0xFED0_0000
@@ -96,14 +105,14 @@ def test_no_value_of_a_register_changes_the_size_of_a_file(
     gpe0 = None if pm_base is None else range(pm_base, min(pm_base + 16, 0x10000))
     after = files.build(Standing(pm_base, gpe0, place))
     assert {name: len(data) for name, data in before.items()} == {name: len(data) for name, data in after.items()}
-    assert loader_rules.run(after[acpi.LOADER_FILE], after, Rules.OVMF).ok
-    assert (b"MCFG" in after[acpi.TABLES_FILE]) == (ecam is not None)
+    assert loader_rules.run(after[LOADER_FILE], after, Rules.OVMF).ok
+    assert (b"MCFG" in after[ACPI_FILE]) == (ecam is not None)
 
 
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 def test_type_0_of_smbios_is_the_firmwares_own_unless_asked_for(tmp_path: Path, machine: str) -> None:
     def types(described: MachineConfig) -> list[int]:
-        return [each[0] for each in split_structures(tables.smbios_files(described, GIB, 0, 0)[tables.SMBIOS_FILES[1]])]
+        return [each[0] for each in split_structures(tables.smbios_files(described, GIB, 0, 0)[SMBIOS_FILE])]
 
     assert 0 not in types(config(tmp_path, machine=machine))
     assert 0 in types(config(tmp_path, machine=machine, smbios=["type=0,version=7"]))
@@ -118,8 +127,8 @@ def test_the_machines_uuid_is_in_smbios(tmp_path: Path) -> None:
 
 def test_vmgenid_adds_its_files_in_guid_byte_order(tmp_path: Path) -> None:
     files = tables.AcpiFiles(config(tmp_path, devices=[f"vmgenid,guid={GUID}"]), GIB, 0).build(STANDING)
-    assert files[acpi.VMGENID_GUID_FILE][40:56] == UUID(GUID).bytes_le
-    assert files[acpi.VMGENID_ADDRESS_FILE] == bytes(8)
+    assert files[VMGENID_GUID_FILE][40:56] == UUID(GUID).bytes_le
+    assert files[VMGENID_ADDRESS_FILE] == bytes(8)
     assert config(tmp_path, devices=["vmgenid"]).vmgenid != config(tmp_path, devices=["vmgenid,guid=auto"]).vmgenid
 
 

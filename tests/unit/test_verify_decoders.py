@@ -13,8 +13,7 @@ from vmm.handoff import tables
 from vmm.platform import Standing
 from vmm.run.outcome import Outcome, Reason
 from vmm.tables import e820
-from vmm.tables.acpi import TABLES_FILE as ACPI_FILE
-from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE
+from vmm.tables.files import ACPI_FILE, E820_FILE, SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.verify import linux_report, show
 from vmm.verify.collect import Collected
 from vmm.verify.facts import Facts
@@ -39,7 +38,7 @@ def machine(firmware: str) -> tuple[MachineConfig, dict[str, bytes]]:
         devices=["vmgenid", "vmcoreinfo"],
     )
     files = tables.AcpiFiles(config, LOW, 0).build(STANDING) | tables.smbios_files(config, LOW, 0, 0x1234)
-    return config, files | {tables.E820_FILE: e820.encode(tables.e820_map(config, LOW, 0))}
+    return config, files | {E820_FILE: e820.encode(tables.e820_map(config, LOW, 0))}
 
 
 def collected(firmware: str, report: GuestReport | None, *, log: str = "", message: str = "") -> Collected:
@@ -85,7 +84,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 def payloads(draw: st.DrawFn, firmware: str) -> tuple[bytes, bytes]:
     files = machine(firmware)[1]
     tag = draw(st.sampled_from(TAGS))
-    real = {b"SMEP": files[ANCHOR_FILE], b"SMBT": files[TABLES_FILE], b"ACPI": files[ACPI_FILE][:400]}
+    real = {b"SMEP": files[SMBIOS_ANCHOR_FILE], b"SMBT": files[SMBIOS_FILE], b"ACPI": files[ACPI_FILE][:400]}
     if tag in real and draw(st.booleans()):
         return tag, bytes(8) + draw(damaged(real[tag]))
     return tag, draw(st.binary(max_size=120))
@@ -150,7 +149,7 @@ def test_any_stream_is_a_report_or_a_report_error(stream: bytes) -> None:
 
 @pytest.mark.parametrize("size", range(32))
 def test_an_entry_point_that_is_cut_short_is_altered(size: int) -> None:
-    anchor = bytearray(machine("ovmf")[1][ANCHOR_FILE])
+    anchor = bytearray(machine("ovmf")[1][SMBIOS_ANCHOR_FILE])
     anchor[4] = -sum(anchor) & 0xFF  # firmware's part
     head, end = record(b"VMMR", struct.pack("<II", 1, Kind.UEFI)), record(b"END ", b"")
     report = decode(head + record(b"SMEP", bytes(8) + anchor[:size]) + end)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import Buffer, Key
+from vmm.tables.files import E820_FILE
 
 SYSTEM_STATES = bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80))
 """etc/system-states: byte x is Sx, bit 7 says that it is there, low bits are its SLP_TYP. Here S0 and S5."""
@@ -87,7 +88,7 @@ def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
         fw_cfg.add_item(Key.ACPI_TABLES, items.acpi_tables)
     fw_cfg.add_item(Key.HPET, _hpet(items.hpet))
     fw_cfg.add_file("bootorder", items.bootorder)
-    fw_cfg.add_file("etc/e820", items.e820)
+    fw_cfg.add_file(E820_FILE, items.e820)
     fw_cfg.add_file("etc/system-states", items.system_states)
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", items.reboot_timeout))
     if items.feature_control is not None:

@@ -17,11 +17,10 @@ from vmm import layout
 from vmm.config.machine import MachineType
 from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
-from vmm.handoff import tables
 from vmm.handoff.kernel import HEADER_MAGIC, LOAD_FLAGS, LOADED_HIGH, PROTOCOL, load_kernel
 from vmm.tables import e820, loader_rules, smbios_placement, table_loader
-from vmm.tables.acpi import LOADER_FILE, RSDP_FILE
 from vmm.tables.e820 import E820Entry, E820Type
+from vmm.tables.files import E820_FILE, LOADER_FILE, RSDP_FILE, SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.loader_result import Rules
 from vmm.tables.table_loader import Allocate, Zone
 
@@ -84,7 +83,7 @@ def prepare(
         raise ConfigError("-direct: needs a kernel (-kernel PATH) and fw_cfg")
     _set_up_chipset(config.machine_type, platform, io_lock)
     top, rsdp = _place_acpi(fw_cfg, memory)
-    files = {name: fw_cfg.contents(name) for name in ("etc/smbios/smbios-anchor", "etc/smbios/smbios-tables")}
+    files = {name: fw_cfg.contents(name) for name in (SMBIOS_ANCHOR_FILE, SMBIOS_FILE)}
     memory.write(SMBIOS.start, smbios_placement.place(files, SMBIOS.start, len(SMBIOS)))
     kernel = load_kernel(config.kernel, config.initrd, config.append or b"", top)
     setup = bytes(kernel.keys.get(Key.SETUP_DATA, b""))
@@ -97,7 +96,7 @@ def prepare(
         (initrd, kernel.keys.get(Key.INITRD_DATA, b"")),
     ):
         memory.write(address, bytes(data))
-    offered = e820.decode(fw_cfg.contents(tables.E820_FILE))
+    offered = e820.decode(fw_cfg.contents(E820_FILE))
     ranges = _memory_map(offered, memory.low_size, top, platform.standing().ecam)
     memory.write(BOOT_PARAMS, boot_params(setup, ranges, rsdp))
     memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))

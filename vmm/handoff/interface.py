@@ -16,6 +16,7 @@ from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
 from vmm.tables import e820
 from vmm.tables.boot_order import encode_boot_order
+from vmm.tables.files import ACPI_FILES, E820_FILE, SMBIOS_FILES, WRITABLE_FILES
 
 if TYPE_CHECKING:
     from vmm.bus import Bus
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from vmm.memory import GuestMemory
     from vmm.platform import Standing
 
-
-VMGENID_ADDRESS_FILE = "etc/vmgenid_addr"
-"""QEMU, docs/specs/vmgenid.rst: firmware writes the GPA of the generation id here, u64 little-endian."""
 
 CPU_COUNT_OID = "hw.ncpu"
 """FreeBSD, usr.sbin/bhyve/amd64/fwctl.c: the only OID that bhyve has; a 4-byte integer."""
@@ -86,9 +84,9 @@ def build_fw_cfg(
     if customize is not None:
         customize(fw_cfg)
     if alter is not None or tables.has_own_tables(config):
-        fixed = {tables.E820_FILE: memory_map, **build_smbios()}
+        fixed = {E820_FILE: memory_map, **build_smbios()}
         files = {**fixed, **build_acpi()}
-        memory_map = files.pop(tables.E820_FILE)
+        memory_map = files.pop(E820_FILE)
     add_pc_items(
         fw_cfg,
         PcItems(
@@ -125,14 +123,14 @@ def build_fw_cfg(
     if config.vmcoreinfo:
         add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
     if files is None:
-        fw_cfg.add_late_files(tables.SMBIOS_FILES, build_smbios)
-        fw_cfg.add_late_files(tables.ACPI_FILES, build_acpi, follow_guest=True)
+        fw_cfg.add_late_files(SMBIOS_FILES, build_smbios)
+        fw_cfg.add_late_files(ACPI_FILES, build_acpi, follow_guest=True)
     else:
-        late = [name for name in tables.ACPI_FILES if name in files]
+        late = [name for name in ACPI_FILES if name in files]
         fw_cfg.add_late_files(late, build_acpi, first=files, follow_guest=True)
         for name, data in files.items():
             if name not in late:
-                fw_cfg.add_file(name, data, writable=name == VMGENID_ADDRESS_FILE)
+                fw_cfg.add_file(name, data, writable=name in WRITABLE_FILES)
     fw_cfg.publish()
     return fw_cfg
 

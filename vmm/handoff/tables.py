@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from vmm.platform import Standing
     from vmm.tables.acpi import AcpiDescription
 
-E820_FILE = "etc/e820"
-
-ACPI_FILES = ("etc/acpi/rsdp", "etc/acpi/tables", "etc/table-loader")
-"""What depends on the board's registers."""
-
-SMBIOS_FILES = ("etc/smbios/smbios-anchor", "etc/smbios/smbios-tables")
-
-TABLE_FILES = ACPI_FILES + SMBIOS_FILES
-"""The files that every machine has; vmgenid adds two."""
 
 PCI_HOLE_END = layout.IOAPIC_BASE
 """QEMU, hw/pci-host/q35.c and i440fx.c: devices may have what lies between RAM and the I/O APIC."""

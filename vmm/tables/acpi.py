@@ -7,19 +7,10 @@ VM generation counter ``etc/vmgenid_guid`` and the writable ``etc/vmgenid_addr``
 
 from __future__ import annotations
 
-from typing import Final
-
 from vmm.tables import acpi_dsdt, acpi_tables, acpi_user
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, AcpiDescription
+from vmm.tables.files import ACPI_FILE, LOADER_FILE, RSDP_FILE, VMGENID_ADDRESS_FILE, VMGENID_GUID_FILE
 from vmm.tables.table_loader import Script, Zone
-
-RSDP_FILE: Final = "etc/acpi/rsdp"
-TABLES_FILE: Final = "etc/acpi/tables"
-LOADER_FILE: Final = "etc/table-loader"
-VMGENID_GUID_FILE: Final = "etc/vmgenid_guid"
-VMGENID_ADDRESS_FILE: Final = "etc/vmgenid_addr"
-WRITABLE_FILES: Final = frozenset({VMGENID_ADDRESS_FILE})
-"""The files that firmware writes into."""
 
 _TABLES_ALIGN = 64  # the FACS must lie on a 64-byte boundary
 _RSDP_ALIGN = 16
@@ -28,12 +19,6 @@ _RSDP_V1_SIZE, _RSDP_SIZE = 20, 36
 _RSDP_CHECKSUM, _RSDP_RSDT, _RSDP_XSDT, _RSDP_EXTENDED_CHECKSUM = 8, 16, 24, 32
 
 __all__ = [
-    "LOADER_FILE",
-    "RSDP_FILE",
-    "TABLES_FILE",
-    "VMGENID_ADDRESS_FILE",
-    "VMGENID_GUID_FILE",
-    "WRITABLE_FILES",
     "AcpiDescription",
     "build_acpi",
 ]
@@ -46,7 +31,7 @@ class _Tables:
         self.data = bytearray(acpi_tables.facs())
         self.script = Script()
         self.script.allocate(RSDP_FILE, align=_RSDP_ALIGN, zone=Zone.FSEG)
-        self.script.allocate(TABLES_FILE, align=_TABLES_ALIGN)
+        self.script.allocate(ACPI_FILE, align=_TABLES_ALIGN)
 
     def append(self, table: bytes) -> int:
         """Add a table and give its offset. Every table starts on a multiple of 8 bytes."""
@@ -55,13 +40,13 @@ class _Tables:
         self.data += table
         return offset
 
-    def link(self, offset: int, size: int, source: str = TABLES_FILE) -> None:
+    def link(self, offset: int, size: int, source: str = ACPI_FILE) -> None:
         """Let firmware add an address to the field at ``offset``."""
-        self.script.add_pointer(TABLES_FILE, offset, size, source)
+        self.script.add_pointer(ACPI_FILE, offset, size, source)
 
     def seal(self, offset: int, table: bytes) -> None:
         """Let firmware compute the checksum of the table at ``offset``."""
-        self.script.add_checksum(TABLES_FILE, result=offset + CHECKSUM_OFFSET, start=offset, length=len(table))
+        self.script.add_checksum(ACPI_FILE, result=offset + CHECKSUM_OFFSET, start=offset, length=len(table))
 
 
 def build_acpi(machine: AcpiDescription) -> dict[str, bytes]:
@@ -99,7 +84,7 @@ def build_acpi(machine: AcpiDescription) -> dict[str, bytes]:
         offsets.append(_add_vmgenid(tables, machine, machine.vmgenid, files))
     offsets += [tables.append(table) for table in machine.user_tables]
     _add_roots(tables, machine, offsets, files)
-    files[TABLES_FILE] = bytes(tables.data)
+    files[ACPI_FILE] = bytes(tables.data)
     files[LOADER_FILE] = tables.script.encode()
     return files
 
@@ -127,7 +112,7 @@ def _add_roots(tables: _Tables, machine: AcpiDescription, offsets: list[int], fi
         tables.seal(offset, root)
     files[RSDP_FILE] = acpi_tables.rsdp(rsdt_offset=roots["RSDT"], xsdt_offset=roots["XSDT"], oem=machine.oem)
     script = tables.script
-    script.add_pointer(RSDP_FILE, _RSDP_RSDT, 4, TABLES_FILE)
-    script.add_pointer(RSDP_FILE, _RSDP_XSDT, 8, TABLES_FILE)
+    script.add_pointer(RSDP_FILE, _RSDP_RSDT, 4, ACPI_FILE)
+    script.add_pointer(RSDP_FILE, _RSDP_XSDT, 8, ACPI_FILE)
     script.add_checksum(RSDP_FILE, result=_RSDP_CHECKSUM, start=0, length=_RSDP_V1_SIZE)
     script.add_checksum(RSDP_FILE, result=_RSDP_EXTENDED_CHECKSUM, start=0, length=_RSDP_SIZE)

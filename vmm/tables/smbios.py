@@ -14,10 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Self
 
 from vmm.errors import ConfigError
+from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, OEM_STRINGS, SmbiosOption
-
-ANCHOR_FILE: Final = "etc/smbios/smbios-anchor"
-TABLES_FILE: Final = "etc/smbios/smbios-tables"
 
 _OPTIONAL: Final = frozenset((0, 2))
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
@@ -141,7 +139,7 @@ def build_smbios(machine: SmbiosDescription) -> dict[str, bytes]:
     structures.append(_Structure(END_OF_TABLE, 0x7F00).encode())
     tables = b"".join(structures)
     anchor = _anchor_v2(structures, tables) if machine.version[0] == 2 else _anchor_v3(tables)
-    return {ANCHOR_FILE: anchor, TABLES_FILE: tables}
+    return {SMBIOS_ANCHOR_FILE: anchor, SMBIOS_FILE: tables}
 
 
 def _anchor_v2(structures: list[bytes], tables: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vmm.errors import ConfigError
-from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE
+from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ def place(files: Mapping[str, bytes], address: int, room: int) -> bytes:
     Raises:
         ConfigError: the structures need more room.
     """
-    anchor, tables = bytearray(files[ANCHOR_FILE]), files[TABLES_FILE]
+    anchor, tables = bytearray(files[SMBIOS_ANCHOR_FILE]), files[SMBIOS_FILE]
     start = -(-len(anchor) // ALIGNMENT) * ALIGNMENT
     if start + len(tables) > room:
         raise ConfigError(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm.tables import table_loader
-from vmm.tables.acpi import LOADER_FILE, RSDP_FILE, VMGENID_GUID_FILE
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE
+from vmm.tables.files import LOADER_FILE, RSDP_FILE, VMGENID_GUID_FILE
 from vmm.tables.table_loader import AddPointer
 from vmm.verify.acpi_fields import field_at
 from vmm.verify.result import Subject, Verdict

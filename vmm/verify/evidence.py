@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm.firmware.images import FirmwareKind
 from vmm.tables import loader_rules
-from vmm.tables.acpi import LOADER_FILE
+from vmm.tables.files import LOADER_FILE
 from vmm.tables.loader_result import LoaderResult, Rules
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from vmm.handoff.interface import VMGENID_ADDRESS_FILE
+from vmm.tables.files import VMGENID_ADDRESS_FILE
 from vmm.verify.result import Subject, Verdict
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.errors import ConfigError
-from vmm.handoff.tables import E820_FILE
 from vmm.tables import e820
 from vmm.tables.e820 import E820Entry, E820Type
+from vmm.tables.files import E820_FILE
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.result import Subject, Verdict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.tables.smbios import ANCHOR_FILE, TABLES_FILE
+from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, split_structures
 from vmm.verify.result import Subject, Verdict
 
@@ -36,7 +36,7 @@ _ENTRY_POINTS = {"_SM_": _EntryPoint(31, 6), "_SM3_": _EntryPoint(24, 7)}
 def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
     """Compare structure by structure: type and handle name one."""
     subject = Subject("SMBIOS")
-    offered = {_key(data): data for data in split_structures(collected.tables[TABLES_FILE])}
+    offered = {_key(data): data for data in split_structures(collected.tables[SMBIOS_FILE])}
     found: dict[_Key, bytes] = {}
     for table in report.smbios_tables:
         found |= _structures(table.data)
@@ -66,20 +66,20 @@ def published_fault(published: dict[str, bytes]) -> str:
     Rules: OvmfPkg/SmbiosPlatformDxe (IsEntryPointStructureValid and GetSmbiosFromFwCfg), SeaBIOS
     src/fw/biostables.c (smbios_romfile_setup).
     """
-    anchor, tables = published.get(ANCHOR_FILE, b""), published.get(TABLES_FILE, b"")
+    anchor, tables = published.get(SMBIOS_ANCHOR_FILE, b""), published.get(SMBIOS_FILE, b"")
     if anchor[:4] == b"_SM_" and len(anchor) == _ENTRY_POINTS["_SM_"].size:
         length = int.from_bytes(anchor[22:24], "little")
     elif anchor[:5] == b"_SM3_" and len(anchor) == _ENTRY_POINTS["_SM3_"].size:
         length = int.from_bytes(anchor[12:16], "little")
     else:
-        return f"{ANCHOR_FILE} is no entry point: {len(anchor)} bytes, {anchor[:5]!r}"
+        return f"{SMBIOS_ANCHOR_FILE} is no entry point: {len(anchor)} bytes, {anchor[:5]!r}"
     if length != len(tables):
-        return f"{ANCHOR_FILE} says {length} bytes of structures, {TABLES_FILE} has {len(tables)}"
+        return f"{SMBIOS_ANCHOR_FILE} says {length} bytes of structures, {SMBIOS_FILE} has {len(tables)}"
     try:
         for _ in split_structures(tables):
             pass
     except ValueError as error:
-        return f"{TABLES_FILE}: {error}"
+        return f"{SMBIOS_FILE}: {error}"
     return ""
 
 
@@ -87,15 +87,15 @@ def _why(collected: Collected, evidence: Evidence, *, altered: bool = False) -> 
     fault = published_fault(collected.published)
     if fault and altered and not evidence.is_ovmf:
         fault += "; SeaBIOS builds its own"
-    reason = evidence.never_read(ANCHOR_FILE) or fault
-    reason = reason or evidence.never_read(TABLES_FILE)
-    if not reason and collected.published.get(TABLES_FILE) != collected.tables[TABLES_FILE]:
+    reason = evidence.never_read(SMBIOS_ANCHOR_FILE) or fault
+    reason = reason or evidence.never_read(SMBIOS_FILE)
+    if not reason and collected.published.get(SMBIOS_FILE) != collected.tables[SMBIOS_FILE]:
         reason = "it was published like that"
     return reason or ("overridden by firmware" if altered else f"dropped by {evidence.firmware}")
 
 
 def _entry_point(subject: Subject, collected: Collected, report: GuestReport, evidence: Evidence) -> None:
-    offered = "_SM_" if collected.tables[ANCHOR_FILE].startswith(b"_SM_") else "_SM3_"
+    offered = "_SM_" if collected.tables[SMBIOS_ANCHOR_FILE].startswith(b"_SM_") else "_SM3_"
     for found in report.smbios_entry_points:
         data, place = found.data, f" at {found.address:#x}" if found.address else ""
         kind = next((kind for kind in _ENTRY_POINTS if data.startswith(kind.encode())), None)
@@ -113,7 +113,7 @@ def _entry_point(subject: Subject, collected: Collected, report: GuestReport, ev
             difference="its checksum is wrong" if wrong else "",
         )
     if not report.smbios_entry_points:
-        subject.add("entry point", ANCHOR_FILE, "-", Verdict.MISSING, reason=_why(collected, evidence))
+        subject.add("entry point", SMBIOS_ANCHOR_FILE, "-", Verdict.MISSING, reason=_why(collected, evidence))
 
 
 def _structures(data: bytes) -> dict[_Key, bytes]:

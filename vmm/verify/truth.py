@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vmm import layout
 from vmm.tables import e820
 from vmm.tables.e820 import E820Type
+from vmm.tables.files import E820_FILE
 from vmm.tables.in_ram import processors
 from vmm.verify.acpi import offered_tables
 from vmm.verify.guest_report import GuestReport, Look
@@ -150,7 +151,7 @@ def _windows(subject: Subject, offered: bytes | None, found: bytes | None, facts
 
 
 def _ram(subject: Subject, collected: Collected, report: GuestReport) -> None:
-    sides = (("etc/e820: RAM", e820.decode(collected.tables["etc/e820"])), ("the guest's map: RAM", found_map(report)))
+    sides = (("etc/e820: RAM", e820.decode(collected.tables[E820_FILE])), ("the guest's map: RAM", found_map(report)))
     for name, entries in sides:
         ranges = [entry for entry in entries if entry.type == E820Type.RAM]
         problems = [words for entry in ranges for words in _unbacked(entry, collected.facts)]

@@ -11,7 +11,7 @@ import pytest
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.run.outcome import Reason
 from vmm.tables import acpi_tables
-from vmm.tables.acpi import TABLES_FILE
+from vmm.tables.files import ACPI_FILE
 from vmm.tables.smbios_options import split_structures
 from vmm.verify import linux, linux_guest, linux_report
 from vmm.verify.collect import collect
@@ -59,7 +59,7 @@ def test_linux_finds_everything(kernel: dict[str, Any], firmware: str, cpus: int
     assert not wrong(result)
     rows = {row.name: row.found for subject in result.subjects for row in subject.rows}
     assert rows["nproc"] == str(cpus)
-    assert {"RSDP", "FACS", "DSDT", "FACP", "APIC", "WAET", "etc/vmcoreinfo", "etc/e820", TABLES_FILE} <= rows.keys()
+    assert {"RSDP", "FACS", "DSDT", "FACP", "APIC", "WAET", "etc/vmcoreinfo", "etc/e820", ACPI_FILE} <= rows.keys()
 
 
 @pytest.mark.parametrize("firmware", ["none", "ovmf"])
@@ -96,7 +96,7 @@ def test_every_byte(kernel: dict[str, Any], firmware: str) -> None:
             assert entry.data == whole, name
     for table in report.acpi:
         if table.data[:4] not in {b"FACP", b"SSDT"}:  # the SSDT has the address of the VM generation id
-            assert table.data in collected.published[TABLES_FILE], table.data[:4]
+            assert table.data in collected.published[ACPI_FILE], table.data[:4]
     theirs = {0, 127}  # OVMF adds a type 0 of its own, and gives the end of the table another handle
     structures, offered = (
         [structure for structure in split_structures(data) if firmware == "none" or structure[0] not in theirs]
@@ -115,14 +115,14 @@ def test_every_byte(kernel: dict[str, Any], firmware: str) -> None:
 
 def test_linux_complains_about_broken_aml(kernel: dict[str, Any]) -> None:
     def spoil(files: dict[str, bytes]) -> dict[str, bytes]:
-        tables = bytearray(files[TABLES_FILE])
+        tables = bytearray(files[ACPI_FILE])
         start = tables.index(b"DSDT")
         length = int.from_bytes(tables[start + 4 : start + 8], "little")
         # 0x2e is no AML opcode.
         tables[start + acpi_tables.HEADER_SIZE + 4 : start + acpi_tables.HEADER_SIZE + 12] = b"\x2e" * 8
         tables[start + acpi_tables.CHECKSUM_OFFSET] = 0
         tables[start + acpi_tables.CHECKSUM_OFFSET] = -sum(tables[start : start + length]) & 0xFF
-        return files | {TABLES_FILE: bytes(tables)}
+        return files | {ACPI_FILE: bytes(tables)}
 
     result = verify(machine(kernel, "none"), alter=spoil, deadline=DEADLINE, with_linux=True)
     assert not result.ok

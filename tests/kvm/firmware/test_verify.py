@@ -18,8 +18,9 @@ from virt.firmware.varstore import edk2
 from vmm.cli import main
 from vmm.config.machine import MachineConfig
 from vmm.firmware import guests
-from vmm.tables import acpi, smbios, table_loader
+from vmm.tables import table_loader
 from vmm.tables.e820 import RECORD, E820Entry, E820Type, decode
+from vmm.tables.files import ACPI_FILE, LOADER_FILE, SMBIOS_ANCHOR_FILE
 from vmm.tables.smbios_options import split_structures
 from vmm.tables.table_loader import AddPointer, Allocate
 from vmm.verify.collect import Collected, collect
@@ -221,31 +222,31 @@ def test_ovmf_obeys_the_boot_order(variables_with_floppies: Path) -> None:
 
 
 def offset_of(files: dict[str, bytes], signature: bytes) -> int:
-    return files[acpi.TABLES_FILE].index(signature)
+    return files[ACPI_FILE].index(signature)
 
 
 def wrong_checksum(files: dict[str, bytes]) -> dict[str, bytes]:
-    tables = bytearray(files[acpi.TABLES_FILE])
+    tables = bytearray(files[ACPI_FILE])
     tables[offset_of(files, b"APIC") + 9] ^= 0xFF
-    return files | {acpi.TABLES_FILE: bytes(tables)}
+    return files | {ACPI_FILE: bytes(tables)}
 
 
 def pointer_outside(files: dict[str, bytes]) -> dict[str, bytes]:
-    tables = bytearray(files[acpi.TABLES_FILE])
+    tables = bytearray(files[ACPI_FILE])
     at = offset_of(files, b"FACP") + 40
     tables[at : at + 4] = (len(tables) + 0x1000).to_bytes(4, "little")
-    return files | {acpi.TABLES_FILE: bytes(tables)}
+    return files | {ACPI_FILE: bytes(tables)}
 
 
 def duplicate_allocate(files: dict[str, bytes]) -> dict[str, bytes]:
-    again = Allocate(acpi.TABLES_FILE, 64, 1).encode()
-    return files | {acpi.LOADER_FILE: again + files[acpi.LOADER_FILE]}
+    again = Allocate(ACPI_FILE, 64, 1).encode()
+    return files | {LOADER_FILE: again + files[LOADER_FILE]}
 
 
 def unlinked_table(files: dict[str, bytes]) -> dict[str, bytes]:
     """Drop the pointers in RSDT and XSDT to the WAET, and leave offsets behind."""
     waet = offset_of(files, b"WAET")
-    script = files[acpi.LOADER_FILE]
+    script = files[LOADER_FILE]
     kept = b""
     for at in range(0, len(script), table_loader.RECORD_SIZE):
         record = script[at : at + table_loader.RECORD_SIZE]
@@ -255,7 +256,7 @@ def unlinked_table(files: dict[str, bytes]) -> dict[str, bytes]:
             if int.from_bytes(field, "little") == waet:
                 continue
         kept += record
-    return files | {acpi.LOADER_FILE: kept}
+    return files | {LOADER_FILE: kept}
 
 
 def overlapping_e820(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -264,9 +265,9 @@ def overlapping_e820(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def smbios_length(files: dict[str, bytes]) -> dict[str, bytes]:
-    anchor = bytearray(files[smbios.ANCHOR_FILE])
+    anchor = bytearray(files[SMBIOS_ANCHOR_FILE])
     anchor[22] ^= 1
-    return files | {smbios.ANCHOR_FILE: bytes(anchor)}
+    return files | {SMBIOS_ANCHOR_FILE: bytes(anchor)}
 
 
 def several_at_once(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -351,7 +352,7 @@ def test_a_field_that_firmware_overrides_is_named(collected: Collected) -> None:
 def test_an_item_that_firmware_never_read_is_named(collected: Collected) -> None:
     assert collected.report is not None
     reads = dict(collected.firmware_reads)
-    reads[acpi.LOADER_FILE] = reads[acpi.LOADER_FILE]._replace(selects=0)
+    reads[LOADER_FILE] = reads[LOADER_FILE]._replace(selects=0)
     report = replace(collected.report, rsdp=None, acpi=[])
     result = compare(replace(collected, report=report, firmware_reads=reads))
     assert {row.reason for row in result.subject("ACPI tables").rows} == {"SeaBIOS never read etc/table-loader"}

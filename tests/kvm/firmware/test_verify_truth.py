@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from vmm.config.machine import MachineConfig
-from vmm.tables import acpi
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET
+from vmm.tables.files import ACPI_FILE
 from vmm.verify.result import Row, Verdict
 from vmm.verify.run import verify
 
@@ -37,7 +37,7 @@ def patched(
     """Change some bytes of a table, and its checksum if it comes with one."""
 
     def alter(files: Files) -> Files:
-        tables = bytearray(files[acpi.TABLES_FILE])
+        tables = bytearray(files[ACPI_FILE])
         start = start_of(tables, signature)
         if start < 0:
             return files  # not yet: MCFG is there once firmware has placed ECAM
@@ -47,7 +47,7 @@ def patched(
         if signature != b"FACP":
             tables[start + CHECKSUM_OFFSET] = 0
             tables[start + CHECKSUM_OFFSET] = -sum(tables[start:end]) & 0xFF
-        return files | {acpi.TABLES_FILE: bytes(tables)}
+        return files | {ACPI_FILE: bytes(tables)}
 
     return alter
 
@@ -62,7 +62,7 @@ def port(at: int, extended: int, value: int) -> Callable[[Files], Files]:
 
 def window_over_ram(files: Files) -> Files:
     """Let the first window begin 1 MiB earlier, where RAM is."""
-    tables = files[acpi.TABLES_FILE]
+    tables = files[ACPI_FILE]
     at = tables.index(b"\x87\x17\x00\x00")
     first, last = struct.unpack_from("<II", tables, at + 10)
     start = start_of(tables, b"DSDT")

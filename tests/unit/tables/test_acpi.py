@@ -11,6 +11,7 @@ import pytest
 from vmm.errors import ConfigError
 from vmm.tables import acpi, acpi_dsdt, acpi_tables, aml, loader_rules
 from vmm.tables.acpi_tables import AcpiDescription, Oem, table
+from vmm.tables.files import ACPI_FILE, LOADER_FILE, RSDP_FILE, VMGENID_ADDRESS_FILE, VMGENID_GUID_FILE, WRITABLE_FILES
 from vmm.tables.loader_result import Rules
 
 MACHINES = {
@@ -53,7 +54,7 @@ ANY_MACHINE = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES
 def linked(machine: AcpiDescription) -> dict[str, bytes]:
     """Give the tables as a guest finds them, by signature; SSDTs get a number."""
     files = acpi.build_acpi(machine)
-    result = loader_rules.run(files[acpi.LOADER_FILE], files, Rules.SEABIOS, writable=acpi.WRITABLE_FILES)
+    result = loader_rules.run(files[LOADER_FILE], files, Rules.SEABIOS, writable=WRITABLE_FILES)
     assert result.ok
     tables: dict[str, bytes] = {}
     for found in result.tables:
@@ -116,15 +117,15 @@ def evaluate(tables: dict[str, bytes], tmp_path: Path, command: str) -> str:
 def test_vmgenid_method_gives_the_address_of_the_guid(tmp_path: Path) -> None:
     machine = MACHINES["everything"]._replace(user_tables=())
     files = acpi.build_acpi(machine)
-    assert files[acpi.VMGENID_GUID_FILE] == (bytes(40) + bytes(range(16))).ljust(4096, b"\0")
-    assert files[acpi.VMGENID_ADDRESS_FILE] == bytes(8)
-    result = loader_rules.run(files[acpi.LOADER_FILE], files, Rules.OVMF, writable=acpi.WRITABLE_FILES)
-    (address,) = struct.unpack("<Q", result.written[acpi.VMGENID_ADDRESS_FILE])
-    assert address == result.blobs[acpi.VMGENID_GUID_FILE].base + 40
+    assert files[VMGENID_GUID_FILE] == (bytes(40) + bytes(range(16))).ljust(4096, b"\0")
+    assert files[VMGENID_ADDRESS_FILE] == bytes(8)
+    result = loader_rules.run(files[LOADER_FILE], files, Rules.OVMF, writable=WRITABLE_FILES)
+    (address,) = struct.unpack("<Q", result.written[VMGENID_ADDRESS_FILE])
+    assert address == result.blobs[VMGENID_GUID_FILE].base + 40
     output = evaluate(linked(machine), tmp_path, "evaluate \\_SB.VGEN.ADDR")
     values = [int(number, 16) for number in re.findall(r"\[Integer\] = ([0-9A-F]{16})", output)]
-    seabios = loader_rules.run(files[acpi.LOADER_FILE], files, Rules.SEABIOS, writable=acpi.WRITABLE_FILES)
-    assert values == [seabios.blobs[acpi.VMGENID_GUID_FILE].base + 40, 0]
+    seabios = loader_rules.run(files[LOADER_FILE], files, Rules.SEABIOS, writable=WRITABLE_FILES)
+    assert values == [seabios.blobs[VMGENID_GUID_FILE].base + 40, 0]
 
 
 @pytest.mark.parametrize(
@@ -226,17 +227,17 @@ def test_tables_are_only_there_for_what_exists() -> None:
 
 def test_nothing_is_padded() -> None:
     files = acpi.build_acpi(MACHINES["q35"])
-    assert len(files[acpi.RSDP_FILE]) == 36
-    assert len(files[acpi.TABLES_FILE]) < 2048
-    assert len(files[acpi.LOADER_FILE]) % 128 == 0
-    assert files[acpi.LOADER_FILE][-128:-124] == b"\x03\0\0\0"
+    assert len(files[RSDP_FILE]) == 36
+    assert len(files[ACPI_FILE]) < 2048
+    assert len(files[LOADER_FILE]) % 128 == 0
+    assert files[LOADER_FILE][-128:-124] == b"\x03\0\0\0"
 
 
 def test_checksums_that_the_loader_fills_are_shipped_as_zero() -> None:
     files = acpi.build_acpi(MACHINES["everything"])
-    assert files[acpi.RSDP_FILE][8] == files[acpi.RSDP_FILE][32] == 0
-    for record in range(0, len(files[acpi.LOADER_FILE]), 128):
-        command = files[acpi.LOADER_FILE][record : record + 128]
+    assert files[RSDP_FILE][8] == files[RSDP_FILE][32] == 0
+    for record in range(0, len(files[LOADER_FILE]), 128):
+        command = files[LOADER_FILE][record : record + 128]
         if command[0] == 3:
             name = command[4:60].rstrip(b"\0").decode()
             assert files[name][struct.unpack_from("<I", command, 60)[0]] == 0

@@ -8,19 +8,20 @@ from hypothesis import strategies as st
 
 from vmm.tables import acpi, loader_rules
 from vmm.tables.acpi_tables import AcpiDescription
+from vmm.tables.files import ACPI_FILE, LOADER_FILE, RSDP_FILE
 from vmm.tables.in_ram import find_tables, processors
 from vmm.tables.loader_result import Rules
 
 TOP = 16 << 20
 """The rig's RAM ends here; the area below 1 MiB is not mapped."""
 
-BASES = {acpi.RSDP_FILE: TOP - 0x10000 + 20, acpi.TABLES_FILE: TOP - 0x8000}
+BASES = {RSDP_FILE: TOP - 0x10000 + 20, ACPI_FILE: TOP - 0x8000}
 
 
 def left_by_firmware(machine: AcpiDescription) -> Rig:
     rig = Rig()
     files = acpi.build_acpi(machine)
-    for blob in loader_rules.run(files[acpi.LOADER_FILE], files, Rules.SEABIOS, bases=BASES).blobs.values():
+    for blob in loader_rules.run(files[LOADER_FILE], files, Rules.SEABIOS, bases=BASES).blobs.values():
         rig.memory.write(blob.base, bytes(blob.data))
     return rig
 
@@ -40,7 +41,7 @@ def test_what_is_damaged_is_not_found() -> None:
     madt = find_tables(rig.memory)["APIC"]
     rig.memory.write(madt.address + 10, b"X")
     assert find_tables(rig.memory).keys() == {"XSDT", "FACP", "MCFG", "WAET"}
-    rig.memory.write(BASES[acpi.RSDP_FILE] + 9, b"X")
+    rig.memory.write(BASES[RSDP_FILE] + 9, b"X")
     assert find_tables(rig.memory) == {}
     assert find_tables(Rig().memory) == {}
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vmm.tables import acpi, loader_rules
 from vmm.tables.acpi_tables import AcpiDescription, Oem, table
+from vmm.tables.files import LOADER_FILE, WRITABLE_FILES
 from vmm.tables.loader_result import LoaderResult, Rules
 from vmm.tables.table_loader import AddChecksum, AddPointer, Allocate, WritePointer, Zone
 
@@ -44,7 +45,7 @@ def load(*names: str, zone: Zone = Zone.HIGH) -> list[Command]:
 )
 def test_our_own_tables_are_all_accepted(machine: AcpiDescription, rules: Rules) -> None:
     files = published(machine)
-    result = loader_rules.run(files[acpi.LOADER_FILE], files, rules, writable=acpi.WRITABLE_FILES)
+    result = loader_rules.run(files[LOADER_FILE], files, rules, writable=WRITABLE_FILES)
     assert result.ok, result.reason
     assert not result.failures
     accepted = sorted(found.signature for found in result.tables if found.accepted)
@@ -60,7 +61,7 @@ def test_our_own_tables_are_all_accepted(machine: AcpiDescription, rules: Rules)
 def test_pointers_and_checksums_end_up_right(rules: Rules) -> None:
     files = published(AcpiDescription())
     bases = {RSDP: 0xF5A00, TABLES: 0x7FF0000}
-    result = loader_rules.run(files[acpi.LOADER_FILE], files, rules, bases=bases)
+    result = loader_rules.run(files[LOADER_FILE], files, rules, bases=bases)
     rsdp = result.blobs[RSDP].data
     assert sum(rsdp[:20]) % 256 == 0
     assert sum(rsdp) % 256 == 0
@@ -78,14 +79,14 @@ def test_pointers_and_checksums_end_up_right(rules: Rules) -> None:
 def test_vmgenid_address_is_written_for_the_host(rules: Rules) -> None:
     files = published(AcpiDescription(vmgenid=bytes(range(16))))
     bases = {"etc/vmgenid_guid": 0x7E000000}
-    result = loader_rules.run(files[acpi.LOADER_FILE], files, rules, writable=acpi.WRITABLE_FILES, bases=bases)
+    result = loader_rules.run(files[LOADER_FILE], files, rules, writable=WRITABLE_FILES, bases=bases)
     assert result.written == {"etc/vmgenid_addr": struct.pack("<Q", 0x7E000028)}
     assert not result.blobs["etc/vmgenid_guid"].only_tables
 
 
 def test_write_pointer_needs_dma_and_a_writable_item() -> None:
     files = published(AcpiDescription(vmgenid=bytes(range(16))))
-    script = files[acpi.LOADER_FILE]
+    script = files[LOADER_FILE]
     assert "offers no DMA" in loader_rules.run(script, files, Rules.OVMF, dma=False).reason
     assert "read-only" in loader_rules.run(script, files, Rules.OVMF).reason
     seabios = loader_rules.run(script, files, Rules.SEABIOS)
@@ -128,7 +129,7 @@ def test_ovmf_stops_at_the_first_failure_and_says_why(commands: Commands, reason
 
 def test_seabios_skips_what_fails_and_goes_on() -> None:
     files = published(AcpiDescription())
-    broken = Allocate("none", 64, 1).encode() + files[acpi.LOADER_FILE] + AddPointer(TABLES, "none", 0, 4).encode()
+    broken = Allocate("none", 64, 1).encode() + files[LOADER_FILE] + AddPointer(TABLES, "none", 0, 4).encode()
     result = run([broken], files, Rules.SEABIOS)
     assert result.ok
     assert [step.reason for step in result.failures] == ["no fw_cfg file none", "none was not allocated"]
@@ -240,14 +241,14 @@ def test_a_script_of_a_wrong_size_is_refused_whole(rules: Rules) -> None:
 @BOTH
 def test_padding_is_skipped(rules: Rules) -> None:
     files = published(AcpiDescription())
-    result = run([files[acpi.LOADER_FILE] + bytes(256)], files, rules)
+    result = run([files[LOADER_FILE] + bytes(256)], files, rules)
     assert result.ok
     assert not result.failures
 
 
 def test_seabios_without_an_rsdp_in_the_f_segment() -> None:
     files = published(AcpiDescription())
-    script = files[acpi.LOADER_FILE]
+    script = files[LOADER_FILE]
     high = Allocate(RSDP, 16, Zone.HIGH).encode() + script[128:]
     assert "no RSDP in the F segment" in run([high], files, Rules.SEABIOS).reason
     assert run([high], files, Rules.OVMF).ok
@@ -255,7 +256,7 @@ def test_seabios_without_an_rsdp_in_the_f_segment() -> None:
 
 def test_seabios_names_a_root_table_that_fails() -> None:
     files = dict(published(AcpiDescription()))
-    script = files[acpi.LOADER_FILE]
+    script = files[LOADER_FILE]
     without_last_sums = script[: -2 * 128]
     assert "RSDP in etc/acpi/rsdp has a wrong checksum" in run([without_last_sums], files, Rules.SEABIOS).reason
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmm.errors import ConfigError
-from vmm.tables import smbios
+from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios import SmbiosDescription, build_smbios
 from vmm.tables.smbios_options import SmbiosOption, check_together, split_structures
 from vmm.tables.smbios_placement import place
@@ -21,7 +21,7 @@ SMALL = SmbiosDescription(low_memory=128 << 20, unasked=frozenset((0, 2)))
 
 def placed(files: dict[str, bytes]) -> bytes:
     """Do what firmware does: address of the structures, then the checksums."""
-    anchor = bytearray(files[smbios.ANCHOR_FILE])
+    anchor = bytearray(files[SMBIOS_ANCHOR_FILE])
     if anchor[:5] == b"_SM3_":
         struct.pack_into("<Q", anchor, 16, 32)
         anchor[5] = -sum(anchor) & 0xFF
@@ -29,7 +29,7 @@ def placed(files: dict[str, bytes]) -> bytes:
         struct.pack_into("<I", anchor, 24, 32)
         anchor[21] = -sum(anchor[16:]) & 0xFF
         anchor[4] = -sum(anchor) & 0xFF
-    return bytes(anchor).ljust(32, b"\0") + files[smbios.TABLES_FILE]
+    return bytes(anchor).ljust(32, b"\0") + files[SMBIOS_FILE]
 
 
 def dmidecode(machine: SmbiosDescription, directory: Path) -> dict[int, list[dict[str, str]]]:
@@ -82,9 +82,9 @@ def test_dmidecode_reads_all_types(version: tuple[int, int], tmp_path: Path) -> 
 
 def test_anchor_of_version_2_8() -> None:
     files = build_smbios(SMALL)
-    tables = files[smbios.TABLES_FILE]
+    tables = files[SMBIOS_FILE]
     structures = list(split_structures(tables))
-    anchor = files[smbios.ANCHOR_FILE]
+    anchor = files[SMBIOS_ANCHOR_FILE]
     assert len(anchor) == 31
     assert anchor[:11] == b"_SM_" + bytes([0, 31, 2, 8]) + struct.pack("<H", max(map(len, structures))) + b"\0"
     assert anchor[16:22] == b"_DMI_\0"
@@ -93,8 +93,8 @@ def test_anchor_of_version_2_8() -> None:
 
 def test_anchor_of_version_3_0() -> None:
     files = build_smbios(SMALL._replace(version=(3, 0)))
-    expected = b"_SM3_" + bytes([0, 24, 3, 0, 0, 1, 0]) + struct.pack("<IQ", len(files[smbios.TABLES_FILE]), 0)
-    assert files[smbios.ANCHOR_FILE] == expected
+    expected = b"_SM3_" + bytes([0, 24, 3, 0, 0, 1, 0]) + struct.pack("<IQ", len(files[SMBIOS_FILE]), 0)
+    assert files[SMBIOS_ANCHOR_FILE] == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_anchor_of_version_3_0() -> None:
 )
 def test_formatted_lengths_are_those_of_the_version(kind: int, old: int, new: int) -> None:
     for version, length in (((2, 8), old), ((3, 0), new)):
-        tables = build_smbios(SMALL._replace(version=version))[smbios.TABLES_FILE]
+        tables = build_smbios(SMALL._replace(version=version))[SMBIOS_FILE]
         assert [item[1] for item in split_structures(tables) if item[0] == kind] == [length]
 
 
@@ -168,7 +168,7 @@ def test_oem_strings_are_one_structure_of_bytes_as_they_came(tmp_path: Path) -> 
         "type=11,value=gr\u00fc\u00dfe,value=\udcff",
     )
     files = build_smbios(SMALL._replace(options=tuple(map(SmbiosOption.parse, options))))
-    found = [item for item in split_structures(files[smbios.TABLES_FILE]) if item[0] == 11]
+    found = [item for item in split_structures(files[SMBIOS_FILE]) if item[0] == 11]
     strings = b"one\0two lines\nof it\n\0gr\xc3\xbc\xc3\x9fe\0\xff\0"
     assert found == [b"\x0b\x05\x00\x0e\x05" + strings + b"\0"]
 
@@ -192,7 +192,7 @@ def test_more_strings_than_a_structure_can_count_are_refused() -> None:
 
 def test_uefi_is_said_only_of_uefi_firmware() -> None:
     def extension(machine: SmbiosDescription) -> int:
-        return build_smbios(machine)[smbios.TABLES_FILE][19]
+        return build_smbios(machine)[SMBIOS_FILE][19]
 
     assert extension(SMALL) == 0x14
     assert extension(SMALL._replace(uefi=True)) == 0x1C
@@ -200,7 +200,7 @@ def test_uefi_is_said_only_of_uefi_firmware() -> None:
 
 
 def test_a_structure_from_a_file_stands_instead_of_ours(tmp_path: Path) -> None:
-    system = next(item for item in split_structures(build_smbios(SMALL)[smbios.TABLES_FILE]) if item[0] == 1)
+    system = next(item for item in split_structures(build_smbios(SMALL)[SMBIOS_FILE]) if item[0] == 1)
     oem = bytes([200, 6]) + b"\x55\x55" + b"\x01\x02" + b"text\0\0"
     (tmp_path / "user.bin").write_bytes(system.replace(b"Virtual Machine", b"Real Machine") + oem)
     option = SmbiosOption.parse(f"file={tmp_path}/user.bin")
@@ -265,7 +265,7 @@ def test_too_long_for_version_2_8() -> None:
     with pytest.raises(ConfigError, match="add -machine smbios-entry-point-type=64"):
         build_smbios(SMALL._replace(options=options))
     files = build_smbios(SMALL._replace(options=options, version=(3, 0)))
-    assert len(files[smbios.TABLES_FILE]) > 120000
+    assert len(files[SMBIOS_FILE]) > 120000
 
 
 @pytest.mark.parametrize(
@@ -296,12 +296,12 @@ def test_placed_by_us_it_can_be_followed(version: tuple[int, int]) -> None:
     if version[0] == 2:
         assert sum(anchor[16:]) % 256 == 0
     (at,) = struct.unpack_from("<I", anchor, 24) if version[0] == 2 else struct.unpack_from("<Q", anchor, 16)
-    assert ram[at:] == files[smbios.TABLES_FILE]
+    assert ram[at:] == files[SMBIOS_FILE]
 
 
 def test_more_structures_than_there_is_room_for_are_refused() -> None:
     files = build_smbios(SMALL)
-    size = len(files[smbios.TABLES_FILE]) + 32
+    size = len(files[SMBIOS_FILE]) + 32
     assert len(place(files, 0xF1000, size)) == size
     with pytest.raises(ConfigError, match=f"{size - 33} fit where this machine's firmware looks"):
         place(files, 0xF1000, size - 1)
