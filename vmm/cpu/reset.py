@@ -22,11 +22,11 @@ _APIC_BASE_BSP = 1 << 8
 
 _MSR_MISC_ENABLE = 0x1A0
 _MSR_PAT = 0x277
-_MSR_MTRR_DEF_TYPE = 0x2FF
+MSR_MTRR_DEF_TYPE = 0x2FF
 
 _RESET_MSRS: dict[int, int] = {
     # SDM volume 3, 12.11: MTRRs are off (all memory uncached) until firmware turns them on.
-    _MSR_MTRR_DEF_TYPE: 0,
+    MSR_MTRR_DEF_TYPE: 0,
     _MSR_PAT: 0x0007040600070406,  # SDM volume 3, 12.12.4
     **dict.fromkeys(range(0x200, 0x210), 0),  # variable MTRRs, 8 pairs
     **dict.fromkeys((0x250, 0x258, 0x259, *range(0x268, 0x270)), 0),  # fixed MTRRs
@@ -38,7 +38,7 @@ _RESET_MSRS: dict[int, int] = {
     **dict.fromkeys(range(0x4B564D00, 0x4B564D05), 0),  # KVM's paravirtual ones: kvmclock, async PF, steal time, EOI
 }
 
-_NEEDED_MSRS = frozenset((_MSR_MTRR_DEF_TYPE, _MSR_PAT))
+_NEEDED_MSRS = frozenset((MSR_MTRR_DEF_TYPE, _MSR_PAT))
 """Without these at their reset values, no firmware finds what it expects."""
 
 # LAPIC registers (SDM volume 3, table 11-1), and their values after reset (11.4.7.1).

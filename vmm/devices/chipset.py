@@ -16,7 +16,7 @@ ISA_BRIDGE = 0x060100
 OTHER_BRIDGE = 0x068000
 """PCI Code and ID Assignment: class codes."""
 
-_PIRQ_OFF = 0x80
+PIRQ_OFF = 0x80
 """PIRQ routing control: bit 7 set, not routed."""
 
 _I440FX_PAM = 0x59
@@ -143,7 +143,7 @@ class Ich9Lpc(PciFunction):
         self.writable[_ICH9_PMBASE : _ICH9_PMBASE + 4] = (0xFF80).to_bytes(4, "little")
         self.writable[_ICH9_RCBA : _ICH9_RCBA + 4] = (0xFFFF_C001).to_bytes(4, "little")
         for pirqs in (0x60, 0x68):
-            self.config[pirqs : pirqs + 4] = bytes((_PIRQ_OFF,)) * 4
+            self.config[pirqs : pirqs + 4] = bytes((PIRQ_OFF,)) * 4
 
     def config_written(self, first: int, last: int) -> None:
         """Move the ACPI block."""
@@ -156,7 +156,7 @@ class Ich9Lpc(PciFunction):
 def piix3_isa_bridge() -> PciFunction:
     """82371SB, 0:1.0; 0:1.3 exists besides."""
     bridge = PciFunction(INTEL, 0x7000, ISA_BRIDGE, multifunction=True)
-    bridge.config[0x60:0x64] = bytes((_PIRQ_OFF,)) * 4
+    bridge.config[0x60:0x64] = bytes((PIRQ_OFF,)) * 4
     return bridge
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm import layout
 from vmm.config.machine import MachineType
+from vmm.cpu.reset import MSR_MTRR_DEF_TYPE
 from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
 from vmm.handoff.kernel import HEADER_MAGIC, LOAD_FLAGS, LOADED_HIGH, PROTOCOL, load_kernel
@@ -51,7 +52,6 @@ _ACPI_RSDP_ADDR, _E820_ENTRIES, _SETUP_HEADER, _E820_TABLE, _BOOT_PARAMS_SIZE = 
 _E820_MOST: Final = 128
 _PREF_ADDRESS, _INIT_SIZE = 0x258, 0x260
 
-_MSR_MTRR_DEF_TYPE: Final = 0x2FF
 _WRITE_BACK: Final = 0x806
 """MTRRs on, everything write-back (SDM volume 3, 12.11.2.1); Linux's page tables make devices uncached."""
 
@@ -101,7 +101,7 @@ def prepare(
     memory.write(BOOT_PARAMS, boot_params(setup, ranges, rsdp))
     memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))
     for vcpu in vcpus:
-        vcpu.set_msrs({_MSR_MTRR_DEF_TYPE: _WRITE_BACK})
+        vcpu.set_msrs({MSR_MTRR_DEF_TYPE: _WRITE_BACK})
     _enter_protected_mode(vcpus[0], entry)
 
 

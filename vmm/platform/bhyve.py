@@ -6,7 +6,7 @@ address register, so there is none to assign before the guest starts, as bhyve d
 
 from vmm import layout
 from vmm.devices.acpi_pm import BHYVE, AcpiPm
-from vmm.devices.chipset import HOST_BRIDGE, INTEL, ISA_BRIDGE
+from vmm.devices.chipset import HOST_BRIDGE, INTEL, ISA_BRIDGE, PIRQ_OFF
 from vmm.devices.pci import SUBSYSTEM_ID, PciFunction
 from vmm.platform.parts import Board, Parts, Platform, Standing
 
@@ -16,7 +16,6 @@ _HOSTBRIDGE = 0x1275
 
 _LPC = 0x7000
 _PIRQS = (0x60, 0x68)
-_PIRQ_OFF = 0x80
 """pci_irq.c: PIRQ A to D and E to H, not routed after reset."""
 
 
@@ -27,17 +26,17 @@ def build(parts: Parts) -> Platform:
         ConfigError: two devices claim the same addresses.
     """
     board = Board("bhyve", parts)
-    board.rom()
+    board.map_rom()
     parts.memory.map_ram(layout.LEGACY_ROM.start, len(layout.LEGACY_ROM))
-    flash = board.variables()
-    board.config_and_reset()
-    pm = board.acpi(BHYVE)
+    flash = board.map_variables()
+    board.add_config_and_reset()
+    pm = board.add_acpi(BHYVE)
     board.pci.add(0, 0, _plain(PciFunction(_NETAPP, _HOSTBRIDGE, HOST_BRIDGE)))
     board.pci.add(31, 0, Lpc(pm))
-    hpet = board.hpet()
+    hpet = board.add_hpet()
     # QEMU's port for it, 0x402, is in the middle of this board's PM1a enable register.
-    consoles = board.consoles(layout.PORT_DEBUG_BOCHS)
-    return board.finish(pm, consoles, board.clock(), flash, lambda: Standing(pm.decoded, hpet=hpet))
+    consoles = board.add_consoles(layout.PORT_DEBUG_BOCHS)
+    return board.finish(pm, consoles, board.add_clock(), flash, lambda: Standing(pm.decoded, hpet=hpet))
 
 
 class Lpc(PciFunction):
@@ -51,7 +50,7 @@ class Lpc(PciFunction):
         super().__init__(INTEL, _LPC, ISA_BRIDGE)
         _plain(self)
         for register in _PIRQS:
-            self.config[register : register + 4] = bytes((_PIRQ_OFF,)) * 4
+            self.config[register : register + 4] = bytes((PIRQ_OFF,)) * 4
         self._pm = pm
         pm.move(layout.PORT_PM_BHYVE.start)
 

@@ -149,17 +149,17 @@ class Board:
         self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
         self._devices: list[Device] = []
 
-    def port(self, ports: range, device: Device, name: str) -> None:
+    def add_at_ports(self, ports: range, device: Device, name: str) -> None:
         """Put a device at ports."""
         self.parts.ports.add(ports.start, ports.stop - 1, device, name)
         self._devices.append(device)
 
-    def at(self, addresses: range, device: Device, name: str) -> None:
+    def add_at(self, addresses: range, device: Device, name: str) -> None:
         """Put a device at guest physical addresses."""
         self.parts.mmio.add(addresses.start, addresses.stop - 1, device, name)
         self._devices.append(device)
 
-    def rom(self) -> mmap.mmap:
+    def map_rom(self) -> mmap.mmap:
         """Map the code at its place below 4 GiB; returns its bytes."""
         parts = self.parts
         image = mmap.mmap(-1, len(parts.firmware.code))
@@ -167,14 +167,14 @@ class Board:
         parts.memory.map_rom(parts.firmware.code_address, image)
         return image
 
-    def code(self) -> ShadowArea:
+    def map_code(self) -> ShadowArea:
         """Map the code, if there is any, below 4 GiB; returns the area below 1 MiB that shows its end, too."""
-        image: mmap.mmap | bytes = self.rom() if self.parts.firmware.code else b""
+        image: mmap.mmap | bytes = self.map_rom() if self.parts.firmware.code else b""
         shadow = ShadowArea(self.parts.memory, memoryview(image)[-_BIOS_ALIAS:])
-        self.at(layout.LEGACY_ROM, LegacyArea(shadow), "legacy ROM area")
+        self.add_at(layout.LEGACY_ROM, LegacyArea(shadow), "legacy ROM area")
         return shadow
 
-    def variables(self) -> Flash | None:
+    def map_variables(self) -> Flash | None:
         """Put the variable store, as flash, below the code: what is in the user's own file, or a private copy."""
         firmware = self.parts.firmware
         store = firmware.variables
@@ -190,46 +190,46 @@ class Board:
             contents[:] = store.data
         gpa = firmware.variables_address
         flash = Flash(self.parts.memory, gpa, contents, read_only=False, write_back=write_back)
-        self.at(range(gpa, gpa + size), flash, "flash VARS")
+        self.add_at(range(gpa, gpa + size), flash, "flash VARS")
         return flash
 
-    def consoles(self, debug_port: range = layout.PORT_DEBUG_QEMU) -> Serial:
-        """COM1 and the debug port."""
+    def add_consoles(self, debug_port: range = layout.PORT_DEBUG_QEMU) -> Serial:
+        """Add COM1 and the debug port."""
         parts = self.parts
         serial = Serial(parts.line(layout.COM1_IRQ), parts.serial, parts.ports.lock)
-        self.port(layout.PORT_COM1, serial, "COM1")
-        self.port(debug_port, self._debugcon, "debugcon")
+        self.add_at_ports(layout.PORT_COM1, serial, "COM1")
+        self.add_at_ports(debug_port, self._debugcon, "debugcon")
         return serial
 
-    def clock(self) -> Rtc:
-        """RTC and CMOS."""
+    def add_clock(self) -> Rtc:
+        """Add RTC and CMOS."""
         rtc = Rtc(self.parts.line(layout.RTC_IRQ), self.timers, cmos(self.parts))
-        self.port(layout.PORT_CMOS, rtc, "RTC and CMOS")
+        self.add_at_ports(layout.PORT_CMOS, rtc, "RTC and CMOS")
         return rtc
 
-    def hpet(self) -> range | None:
-        """The HPET, if there is to be one; where it is."""
+    def add_hpet(self) -> range | None:
+        """Add the HPET, if there is to be one; return where it is."""
         if not self.parts.hpet:
             return None
-        self.at(layout.HPET, Hpet(self.parts.irq, self.parts.msi, self.timers), "HPET")
+        self.add_at(layout.HPET, Hpet(self.parts.irq, self.parts.msi, self.timers), "HPET")
         return layout.HPET
 
-    def acpi(self, model: PmModel) -> AcpiPm:
-        """The ACPI block, placed nowhere yet, and SMI_CMD."""
+    def add_acpi(self, model: PmModel) -> AcpiPm:
+        """Add the ACPI block, placed nowhere yet, and SMI_CMD."""
         parts = self.parts
         pm = AcpiPm(model, parts.ports, parts.line(layout.SCI_IRQ), parts.power)
         self._devices.append(pm)
-        self.port(layout.PORT_APM, ApmPorts(pm), "APM")
+        self.add_at_ports(layout.PORT_APM, ApmPorts(pm), "APM")
         return pm
 
-    def config_and_reset(self) -> None:
-        """PCI configuration ports, and every way to reset."""
+    def add_config_and_reset(self) -> None:
+        """Add PCI configuration ports, and every way to reset."""
         power = self.parts.power
         reset_control = ResetControl(power)
         self._devices.append(reset_control)
-        self.port(layout.PORT_PCI_CONFIG, PciConfigPorts(self.pci, reset_control), "PCI configuration")
-        self.port(layout.PORT_SYSTEM_CONTROL_A, SystemControlA(power), "system control A")
-        self.port(layout.PORT_I8042_COMMAND, I8042Reset(power), "i8042 command")
+        self.add_at_ports(layout.PORT_PCI_CONFIG, PciConfigPorts(self.pci, reset_control), "PCI configuration")
+        self.add_at_ports(layout.PORT_SYSTEM_CONTROL_A, SystemControlA(power), "system control A")
+        self.add_at_ports(layout.PORT_I8042_COMMAND, I8042Reset(power), "i8042 command")
 
     def finish(
         self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None, standing: Callable[[], Standing]

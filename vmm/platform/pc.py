@@ -13,17 +13,17 @@ def build(parts: Parts) -> Platform:
         ConfigError: two devices claim the same addresses.
     """
     board = Board("pc", parts)
-    shadow = board.code()
-    flash = board.variables()
-    board.config_and_reset()
-    pm = board.acpi(PIIX4)
-    board.port(layout.PORT_GPE0_PIIX4, pm.gpe0, "GPE0")
+    shadow = board.map_code()
+    flash = board.map_variables()
+    board.add_config_and_reset()
+    pm = board.add_acpi(PIIX4)
+    board.add_at_ports(layout.PORT_GPE0_PIIX4, pm.gpe0, "GPE0")
     board.pci.add(0, 0, i440fx_host_bridge(shadow))
     board.pci.add(1, 0, piix3_isa_bridge())
     board.pci.add(1, 3, Piix4Pm(pm))
-    hpet = board.hpet()
+    hpet = board.add_hpet()
 
     def standing() -> Standing:
         return Standing(pm.decoded, layout.PORT_GPE0_PIIX4, hpet=hpet)
 
-    return board.finish(pm, board.consoles(), board.clock(), flash, standing)
+    return board.finish(pm, board.add_consoles(), board.add_clock(), flash, standing)

@@ -13,19 +13,19 @@ def build(parts: Parts) -> Platform:
         ConfigError: two devices claim the same addresses.
     """
     board = Board("q35", parts)
-    shadow = board.code()
-    flash = board.variables()
-    board.config_and_reset()
-    pm = board.acpi(ICH9)
+    shadow = board.map_code()
+    flash = board.map_variables()
+    board.add_config_and_reset()
+    pm = board.add_acpi(ICH9)
     host = Q35HostBridge(shadow, board.pci, parts.mmio)
     board.pci.add(0, 0, host)
     board.pci.add(31, 0, Ich9Lpc(pm))
 
-    hpet = board.hpet()
+    hpet = board.add_hpet()
 
     def standing() -> Standing:
         base = pm.decoded
         gpe0 = None if base is None else range(base + layout.ICH9_GPE0.start, base + layout.ICH9_GPE0.stop)
         return Standing(base, gpe0, ecam=host.ecam, hpet=hpet)
 
-    return board.finish(pm, board.consoles(), board.clock(), flash, standing)
+    return board.finish(pm, board.add_consoles(), board.add_clock(), flash, standing)

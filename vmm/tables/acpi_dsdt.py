@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm import layout
 from vmm.tables import acpi_tables, aml, resources
 
 if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription
 
-FW_CFG_PORT = 0x510
 VMGENID_GUID_OFFSET = 40
 """Offset of the GUID in ``etc/vmgenid_guid``: far enough from the start that
 OVMF's second pass doesn't take the file for a table (QEMU docs/specs/vmgenid)."""
 
 _FOUR_GIB = 1 << 32
-_PCI_CONFIG_PORT = 0xCF8
-_HPET_SIZE = 0x400
 _PRESENT = 0x0F
 _PRESENT_HIDDEN = 0x0B
-_PCI_HOST_BRIDGE_OSC = "33DB4D5B-1FF7-401C-9657-7441C03DD766"
+_PCI_HOST_BRIDGE_OSC = bytes.fromhex("5b4ddb33f71f1c4096577441c03dd766")
+"""33DB4D5B-1FF7-401C-9657-7441C03DD766, as ToUUID encodes it. Not by the module uuid, which takes longer to load than
+all tables take to build."""
 
 
 def dsdt(machine: AcpiDescription) -> bytes:
@@ -46,9 +46,9 @@ def _pci_root(machine: AcpiDescription) -> bytes:
         identity.append(aml.name("_CID", aml.eisa_id("PNP0A03")))
     windows = [
         resources.bus_numbers(0, machine.buses - 1),
-        resources.io(_PCI_CONFIG_PORT, 8),
-        resources.io_window(0, _PCI_CONFIG_PORT - 1),
-        resources.io_window(_PCI_CONFIG_PORT + 8, 0xFFFF),
+        _ports(layout.PORT_PCI_CONFIG),
+        resources.io_window(0, layout.PORT_PCI_CONFIG.start - 1),
+        resources.io_window(layout.PORT_PCI_CONFIG.stop, 0xFFFF),
     ]
     windows += [
         resources.memory_window(first, last, cacheable=last >= _FOUR_GIB) for first, last in machine.pci_windows
@@ -76,7 +76,7 @@ def _osc() -> bytes:
         4,
         aml.create_dword_field(aml.argument(3), aml.integer(0), "CDW1"),
         aml.if_(
-            aml.equal(aml.argument(0), aml.uuid(_PCI_HOST_BRIDGE_OSC)),
+            aml.equal(aml.argument(0), aml.buffer(_PCI_HOST_BRIDGE_OSC)),
             aml.create_dword_field(aml.argument(3), aml.integer(8), "CDW3"),
             aml.and_(control, aml.integer(0x1F), granted),
             aml.if_(
@@ -95,11 +95,12 @@ def _osc() -> bytes:
 def _isa_bridge(machine: AcpiDescription, device: int, function: int) -> bytes:
     children = []
     if machine.com1:
-        children.append(_isa_device("COM1", "PNP0501", resources.io(0x3F8, 8), resources.irq(4), unit=1))
+        com1 = _ports(layout.PORT_COM1), resources.irq(layout.COM1_IRQ)
+        children.append(_isa_device("COM1", "PNP0501", *com1, unit=1))
     if machine.rtc:
-        children.append(_isa_device("RTC", "PNP0B00", resources.io(0x70, 2), resources.irq(8)))
+        children.append(_isa_device("RTC", "PNP0B00", _ports(layout.PORT_CMOS), resources.irq(layout.RTC_IRQ)))
     if machine.i8042:
-        ports = resources.io(0x60, 1) + resources.io(0x64, 1)
+        ports = _ports(layout.PORT_I8042_DATA) + _ports(layout.PORT_I8042_COMMAND)
         children.append(_isa_device("KBD", "PNP0303", ports, resources.irq(1)))
         children.append(_isa_device("MOU", "PNP0F13", resources.irq(12)))
     return aml.device("ISA", aml.name("_ADR", aml.integer(device << 16 | function)), *children)
@@ -110,6 +111,10 @@ def _isa_device(name: str, hardware_id: str, *descriptors: bytes, unit: int | No
     if unit is not None:
         body.append(aml.name("_UID", aml.integer(unit)))
     return aml.device(name, *body, aml.name("_CRS", resources.template(*descriptors)))
+
+
+def _ports(ports: range) -> bytes:
+    return resources.io(ports.start, len(ports))
 
 
 def _motherboard(machine: AcpiDescription) -> bytes:
@@ -135,13 +140,13 @@ def _hpet(base: int) -> bytes:
         "HPET",
         aml.name("_HID", aml.eisa_id("PNP0103")),
         aml.name("_UID", aml.integer(0)),
-        aml.name("_CRS", resources.template(resources.memory32(base, _HPET_SIZE, writable=False))),
+        aml.name("_CRS", resources.template(resources.memory32(base, len(layout.HPET), writable=False))),
     )
 
 
 def _fw_cfg(*, dma: bool) -> bytes:
     """Declare QEMU0002, hidden from a user's device list as QEMU does (docs/specs/fw_cfg)."""
-    ports = resources.io(FW_CFG_PORT, 12 if dma else 2)
+    ports = resources.io(layout.PORT_FW_CFG.start, len(layout.PORT_FW_CFG) if dma else 2)
     return aml.device(
         "FWCF",
         aml.name("_HID", aml.string("QEMU0002")),

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from vmm import layout
 from vmm.errors import ConfigError
 
 HEADER_SIZE: Final = 36
@@ -92,13 +93,13 @@ class AcpiDescription(NamedTuple):
     acpi_enable: int = 0
     acpi_disable: int = 0
     s5_type: int = 0
-    reset_port: int | None = 0xCF9
+    reset_port: int | None = layout.PORT_PCI_CONFIG.start + 1
     reset_value: int = 6
     gpe0: tuple[int, int] | None = None
     century: int = 0x32
     power_button: bool = False
     express: bool = True
-    ecam_base: int | None = 0xB000_0000
+    ecam_base: int | None = layout.ECAM_DEFAULT
     ecam_size: int = 256 << 20
     pci_windows: tuple[tuple[int, int], ...] = ((0xC000_0000, 0xFBFF_FFFF),)
     isa_bridge: tuple[int, int] | None = (31, 0)
@@ -108,8 +109,8 @@ class AcpiDescription(NamedTuple):
     hpet_base: int | None = None
     hpet_id: int = 0x8086A201
     hpet_minimum: int = 0
-    local_apic_base: int = 0xFEE0_0000
-    io_apic_base: int = 0xFEC0_0000
+    local_apic_base: int = layout.LAPIC_BASE
+    io_apic_base: int = layout.IOAPIC_BASE
     irq0_gsi: int = 2
     fw_cfg: bool = True
     fw_cfg_dma: bool = True

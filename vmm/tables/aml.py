@@ -183,10 +183,3 @@ def eisa_id(text: str) -> bytes:
     letters = [ord(letter) - ord("A") + 1 for letter in text[:3]]
     vendor = letters[0] << 10 | letters[1] << 5 | letters[2]
     return b"\x0c" + (vendor << 16 | int(text[3:], 16)).to_bytes(4, "big")
-
-
-def uuid(text: str) -> bytes:
-    """Encode ``ToUUID (text)``: a 16-byte buffer, first three fields little-endian."""
-    # The module uuid would do, but takes longer to load than all tables take to build.
-    data = bytes.fromhex(text.replace("-", ""))
-    return buffer(data[3::-1] + data[5:3:-1] + data[7:5:-1] + data[8:])

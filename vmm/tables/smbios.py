@@ -170,8 +170,7 @@ def _bios(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
 
 
 def _system(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
-    uuid = user.text("uuid") or machine.uuid or bytes(16)
-    mixed_endian = uuid[3::-1] + uuid[5:3:-1] + uuid[7:5:-1] + uuid[8:]
+    uuid = user.text("uuid") or machine.uuid
     power_switch = 6
     system = _Structure(1, 0x100).text(
         user.text("manufacturer", "vmm"),
@@ -179,8 +178,15 @@ def _system(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
         user.text("version"),
         user.text("serial"),
     )
-    system.put("16sB", mixed_endian, power_switch).text(user.text("sku"), user.text("family"))
+    system.put("16sB", _guid(uuid) if uuid else bytes(16), power_switch).text(user.text("sku"), user.text("family"))
     return [system.encode()]
+
+
+def _guid(uuid: bytes) -> bytes:
+    """The bytes of a UUID with its first three fields little-endian (SMBIOS 7.2.1)."""
+    from uuid import UUID
+
+    return UUID(bytes=uuid).bytes_le
 
 
 def _board(machine: SmbiosDescription, user: _Fields) -> list[bytes]:

@@ -5,6 +5,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -276,4 +277,8 @@ def test_building_what_is_not_there_is_a_mistake_of_ours() -> None:
         acpi_tables.mcfg(MACHINES["pc"])
     with pytest.raises(ValueError, match="no HPET"):
         acpi_tables.hpet(MACHINES["q35"])
-    assert acpi_dsdt.FW_CFG_PORT == 0x510
+
+
+def test_osc_asks_for_the_guid_of_host_bridges() -> None:
+    guid = UUID("33DB4D5B-1FF7-401C-9657-7441C03DD766")  # PCI Firmware Specification 3.3, 4.5.1
+    assert aml.buffer(guid.bytes_le) in acpi_dsdt.dsdt(MACHINES["q35"])
