@@ -14,7 +14,7 @@ Source: docs/specs/fw_cfg.rst in QEMU's tree.
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.devices.fw_cfg_format import (
@@ -27,62 +27,12 @@ from vmm.devices.fw_cfg_format import (
     Key,
     check_name,
 )
+from vmm.devices.fw_cfg_item import BuildFiles, Item, ItemStatistics, LateFiles, OnSelect, OnWrite, new_item
 from vmm.errors import ConfigError
 from vmm.layout import PORT_FW_CFG
 
 if TYPE_CHECKING:
     from vmm.bus import Bus, Device
-
-OnSelect = Callable[[], None]
-"""Called before the guest can read the item's first byte."""
-
-BuildFiles = Callable[[], Mapping[str, Buffer]]
-"""Gives the contents of files by name."""
-
-OnWrite = Callable[[int, bytes], None]
-"""Called with (offset, the stored bytes) after a guest's DMA write."""
-
-
-class ItemStatistics(NamedTuple):
-    """One item and what the guest did with it so far; sizes in bytes."""
-
-    name: str
-    key: int
-    size: int
-    selects: int
-    reads: int
-    """Port accesses (a string instruction's batch is one) and DMA transfers that delivered bytes of the item."""
-    bytes_read: int
-    writes: int
-    read_to_end: bool
-
-
-class _Item(NamedTuple):
-    name: str
-    key: int
-    contents: Any
-    """Owned ``uint8_t[]`` if writable, else a cffi view that keeps the caller's buffer alive."""
-    size: int
-    writable: bool
-    initial: bytes | None
-    on_select: OnSelect | None
-    on_write: OnWrite | None
-
-
-class _LateFiles:
-    """Files that `FwCfg.add_late_files` added."""
-
-    def __init__(self, names: Iterable[str], build: BuildFiles, *, built: bool, follow_guest: bool) -> None:
-        self.names = tuple(names)
-        self.build = build
-        self.built = built
-        self.selected = False  # by the guest, since power-on or reset
-        self._follow_guest = follow_guest
-
-    @property
-    def stale(self) -> bool:
-        """Whether the contents are not there yet, or not yet what the guest shall see."""
-        return not self.built or (self._follow_guest and not self.selected)
 
 
 class FwCfg:
@@ -106,11 +56,11 @@ class FwCfg:
             raise MemoryError
         self._handle = ffi.new_handle(self)
         lib.fw_cfg_listen(self._native, lib.vmm_python_fw_cfg_event, self._handle)
-        self._items: dict[int, _Item] = {}
-        self._files: dict[str, _Item] = {}
+        self._items: dict[int, Item] = {}
+        self._files: dict[str, Item] = {}
         self._tables: tuple[Any, Any] | None = None
         self._registers: Device | None = None
-        self._late: list[_LateFiles] = []
+        self._late: list[LateFiles] = []
         self.failure: BaseException | None = None
         self.add_item(Key.SIGNATURE, b"QEMU")
         self.add_item(Key.ID, struct.pack("<I", 3 if dma else 1))
@@ -138,7 +88,7 @@ class FwCfg:
             raise ConfigError(f"fw_cfg key {key:#x} is taken")
         self._refuse_if_published()
         name = Key(key).name.lower() if key in list(Key) else f"key {key:#x}"
-        self._items[key] = _new_item(name, key, data, writable, on_select, on_write)
+        self._items[key] = new_item(name, key, data, writable, on_select, on_write)
 
     def add_file(
         self,
@@ -160,7 +110,7 @@ class FwCfg:
         if len(self._files) == MAX_FILES:
             raise ConfigError(f"fw_cfg file {name}: no more than {MAX_FILES} files have keys")
         self._refuse_if_published()
-        self._files[name] = _new_item(name, -1, data, writable, on_select, on_write)
+        self._files[name] = new_item(name, -1, data, writable, on_select, on_write)
 
     def add_late_files(
         self,
@@ -184,7 +134,7 @@ class FwCfg:
         Raises:
             ConfigError: as `add_file`.
         """
-        late = _LateFiles(names, build, built=first is not None, follow_guest=follow_guest)
+        late = LateFiles(names, build, built=first is not None, follow_guest=follow_guest)
         for name in late.names:
             self.add_file(name, b"" if first is None else first[name], on_select=partial(self._selected, late))
         self._late.append(late)
@@ -210,7 +160,7 @@ class FwCfg:
         self._refuse_if_published()
         for key, name in enumerate(sorted(self._files, key=str.encode), FILE_FIRST):
             self._items[key] = self._files[name] = self._files[name]._replace(key=key)
-        self._items[Key.FILE_DIR] = _new_item(
+        self._items[Key.FILE_DIR] = new_item(
             "file_dir", Key.FILE_DIR, self._directory(), True, self._build_late_files if self._late else None, None
         )
         generic = self._table([key for key in self._items if not key & ARCH_LOCAL])
@@ -247,11 +197,11 @@ class FwCfg:
             KeyError: there is no such file.
         """
         old = self._files[name]
-        new = _new_item(name, old.key, data, old.writable, old.on_select, old.on_write)
+        new = new_item(name, old.key, data, old.writable, old.on_select, old.on_write)
         lib.vmm_io_lock(self._core)
         try:
             self._files[name] = self._items[new.key] = new
-            lib.fw_cfg_replace(self._native, new.key, _pointer(new), new.size)
+            lib.fw_cfg_replace(self._native, new.key, new.pointer, new.size)
             directory = self._items[Key.FILE_DIR]
             at = 4 + (new.key - FILE_FIRST) * DIRECTORY_ENTRY.size
             ffi.buffer(directory.contents)[at : at + 4] = struct.pack(">I", new.size)
@@ -358,12 +308,12 @@ class FwCfg:
             if not late.built:
                 self._build(late)
 
-    def _selected(self, late: "_LateFiles") -> None:
+    def _selected(self, late: "LateFiles") -> None:
         if late.stale:
             self._build(late)
         late.selected = True
 
-    def _build(self, late: "_LateFiles") -> None:
+    def _build(self, late: "LateFiles") -> None:
         lib.vmm_io_lock(self._core)
         try:
             late.built = True
@@ -387,7 +337,7 @@ class FwCfg:
         for key in keys:
             item = self._items[key]
             row = table[key & INDEX_MASK]
-            row.data = _pointer(item)
+            row.data = item.pointer
             row.length = item.size
             if item.writable and key != Key.FILE_DIR:
                 row.flags |= lib.FW_CFG_WRITABLE
@@ -415,25 +365,6 @@ class FwCfg:
                 self.failure = error
                 if self._on_failure is not None:
                     self._on_failure(error)
-
-
-def _new_item(
-    name: str, key: int, data: Buffer, writable: bool, on_select: OnSelect | None, on_write: OnWrite | None
-) -> _Item:
-    view = ffi.from_buffer(data)
-    size = len(view)
-    if size > 0xFFFFFFFF:
-        raise ConfigError(f"fw_cfg item {name}: {size} bytes; an item holds 4294967295 at the most")
-    if not writable:
-        return _Item(name, key, view, size, False, None, on_select, on_write)
-    initial = bytes(ffi.buffer(view))
-    own = ffi.new("uint8_t[]", size)
-    ffi.buffer(own)[:] = initial
-    return _Item(name, key, own, size, True, initial, on_select, on_write)
-
-
-def _pointer(item: _Item) -> Any:
-    return ffi.cast("uint8_t *", item.contents) if item.size else ffi.NULL
 
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]

@@ -7,7 +7,7 @@ JSON objects for a file, text for a person.
 
 Log lines are JSON objects of three kinds, told apart by ``event``:
 ``access`` (fields as `Access`), ``item`` (fields as
-`vmm.devices.fw_cfg.ItemStatistics`, one per item at the end) and ``end``
+`vmm.devices.fw_cfg_item.ItemStatistics`, one per item at the end) and ``end``
 (``never_read``: names; ``dropped``: records lost because the guest was faster
 than the log). A machine with fwctl has ``request`` instead (fields as
 `vmm.devices.fwctl.FwctlRequest`), and ``end`` has ``never_asked``: OIDs.
@@ -29,7 +29,8 @@ from vmm.legible import legible
 
 if TYPE_CHECKING:
     from vmm.config.outputs import GrowingFile
-    from vmm.devices.fw_cfg import FwCfg, ItemStatistics
+    from vmm.devices.fw_cfg import FwCfg
+    from vmm.devices.fw_cfg_item import ItemStatistics
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.fwctl_format import FwctlRequest
 
