@@ -161,7 +161,12 @@ class _Watch:
             ended = end is not None and end.reason is Reason.UNTIL
             return end if ended and end else Outcome(Reason.UNTIL, elapsed_s, self.found_message())
         end = end or Outcome(Reason.STOPPED, elapsed_s, "stopped")
-        return end._replace(missed_until=text_of(self._goal) if self._goal else None)
+        if not self._goal:
+            return end
+        message = end.message
+        if end.reason is Reason.POWER_OFF:  # which alone would look like success
+            message += f", and never showed {quoted(self._goal)}"
+        return end._replace(message=message, missed_until=text_of(self._goal))
 
     def found_message(self) -> str:
         """What was found, for people."""

@@ -41,6 +41,7 @@ def test_power_off_before_until_is_a_failure(vmm_machine: MachineFactory) -> Non
     outcome = run_guest(vmm_machine, "exit", until="never printed")
     assert outcome.reason is Reason.POWER_OFF
     assert outcome.missed_until == "never printed"
+    assert outcome.message == "the guest powered the machine off, and never showed 'never printed'"
     assert outcome.exit_status is ExitStatus.GUEST_FAILED
 
 
