@@ -67,6 +67,7 @@ def check(seen: Collected) -> None:
     result = compare(seen)
     for text in (show.as_text(result).replace("\n", ""), *(row.found for s in result.subjects for row in s.rows)):
         assert text.isprintable(), text
+    assert max(map(len, show.as_text(result, 60).splitlines())) <= 60
     text = json.dumps(show.as_object(result))
     assert json.loads(text)["subjects"]
 

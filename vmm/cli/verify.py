@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from vmm import inputs
 from vmm.cli import say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
-from vmm.cli.parser import Parser
+from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import STANDARD, Outputs
 from vmm.errors import ConfigError, ExitStatus
 
@@ -86,7 +87,7 @@ def run(words: list[str]) -> int:
         }
         try:
             if not arguments.quiet and arguments.json != STANDARD:
-                print(show.as_text(result), flush=True)
+                print(show.as_text(result, columns(sys.stdout, show.WIDTH)), flush=True)
         finally:
             outputs.write(documents)
     if outputs.failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from vmm.legible import legible
@@ -20,6 +21,7 @@ SCHEMA = "vmm-verify/1"
 
 WIDTH = 118
 _WIDEST = 38
+_GAP = "  "
 _INDENT = "      "
 
 
@@ -42,11 +44,12 @@ def as_object(verification: Verification) -> dict[str, Any]:
     }
 
 
-def as_text(verification: Verification) -> str:
-    """Return one table for each subject."""
-    lines = [f"{verification.firmware} on {verification.machine}: {verification.elapsed_s:.2f} s"]
+def as_text(verification: Verification, width: int = WIDTH) -> str:
+    """Return one table for each subject, of so many columns if that is fewer than `WIDTH`."""
+    head = f"{verification.firmware} on {verification.machine}: {verification.elapsed_s:.2f} s"
+    lines = [head] if width >= WIDTH else textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False)
     for subject in verification.subjects:
-        lines += ["", *_table(subject)]
+        lines += ["", *_table(subject, width)]
     wrong = [row for subject in verification.subjects for row in subject.rows if not row.verdict.ok]
     total = sum(len(subject.rows) for subject in verification.subjects)
     untrue = sum(row.verdict is Verdict.UNTRUE for row in wrong)
@@ -60,22 +63,27 @@ def as_text(verification: Verification) -> str:
     return legible("\n".join(lines), keep="\n")
 
 
-def _table(subject: Subject) -> Iterator[str]:
+def _table(subject: Subject, width: int) -> Iterator[str]:
     known = any(row.true for row in subject.rows)
     cells = [("", subject.name, "offered", "found", "true" if known else "")]
     cells += [(row.verdict.value, row.name, row.offered, row.found, row.true) for row in subject.rows]
-    widths = [min(_WIDEST, max(len(cell[column]) for cell in cells)) for column in range(5)]
+    told = 4 if known else 3
+    widest = _WIDEST if width >= WIDTH else max(11, (width - len("arrived") - told * len(_GAP)) // told)
+    widths = [min(widest, max(len(cell[column]) for cell in cells)) for column in range(5)]
     for number, cell in enumerate(cells):
-        line = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True))
-        yield line.rstrip()
+        columns = [
+            [text] if width >= WIDTH else textwrap.wrap(text, most) for text, most in zip(cell, widths, strict=True)
+        ]
+        for line in zip_longest(*columns, fillvalue=""):
+            yield _GAP.join(text.ljust(most) for text, most in zip(line, widths, strict=True)).rstrip()
         if number:
-            yield from _details(subject.rows[number - 1])
+            yield from _details(subject.rows[number - 1], width)
 
 
-def _details(row: Row) -> Iterator[str]:
+def _details(row: Row, width: int) -> Iterator[str]:
     for label, text in (("", row.difference), ("because: ", row.reason)):
         if text:
-            yield from textwrap.wrap(label + text, WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
+            yield from textwrap.wrap(label + text, width, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
 
 
 def as_html(verification: Verification) -> str:
