@@ -14,10 +14,11 @@ from vmm.platform import Standing
 from vmm.run.outcome import Outcome, Reason
 from vmm.tables import e820
 from vmm.tables.files import ACPI_FILE, E820_FILE, SMBIOS_ANCHOR_FILE, SMBIOS_FILE
-from vmm.verify import linux_report, show
+from vmm.verify import linux_report, show, smbios
 from vmm.verify.collect import Collected
 from vmm.verify.facts import Facts
 from vmm.verify.guest_report import GuestReport, Kind, ReportError, decode
+from vmm.verify.result import Subject, Verdict
 from vmm.verify.run import compare
 
 LOW = 128 << 20
@@ -160,3 +161,12 @@ def test_an_entry_point_that_is_cut_short_is_altered(size: int) -> None:
 
 def test_a_guest_that_never_reported_says_its_last_words_legibly() -> None:
     check(collected("seabios", None, log=f"log {CONTROLS} end", message=f"no report {CONTROLS}"))
+
+
+@pytest.mark.parametrize(("string", "shown"), [("Gerät", "Gerät"), (b"\xff\x1b[2J", r"\udcff\x1b[2J")])
+def test_smbios_strings_are_shown_in_the_encoding_that_they_are_given_in(string: str | bytes, shown: str) -> None:
+    data = string.encode() if isinstance(string, str) else string
+    subject = Subject("SMBIOS")
+    words = smbios._words(bytes([11, 5, 0, 1, 1]) + data + b"\0\0")
+    subject.add("type 11", words, words, Verdict.ARRIVED)
+    assert subject.rows[0].found == f"{5 + len(data) + 2} bytes: {shown}"

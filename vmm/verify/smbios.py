@@ -134,7 +134,9 @@ def _key(structure: bytes) -> _Key:
 
 
 def _strings(structure: bytes) -> list[str]:
-    return [text.decode("latin-1") for text in structure[structure[1] :].rstrip(b"\0").split(b"\0") if text]
+    return [
+        text.decode("utf-8", "surrogateescape") for text in structure[structure[1] :].rstrip(b"\0").split(b"\0") if text
+    ]
 
 
 def _words(structure: bytes) -> str:
