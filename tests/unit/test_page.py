@@ -62,4 +62,4 @@ def test_it_is_missed_before_a_guest_runs(
     monkeypatch.setattr(Kvm, "__init__", opened)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main([*words, "--html", str(tmp_path / "page.html")]) == ExitStatus.HOST_LACKS
-    assert capsys.readouterr().err == "vmm: --html needs jinja2: pip install 'vmm[report]'\n"
+    assert capsys.readouterr().err == "vmm: --html needs jinja2: pip install 'firmware-vmm[report]'\n"

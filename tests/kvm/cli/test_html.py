@@ -106,7 +106,7 @@ def test_without_jinja2_the_guest_does_not_run(tmp_path: Path) -> None:
         check=False,
     )
     assert (run.returncode, run.stdout) == (4, "")
-    assert run.stderr == "vmm: --html needs jinja2: pip install 'vmm[report]'\n"
+    assert run.stderr == "vmm: --html needs jinja2: pip install 'firmware-vmm[report]'\n"
     assert page.read_text() == "as it was"
 
 
