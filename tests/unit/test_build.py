@@ -70,6 +70,21 @@ def test_another_archive_is_refused(tmp_path: Path, unicorn: Path) -> None:
     assert "unicorn-2.1.4.tar.gz is not the file that is meant" in said
 
 
+def test_unicorn_is_configured_in_any_folder(tmp_path: Path) -> None:
+    (archive,) = (NATIVE.parent / "build/unicorn").glob("unicorn-*.tar.gz")
+    source, build = tmp_path / "two words: source", tmp_path / "two words: build"
+    source.mkdir()
+    build.mkdir()
+    subprocess.run(["tar", "-x", f"--file={archive}", f"--directory={source}"], check=True)
+    (unpacked,) = source.iterdir()
+    for patch in sorted((NATIVE / "softcpu/unicorn/patches").glob("*.patch")):
+        subprocess.run(["patch", "--quiet", "--strip=1", f"--directory={unpacked}", f"--input={patch}"], check=True)
+    configure_script = unpacked / "src/qemu/configure"
+    subprocess.run(["sh", configure_script, "--cc=cc", "--target-list=x86_64-softmmu,"], cwd=build, check=True)
+    assert f"SRC_PATH={configure_script.parent}\n" in (build / "config-host.mak").read_text()
+    assert (build / "x86_64-softmmu/config-target.mak").exists()
+
+
 def test_both_licences_are_stated_and_included() -> None:
     known = metadata(installation.DISTRIBUTION)
     assert known["License-Expression"] == "BSD-2-Clause AND GPL-2.0-only"
