@@ -44,7 +44,7 @@ def test_what_does_not_print_is_shown_as_its_escape(tmp_path: Path, text: str, s
 def test_a_missing_package_is_the_hosts_lack(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     pages.require("matplotlib")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(HostError, match=f"--html needs {package}: pip install 'vmm\\[report\\]'") as raised:
+    with pytest.raises(HostError, match=f"--html needs {package}: pip install 'firmware-vmm\\[report\\]'") as raised:
         pages.require("matplotlib")
     assert raised.value.exit_status is ExitStatus.HOST_LACKS
 
