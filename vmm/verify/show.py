@@ -68,11 +68,12 @@ def _table(subject: Subject, width: int) -> Iterator[str]:
     cells = [("", subject.name, "offered", "found", "true" if known else "")]
     cells += [(row.verdict.value, row.name, row.offered, row.found, row.true) for row in subject.rows]
     told = 4 if known else 3
-    widest = _WIDEST if width >= WIDTH else max(11, (width - len("arrived") - told * len(_GAP)) // told)
+    widest = _WIDEST if width >= WIDTH else max(11, (width - len(Verdict.EXTRA) - told * len(_GAP)) // told)
     widths = [min(widest, max(len(cell[column]) for cell in cells)) for column in range(5)]
     for number, cell in enumerate(cells):
         columns = [
-            [text] if width >= WIDTH else textwrap.wrap(text, most) for text, most in zip(cell, widths, strict=True)
+            [text] if width >= WIDTH or len(text) <= most else textwrap.wrap(text, most)
+            for text, most in zip(cell, widths, strict=True)
         ]
         for line in zip_longest(*columns, fillvalue=""):
             yield _GAP.join(text.ljust(most) for text, most in zip(line, widths, strict=True)).rstrip()
