@@ -49,6 +49,10 @@ KVM_TSS_ADDRESS = IMAGE_WINDOW.start - 3 * 4 * KIB
 KVM_IDENTITY_MAP_ADDRESS = KVM_TSS_ADDRESS - 4 * KIB
 """One page for KVM_SET_IDENTITY_MAP_ADDR, directly below the TSS pages: 0xfeffc000, as in QEMU."""
 
+SOFTWARE_CPU_STUBS = KVM_IDENTITY_MAP_ADDRESS - 4 * KIB
+"""One page of code that KVM executes for the software CPU (native/softcpu/stubs.c), directly below KVM's own pages: no
+image and no RAM reaches it. It is in none of the guest's memory maps, so the guest finds nothing there."""
+
 # The PCI hole.
 
 ECAM_DEFAULT = 0xB000_0000

@@ -140,14 +140,16 @@ class Machine(Runnable):
                 )
             )
             parts.callback(self.platform.close)
+            self.softcpu = (
+                create_softcpu(core, self.vm, self.memory, parts)
+                if self.accelerator.name is Accelerator.KVM_SOFTCPU
+                else None
+            )
             # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot
             # that is added once it has chips waits for two ticks of the kernel.
             self.vm.create_irqchip()
             self.vm.create_pit2()
             self.vm.set_gsi_routing(pc_routes())
-            self.softcpu = (
-                create_softcpu(core, self.memory, parts) if self.accelerator.name is Accelerator.KVM_SOFTCPU else None
-            )
             self._processors = create_processors(self.vm, core, config, self.softcpu, parts)
             self.vcpus = self._processors.vcpus
             for vcpu, core_vcpu in zip(self.vcpus, self._processors.cores, strict=True):

@@ -91,7 +91,7 @@ static bool run_cpu(struct softcpu_vcpu *vcpu)
         reason = engine_execute(vcpu);
     }
     lock_release(vcpu);
-    return reason < LEAVE_STEP || reason == LEAVE_AGAIN || reason == LEAVE_PAUSE;
+    return reason < LEAVE_HALT || reason == LEAVE_AGAIN || reason == LEAVE_PAUSE;
 }
 
 /* False: the engine gave up. */

@@ -247,14 +247,14 @@ struct guest *guest_new(void)
         return NULL;
     }
     for (uint32_t i = 0; i < GUEST_CPUS; i++) {
-        guest->core[i] = (struct vmm_vcpu){.vm = &guest->vm, .fd = -1, .index = i};
+        guest->core[i] = (struct vmm_vcpu){.vm = &guest->vm, .run = &guest->run[i], .fd = -1, .index = i};
         guest->vcpus[i] = engine_new_vcpu(guest->softcpu, &guest->core[i]);
         if (guest->vcpus[i] == NULL) {
             return NULL;
         }
         guest->core[i].engine = guest->vcpus[i];
         guest->vcpus[i]->physical_bits = 40;
-        guest->vcpus[i]->lapic_base = 0xfee00000;
+        guest->vcpus[i]->apic_base = 0xfee00800;
         guest->softcpu->vcpus[i] = guest->vcpus[i];
         guest->softcpu->vcpu_count = i + 1;
         offer_features(&guest->vcpus[i]->cpu.env);

@@ -28,6 +28,7 @@ struct program {
 struct guest {
     struct vmm_vm vm;
     struct vmm_vcpu core[GUEST_CPUS];
+    struct kvm_run run[GUEST_CPUS]; /* of no KVM: an access to its chips ends the program */
     struct softcpu *softcpu;
     struct softcpu_vcpu *vcpus[GUEST_CPUS];
     CPUX86State pristine;

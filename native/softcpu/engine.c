@@ -9,14 +9,32 @@
  */
 #include "engine.h"
 
-/* CPUClass.cpu_exec_interrupt: asked between blocks while interrupt_request is set. */
-static bool leave_for_interrupt(CPUState *cs, int request)
+bool engine_takes_interrupts(const struct softcpu_vcpu *vcpu)
 {
-    CPUX86State *env = cs->env_ptr;
+    return (vcpu->cpu.env.eflags & IF_MASK) && !(vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK);
+}
 
-    if ((request & CPU_INTERRUPT_HARD) && (env->eflags & IF_MASK) && !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
+/*
+ * CPUClass.cpu_exec_interrupt: asked between blocks while interrupt_request is
+ * set. True: an interrupt was delivered, or a fault on the way to its handler.
+ */
+static bool deliver_interrupt(CPUState *cs, int request)
+{
+    struct softcpu_vcpu *vcpu = (struct softcpu_vcpu *)cs;
+    int vector = vcpu->acknowledged;
+
+    if (!(request & CPU_INTERRUPT_HARD)) {
+        return false;
+    }
+    if (vector != NOTHING_ACKNOWLEDGED) {
+        vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
         cs->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
-        engine_leave((struct softcpu_vcpu *)cs, LEAVE_WINDOW);
+        do_interrupt_x86_hardirq(cs->env_ptr, vector, 1);
+        return true;
+    }
+    if (engine_takes_interrupts(vcpu)) {
+        cs->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
+        engine_leave(vcpu, LEAVE_WINDOW);
     }
     return false;
 }
@@ -54,7 +72,7 @@ static void clone_cpu(struct softcpu_vcpu *vcpu, const X86CPU *template)
     QTAILQ_INIT(&cs->breakpoints);
     QTAILQ_INIT(&cs->watchpoints);
     cs->cc->tlb_fill = tlb_fill_noting_access;
-    cs->cc->cpu_exec_interrupt = leave_for_interrupt;
+    cs->cc->cpu_exec_interrupt = deliver_interrupt;
     cs->created = true;
     cs->stopped = false;
     cs->halted = 0;
@@ -81,6 +99,7 @@ struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *c
     memset((void *)vcpu, 0, sizeof(*vcpu));
     vcpu->softcpu = softcpu;
     vcpu->core = core;
+    vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
     if (softcpu->template_cpu == NULL) {
         softcpu->template_cpu = softcpu->uc->cpu;
     }

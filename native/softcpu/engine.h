@@ -10,6 +10,8 @@ struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *c
 void engine_free_vcpu(struct softcpu_vcpu *vcpu);
 /* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */
 int engine_execute(struct softcpu_vcpu *vcpu);
+/* Would the guest take an interrupt now? */
+bool engine_takes_interrupts(const struct softcpu_vcpu *vcpu);
 /* The guest's CPUID leaf, or NULL. */
 const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, uint32_t function, uint32_t subleaf);
 
@@ -17,6 +19,8 @@ const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, u
 /* Make a vCPU leave translated code at the start of the next block; from any thread. */
 void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
 void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason);
+/* With RIP at the instruction that called from this place in translated code. */
+void QEMU_NORETURN engine_leave_before(struct softcpu_vcpu *vcpu, int reason, uintptr_t return_address);
 
 /* rescue.c */
 /* Call step, which calls into the engine. False: the engine gave up in it or before; softcpu->why_gave_up says why. */
@@ -62,14 +66,36 @@ bool code_pages_has(const struct host_range *range, uintptr_t hva);
 void code_pages_free(struct softcpu *softcpu);
 
 /* state.c; false where KVM fails: core->end says how. */
+/* Before a run. The caller owns the lock: debug registers drop translations. */
 bool state_load(struct softcpu_vcpu *vcpu);
+/* After an INIT or SIPI: what it sets, KVM has set. */
+bool state_load_reset(struct softcpu_vcpu *vcpu);
+/* After a run. */
 bool state_store(struct softcpu_vcpu *vcpu);
-/*
- * Also FPU, MSRs, debug registers: when the vCPU changes hands for longer than a
- * step. To load, the caller owns the lock: debug registers drop translations.
- */
-bool state_load_all(struct softcpu_vcpu *vcpu);
-bool state_store_all(struct softcpu_vcpu *vcpu);
+
+/* stubs.c; false where KVM fails: core->end says how. */
+void stubs_write(uint8_t *page, uint32_t gpa);
+/* From the guest's registers, or those of a reset, to the stubs', and back to none in particular. */
+bool stubs_enter(struct softcpu_vcpu *vcpu);
+bool stubs_leave(struct softcpu_vcpu *vcpu, bool halted);
+/* Has an INIT or SIPI reset KVM's vCPU? */
+bool stubs_find_reset(struct softcpu_vcpu *vcpu, bool *reset);
+/* The engine's task priority (CR8) becomes that of KVM's LAPIC. */
+bool stubs_set_priority(struct softcpu_vcpu *vcpu);
+/* KVM_RUN; also true where a signal ended it. */
+bool stubs_run_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks);
+/* Load, store, IN, OUT at a chip of KVM's; after a reset meanwhile, all ones. */
+bool stubs_access(struct softcpu_vcpu *vcpu, enum stub_access kind, uint32_t address, uint32_t size, uint32_t *value);
+/* Halt until there is an NMI, an interrupt (if the guest takes them), a reset, or a signal; vcpu->acknowledged says. */
+bool stubs_wait(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t ticks, bool *reset);
+
+/* chips.c */
+bool chips_have_port(uint32_t port);
+bool chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
+/* Of translated code; where KVM fails, that is left. */
+void chips_port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write,
+                       uintptr_t return_address);
+void chips_memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint64_t *value, bool is_write);
 
 /* msr.c */
 bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
@@ -90,12 +116,14 @@ bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 
 /* interrupts.c; false where KVM fails: core->end says how. */
 enum found interrupts_look(struct softcpu_vcpu *vcpu);
-/* Read the LAPIC timer's state after KVM executed something that may have changed it. */
-bool interrupts_note_timer(struct softcpu_vcpu *vcpu);
-/* After KVM_RUN: a timer that was due has been seen to. */
-bool interrupts_after_delivery(struct softcpu_vcpu *vcpu);
+/* Read the LAPIC timer's state after something that may have changed it; armed: its initial count was written. */
+bool interrupts_note_timer(struct softcpu_vcpu *vcpu, bool armed);
+/* After a wait: a timer that was due has been seen to. */
+void interrupts_after_wait(struct softcpu_vcpu *vcpu);
 /* After a LAPIC access: any other vCPU may have got an interrupt, INIT or SIPI. */
 void interrupts_wake_others(struct softcpu_vcpu *vcpu);
+/* After an INIT may have been sent: the others leave KVM_RUN, before a SIPI would make KVM execute their code. */
+void interrupts_fetch_others(struct softcpu_vcpu *vcpu);
 uint64_t guest_tsc(const struct softcpu_vcpu *vcpu);
 
 #endif

@@ -8,19 +8,6 @@
  */
 #include "engine.h"
 
-/* The PC's chips inside KVM: 8259s, 8254, their ELCR, and port 61 with the 8254's gate. */
-static bool port_belongs_to_kvm(uint32_t port)
-{
-    return port == 0x20 || port == 0x21 || port == 0xa0 || port == 0xa1 || (port >= 0x40 && port <= 0x43) ||
-           port == 0x61 || port == 0x4d0 || port == 0x4d1;
-}
-
-static void QEMU_NORETURN leave_before(struct softcpu_vcpu *vcpu, int reason, uintptr_t return_address)
-{
-    cpu_restore_state(CPU(&vcpu->cpu), return_address, true);
-    engine_leave(vcpu, reason);
-}
-
 /* Unicorn lets every program do I/O; the privilege check is here. */
 static void check_port_permission(CPUX86State *env, uint32_t port, uint32_t size, uintptr_t return_address)
 {
@@ -79,7 +66,6 @@ uint64_t engine_io_rip(struct vmm_vcpu *core)
 {
     struct softcpu_vcpu *vcpu = core->engine;
 
-    /* A step that KVM does is served without the lock, and has no place in translated code. */
     if (vcpu->io_return != 0) {
         lock_assert_owner(vcpu);
         /* The caller holds the core's io_lock: the way out of the engine must not lead past it. */
@@ -88,19 +74,25 @@ uint64_t engine_io_rip(struct vmm_vcpu *core)
     return vcpu->cpu.env.eip;
 }
 
+static void port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write,
+                        uintptr_t return_address)
+{
+    check_port_permission(&vcpu->cpu.env, port, size, return_address);
+    vcpu->io_return = return_address;
+    if (chips_have_port(port)) {
+        chips_port_access(vcpu, port, size, value, is_write, return_address);
+    } else {
+        vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)value, is_write);
+    }
+    vcpu->io_return = 0;
+}
+
 static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
 {
     struct softcpu_vcpu *vcpu = owner_of(env);
     uint32_t length;
 
-    port &= 0xffff;
-    check_port_permission(env, port, size, return_address);
-    if (port_belongs_to_kvm(port)) {
-        leave_before(vcpu, LEAVE_STEP, return_address);
-    }
-    vcpu->io_return = return_address;
-    vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, true);
-    vcpu->io_return = 0;
+    port_access(vcpu, port & 0xffff, size, &value, true, return_address);
     if (!memory_has_work(vcpu->softcpu)) {
         return;
     }
@@ -122,14 +114,7 @@ static uint32_t port_read(CPUX86State *env, uint32_t port, uint32_t size, uintpt
     struct softcpu_vcpu *vcpu = owner_of(env);
     uint32_t value = 0;
 
-    port &= 0xffff;
-    check_port_permission(env, port, size, return_address);
-    if (port_belongs_to_kvm(port)) {
-        leave_before(vcpu, LEAVE_STEP, return_address);
-    }
-    vcpu->io_return = return_address;
-    vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)&value, false);
-    vcpu->io_return = 0;
+    port_access(vcpu, port & 0xffff, size, &value, false, return_address);
     memory_after_device(vcpu);
     return value;
 }

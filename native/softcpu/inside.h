@@ -47,26 +47,24 @@
 
 /* Why translated code was left, beyond QEMU's own EXCP_*; values at or above EXCP_INTERRUPT end cpu_exec. */
 enum leave_reason {
-    LEAVE_STEP = 0x10100, /* the instruction at RIP belongs to KVM */
-    LEAVE_HALT,           /* HLT executed, RIP is behind it */
+    LEAVE_HALT = 0x10100, /* HLT executed, RIP is behind it */
     LEAVE_PAUSE,          /* PAUSE executed: let another vCPU run */
     LEAVE_WINDOW,         /* an interrupt waits and can be taken now */
+    LEAVE_RESET,          /* KVM has reset the vCPU */
     LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
     LEAVE_ENDED,          /* an ioctl failed: core->end says which */
     LEAVE_SHUTDOWN,       /* triple fault */
     LEAVE_ABORT,          /* the engine cannot represent what the guest set up, or gave up */
 };
 
-#define LAPIC_SIZE 0x1000u
 /* Of MSR 1b; the bits below are flags. */
 #define APIC_BASE_ADDRESS (((1ull << 52) - 1) & ~0xfffull)
-#define APIC_TIMER_INITIAL 0x380
-#define IOAPIC_BASE 0xfec00000u
-#define IOAPIC_SIZE 0x1000u
 
 #define TICK_NS 1000000
 /* Host TSC ticks between two looks at KVM from a loop of PAUSE, which need not wait for the ticker. */
 #define PAUSE_LOOK_TSC 500000
+
+#define NOTHING_ACKNOWLEDGED (-1)
 
 #define HOST_RANGES 64
 #define PENDING_WRITES 256
@@ -120,23 +118,25 @@ struct softcpu_vcpu {
     uint32_t cpuid_count;
     uint32_t physical_bits; /* of a guest physical address, as CPUID says */
 
-    /* What KVM's registers were when they were last read or written. */
-    struct kvm_regs kvm_regs;
-    struct kvm_sregs kvm_sregs;
-    uint32_t msrs_of_kvm; /* a bit each: the engine's MSRs that KVM has, too */
+    struct kvm_sregs kvm_sregs; /* KVM's while it executes nothing but stubs */
+    uint32_t debugging;         /* KVM_SET_GUEST_DEBUG's control, as last set */
+    uint32_t msrs_of_kvm;       /* a bit each: the engine's MSRs that KVM has, too */
+    uint64_t apic_base;         /* MSR 1b as the guest finds it; KVM's LAPIC is always at APIC_DEFAULT_ADDRESS */
+
+    /* Between two runs: what KVM made of the guest's registers. While it says the same, the engine's own are the truth. */
+    bool stored;
+    struct kvm_regs stored_regs;
+    struct kvm_sregs stored_sregs;
 
     uint64_t tsc_offset;
     uint64_t tsc_deadline; /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */
     uint64_t timer_due_ns; /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
     uint64_t timer_period_ns;
-    uint64_t lapic_base;
     uint64_t looked_tsc; /* host TSC at the last look at KVM */
     bool nmi_masked; /* KVM delivered an NMI whose IRET the engine will execute */
-    bool timer_armed; /* the last step wrote the LAPIC's initial count */
-    bool step_wrote_lapic;
-    bool waiting; /* for INIT or SIPI */
-    bool unfinished; /* stopped in the middle of KVM's delivery of an interrupt */
+    bool parked; /* waits for INIT or SIPI */
     bool halted; /* executed HLT: KVM waits for what ends it */
+    int acknowledged; /* a vector that KVM has acknowledged and the engine is to deliver, or NOTHING_ACKNOWLEDGED */
     bool shutdown; /* set below a triple fault, on the way out */
     bool abort;
 
@@ -170,6 +170,7 @@ struct softcpu {
     CPUState *template_cpu; /* the engine's first CPU: copied, never run */
     uint32_t vcpu_count;
     struct softcpu_vcpu *vcpus[SOFTCPU_MAX_VCPUS];
+    uint32_t stubs_gpa; /* of the page with the code that KVM executes, of which the guest knows nothing */
 
     /* The fair lock: which vCPU executes. */
     pthread_mutex_t lock_mutex;
@@ -208,6 +209,16 @@ struct softcpu {
     uint64_t swaps;
     uint64_t invalidations;
 };
+
+/* Accesses to KVM's chips that there is a stub for. */
+enum stub_access {
+    STUB_LOAD,
+    STUB_STORE,
+    STUB_IN,
+    STUB_OUT,
+};
+
+#define STUB_PAGE_BYTES SOFTCPU_STUB_PAGE_BYTES
 
 /* What a look at KVM found. */
 enum found {

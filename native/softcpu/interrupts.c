@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Does KVM hold something for this vCPU that the engine must stop for? KVM's
- * interrupt controllers are only looked at here; they deliver by themselves
- * when the vCPU enters KVM_RUN (run.c).
- *
- * While the engine runs a vCPU, its MP state in KVM is HALTED: KVM changes it
- * only when an INIT or SIPI arrives.
+ * interrupt controllers are only looked at here; they acknowledge in KVM_RUN
+ * (stubs.c).
  */
 #include "engine.h"
 
@@ -17,6 +14,7 @@
 #define APIC_IRR 0x200
 #define APIC_LVT_TIMER 0x320
 #define APIC_LVT_LINT0 0x350
+#define APIC_TIMER_INITIAL 0x380
 #define APIC_TIMER_CURRENT 0x390
 #define APIC_TIMER_DIVIDE 0x3e0
 
@@ -92,7 +90,7 @@ static enum found look_at_pic(struct softcpu_vcpu *vcpu)
 static bool takes_pic(const struct softcpu_vcpu *vcpu, const struct kvm_lapic_state *lapic)
 {
     uint32_t lint0 = lapic_register(lapic, APIC_LVT_LINT0);
-    bool enabled = (vcpu->kvm_sregs.apic_base & (1u << 11)) != 0;
+    bool enabled = (vcpu->apic_base & MSR_IA32_APICBASE_ENABLE) != 0;
 
     return !enabled || (!(lint0 & LVT_MASKED) && LVT_DELIVERY(lint0) == DELIVERY_EXTINT);
 }
@@ -131,19 +129,19 @@ static enum found look_for_nmi(struct softcpu_vcpu *vcpu)
 
 enum found interrupts_look(struct softcpu_vcpu *vcpu)
 {
-    struct kvm_mp_state state;
     struct kvm_lapic_state lapic;
     enum found found;
+    bool reset;
 
     __atomic_store_n(&vcpu->look_at_kvm, false, __ATOMIC_RELAXED);
     vcpu->looked_tsc = __builtin_ia32_rdtsc();
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_MP_STATE, &state)) {
+    if (!stubs_find_reset(vcpu, &reset)) {
         return FOUND_ERROR;
     }
-    if (state.mp_state != KVM_MP_STATE_HALTED) {
+    if (reset) {
         return FOUND_RESET;
     }
-    if (vcpu->cpu.env.v_tpr != vcpu->kvm_sregs.cr8 && !state_store(vcpu)) {
+    if (!stubs_set_priority(vcpu)) {
         return FOUND_ERROR;
     }
     found = look_for_nmi(vcpu);
@@ -162,7 +160,7 @@ enum found interrupts_look(struct softcpu_vcpu *vcpu)
     return takes_pic(vcpu, &lapic) ? look_at_pic(vcpu) : FOUND_NOTHING;
 }
 
-bool interrupts_note_timer(struct softcpu_vcpu *vcpu)
+bool interrupts_note_timer(struct softcpu_vcpu *vcpu, bool armed)
 {
     struct kvm_lapic_state lapic;
     uint32_t lvt;
@@ -184,30 +182,20 @@ bool interrupts_note_timer(struct softcpu_vcpu *vcpu)
     vcpu->timer_period_ns = LVT_TIMER_MODE(lvt) == TIMER_PERIODIC
                                 ? (uint64_t)lapic_register(&lapic, APIC_TIMER_INITIAL) << (shift & 7)
                                 : 0;
-    if (vcpu->timer_period_ns == 0 && lapic_register(&lapic, APIC_TIMER_CURRENT) == 0 && !vcpu->timer_armed) {
+    if (vcpu->timer_period_ns == 0 && lapic_register(&lapic, APIC_TIMER_CURRENT) == 0 && !armed) {
         return true; /* a one-shot that is over */
     }
-    vcpu->timer_armed = false;
     vcpu->timer_due_ns = monotonic_ns() + ((uint64_t)lapic_register(&lapic, APIC_TIMER_CURRENT) << (shift & 7));
     return true;
 }
 
-bool interrupts_after_delivery(struct softcpu_vcpu *vcpu)
+void interrupts_after_wait(struct softcpu_vcpu *vcpu)
 {
-    struct kvm_vcpu_events events;
-    uint64_t now;
+    uint64_t now = monotonic_ns();
 
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_VCPU_EVENTS, &events)) {
-        return false;
-    }
-    if (events.nmi.masked) {
-        vcpu->nmi_masked = true;
-        vcpu->cpu.env.hflags2 |= HF2_NMI_MASK;
-    }
     if (vcpu->tsc_deadline != 0 && guest_tsc(vcpu) >= vcpu->tsc_deadline) {
         vcpu->tsc_deadline = 0;
     }
-    now = monotonic_ns();
     if (vcpu->timer_due_ns != 0 && now >= vcpu->timer_due_ns) {
         if (vcpu->timer_period_ns == 0) {
             vcpu->timer_due_ns = 0;
@@ -215,7 +203,6 @@ bool interrupts_after_delivery(struct softcpu_vcpu *vcpu)
             vcpu->timer_due_ns += ((now - vcpu->timer_due_ns) / vcpu->timer_period_ns + 1) * vcpu->timer_period_ns;
         }
     }
-    return true;
 }
 
 void interrupts_wake_others(struct softcpu_vcpu *vcpu)
@@ -230,4 +217,20 @@ void interrupts_wake_others(struct softcpu_vcpu *vcpu)
         engine_ask_to_leave(softcpu->owner);
     }
     pthread_mutex_unlock(&softcpu->lock_mutex);
+}
+
+void interrupts_fetch_others(struct softcpu_vcpu *vcpu)
+{
+    for (uint32_t i = 0; i < vcpu->softcpu->vcpu_count; i++) {
+        struct vmm_vcpu *other = vcpu->softcpu->vcpus[i]->core;
+
+        if (other == vcpu->core) {
+            continue;
+        }
+        pthread_mutex_lock(&other->thread_lock);
+        if (other->running) {
+            pthread_kill(other->thread, VMM_KICK_SIGNAL);
+        }
+        pthread_mutex_unlock(&other->thread_lock);
+    }
 }

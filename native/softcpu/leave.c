@@ -16,3 +16,9 @@ void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason)
     cs->exception_index = reason;
     cpu_loop_exit(cs);
 }
+
+void QEMU_NORETURN engine_leave_before(struct softcpu_vcpu *vcpu, int reason, uintptr_t return_address)
+{
+    cpu_restore_state(CPU(&vcpu->cpu), return_address, true);
+    engine_leave(vcpu, reason);
+}

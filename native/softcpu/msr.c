@@ -10,6 +10,7 @@
 #define MSR_TSC_DEADLINE 0x6e0u
 #define MSR_X2APIC_FIRST 0x800u
 #define MSR_X2APIC_LAST 0x8ffu
+#define MSR_X2APIC_TIMER_INITIAL 0x838u
 
 /* KVM takes the host's word for MSRs that a guest must not reach: its paravirtual ones, which CPUID does not offer. */
 static bool hidden(uint32_t index)
@@ -67,10 +68,11 @@ static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t va
         vcpu->tsc_deadline = value;
         break;
     case MSR_IA32_APICBASE:
-        vcpu->kvm_sregs.apic_base = value;
-        vcpu->lapic_base = value & APIC_BASE_ADDRESS;
+        /* KVM has judged the value; its LAPIC goes back to where the stubs find it. */
+        vcpu->apic_base = value;
+        vcpu->kvm_sregs.apic_base = (value & ~APIC_BASE_ADDRESS) | APIC_DEFAULT_ADDRESS;
         tlb_flush(CPU(&vcpu->cpu));
-        break;
+        return kvm_msr_write(vcpu, index, vcpu->kvm_sregs.apic_base);
     case MSR_TSC:
     case MSR_TSC_ADJUST:
         /* KVM, whose deadline timer goes by its own TSC, may round what it is told or keep to the host's TSC. */
@@ -80,7 +82,7 @@ static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t va
         break;
     default:
         if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
-            if (!interrupts_note_timer(vcpu)) {
+            if (!interrupts_note_timer(vcpu, index == MSR_X2APIC_TIMER_INITIAL)) {
                 engine_leave(vcpu, LEAVE_ENDED);
             }
             interrupts_wake_others(vcpu);
@@ -121,6 +123,10 @@ bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
     const struct engine_msr *msr = engine_msr_find(index);
 
+    if (index == MSR_IA32_APICBASE) {
+        *value = vcpu->apic_base;
+        return true;
+    }
     if (msr == NULL) {
         return !hidden(index) && kvm_msr_read(vcpu, index, value);
     }

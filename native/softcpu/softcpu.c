@@ -104,6 +104,12 @@ struct softcpu *softcpu_new(struct vmm_vm *vm, const struct vmm_core *core)
     return softcpu;
 }
 
+void softcpu_set_stubs(struct softcpu *softcpu, uint8_t *page, uint32_t gpa)
+{
+    softcpu->stubs_gpa = gpa;
+    stubs_write(page, gpa);
+}
+
 void softcpu_free(struct softcpu *softcpu)
 {
     lock_destroy(softcpu);

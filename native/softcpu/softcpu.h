@@ -20,7 +20,7 @@ struct softcpu;
 /* Counters of one machine, summed over its vCPUs. */
 struct softcpu_counters {
     uint64_t instructions;  /* begun in the engine, counted by whole blocks: a block left by a fault counts in full */
-    uint64_t kvm_steps;     /* instructions that KVM executed for the engine (LAPIC, IOAPIC, in-kernel ports) */
+    uint64_t kvm_steps;     /* accesses to chips that are inside KVM (LAPIC, IOAPIC, in-kernel ports) */
     uint64_t interrupts;    /* delivered by KVM, injections and wake-ups from HLT */
     uint64_t halts;         /* HLT instructions that gave the CPU to KVM to wait */
     uint64_t swaps;         /* times the engine went from one vCPU to another */
@@ -42,6 +42,14 @@ uint32_t softcpu_engine_version(void);
  * core stays valid as long as the engine.
  */
 struct softcpu *softcpu_new(struct vmm_vm *vm, const struct vmm_core *core);
+
+#define SOFTCPU_STUB_PAGE_BYTES 4096u
+
+/*
+ * Before vCPUs run: KVM shows this page of memory at gpa, below 4 GiB, and the
+ * guest's own memory map does not. Filled here with what KVM executes.
+ */
+void softcpu_set_stubs(struct softcpu *softcpu, uint8_t *page, uint32_t gpa);
 
 /* Stops nothing: every vCPU's run has returned. */
 void softcpu_free(struct softcpu *softcpu);
@@ -68,12 +76,17 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *vcpu, const struc
 /* vcpu_end.detail where the outcome is VCPU_INTERNAL_ERROR: none of KVM's suberrors, which are small. */
 enum softcpu_end {
     SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the engine cannot run what the guest set up (ring 3 without a TSS) */
-    SOFTCPU_END_REFUSED_STATE = 0x10002,   /* KVM refuses the vCPU's registers: end.error is errno */
-    SOFTCPU_END_GAVE_UP = 0x10003,         /* the engine stopped in the middle of something: end.why says where */
+    SOFTCPU_END_GAVE_UP = 0x10002,         /* the engine stopped in the middle of something: end.why says where */
 };
 
 /* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. */
 int softcpu_vcpu_run(struct vmm_vcpu *vcpu);
+
+/*
+ * Between runs: what KVM_GET_SREGS gave becomes what the guest has, which KVM
+ * cannot always represent; what somebody has set meanwhile stays.
+ */
+void softcpu_amend_sregs(const struct vmm_vcpu *vcpu, struct kvm_sregs *sregs);
 
 void softcpu_read_counters(const struct softcpu *softcpu, struct softcpu_counters *counters);
 

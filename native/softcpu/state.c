@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * vCPU state between KVM and the engine's CPU structure. KVM's copies of the
- * last transfer are kept: what did not change is not set again, and special
- * registers are compared with what KVM last had, not with what the engine
- * last had.
+ * The guest's registers between KVM and the engine's CPU structure, at the
+ * beginning and the end of a run: in between they are the engine's alone.
+ *
+ * KVM takes what it can represent of them (not paging outside long mode, for
+ * one, without hardware virtualization). The engine keeps its own, and goes on
+ * from there unless somebody has changed KVM's meanwhile.
  */
 #include "engine.h"
-
-#include <errno.h>
 
 static void load_segment(SegmentCache *to, const struct kvm_segment *from)
 {
@@ -49,16 +49,15 @@ static const uint8_t engine_register[] = {
 
 static const uint8_t engine_segment[] = {R_CS, R_DS, R_ES, R_FS, R_GS, R_SS};
 
-static void load_regs(struct softcpu_vcpu *vcpu)
+static void load_regs(CPUX86State *env, const struct kvm_regs *regs)
 {
-    CPUX86State *env = &vcpu->cpu.env;
-    const __u64 *from = &vcpu->kvm_regs.rax;
+    const __u64 *from = &regs->rax;
 
     for (size_t i = 0; i < ARRAY_SIZE(engine_register); i++) {
         env->regs[engine_register[i]] = from[i];
     }
-    env->eip = vcpu->kvm_regs.rip;
-    env->eflags = vcpu->kvm_regs.rflags;
+    env->eip = regs->rip;
+    env->eflags = regs->rflags;
 }
 
 static void store_regs(struct softcpu_vcpu *vcpu, struct kvm_regs *regs)
@@ -73,13 +72,9 @@ static void store_regs(struct softcpu_vcpu *vcpu, struct kvm_regs *regs)
     regs->rflags = env->eflags;
 }
 
-static bool load_sregs(struct softcpu_vcpu *vcpu)
+static void load_sregs(CPUX86State *env, const struct kvm_sregs *sregs)
 {
-    CPUX86State *env = &vcpu->cpu.env;
-    const struct kvm_sregs *sregs = &vcpu->kvm_sregs;
     const struct kvm_segment *from = &sregs->cs;
-    bool paging_changed = env->cr[0] != sregs->cr0 || env->cr[3] != sregs->cr3 || env->cr[4] != sregs->cr4 ||
-                          env->efer != sregs->efer;
 
     for (size_t i = 0; i < ARRAY_SIZE(engine_segment); i++) {
         load_segment(&env->segs[engine_segment[i]], &from[i]);
@@ -96,8 +91,6 @@ static bool load_sregs(struct softcpu_vcpu *vcpu)
     env->cr[4] = sregs->cr4;
     env->v_tpr = (uint8_t)sregs->cr8;
     env->efer = sregs->efer;
-    vcpu->lapic_base = sregs->apic_base & APIC_BASE_ADDRESS;
-    return paging_changed;
 }
 
 static void store_sregs(const struct softcpu_vcpu *vcpu, struct kvm_sregs *sregs)
@@ -105,7 +98,7 @@ static void store_sregs(const struct softcpu_vcpu *vcpu, struct kvm_sregs *sregs
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_segment *to = &sregs->cs;
 
-    *sregs = vcpu->kvm_sregs;
+    *sregs = (struct kvm_sregs){.apic_base = vcpu->apic_base};
     for (size_t i = 0; i < ARRAY_SIZE(engine_segment); i++) {
         store_segment(&to[i], &env->segs[engine_segment[i]]);
     }
@@ -122,73 +115,79 @@ static void store_sregs(const struct softcpu_vcpu *vcpu, struct kvm_sregs *sregs
     sregs->cr4 = env->cr[4];
     sregs->cr8 = env->v_tpr;
     sregs->efer = env->efer;
-    memset(sregs->interrupt_bitmap, 0, sizeof(sregs->interrupt_bitmap));
 }
 
-bool state_load(struct softcpu_vcpu *vcpu)
+/* Into the engine, where they are not what it has itself. */
+static void load_registers(struct softcpu_vcpu *vcpu, const struct kvm_regs *regs, const struct kvm_sregs *sregs)
 {
     CPUX86State *env = &vcpu->cpu.env;
 
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_REGS, &vcpu->kvm_regs) ||
-        !vmm_vcpu_ioctl(vcpu->core, KVM_GET_SREGS, &vcpu->kvm_sregs)) {
-        return false;
+    if (!vcpu->stored || memcmp(regs, &vcpu->stored_regs, sizeof(*regs)) != 0) {
+        load_regs(env, regs);
+        env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
     }
-    load_regs(vcpu);
-    if (load_sregs(vcpu)) {
+    if (!vcpu->stored || memcmp(sregs, &vcpu->stored_sregs, sizeof(*sregs)) != 0) {
+        load_sregs(env, sregs);
+        vcpu->apic_base = sregs->apic_base;
         __atomic_store_n(&vcpu->flush_tlb, true, __ATOMIC_RELAXED);
     }
+    vcpu->stored = false;
     x86_update_hflags(env);
-    env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
     env->hflags2 |= HF2_GIF_MASK;
     env->old_exception = -1;
     env->a20_mask = -1;
+}
+
+static bool get_registers(struct softcpu_vcpu *vcpu, struct kvm_regs *regs, struct kvm_sregs *sregs)
+{
+    return vmm_vcpu_ioctl(vcpu->core, KVM_GET_REGS, regs) && vmm_vcpu_ioctl(vcpu->core, KVM_GET_SREGS, sregs);
+}
+
+/* Intel SDM, volume 3, table 10-1: INIT leaves caching as it is. */
+#define CR0_CACHING (1u << 30 | 1u << 29)
+
+bool state_load_reset(struct softcpu_vcpu *vcpu)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+    target_ulong caching = env->cr[0] & CR0_CACHING;
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+
+    if (!get_registers(vcpu, &regs, &sregs)) {
+        return false;
+    }
+    sregs.apic_base = vcpu->apic_base;
+    load_registers(vcpu, &regs, &sregs);
+    env->cr[0] = (env->cr[0] & ~(target_ulong)CR0_CACHING) | caching;
+    env->hflags2 &= ~(uint32_t)HF2_NMI_MASK;
+    vcpu->nmi_masked = false;
     return true;
 }
 
-static bool store_interrupt_shadow(struct softcpu_vcpu *vcpu)
-{
-    struct kvm_vcpu_events events;
-    bool shadow = (vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK) != 0;
-
-    if (!shadow) {
-        return true;
-    }
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_VCPU_EVENTS, &events)) {
-        return false;
-    }
-    events.flags = KVM_VCPUEVENT_VALID_SHADOW;
-    events.interrupt.shadow = KVM_X86_SHADOW_INT_STI;
-    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_VCPU_EVENTS, &events);
-}
-
-/* The guest's doing: it set up registers that the engine runs with and KVM does not. */
-static bool end_with_refused_state(struct softcpu_vcpu *vcpu, int error)
-{
-    if (vcpu->core->end.outcome == VCPU_STOPPED) {
-        vcpu->core->end.error = error;
-    }
-    return vmm_vcpu_end(vcpu->core, VCPU_INTERNAL_ERROR, SOFTCPU_END_REFUSED_STATE);
-}
-
-bool state_store(struct softcpu_vcpu *vcpu)
+static bool store_registers(struct softcpu_vcpu *vcpu)
 {
     struct kvm_regs regs = {0};
     struct kvm_sregs sregs;
-    int fd = vcpu->core->fd;
 
-    store_sregs(vcpu, &sregs);
-    if (memcmp(&sregs, &vcpu->kvm_sregs, sizeof(sregs)) != 0) {
-        if (ioctl(fd, KVM_SET_SREGS, &sregs) != 0) {
-            return end_with_refused_state(vcpu, errno);
-        }
-        vcpu->kvm_sregs = sregs;
-    }
     store_regs(vcpu, &regs);
-    if (ioctl(fd, KVM_SET_REGS, &regs) != 0) {
-        return end_with_refused_state(vcpu, errno);
+    store_sregs(vcpu, &sregs);
+    /* It may refuse special registers that the engine runs with, and keeps the stubs' then. */
+    ioctl(vcpu->core->fd, KVM_SET_SREGS, &sregs);
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_SET_REGS, &regs) ||
+        !get_registers(vcpu, &vcpu->stored_regs, &vcpu->stored_sregs)) {
+        return false;
     }
-    vcpu->kvm_regs = regs;
-    return store_interrupt_shadow(vcpu);
+    vcpu->stored = true;
+    return true;
+}
+
+void softcpu_amend_sregs(const struct vmm_vcpu *core, struct kvm_sregs *sregs)
+{
+    const struct softcpu_vcpu *vcpu = core->engine;
+
+    if (vcpu->stored && memcmp(sregs, &vcpu->stored_sregs, sizeof(*sregs)) == 0) {
+        store_sregs(vcpu, sregs);
+    }
 }
 
 /* Of the status word: which physical register is the top of the stack. */
@@ -282,16 +281,20 @@ static bool store_debug_registers(struct softcpu_vcpu *vcpu)
     return vmm_vcpu_ioctl(vcpu->core, KVM_SET_DEBUGREGS, &registers);
 }
 
-bool state_load_all(struct softcpu_vcpu *vcpu)
+bool state_load(struct softcpu_vcpu *vcpu)
 {
-    if (!state_load(vcpu) || !load_fpu(vcpu)) {
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+
+    if (!get_registers(vcpu, &regs, &sregs) || !load_fpu(vcpu)) {
         return false;
     }
+    load_registers(vcpu, &regs, &sregs);
     engine_msrs_load(vcpu);
     return load_debug_registers(vcpu);
 }
 
-bool state_store_all(struct softcpu_vcpu *vcpu)
+bool state_store(struct softcpu_vcpu *vcpu)
 {
-    return state_store(vcpu) && store_fpu(vcpu) && engine_msrs_store(vcpu) && store_debug_registers(vcpu);
+    return store_registers(vcpu) && store_fpu(vcpu) && engine_msrs_store(vcpu) && store_debug_registers(vcpu);
 }

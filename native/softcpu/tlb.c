@@ -6,12 +6,6 @@
  */
 #include "engine.h"
 
-/* Chips inside KVM: only an instruction that KVM executes reaches them. */
-static bool belongs_to_kvm(const struct softcpu_vcpu *vcpu, uint64_t gpa)
-{
-    return gpa - vcpu->lapic_base < LAPIC_SIZE || gpa - IOAPIC_BASE < IOAPIC_SIZE;
-}
-
 /* QEMU's victim TLB: an entry that makes way is kept aside for a while. */
 static void evict(CPUTLBDesc *desc, CPUTLBEntry *entry, uintptr_t index)
 {
@@ -46,9 +40,11 @@ static void note_large_page(CPUTLBDesc *desc, target_ulong vaddr, target_ulong s
     desc->large_page_mask = mask;
 }
 
-static CPUTLBEntry make_entry(struct softcpu *softcpu, target_ulong vaddr, hwaddr paddr, int prot, hwaddr *iotlb)
+static CPUTLBEntry make_entry(struct softcpu_vcpu *vcpu, target_ulong vaddr, hwaddr paddr, int prot, hwaddr *iotlb)
 {
-    struct engine_region *region = memory_find(softcpu, paddr);
+    struct softcpu *softcpu = vcpu->softcpu;
+    /* A LAPIC can be moved over RAM. */
+    struct engine_region *region = chips_have_address(vcpu, paddr) ? NULL : memory_find(softcpu, paddr);
     target_ulong read = vaddr;
     target_ulong write = vaddr;
     target_ulong code = vaddr;
@@ -128,7 +124,7 @@ void WRAP(tlb_set_page_with_attrs)(CPUState *cs, target_ulong vaddr, hwaddr padd
             evict(desc, entry, index);
         }
     }
-    *entry = make_entry(vcpu->softcpu, vaddr, paddr, prot, &iotlb);
+    *entry = make_entry(vcpu, vaddr, paddr, prot, &iotlb);
     desc->iotlb[index].addr = iotlb;
     desc->iotlb[index].attrs = attrs;
     desc->n_used_entries++;
@@ -150,20 +146,6 @@ MemoryRegionSection *WRAP(iotlb_to_section)(CPUState *cs, hwaddr index, MemTxAtt
     return &((struct softcpu_vcpu *)cs)->softcpu->io_section;
 }
 
-/* Leave before the instruction whose access this is, for KVM to execute it. */
-static void hand_to_kvm(struct softcpu_vcpu *vcpu, uint64_t gpa, bool is_write)
-{
-    CPUState *cs = CPU(&vcpu->cpu);
-
-    if (cs->mem_io_pc == 0) {
-        return; /* not an instruction's own access (a stack or descriptor table at the LAPIC): open bus */
-    }
-    vcpu->step_wrote_lapic = is_write;
-    vcpu->timer_armed = is_write && gpa - vcpu->lapic_base == APIC_TIMER_INITIAL;
-    cpu_restore_state(cs, cs->mem_io_pc, true);
-    engine_leave(vcpu, LEAVE_STEP);
-}
-
 MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion *region, hwaddr gpa, uint64_t *value,
                                               MemOp op, MemTxAttrs attrs)
 {
@@ -173,15 +155,16 @@ MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion
 
     (void)region;
     (void)attrs;
+    if (chips_have_address(vcpu, gpa)) {
+        *value = 0;
+        chips_memory_access(vcpu, gpa, size, value, false);
+        return MEMTX_OK;
+    }
     *value = UINT64_MAX;
     flash = memory_find(vcpu->softcpu, gpa);
     if (flash != NULL && flash->present && gpa + size - 1 <= flash->last) {
         *value = 0;
         memcpy(value, flash->hva + (gpa - flash->gpa), size);
-        return MEMTX_OK;
-    }
-    if (belongs_to_kvm(vcpu, gpa)) {
-        hand_to_kvm(vcpu, gpa, false);
         return MEMTX_OK;
     }
     vcpu->softcpu->core->mmio_access(vcpu->core, gpa, size, (uint8_t *)value, false);
@@ -193,14 +176,15 @@ MemTxResult WRAP(memory_region_dispatch_write)(struct uc_struct *uc, MemoryRegio
                                                MemOp op, MemTxAttrs attrs)
 {
     struct softcpu_vcpu *vcpu = (struct softcpu_vcpu *)uc->cpu;
+    uint32_t size = 1u << (op & MO_SIZE);
 
     (void)region;
     (void)attrs;
-    if (belongs_to_kvm(vcpu, gpa)) {
-        hand_to_kvm(vcpu, gpa, true);
+    if (chips_have_address(vcpu, gpa)) {
+        chips_memory_access(vcpu, gpa, size, &value, true);
         return MEMTX_OK;
     }
-    vcpu->softcpu->core->mmio_access(vcpu->core, gpa, 1u << (op & MO_SIZE), (uint8_t *)&value, true);
+    vcpu->softcpu->core->mmio_access(vcpu->core, gpa, size, (uint8_t *)&value, true);
     memory_after_device(vcpu);
     return MEMTX_OK;
 }

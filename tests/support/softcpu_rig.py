@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -246,7 +247,7 @@ class SoftcpuRig:
         self.ports.add(REPORT, REPORT + 3, _Port(self.values.append), "report")
         self.ports.add(DONE, DONE + 3, _Port(lambda _: self._finish()), "done")
         self.ports.add(ACTION, ACTION + 3, _Port(lambda number: self.actions[number]()), "action")
-        self.softcpu = SoftwareCpu(self.core) if software_cpu else None
+        self.softcpu = SoftwareCpu(self.core, self.vm) if software_cpu else None
         if self.softcpu is not None:
             self._closers.callback(self.softcpu.close)
         self.vcpus: list[Vcpu] = []
@@ -270,6 +271,7 @@ class SoftcpuRig:
         self._closers.callback(lib.vmm_vcpu_free, core)
         if self.softcpu is not None:
             self.softcpu.add_vcpu(core, entries)
+            vcpu.amend_sregs = partial(self.softcpu.amend_sregs, core)
         self.vcpus.append(vcpu)
         self.cores.append(core)
 

@@ -1,6 +1,7 @@
 """The vCPUs of one machine, each with what the C core counts of it."""
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
@@ -98,5 +99,6 @@ def create_processors(
             times = core_vcpu.times = ffi.gc(lib.exit_times_new(), lib.exit_times_free)
         if softcpu is not None:
             softcpu.add_vcpu(core_vcpu, entries)
+            vcpu.amend_sregs = partial(softcpu.amend_sregs, core_vcpu)
         processors.add(vcpu, core_vcpu, times, entries)
     return processors

@@ -13,7 +13,7 @@ from vmm.kvm.descriptor import Descriptor, kvm_error
 from vmm.kvm.structs import CpuidEntry, MpState, cpuid_from_c, cpuid_to_c, msrs_to_c
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from vmm.kvm.exits import Exit
     from vmm.kvm.vm import Vm
@@ -31,12 +31,15 @@ class Vcpu(Descriptor):
     Attributes:
         vm: the machine it belongs to.
         index: its vCPU id, which is its APIC id.
+        amend_sregs: called with what `get_sregs` is about to return; a software CPU's, which knows special registers of
+            the guest that KVM cannot represent.
     """
 
     def __init__(self, vm: Vm, fd: int, index: int) -> None:
         super().__init__(fd, f"vCPU {index}")
         self.vm = vm
         self.index = index
+        self.amend_sregs: Callable[[Any], None] | None = None
         try:
             self._page = mmap.mmap(fd, vm.kvm.vcpu_mmap_size)
         except OSError as error:
@@ -110,7 +113,10 @@ class Vcpu(Descriptor):
 
     def get_sregs(self) -> Any:
         """KVM_GET_SREGS: struct kvm_sregs, segments, tables, control registers, EFER, APIC base."""
-        return self._get("KVM_GET_SREGS", "struct kvm_sregs")
+        sregs = self._get("KVM_GET_SREGS", "struct kvm_sregs")
+        if self.amend_sregs is not None:
+            self.amend_sregs(sregs)
+        return sregs
 
     def set_sregs(self, sregs: Any) -> None:
         """KVM_SET_SREGS.

@@ -26,8 +26,7 @@ _USE_THE_SOFTWARE_CPU = "run with -accel auto or kvm+softcpu: the software CPU e
 
 _SOFTWARE_CPU_ENDS = {
     0x10001: "the guest set up what the software CPU cannot run, such as a fault in ring 3 without a TSS",
-    0x10002: "KVM refuses the registers that the guest gave its CPU",
-    0x10003: "the software CPU gave up on the guest's code",
+    0x10002: "the software CPU gave up on the guest's code",
 }
 """native/softcpu/softcpu.h, enum softcpu_end; its module is loaded only where it is used."""
 

@@ -8,17 +8,19 @@ keeps being the machine around the CPU: interrupt controllers, timers, HLT, INIT
 part of vmm that is linked with Unicorn (GPL version 2).
 """
 
+import mmap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmm import installation
+from vmm import installation, layout
 from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
 from vmm.kvm import CpuidEntry
 
 if TYPE_CHECKING:
+    from vmm.kvm import Vm
     from vmm.memory import GuestMemory
 
 
@@ -28,7 +30,7 @@ class Counters(NamedTuple):
     Attributes:
         instructions: executed by the engine; counted by translated blocks, so one that faults or is handed to KVM
             counts for the rest of its block too.
-        kvm_steps: single instructions that KVM executed, because they reach its chips.
+        kvm_steps: accesses to chips that are inside KVM.
         interrupts: interrupts delivered by KVM.
         halts: HLT instructions, for which KVM waits.
         swaps: how often the engine went from one vCPU to another.
@@ -93,12 +95,14 @@ class SoftwareCpu:
 
     Args:
         core: the machine's ``struct vmm_vm``, which outlives this object.
+        vm: the machine in KVM; gets a memory slot that its `GuestMemory` knows nothing of.
 
     Raises:
         HostError: see `load`; or there is no memory for it.
+        KvmError: KVM refuses the slot.
     """
 
-    def __init__(self, core: Any) -> None:
+    def __init__(self, core: Any, vm: "Vm") -> None:
         module = load()
         self._ffi, self._lib = module.ffi, module.lib
         self._at_end: Counters | None = None
@@ -106,6 +110,10 @@ class SoftwareCpu:
         self._handle = self._lib.softcpu_new(_as_pointer(self._ffi, "struct vmm_vm *", core), native)
         if self._handle == self._ffi.NULL:
             raise HostError("no memory for the software CPU: it needs 256 MiB of address space")
+        stubs = mmap.mmap(-1, self._lib.SOFTCPU_STUB_PAGE_BYTES)
+        self._lib.softcpu_set_stubs(self._handle, self._ffi.from_buffer(stubs), layout.SOFTWARE_CPU_STUBS)
+        # The last slot: guest memory's count from 0.
+        vm.set_user_memory_region(vm.kvm.max_memory_slots - 1, layout.SOFTWARE_CPU_STUBS, len(stubs), stubs)
 
     def close(self) -> None:
         """Give the engine back. No vCPU may be running; may be called twice."""
@@ -134,6 +142,15 @@ class SoftwareCpu:
         outcome: int = self._lib.softcpu_vcpu_run(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu))
         return outcome
 
+    def amend_sregs(self, core_vcpu: Any, sregs: Any) -> None:
+        """Turn what KVM says of a vCPU's special registers into what the guest has, if nobody has set them since.
+
+        Between runs only; KVM without hardware virtualization forgets, for one, that paging is on outside long mode.
+        """
+        if self._handle != self._ffi.NULL:
+            their_sregs = _as_pointer(self._ffi, "struct kvm_sregs *", sregs)
+            self._lib.softcpu_amend_sregs(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu), their_sregs)
+
     def counters(self) -> Counters:
         """What ran where until now, or until it was closed; may be called while vCPUs run."""
         return self._read_counters(self._handle) if self._at_end is None else self._at_end
@@ -144,18 +161,20 @@ class SoftwareCpu:
         return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
 
 
-def create_softcpu(core: Any, memory: "GuestMemory", closers: ExitStack) -> SoftwareCpu:
+def create_softcpu(core: Any, vm: "Vm", memory: "GuestMemory", closers: ExitStack) -> SoftwareCpu:
     """Create the software CPU of a machine, and prepare its memory for that.
 
     Args:
         core: the machine's ``struct vmm_vm``.
+        vm: the machine in KVM.
         memory: of the machine.
         closers: take both back.
 
     Raises:
         HostError: see `load`; or there is no memory for it.
+        KvmError: KVM refuses a memory slot.
     """
-    softcpu = SoftwareCpu(core)
+    softcpu = SoftwareCpu(core, vm)
     closers.callback(softcpu.close)
     memory.park_roms(True)
     closers.callback(memory.park_roms, False)

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The chips inside KVM: where the guest finds them, and what an access to one may have changed. */
+#include "engine.h"
+
+#define IOAPIC_BASE 0xfec00000u
+#define IOAPIC_SIZE 0x1000u
+#define LAPIC_SIZE 0x1000u
+
+/* Register offsets: Intel SDM volume 3, table 11-1. */
+#define LAPIC_TPR 0x80u
+#define LAPIC_ICR 0x300u
+#define LAPIC_LVT_TIMER 0x320u
+#define LAPIC_TIMER_INITIAL 0x380u
+#define LAPIC_TIMER_DIVIDE 0x3e0u
+
+#define ICR_DELIVERY(icr) (((icr) >> 8) & 7)
+#define DELIVERY_INIT 5
+
+/* The PC's: 8259s, 8254, their ELCR, and port 61 with the 8254's gate. */
+bool chips_have_port(uint32_t port)
+{
+    return port == 0x20 || port == 0x21 || port == 0xa0 || port == 0xa1 || (port >= 0x40 && port <= 0x43) ||
+           port == 0x61 || port == 0x4d0 || port == 0x4d1;
+}
+
+static bool lapic_has(const struct softcpu_vcpu *vcpu, uint64_t gpa)
+{
+    uint64_t mode = vcpu->apic_base & (MSR_IA32_APICBASE_ENABLE | MSR_IA32_APICBASE_EXTD);
+
+    return mode == MSR_IA32_APICBASE_ENABLE && gpa - (vcpu->apic_base & APIC_BASE_ADDRESS) < LAPIC_SIZE;
+}
+
+bool chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa)
+{
+    return lapic_has(vcpu, gpa) || gpa - IOAPIC_BASE < IOAPIC_SIZE;
+}
+
+/* A write may have raised an interrupt, or let one through. */
+static void look_soon(struct softcpu_vcpu *vcpu)
+{
+    __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+    engine_ask_to_leave(vcpu);
+}
+
+void chips_port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write,
+                       uintptr_t return_address)
+{
+    if (!stubs_access(vcpu, is_write ? STUB_OUT : STUB_IN, port, size, value)) {
+        vcpu->io_return = 0;
+        engine_leave_before(vcpu, LEAVE_ENDED, return_address);
+    }
+    if (is_write) {
+        look_soon(vcpu);
+    }
+}
+
+static bool after_lapic_write(struct softcpu_vcpu *vcpu, uint32_t offset, uint32_t value)
+{
+    switch (offset) {
+    case LAPIC_TPR:
+        vcpu->cpu.env.v_tpr = (value >> 4) & 15;
+        vcpu->kvm_sregs.cr8 = vcpu->cpu.env.v_tpr;
+        return true;
+    case LAPIC_LVT_TIMER:
+    case LAPIC_TIMER_INITIAL:
+    case LAPIC_TIMER_DIVIDE:
+        return interrupts_note_timer(vcpu, offset == LAPIC_TIMER_INITIAL);
+    case LAPIC_ICR:
+        if (ICR_DELIVERY(value) == DELIVERY_INIT) {
+            interrupts_fetch_others(vcpu);
+        }
+        return true;
+    default:
+        return true;
+    }
+}
+
+static bool access_word(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint32_t *value, bool is_write)
+{
+    bool lapic = lapic_has(vcpu, gpa);
+    uint32_t offset = gpa & (LAPIC_SIZE - 1);
+    uint32_t address = (lapic ? APIC_DEFAULT_ADDRESS : IOAPIC_BASE) + offset;
+
+    if (!stubs_access(vcpu, is_write ? STUB_STORE : STUB_LOAD, address, size, value)) {
+        return false;
+    }
+    if (!is_write) {
+        return true;
+    }
+    look_soon(vcpu);
+    interrupts_wake_others(vcpu);
+    /* Others are lost on KVM's LAPIC (apic_mmio_write in arch/x86/kvm/lapic.c). */
+    return !lapic || size != 4 || after_lapic_write(vcpu, offset, *value);
+}
+
+void chips_memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint64_t *value, bool is_write)
+{
+    uint32_t words[2] = {(uint32_t)*value, (uint32_t)(*value >> 32)};
+    uint32_t word_size = size < 4 ? size : 4;
+
+    for (uint32_t at = 0; at < size; at += 4) {
+        if (!access_word(vcpu, gpa + at, word_size, &words[at / 4], is_write)) {
+            engine_leave_before(vcpu, LEAVE_ENDED, CPU(&vcpu->cpu)->mem_io_pc);
+        }
+    }
+    *value = words[0] | (uint64_t)words[1] << 32;
+}

@@ -1,0 +1,140 @@
+"""Accesses of the software CPU's guests to the chips inside KVM, of each kind and size."""
+
+import pytest
+from softcpu_rig import NOT_HERE, SoftcpuRig, values_of
+
+from vmm import layout
+from vmm.softcpu.decision import has_hardware_virtualization
+
+pytestmark = [
+    pytest.mark.needs_kvm,
+    pytest.mark.skipif(has_hardware_virtualization(), reason=NOT_HERE),
+]
+
+
+def test_registers_of_the_lapic_and_the_ioapic() -> None:
+    source = """
+    main:
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        orl $0x10000, 0x350(%rdi)           # one instruction, a load and a store
+        movl $0x42, %eax
+        xchg %eax, 0x380(%rdi)
+        report 0x350(%rdi)
+        report 0x380(%rdi)
+        movzwl 0xf0(%rdi), %ebx
+        report %ebx
+        movzbl 0xf1(%rdi), %ebx
+        report %ebx
+        mov 0xf0(%rdi), %rbx                # what is behind a register reads as it pleases the chip
+        report %ebx
+        mov $0xfec00000, %rdi
+        movl $0x10, (%rdi)
+        movl $0x00010077, 0x10(%rdi)
+        movl $1, (%rdi)
+        movl $0x10, (%rdi)
+        report 0x10(%rdi)
+        done
+    """
+    assert values_of(source) == [0x10700, 0x42, 0x1FF, 0x01, 0x1FF, 0x10077]
+
+
+def test_ports_of_each_size_and_beyond_a_chip() -> None:
+    source = """
+    main:
+        mov $0xabcd, %eax
+        out %al, $0x21
+        xor %eax, %eax
+        in $0x21, %al
+        report %eax
+        mov $0x21, %edx
+        lea bytes(%rip), %rsi
+        mov $3, %ecx
+        cld
+        rep outsb
+        in $0x21, %al
+        movzbl %al, %ebx
+        report %ebx
+        mov $-1, %eax
+        mov $0x4d1, %edx
+        in %dx, %ax                         # half of it is nobody's: KVM asks the machine, which has nothing there
+        report %eax
+        report $0x900d
+        done
+    bytes: .byte 1, 2, 3
+    """
+    assert values_of(source) == [0xCD, 3, 0xFFFFFFFF, 0x900D]
+
+
+@pytest.mark.parametrize("base", [0xFED80000, layout.SOFTWARE_CPU_STUBS, 0x500000, 0x100000000])
+def test_the_lapic_can_be_moved(base: int) -> None:
+    """Also over the page with the stubs, over RAM, and to where 32 bits do not reach."""
+    source = f"""
+    timer:
+        push %rax
+        incl ticks
+        movl $0, 0xb0(%rdi)
+        pop %rax
+        iretq
+    main:
+        movl $0x24007, 0x21020              # the fifth GiB: its first 2 MiB
+        movl $0x93, 0x24000
+        movl $1, 0x24004
+        gate 0x40, timer
+        mov $0x1b, %ecx
+        rdmsr
+        and $0xfff, %eax
+        or ${base & 0xFFFFF000:#x}, %eax
+        mov ${base >> 32}, %edx
+        wrmsr
+        rdmsr
+        and $~0xfff, %eax
+        report %eax
+        report %edx
+        mov ${base:#x}, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        movl $0xb, 0x3e0(%rdi)
+        movl $0x20040, 0x320(%rdi)          # periodic
+        movl $1000000, 0x380(%rdi)
+        sti
+    1:  cmpl $5, ticks
+        jb 1b
+    2:  hlt
+        cmpl $10, ticks
+        jb 2b
+        report 0xf0(%rdi)
+        done
+    .align 64
+    ticks: .long 0
+    """
+    with SoftcpuRig(source) as rig:
+        rig.run()
+        assert rig.values == [base & 0xFFFFFFFF, base >> 32, 0x1FF]
+        assert rig.vcpus[0].get_sregs().apic_base & ~0xFFF == base
+
+
+def test_the_guest_sees_nothing_of_the_stubs() -> None:
+    stubs = layout.SOFTWARE_CPU_STUBS
+    source = f"""
+    main:
+        mov ${stubs:#x}, %edi
+        mov $4096 / 8, %ecx
+        mov $-1, %rbx
+    1:  and (%rdi), %rbx
+        movq $0, (%rdi)
+        add $8, %rdi
+        dec %ecx
+        jnz 1b
+        report %ebx
+        in $0x21, %al                       # and they still work
+        report $0x900d
+        done
+    """
+    with SoftcpuRig(source) as rig:
+        rig.run()
+        assert rig.values == [0xFFFFFFFF, 0x900D]
+        assert not any(region.gpa <= stubs < region.gpa + region.size for region in rig.memory.regions())
+        with pytest.raises(ValueError, match="no memory"):
+            rig.memory.read(stubs, 1)
+        with pytest.raises(ValueError, match="no writable memory"):
+            rig.memory.write(stubs, b"\0")
