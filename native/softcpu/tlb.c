@@ -160,7 +160,8 @@ MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion
         chips_memory_access(vcpu, gpa, size, value, false);
         return MEMTX_OK;
     }
-    *value = UINT64_MAX;
+    /* Nobody's bytes read as ones; those beyond the access are to be zeros. */
+    *value = UINT64_MAX >> (64 - 8 * size);
     flash = memory_find(vcpu->softcpu, gpa);
     if (flash != NULL && flash->present && gpa + size - 1 <= flash->last) {
         *value = 0;

@@ -138,3 +138,25 @@ def test_the_guest_sees_nothing_of_the_stubs() -> None:
             rig.memory.read(stubs, 1)
         with pytest.raises(ValueError, match="no writable memory"):
             rig.memory.write(stubs, b"\0")
+
+
+def test_loads_of_less_than_32_bits_are_extended_with_zeros_or_the_sign() -> None:
+    source = """
+    main:
+        mov $0xfee000f0, %edi
+        movl $0x1ff, (%rdi)
+        mov $-1, %rbx
+        movzbl (%rdi), %ebx
+        report %ebx
+        movsbl (%rdi), %ebx
+        report %ebx
+        mov $0x3f000000, %edi               # nobody's
+        movzbl (%rdi), %ebx
+        report %ebx
+        movzwl (%rdi), %ebx
+        report %ebx
+        mov (%rdi), %ebx
+        report %ebx
+        done
+    """
+    assert values_of(source) == [0xFF, 0xFFFFFFFF, 0xFF, 0xFFFF, 0xFFFFFFFF]
