@@ -193,13 +193,40 @@ void WRAP(helper_rdtscp)(CPUX86State *env)
 
 void WRAP(helper_cpuid)(CPUX86State *env)
 {
-    const struct softcpu_cpuid_leaf *leaf =
-        engine_cpuid(owner_of(env), (uint32_t)env->regs[R_EAX], (uint32_t)env->regs[R_ECX]);
+    const struct softcpu_vcpu *vcpu = owner_of(env);
+    uint32_t function = (uint32_t)env->regs[R_EAX];
+    const struct softcpu_cpuid_leaf *leaf = engine_cpuid(vcpu, function, (uint32_t)env->regs[R_ECX]);
 
     env->regs[R_EAX] = leaf == NULL ? 0 : leaf->eax;
     env->regs[R_EBX] = leaf == NULL ? 0 : leaf->ebx;
     env->regs[R_ECX] = leaf == NULL ? 0 : leaf->ecx;
     env->regs[R_EDX] = leaf == NULL ? 0 : leaf->edx;
+    if (function == 1 && !(vcpu->apic_base & MSR_IA32_APICBASE_ENABLE)) {
+        env->regs[R_EDX] &= ~(target_ulong)CPUID_APIC;
+    }
+}
+
+/* An NMI that came meanwhile is next. */
+static void after_iret(CPUX86State *env)
+{
+    struct softcpu_vcpu *vcpu = owner_of(env);
+
+    if (vcpu->nmi_masked && !(env->hflags2 & HF2_NMI_MASK)) {
+        __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+        engine_ask_to_leave(vcpu);
+    }
+}
+
+void WRAP(helper_iret_real)(CPUX86State *env, int shift)
+{
+    REAL(helper_iret_real)(env, shift);
+    after_iret(env);
+}
+
+void WRAP(helper_iret_protected)(CPUX86State *env, int shift, int next_eip)
+{
+    REAL(helper_iret_protected)(env, shift, next_eip);
+    after_iret(env);
 }
 
 void WRAP(helper_hlt)(CPUX86State *env, int length)

@@ -113,6 +113,31 @@ def test_the_lapic_can_be_moved(base: int) -> None:
         assert rig.vcpus[0].get_sregs().apic_base & ~0xFFF == base
 
 
+def test_cpuid_shows_whether_the_lapic_is_enabled() -> None:
+    source = """
+    main:
+        mov $1, %eax
+        cpuid
+        shr $9, %edx
+        and $1, %edx
+        report %edx
+        mov $0x1b, %ecx
+        rdmsr
+        and $~0x800, %eax
+        wrmsr
+        mov $1, %eax
+        cpuid
+        shr $9, %edx
+        and $1, %edx
+        report %edx
+        mov $0xfee00030, %edi
+        mov (%rdi), %eax                    # nobody's now
+        report %eax
+        done
+    """
+    assert values_of(source) == [1, 0, 0xFFFFFFFF]
+
+
 def test_the_guest_sees_nothing_of_the_stubs() -> None:
     stubs = layout.SOFTWARE_CPU_STUBS
     source = f"""
@@ -138,6 +163,44 @@ def test_the_guest_sees_nothing_of_the_stubs() -> None:
             rig.memory.read(stubs, 1)
         with pytest.raises(ValueError, match="no writable memory"):
             rig.memory.write(stubs, b"\0")
+
+
+def test_an_nmi_that_waits_for_iret_comes_right_behind_it() -> None:
+    source = """
+    nmi:
+        push %rax
+        incl received
+        cmpl $1, received
+        jne 1f
+        movl $0x400, 0x300(%rdi)            # the next one, to itself: while this one lasts, it waits
+        mov $100000, %ecx
+    2:  loop 2b
+        mov received, %eax
+        mov %eax, during
+    1:  pop %rax
+        iretq
+    main:
+        gate 2, nmi
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        xor %ebx, %ebx
+        movl $0x400, 0x300(%rdi)
+    1:  cmpl $1, received
+        jb 1b
+    2:  inc %ebx
+        cmpl $2, received
+        jb 2b
+        report during
+        report received
+        report %ebx
+        done
+    .align 64
+    received: .long 0
+    during: .long 0
+    """
+    during, received, waited = values_of(source)
+    assert (during, received) == (1, 2)
+    assert waited <= 2, "instructions of the interrupted program ran before the second NMI"
 
 
 def test_loads_of_less_than_32_bits_are_extended_with_zeros_or_the_sign() -> None:
