@@ -166,6 +166,7 @@ bool interrupts_note_timer(struct softcpu_vcpu *vcpu, bool armed)
     uint32_t lvt;
     uint32_t divide;
     uint32_t shift;
+    bool seen = !armed && vcpu->timer_due_ns == 0;
 
     vcpu->timer_due_ns = 0;
     if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_LAPIC, &lapic)) {
@@ -182,7 +183,7 @@ bool interrupts_note_timer(struct softcpu_vcpu *vcpu, bool armed)
     vcpu->timer_period_ns = LVT_TIMER_MODE(lvt) == TIMER_PERIODIC
                                 ? (uint64_t)lapic_register(&lapic, APIC_TIMER_INITIAL) << (shift & 7)
                                 : 0;
-    if (vcpu->timer_period_ns == 0 && lapic_register(&lapic, APIC_TIMER_CURRENT) == 0 && !armed) {
+    if (vcpu->timer_period_ns == 0 && lapic_register(&lapic, APIC_TIMER_CURRENT) == 0 && seen) {
         return true; /* a one-shot that is over */
     }
     vcpu->timer_due_ns = monotonic_ns() + ((uint64_t)lapic_register(&lapic, APIC_TIMER_CURRENT) << (shift & 7));

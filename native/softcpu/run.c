@@ -97,6 +97,8 @@ static bool wait_for_interrupt(struct softcpu_vcpu *vcpu, uint32_t ticks)
     if (vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
         vcpu->halted = false;
         count(&vcpu->interrupts);
+    } else if (stop_requested(vcpu)) {
+        return true; /* KVM may not even have looked */
     }
     interrupts_after_wait(vcpu);
     return true;

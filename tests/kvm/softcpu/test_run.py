@@ -1,5 +1,7 @@
 """How a run of the software CPU ends: stops that leave nothing half done, faults that end it, and what was counted."""
 
+import time
+
 import pytest
 from softcpu_rig import NOT_HERE, SoftcpuRig
 from vmm._native import lib
@@ -186,3 +188,45 @@ def test_counters_say_what_ran_where() -> None:
         assert 1_000_000 <= counters.instructions < 1_200_000
         assert counters.kvm_steps == 2
         assert counters.swaps == 1
+
+
+def test_no_interrupt_is_lost_to_a_stop() -> None:
+    """Each is waited for; KVM may have acknowledged one, and the guest not seen it, when a run ends."""
+    source = """
+    timer:
+        incl ticks
+        movl $0, 0xb0(%rdi)
+        iretq
+    main:
+        gate 0x40, timer
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        movl $0xb, 0x3e0(%rdi)
+        movl $0x40, 0x320(%rdi)             # one-shot
+        xor %ebx, %ebx
+    1:  inc %ebx
+        movl $50000, 0x380(%rdi)
+        test $1, %bl
+        jz 3f
+        sti
+    2:  cmp ticks, %ebx                     # spinning
+        jne 2b
+        cli
+        jmp 4f
+    3:  sti
+        hlt
+        cli
+        cmp ticks, %ebx
+        jne 3b
+    4:  cmp $2000, %ebx
+        jne 1b
+        report ticks
+        done
+    .align 64
+    ticks: .long 0
+    """
+    with SoftcpuRig(source) as rig:
+        deadline = time.monotonic() + 60
+        while not rig.values and time.monotonic() < deadline:
+            rig.run(seconds=0.002)
+        assert rig.values == [2000]
