@@ -17,6 +17,14 @@ wrong_usage() {
   exit 2
 }
 
+# End where this user cannot write into the clone, as all that builds something must.
+need_writable_clone() {
+  if [ ! -w "$top" ] || { [ -e "$top/build" ] && [ ! -w "$top/build" ]; }; then
+    printf "%s: %s is read-only for you: work in a clone of your own (git clone '%s' vmm)\n" "${0##*/}" "$top" "$top" >&2
+    exit 4
+  fi
+}
+
 case ${1-} in
   -h | --help)
     print_header

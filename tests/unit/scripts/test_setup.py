@@ -57,20 +57,25 @@ def setup(clone: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-def setup_mounted(clone: Path, mount: str) -> tuple[int, str]:
+def setup_mounted(clone: Path, mount: str, script: str = "setup") -> tuple[int, str]:
     """Run it on /mnt, in a mount namespace where ``mount`` has put the clone, "$1", there."""
     within = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     if subprocess.run([*within, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode:
         pytest.skip("this host lets this user mount nothing, not even in a namespace of his own")
-    command = [*within, "bash", "-c", f"{mount} && exec /mnt/scripts/setup", "-", str(clone)]
+    command = [*within, "bash", "-c", f"{mount} && exec /mnt/scripts/{script}", "-", str(clone)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     return ended.returncode, ended.stderr
 
 
-def test_a_read_only_clone(clone: Path) -> None:
-    status, said = setup_mounted(clone, 'mount --bind "$1" /mnt && mount -o remount,bind,ro /mnt')
+BUILDERS = ("bench-fw-cfg", "build-docs", "build-wheel", "fuzz", "setup", "test", "test-sanitized")
+
+
+@pytest.mark.parametrize("script", BUILDERS)
+def test_a_read_only_clone(clone: Path, script: str) -> None:
+    shutil.copy(CLONE / "scripts" / script, clone / "scripts")
+    status, said = setup_mounted(clone, 'mount --bind "$1" /mnt && mount -o remount,bind,ro /mnt', script)
     assert status == 4
-    assert said == "setup: /mnt is read-only for you: work in a clone of your own (git clone '/mnt' vmm)\n"
+    assert said == f"{script}: /mnt is read-only for you: work in a clone of your own (git clone '/mnt' vmm)\n"
 
 
 def test_no_space(clone: Path) -> None:
