@@ -1,7 +1,7 @@
 """Write vmm-boot(1), made from the parser of ``vmm boot``: to the path given, or to stdout.
 
-The build of the package calls this, with the source tree in PYTHONPATH, and `scripts/build-docs`. It needs nothing of
-the package that is compiled.
+The build of the package calls this, and `scripts/build-docs`. The parser is that of the source tree that this file lies
+in, and nothing that is compiled is needed.
 
 usage: man_page.py VERSION [PATH]
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from argparse_manpage.manpage import Manpage
 
-from vmm.cli import boot
-
 NAME = "vmm-boot"
 SUMMARY = "boot firmware on KVM and report what it did"
 
 
 def man_page(version: str) -> str:
     """Return the page in man(7)'s language."""
+    from vmm.cli import boot
+
     parser = boot.parser()
     parser.prog = NAME
     # Where argparse-manpage looks for more sections; the epilog, laid out by hand, it would fill.
@@ -46,6 +46,8 @@ def _escaped(text: str) -> str:
 
 def main(version: str, path: str | None = None) -> None:
     """Write the page."""
+    # Not by PYTHONPATH, in which pip hands over what the build requires.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     if path is None:
         sys.stdout.write(man_page(version))
     else:
