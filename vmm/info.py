@@ -134,9 +134,12 @@ def text(info: Info, width: int | None = None) -> str:
     rows += _kvm_rows(info["kvm"])
     accelerator = info["accelerator"]
     built = "built" if accelerator["built"] else f"not built: {accelerator['remedy']}"
-    rows.append(("software CPU", f"{built}; -accel auto: {accelerator['auto'] or 'unknown'} ({accelerator['why']})"))
+    said = info["kvm"].get("error")  # once will do
+    why = "" if accelerator["why"] == said else f" ({accelerator['why']})"
+    rows.append(("software CPU", f"{built}; -accel auto: {accelerator['auto'] or 'unknown'}{why}"))
     machine = info["machine"]
-    rows.append(("machine", "runs" if machine["runs"] else f"does not run: {machine['error']}"))
+    failed = "does not run" if machine.get("error") == said else f"does not run: {machine.get('error')}"
+    rows.append(("machine", "runs" if machine["runs"] else failed))
     for name, found in info["firmware"].items():
         if found["path"] is None:
             rows.append((name, found["error"]))

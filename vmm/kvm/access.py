@@ -43,20 +43,35 @@ def _permission_remedy(path: str) -> str:
         account = pwd.getpwuid(os.geteuid())
         user, primary_group = account.pw_name, account.pw_gid
     except KeyError:
-        user, primary_group = str(os.geteuid()), os.getegid()
+        user, primary_group = None, os.getegid()
     try:
         entry = grp.getgrgid(status.st_gid)
         group, members = entry.gr_name, entry.gr_mem
     except KeyError:
         group, members = str(status.st_gid), []
-    facts = f"for user {user} (uid {os.geteuid()}): its group is {group}, its mode {status.st_mode & 0o7777:04o}"
+    who = f"user {user} (uid {os.geteuid()})" if user else f"uid {os.geteuid()}"
+    facts = f"for {who}: its group is {group}, its mode {status.st_mode & 0o7777:04o}"
+    if user is None:
+        return f"{facts}; it has no account to join a group: give this process one that may (a container: --group-add)"
     group_may = status.st_mode & 0o060 == 0o060 and status.st_gid != 0
     if group_may and (user in members or primary_group == status.st_gid):
         return f"{facts}; {user} has joined {group} after this session began: log out and in again"
     command = f"sudo usermod -aG {group if group_may else 'kvm'} {user}"
     if not group_may:
         command = f"sudo chgrp kvm {path} && sudo chmod 0660 {path} && {command}"
+        if not _group_exists("kvm"):
+            command = f"sudo groupadd --system kvm && {command}"
     return f"{facts}; run '{command}', then log out and in again"
+
+
+def _group_exists(name: str) -> bool:
+    import grp
+
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def main() -> int:

@@ -266,16 +266,29 @@ def test_both_interfaces_at_once_are_refused() -> None:
     assert "same ports" in run.stderr
 
 
-def test_no_dev_kvm_is_the_hosts_lack() -> None:
-    # Everything but the device's path is as ever.
+def without_kvm(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line; everything but the device's path is as ever."""
     program = (
         "import sys; from vmm.kvm import system; system.Kvm.__init__.__defaults__ = ('/dev/no-kvm',); "
-        "from vmm.cli import main; sys.exit(main(['boot', 'probe']))"
+        "from vmm.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_no_dev_kvm_is_the_hosts_lack() -> None:
+    run = without_kvm("boot", "probe")
     assert run.returncode == 4
     assert run.stderr.startswith("vmm: cannot open /dev/no-kvm: No such file or directory")
     assert run.stderr.count("\n") == 1
+
+
+def test_info_without_kvm_gives_the_reason_once() -> None:
+    run = without_kvm("info")
+    assert run.returncode == 4
+    assert run.stdout.count("cannot open /dev/no-kvm: No such file or directory") == 1
+    assert re.search(r"-accel auto: unknown$", run.stdout, re.MULTILINE)
+    assert re.search(r"^machine +does not run$", run.stdout, re.MULTILINE)
 
 
 @pytest.mark.hw

@@ -3,6 +3,7 @@
 import doctest
 import errno
 import fcntl
+import grp
 import os
 import re
 import resource
@@ -76,6 +77,18 @@ def public_directory() -> Iterator[Path]:
         yield path
 
 
+def open_as(user: int, device: Path) -> str:
+    """Return the last line of what a user is told who opens it."""
+    # The session's groups are not the account's; what is imported later may lie where this user cannot read.
+    program = (
+        "import grp, os, pwd, sys; from vmm.kvm import Kvm, access; os.setgroups([]); os.setresgid(100, 100, 100);"
+        "user = int(sys.argv[2]); os.setresuid(user, user, user); Kvm(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", program, str(device), str(user)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return ended.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("mode", "gid", "facts", "remedy"),
     [
@@ -84,7 +97,7 @@ def public_directory() -> Iterator[Path]:
             0o600,
             0,
             "its group is root, its mode 0600",
-            "run 'sudo chgrp kvm {0} && sudo chmod 0660 {0} && sudo usermod -aG kvm nobody'",
+            "sudo chgrp kvm {0} && sudo chmod 0660 {0} && sudo usermod -aG kvm nobody'",
         ),
         (0o060, 65534, "its mode 0060", "nobody has joined nogroup after this session began: log out and in again"),
     ],
@@ -95,18 +108,22 @@ def test_open_without_permission(public_directory: Path, mode: int, gid: int, fa
     device.touch()
     os.chown(device, 0, gid)
     device.chmod(mode)
-    # The session's groups are not the account's; what is imported later may lie where this user cannot read.
-    program = (
-        "import grp, os, pwd, sys; from vmm.kvm import Kvm, access; os.setgroups([]); os.setresgid(100, 100, 100);"
-        "os.setresuid(65534, 65534, 65534); Kvm(sys.argv[1])"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, str(device)], capture_output=True, text=True, check=False, timeout=60
-    )
-    message = ended.stderr.splitlines()[-1]
+    message = open_as(65534, device)
     assert "Permission denied for user nobody (uid 65534)" in message
     assert facts in message
     assert remedy.format(device) in message
+    known = {entry.gr_name for entry in grp.getgrall()}
+    assert ("sudo groupadd --system kvm && sudo chgrp" in message) == (mode == 0o600 and "kvm" not in known)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try what another user may open")
+def test_open_without_permission_or_an_account(public_directory: Path) -> None:
+    device = public_directory / "kvm"
+    device.touch()
+    device.chmod(0o660)
+    message = open_as(4711, device)
+    assert "Permission denied for uid 4711: its group is root, its mode 0660; it has no account to join" in message
+    assert "usermod" not in message
 
 
 def test_other_api_version(monkeypatch: pytest.MonkeyPatch) -> None:
