@@ -304,7 +304,8 @@ class Machine(Runnable):
     def _positions(self) -> str:
         from vmm.run.failure import positions  # few runs fail
 
-        return positions(self.vcpus)
+        cores = self._processors.cores
+        return positions((vcpu, bool(core.started_ns)) for vcpu, core in zip(self.vcpus, cores, strict=True))
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

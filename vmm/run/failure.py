@@ -67,16 +67,19 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
     return Reason.KVM_FAILURE, f"{what}{why}, {where}", registers.text
 
 
-def positions(vcpus: "Iterable[Vcpu]") -> str:
-    """Where each vCPU is that the guest has started: a line for each; vCPUs in the same place share one."""
+def positions(vcpus: "Iterable[tuple[Vcpu, bool]]") -> str:
+    """Where each vCPU is: a line for each; vCPUs in the same place share one.
+
+    Args:
+        vcpus: each with whether it has executed anything. Of one that has not, nothing is read: that would let KVM accept
+            a SIPI which it is to see when it runs.
+    """
     places: dict[str, list[int]] = {}
-    for vcpu in vcpus:
-        registers = Registers.of(vcpu)
-        state = registers.mp_state
-        if state in {MpState.UNINITIALIZED, MpState.INIT_RECEIVED}:
-            where = "not started"
-        else:
-            halted = ", halted" if state is MpState.HALTED else ""
+    for vcpu, started in vcpus:
+        where = "not started"
+        if started:
+            registers = Registers.of(vcpu)
+            halted = ", halted" if registers.mp_state is MpState.HALTED else ""
             where = f"at RIP {registers.values['rip']:#x}, {registers.mode}, ring {registers.cpl}{halted}"
         places.setdefault(where, []).append(vcpu.index)
     return "\n".join(f"vCPU {', '.join(map(str, indices))}: {where}" for where, indices in places.items())
