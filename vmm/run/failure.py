@@ -71,8 +71,8 @@ def positions(vcpus: "Iterable[tuple[Vcpu, bool]]") -> str:
     """Where each vCPU is: a line for each; vCPUs in the same place share one.
 
     Args:
-        vcpus: each with whether it has executed anything. Of one that has not, nothing is read: that would let KVM accept
-            a SIPI which it is to see when it runs.
+        vcpus: each with whether it has executed anything. Of one that has not, nothing is read: that would let KVM
+            accept a SIPI which it is to see when it runs.
     """
     places: dict[str, list[int]] = {}
     for vcpu, started in vcpus:
