@@ -82,6 +82,9 @@ static void select_key(struct fw_cfg *fw_cfg, uint32_t key)
     if (fw_cfg->selected == NULL) {
         return;
     }
+    if (fw_cfg->selected->selects == 0) {
+        fw_cfg->selected->first_ns = monotonic_ns();
+    }
     count(&fw_cfg->selected->selects, 1);
     if (fw_cfg->selected->flags & FW_CFG_NOTIFY_SELECT) {
         fw_cfg->notify(fw_cfg->opaque, FW_CFG_EVENT_SELECT, fw_cfg->key, 0, 0);

@@ -292,7 +292,8 @@ class Machine(Runnable):
         """What happened when, in order."""
         from vmm.run.timeline import collect_timeline
 
-        return collect_timeline(self._lifetime, self._processors.cores, (self.serial, self.debugcon), self.fwctl)
+        streams = (self.serial, self.debugcon)
+        return collect_timeline(self._lifetime, self._processors.cores, streams, self.fw_cfg, self.fwctl)
 
     def accelerator_report(self) -> dict[str, Any]:
         """Who executed the guest's instructions, why, and how many ran where."""

@@ -2,6 +2,7 @@
 
 import logging
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,20 @@ def test_boot_menu_and_waits_are_little_endian_milliseconds() -> None:
     assert rig.device.contents("etc/boot-fail-wait") == b"\x0f\x00\x00\x00"
     rig.select(Key.BOOT_MENU)
     assert rig.inp(0x511, 1, 2) == b"\x01\x00"
+
+
+@pytest.mark.parametrize("in_python", [False, True])
+def test_the_first_selection_of_an_item_has_a_time(in_python: bool) -> None:
+    rig = Rig()
+    rig.device.add_file("opt/a", b"a")
+    rig.device.add_file("opt/b", b"b")
+    rig.start(in_python=in_python)
+    assert rig.device.first_selected() == []
+    before = time.monotonic_ns()
+    rig.select(rig.device.key_of("opt/b"))
+    between = time.monotonic_ns()
+    rig.select(rig.device.key_of("opt/a"))
+    rig.select(rig.device.key_of("opt/b"))
+    first = dict(rig.device.first_selected())
+    assert before <= first.pop("opt/b") <= between <= first.pop("opt/a") <= time.monotonic_ns()
+    assert first == {}

@@ -111,7 +111,7 @@ def run(words: list[str]) -> int:
                 say(f"vmm: {note}")
         with Interrupts() as interrupts, Machine(config, outputs=outputs) as machine:
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline)
-            report = None if arguments.quiet and not outputs.documents else _report(machine, outcome)
+            report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
         if arguments.quiet and outcome.exit_status:
             say(f"vmm: {outcome.message}")
         if report is not None:
@@ -123,10 +123,14 @@ def run(words: list[str]) -> int:
     return outcome.exit_status
 
 
-def _report(machine: Machine, outcome: Outcome) -> Report:
+def _report(machine: Machine, outcome: Outcome, outputs: Outputs, words: list[str]) -> Report:
     from vmm.report.collect import collect
 
-    return collect(machine, outcome)
+    if not outputs.documents:
+        return collect(machine, outcome)
+    from vmm.report.origin import images_of_machine, origin
+
+    return collect(machine, outcome, origin(["boot", *words], images_of_machine(machine.config)))
 
 
 def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:

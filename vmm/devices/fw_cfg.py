@@ -262,6 +262,11 @@ class FwCfg:
             )
         return result
 
+    def first_selected(self) -> list[tuple[str, int]]:
+        """When the guest first selected each item, by name, CLOCK_MONOTONIC in ns; those it never did are missing."""
+        rows = ((item.name, self._row(key)) for key, item in self._items.items())
+        return [(name, row.first_ns) for name, row in rows if row.selects]
+
     def key_of(self, name: str) -> int:
         """The key that a published file has.
 

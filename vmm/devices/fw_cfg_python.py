@@ -7,6 +7,7 @@ Source: docs/specs/fw_cfg.rst in QEMU's tree. Odd widths and alignments follow h
 """
 
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
@@ -99,6 +100,8 @@ class PythonFwCfg(Device):
     def _select(self, key: int) -> None:
         self._set_selection(key)
         if self._item is not None:
+            if not self._item.selects:
+                self._item.first_ns = time.monotonic_ns()
             self._item.selects += 1
             if self._item.flags & lib.FW_CFG_NOTIFY_SELECT:
                 self._fw_cfg.notify(lib.FW_CFG_EVENT_SELECT, self._key, 0, 0)

@@ -8,6 +8,7 @@ from vmm.config.machine import MachineConfig
 from vmm.machine import Machine
 from vmm.report import schema, text
 from vmm.report.collect import collect
+from vmm.report.origin import images_of_machine, origin
 
 
 class RecordedMachine(Machine):
@@ -50,5 +51,6 @@ class RecordedMachine(Machine):
         if self._log.exists():
             move(self._log, directory / "trace.jsonl")
         if self._report is not None:
+            self._report["origin"] = origin(None, images_of_machine(self.config))
             (directory / "report.json").write_text(schema.as_json(self._report), encoding="utf-8")
             (directory / "report.txt").write_text(text.text(self._report) + "\n", encoding="utf-8")

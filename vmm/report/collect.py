@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         FwctlReport,
         ItemReport,
         MadtReport,
+        OriginReport,
         Report,
         RequestReport,
         TimesReport,
@@ -39,8 +40,14 @@ TAIL_BYTES = 4096
 """How much of each console's end the report has."""
 
 
-def collect(machine: Machine, outcome: Outcome) -> Report:
-    """Return the report of a run that has ended; the machine must still be open."""
+def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = None) -> Report:
+    """Return the report of a run that has ended; the machine must still be open.
+
+    Args:
+        machine: what ran.
+        outcome: how that ended.
+        origin: see `vmm.report.origin`; None: left out, as for the text, which does without.
+    """
     config = machine.config
     images = config.firmware
     report: Report = {
@@ -81,6 +88,8 @@ def collect(machine: Machine, outcome: Outcome) -> Report:
         "accelerator": cast("AcceleratorReport", machine.accelerator_report()),
         "timeline": [_event(event) for event in machine.timeline],
     }
+    if origin is not None:
+        report["origin"] = origin
     if config.vmgenid is not None:
         from uuid import UUID
 

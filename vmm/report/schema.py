@@ -11,6 +11,38 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 
+class ImageReport(TypedDict):
+    """A file that the guest began with."""
+
+    role: Literal["firmware", "variables", "kernel"]
+    path: str
+    size: int
+    sha256: str
+    """Of the whole file as it was read; where that is an ELF file, of the ROM that was made of it."""
+
+
+class HostReport(TypedDict):
+    """What the run ran on."""
+
+    cpu: str
+    cpus: int | None
+    virtualization: Literal["vmx", "svm"] | None
+    kernel: str
+
+
+class OriginReport(TypedDict):
+    """Where a report comes from."""
+
+    vmm: str
+    """The version."""
+    date: str
+    """When the report was made: UTC, as in ISO 8601."""
+    command: str | None
+    """For a shell; null: no command line began the run."""
+    host: HostReport
+    images: list[ImageReport]
+
+
 class OutcomeReport(TypedDict):
     """How the run ended."""
 
@@ -234,17 +266,21 @@ class EventReport(TypedDict):
     """Something that happened."""
 
     t_s: float
-    kind: Literal["vcpu-started", "first-output", "fwctl-request", "end"]
+    kind: Literal["vcpu-started", "first-output", "console-line", "fw-cfg-item", "fwctl-request", "end"]
     subject: int | str
-    """Of vcpu-started the vCPU's index, of first-output the console, of fwctl-request the OID, of end the reason."""
+    """Of vcpu-started the vCPU's index, of first-output and console-line the console, of fw-cfg-item the item that was
+    selected for the first time, of fwctl-request the OID, of end the reason."""
     event: str
-    """The same for people."""
+    """The same for people; of console-line the line that ended then, or its first 200 bytes. Where a console has more
+    than 512 lines, an even choice of them."""
 
 
 class Report(TypedDict):
     """The report of a run of vmm boot."""
 
     schema: Literal["vmm-report/1"]
+    origin: NotRequired[OriginReport]
+    """In every report that is written to a file."""
     outcome: OutcomeReport
     firmware: FirmwareReport
     machine: Literal["q35", "pc", "bhyve"]

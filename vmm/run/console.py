@@ -12,6 +12,12 @@ from collections.abc import Callable
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""
 
+KEPT_LINES = 512
+"""Lines of a stream whose times are kept; of more, every second, then every fourth, and so on, of the whole run."""
+
+LINE_BYTES = 200
+"""How much of such a line is kept, for a guest may never end one."""
+
 _LAST_LINE_BYTES = 8192
 """Where the last line is looked for."""
 
@@ -54,6 +60,10 @@ class Stream:
         self.first_at: float | None = None
         """`time.monotonic` at the first byte."""
         self._kept = bytearray()
+        self._line_begin = 0
+        self._lines: list[tuple[float, bytes]] = []
+        self._lines_ended = 0
+        self._lines_stride = 1
         self._lock = threading.Lock()
 
     def write(self, data: bytes) -> None:
@@ -63,6 +73,8 @@ class Stream:
                 self.first_at = time.monotonic()
             self._kept += data
             self.total += len(data)
+            if b"\n" in data:
+                self._note_lines(data)
             if len(self._kept) > 2 * KEEP_BYTES:
                 del self._kept[:-KEEP_BYTES]
         if self.sink is not None:
@@ -79,9 +91,36 @@ class Stream:
             start = min(max(position, first), self.total)
             return start, bytes(self._kept[start - first :])
 
+    def lines(self) -> list[tuple[float, str]]:
+        """When lines ended (`time.monotonic`), and their first `LINE_BYTES` bytes without escape sequences.
+
+        Blank ones are missing, and of more than `KEPT_LINES` it is an even choice.
+        """
+        with self._lock:
+            lines = list(self._lines)
+        texts = ((at, strip_escapes(line).decode("utf-8", "replace").strip()) for at, line in lines)
+        return [(at, text) for at, text in texts if text]
+
     def text(self) -> str:
         """All that is kept, without escape sequences."""
         return strip_escapes(self.since(0)).decode("utf-8", "replace")
+
+    def _note_lines(self, data: bytes) -> None:
+        """Keep the lines that end in ``data``, which was just appended, and when."""
+        now = time.monotonic()
+        first, at = self.total - len(self._kept), self.total - len(data)
+        end = data.find(b"\n")
+        while end >= 0:
+            if self._lines_ended % self._lines_stride == 0:
+                begin = max(self._line_begin - first, 0)
+                line = bytes(self._kept[begin : min(at + end - first, begin + LINE_BYTES)])
+                self._lines.append((now, line))
+                if len(self._lines) > KEPT_LINES:
+                    del self._lines[1::2]
+                    self._lines_stride *= 2
+            self._lines_ended += 1
+            self._line_begin = at + end + 1
+            end = data.find(b"\n", end + 1)
 
     def last_line(self) -> str:
         """The last line that is not blank, without escape sequences; "" if there is none.

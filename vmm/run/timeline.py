@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.run.console import Stream
     from vmm.run.lifetime import Lifetime
@@ -17,6 +18,10 @@ class EventKind(StrEnum):
     """The vCPU's index."""
     FIRST_OUTPUT = "first-output"
     """The console's name."""
+    CONSOLE_LINE = "console-line"
+    """The console's name; the line itself is the event."""
+    FW_CFG_ITEM = "fw-cfg-item"
+    """The name of an item of fw_cfg that was selected for the first time."""
     FWCTL_REQUEST = "fwctl-request"
     """The OID."""
     END = "end"
@@ -34,7 +39,11 @@ class TimelineEvent(NamedTuple):
 
 
 def collect_timeline(
-    lifetime: "Lifetime", vcpus: Sequence[Any], streams: "Iterable[Stream]", fwctl: "Fwctl | None"
+    lifetime: "Lifetime",
+    vcpus: Sequence[Any],
+    streams: "Iterable[Stream]",
+    fw_cfg: "FwCfg | None",
+    fwctl: "Fwctl | None",
 ) -> list[TimelineEvent]:
     """What happened when, in order.
 
@@ -42,21 +51,28 @@ def collect_timeline(
         lifetime: of the machine.
         vcpus: C's ``struct vmm_vcpu``, by index.
         streams: what the guest printed on.
+        fw_cfg: what it read, if the machine has that.
         fwctl: what it asked, if the machine has that.
     """
     start = lifetime.started_ns
+    latest = lifetime.ends[-1][0] if lifetime.ends and not lifetime.running else float("inf")
     events = [
         TimelineEvent((vcpu.started_ns - start) / 1e9, EventKind.VCPU_STARTED, index, f"vCPU {index} started")
         for index, vcpu in enumerate(vcpus)
         if vcpu.started_ns
     ]
-    events += [
-        TimelineEvent(
-            stream.first_at - start / 1e9, EventKind.FIRST_OUTPUT, stream.name, f"first output on {stream.name}"
-        )
-        for stream in streams
-        if stream.first_at is not None
-    ]
+    for stream in streams:
+        if stream.first_at is not None:
+            at = stream.first_at - start / 1e9
+            events.append(TimelineEvent(at, EventKind.FIRST_OUTPUT, stream.name, f"first output on {stream.name}"))
+        for at, line in stream.lines():
+            # What a device had collected arrives after the end.
+            events.append(TimelineEvent(min(at - start / 1e9, latest), EventKind.CONSOLE_LINE, stream.name, line))
+    if fw_cfg is not None:
+        events += [
+            TimelineEvent((at_ns - start) / 1e9, EventKind.FW_CFG_ITEM, name, f"fw_cfg item {name} selected")
+            for name, at_ns in fw_cfg.first_selected()
+        ]
     if fwctl is not None:
         events += [
             TimelineEvent((request.time_ns - start) / 1e9, EventKind.FWCTL_REQUEST, request.oid, f"fwctl {request}")

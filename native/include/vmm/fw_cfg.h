@@ -62,6 +62,7 @@ struct fw_cfg_item {
     uint64_t bytes_read; /* of the item; zeros behind its end don't count */
     uint64_t writes;     /* DMA transfers that stored bytes */
     uint64_t ends;       /* how often its last byte was delivered */
+    uint64_t first_ns;   /* when it was first selected, CLOCK_MONOTONIC; valid once `selects` is not 0 */
 };
 
 enum fw_cfg_event {

@@ -203,6 +203,17 @@ def test_the_timeline_is_in_order(vmm_machine: MachineFactory) -> None:
     assert machine.timeline[-1].event == "power-off"
 
 
+@pytest.mark.parametrize("dispatch", ["c", "python"])
+def test_the_timeline_has_lines_and_items(vmm_machine: MachineFactory, dispatch: str) -> None:
+    machine = vmm_machine("probe", accel="kvm", dispatch=dispatch)
+    machine.run(deadline=GENEROUS)
+    lines = [event.event for event in machine.timeline if event.kind == "console-line"]
+    assert lines == [line.strip() for line in machine.debugcon.text().splitlines() if line.strip()]
+    items = [event.subject for event in machine.timeline if event.kind == "fw-cfg-item"]
+    assert sorted(items) == sorted(item.name for item in machine.trace.items() if item.selects)
+    assert items[:2] == ["signature", "id"]
+
+
 @pytest.mark.parametrize("accel", ["kvm", "auto"])
 def test_a_closed_machine_tells_what_it_counted_and_runs_no_more(vmm_machine: MachineFactory, accel: str) -> None:
     machine = vmm_machine("exit", accel=accel, exit_times=True)
