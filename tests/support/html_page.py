@@ -25,7 +25,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag not in VOID:
+        if tag in VOID:
+            self.text += " "
+        else:
             self.open.append(tag)
         self._take(attrs)
 

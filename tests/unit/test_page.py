@@ -36,7 +36,7 @@ def test_what_a_guest_says_is_no_markup() -> None:
 )
 def test_what_does_not_print_is_shown_as_its_escape(tmp_path: Path, text: str, shown: str) -> None:
     html = show.as_html(verification(text))
-    assert f"<td>{shown}</td>" in html
+    assert f">{shown}</td>" in html
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
 
 

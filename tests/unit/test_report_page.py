@@ -9,13 +9,23 @@ from report_schema import check_report
 
 from vmm.report import page as report_page
 from vmm.report import text
-from vmm.report.pictures import WIDTH, events, memory, sparks, ticks, timeline
+from vmm.report.phases import phases
+from vmm.report.pictures import DRAWN_ITEMS, Lane, bar, events, memory, sparks, ticks, timeline
 from vmm.run.outcome import Reason
 
 Report = Any
 """Made up, and then checked by the schema."""
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b\u202e\udcff"
+
+
+ORIGIN = {
+    "vmm": "1.2.3",
+    "date": "2026-01-02T03:04:05+00:00",
+    "command": "vmm boot seabios -append 'a <b>'",
+    "host": {"cpu": "An & CPU", "cpus": 2, "virtualization": None, "kernel": "6.1"},
+    "images": [{"role": "firmware", "path": HOSTILE, "size": 262144, "sha256": "0f" * 32}],
+}
 
 
 def item(name: str, key: int, **counts: Any) -> Report:
@@ -44,6 +54,7 @@ def report() -> Report:
     times = [histogram("out 0x402", "port", 0x402, (64, 3)), histogram("exit io", "exit", 2, (8, 1), (4096, 9))]
     return {
         "schema": "vmm-report/1",
+        "origin": ORIGIN,
         "outcome": {
             "reason": "until",
             "exit_status": 0,
@@ -93,7 +104,12 @@ def report() -> Report:
         "timeline": [
             event(0.0, "vcpu-started", 0, "vCPU 0 started"),
             event(0.001, "first-output", "debugcon", "first output on debugcon"),
+            event(0.006, "fw-cfg-item", "signature", "fw_cfg item signature selected"),
+            event(0.012, "fw-cfg-item", "numa", "fw_cfg item numa selected"),
             event(0.03, "vcpu-started", 1, "vCPU 1 started"),
+            event(0.03, "console-line", "debugcon", "SeaBIOS (version 1)"),
+            event(0.030001, "console-line", "debugcon", "Found 2 cpu(s)"),
+            event(0.054, "console-line", "debugcon", "enter handle_19:"),
             event(0.06, "end", "until"),
         ],
     }
@@ -110,6 +126,11 @@ def with_fwctl(report: Report, *requests: Report, probes: int = 1) -> Report:
         "never_asked": ["hw.ncpu"],
     }
     return report
+
+
+def lane_of(report: Report, kind: str) -> Lane:
+    (lane,) = [lane for lane in timeline(report).lanes if lane.kind == kind]
+    return lane
 
 
 def text_of(report: Report) -> str:
@@ -279,27 +300,85 @@ def test_many_vcpus_are_one_line_and_a_staircase(report: Report) -> None:
     started = [event(number / 100, "vcpu-started", number, f"vCPU {number} started") for number in range(255)]
     report["timeline"] = [*started, event(2.6, "end", "until")]
     assert events(report) == [(0.0, "255 vCPUs started, number 0 first, 254 last at 2.54 s"), (2.6, "until")]
-    lane = timeline(report).lanes[0]
+    lane = lane_of(report, "cpus")
     assert (lane.note, lane.marks) == ("255 of 255", ())
     corners = [tuple(map(float, corner.split(","))) for corner in lane.area.split()]
-    assert corners[0][1] == corners[-1][1] == lane.y
-    assert min(y for _, y in corners) == lane.y - lane.height
+    assert corners[0][1] == corners[-1][1] == 100
+    assert min(y for _, y in corners) == 0
     text_of(report)
 
 
 def test_few_vcpus_are_told_one_by_one(report: Report) -> None:
-    assert events(report) == [(event["t_s"], event["event"]) for event in report["timeline"]]
+    lines = {"console-line": "debugcon: {}"}
+    assert events(report) == [
+        (event["t_s"], lines.get(event["kind"], "{}").format(event["event"])) for event in report["timeline"]
+    ]
 
 
 def test_marks_lie_where_their_time_is(report: Report) -> None:
     picture = timeline(report)
-    assert [lane.name for lane in picture.lanes] == ["vCPUs", "debugcon", "end"]
-    vcpus, _, end = picture.lanes
-    first, second = vcpus.marks
-    assert second.x == pytest.approx((first.x + end.marks[0].x) / 2)
-    assert picture.ticks[0] == (first.x, "0 ms")
-    assert end.marks[0].x < WIDTH
-    assert end.marks[0].label == "until, 60 ms"
+    assert [lane.name for lane in picture.lanes] == ["firmware", "vCPUs", "debugcon", "signature", "numa", "end"]
+    _, vcpus, debugcon, signature, _, end = picture.lanes
+    assert [mark.x for mark in vcpus.marks] == [0, 50]
+    assert debugcon.lines == (50, 90)  # two lines came together
+    assert [(mark.x, mark.label) for mark in signature.marks] == [(10, "6 ms")]
+    assert [(mark.x, mark.label, mark.is_late) for mark in end.marks] == [(100, "until, 60 ms", True)]
+    assert picture.ticks[:2] == ((0, "0 ms"), (picture.step, "10 ms"))
+    assert picture.step == pytest.approx(100 / 6, abs=0.001)
+    assert picture.undrawn == 0
+
+
+def test_phases_begin_with_their_first_sign(report: Report) -> None:
+    assert [(phase.name, phase.t_s) for phase in phases(report)] == [("POST", 0.0), ("boot", 0.054)]
+    (lane,) = [lane for lane in timeline(report).lanes if lane.kind == "phases"]
+    assert [(span.name, span.x, span.width) for span in lane.spans] == [("POST", 0, 90), ("boot", 90, 10)]
+    report["firmware"]["kind"] = "unknown"
+    assert phases(report) == []
+    assert timeline(report).lanes[0].kind == "cpus"
+
+
+def test_phases_of_edk2(report: Report) -> None:
+    report["firmware"]["kind"] = "ovmf"
+    read = {"signature": 0.1, "etc/smbios/smbios-anchor": 0.3, "etc/table-loader": 0.4, "boot_menu": 0.5}
+    report["timeline"] = [
+        event(0.0, "vcpu-started", 0, "vCPU 0 started"),
+        *(event(t_s, "fw-cfg-item", name, f"fw_cfg item {name} selected") for name, t_s in read.items()),
+        event(0.6, "console-line", "serial", "BdsDxe: loading Boot0001"),
+        event(0.7, "console-line", "serial", "UEFI Interactive Shell v2.2"),
+    ]
+    found = [(phase.name, phase.t_s) for phase in phases(report)]
+    assert found == [("SEC", 0.0), ("PEI", 0.1), ("DXE", 0.3), ("BDS", 0.4), ("shell", 0.7)]
+
+
+def test_many_items_are_drawn_in_part_and_all_listed(report: Report) -> None:
+    names = [f"opt/item-{number:04}" for number in range(100)]
+    report["timeline"] = [event(0.01, "fw-cfg-item", name, f"fw_cfg item {name} selected") for name in names]
+    assert len([lane for lane in timeline(report).lanes if lane.kind == "item"]) == DRAWN_ITEMS
+    assert [words for _, words in events(report)] == [f"fw_cfg item {name} selected" for name in names]
+    assert f"{100 - DRAWN_ITEMS} more items are in the list." in text_of(report)
+
+
+def test_a_run_of_no_time_has_an_axis(report: Report) -> None:
+    report["outcome"]["elapsed_s"] = 0.0
+    report["timeline"] = [event(0.0, "end", "until")]
+    assert lane_of(report, "end").marks[0].x == 0
+    text_of(report)
+
+
+@pytest.mark.parametrize(("value", "percent"), [(14_800_000, 100.0), (2027, 46.1), (1, 4.2), (0, 0.0)])
+def test_bars_are_logarithmic(value: int, percent: float) -> None:
+    assert bar(value, 14_800_000) == percent
+
+
+def test_the_page_says_where_it_comes_from(report: Report) -> None:
+    del report["origin"]
+    assert "Host and images" not in text_of(report)
+    report["origin"] = ORIGIN
+    text = text_of(report)
+    assert "vmm boot version 1.2.3 2026-01-02 03:04:05 UTC $ vmm boot seabios -append 'a <b>'" in text
+    assert "host An & CPU, 2 processors, no VMX or SVM, Linux 6.1" in text
+    assert f"firmware {HOSTILE[:10]}" in text
+    assert f"262,144 bytes sha256 {'0f' * 32}" in text
 
 
 @pytest.mark.parametrize(
@@ -336,7 +415,7 @@ def test_histograms_share_an_axis(report: Report) -> None:
 
 def test_a_single_bucket_of_no_time_has_a_place(report: Report) -> None:
     report["exits"]["times"] = [histogram("in 0x71", "port", 0x71, (0, 1))]
-    assert "1 ns to 2 ns, logarithmic" in text_of(report)
+    assert "1 ns to 2 ns, both logarithmic" in text_of(report)
 
 
 def test_a_page_of_memory_is_its_devices(report: Report) -> None:

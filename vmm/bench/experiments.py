@@ -147,6 +147,16 @@ def _shares(seconds: float, weights: Sequence[int]) -> Iterator[tuple[float, flo
         yield seconds * sum(weights[: number + 1]) / sum(weights) - used, seconds - used
 
 
+def images(result: Result) -> list[str]:
+    """Return the names of the firmware and guests that a result was measured with."""
+    if result.kind != "boot":
+        return ["latency"]
+    measured = {case.key for case in result.cases if case.measured}
+    used = [case.firmware or "exit" for case in boot.CASES if case.key in measured]
+    used += [scale.AXES[found.key].guest for found in result.scales if found.points]
+    return list(dict.fromkeys(used))
+
+
 def _scale_spread(result: Result) -> float:
     spreads = [
         (high - low) / point[1]

@@ -8,6 +8,9 @@ from vmm.bench import plots
 from vmm.bench.table import number, value_words
 from vmm.report import html
 
+_NAMES = plots.COLOURS | {"ink": plots.INK, "line": plots.GRID, "muted": plots.TIE, "bad": plots.LIMIT}
+"""Colours of pictures, by the style sheet's names."""
+
 TITLES = {"pio": "What port I/O costs", "dma": "What fw_cfg's DMA costs", "boot": "What a boot costs"}
 
 
@@ -20,5 +23,18 @@ def render(result: dict[str, Any]) -> str:
     html.require("matplotlib")
     filters = {"duration": number, "value": value_words}
     return html.render(
-        "bench/page.html.j2", filters, title=TITLES[result["kind"]], r=result, pictures=plots.pictures(result)
+        "bench/page.html.j2",
+        filters,
+        command=f"bench {result['kind']}",
+        origin=result.get("origin"),
+        title=TITLES[result["kind"]],
+        r=result,
+        pictures={name: svg and _themed(svg) for name, svg in plots.pictures(result).items()},
     )
+
+
+def _themed(svg: str) -> str:
+    """Let the page's style sheet choose a picture's colours, by names that it has for light and for dark."""
+    for name, colour in _NAMES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg

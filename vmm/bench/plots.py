@@ -33,6 +33,9 @@ COLOURS = {
 }
 """Of contenders, in every picture."""
 
+INK, GRID, TIE, LIMIT = "#1a1a1a", "#e4e4e4", "#999999", "#b00020"
+"""Of text and axes, of the lines behind, of what is a tie, and of the line that parts better from worse."""
+
 ORDER = tuple(COLOURS)
 WIDTH = 10.0
 """Inches; the page scales it."""
@@ -50,12 +53,19 @@ FEW = 200
 UNIT_STEPS = {"ns": ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns")), "ms": ((1e3, "s"), (1, "ms"))}
 
 
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 9,
+    "savefig.transparent": True,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+
+
 def pictures(result: Json) -> dict[str, str | None]:
     """Draw all of them; None where the result has nothing to draw."""
     import matplotlib as mpl
 
-    # Text stays text.
-    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context(_STYLE):
         return {
             "ratios": ratios(result),
             "distributions": distributions(result),
@@ -78,7 +88,7 @@ def headline(result: Json) -> str:
     swept = [case for case in swept if case["key"].partition("/")[0] == swept[0]["key"].partition("/")[0]]
     if single is None or len(swept) < 2:
         raise ConfigError("--svg needs a single access and a test of many sizes, as vmm bench pio has")
-    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context(_STYLE | {"savefig.transparent": False}):
         figure, axes = _figure(WIDTH, 3.4, 1, 2)
         _draw_distribution(axes[0], single, result["contenders"])
         _draw_sizes(axes[1], swept, result["contenders"])
@@ -109,7 +119,7 @@ def _svg(figure: Figure, name: str) -> str:
 def _tidy(axis: Axes) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    axis.grid(visible=True, color="#e4e4e4", linewidth=0.6)
+    axis.grid(visible=True, color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)
 
 
@@ -228,7 +238,7 @@ def _draw_sizes(axis: Axes, cases: Sequence[Json], names: dict[str, str]) -> Non
         axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.tick_params(axis="y", which="minor", labelsize=7)
+        axis.tick_params(axis="y", which="minor", labelsize=8)
     axis.set_ylabel("MiB/s")
     axis.set_title(cases[0]["title"].rsplit(",", 1)[0], fontsize=10, loc="left")
     _tidy(axis)
@@ -263,10 +273,10 @@ def _draw_ratios(axis: Axes, cases: Sequence[Json], of: str, to: str) -> None:
         if (ratio["of"], ratio["to"]) == (of, to)
     ]
     for row, ratio, verdict in found:
-        colour = "#999999" if verdict in {"tie", "too few rounds"} else COLOURS.get(of)
+        colour = TIE if verdict in {"tie", "too few rounds"} else COLOURS.get(of)
         axis.plot([ratio["low"], ratio["high"]], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
         axis.plot(ratio["median"], row, "o", color=colour, markersize=4.5)
-    axis.axvline(1, color="#b00020", linewidth=0.9)
+    axis.axvline(1, color=LIMIT, linewidth=0.9)
     axis.set_xscale("log")
     # A round in which the empty loop was disturbed may make something free: that has no place on a logarithmic axis.
     ends = [end for _, ratio, _ in found for end in (ratio["low"], ratio["high"]) if end > 0]
@@ -298,7 +308,7 @@ def timeline(result: Json) -> str | None:
         for number, (seconds, what) in enumerate(events):
             axis.plot(seconds, row, "|", color=colour, markersize=14, markeredgewidth=1.6)
             if number == 0 or seconds - events[number - 1][0] > end / 9:
-                axis.text(seconds, row - 0.27, what, fontsize=6.5, ha="left" if seconds < end * 0.8 else "right")
+                axis.text(seconds, row - 0.27, what, fontsize=7.5, ha="left" if seconds < end * 0.8 else "right")
         axis.text(events[-1][0] + end / 150, row, f"{events[-1][0]:.2f} s", fontsize=8, va="center")
     axis.set_yticks(range(len(ordered)), [f"{n.split()[0]}, {result['contenders'][n.split()[1]]}" for n in ordered])
     axis.set_ylim(len(ordered) - 0.4, -0.7)
@@ -348,7 +358,7 @@ def _draw_growth(axis: Axes, scale: Json, names: dict[str, str]) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: value_words(value, scale["x_unit"])))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.tick_params(axis="y", which="minor", labelsize=7)
+    axis.tick_params(axis="y", which="minor", labelsize=8)
     axis.set_ylabel("ms, whole process")
     axis.set_title(scale["title"], fontsize=10, loc="left")
     axis.legend(frameon=False, fontsize=8)

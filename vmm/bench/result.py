@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vmm.bench.contenders import Contender
     from vmm.bench.host import Noise
+    from vmm.report.schema import OriginReport
 
 SCHEMA = "vmm-bench/1"
 
@@ -156,6 +157,7 @@ class Result:
     scales: list[Scale] = field(default_factory=list)
     timelines: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     vmm_times: list[dict[str, Any]] = field(default_factory=list)
+    origin: OriginReport | None = None
     began: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
 
     def case(self, key: str) -> CaseResult | None:
@@ -190,6 +192,7 @@ class Result:
         return {
             "schema": SCHEMA,
             "kind": self.kind,
+            "origin": self.origin,
             "began": self.began,
             "elapsed_s": round(self.elapsed_s, 3),
             "seed": self.seed,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmm.bench.contenders import Contender
     from vmm.bench.result import Result
     from vmm.bench.rounds import Goal
+    from vmm.report.schema import OriginReport
 
 KINDS = ("pio", "dma", "boot")
 
@@ -99,6 +100,8 @@ def run(words: list[str]) -> int:
     with Outputs(None, {f"--{name}": getattr(arguments, name) for name in ("json", "html", "svg")}) as outputs:
         with progress.Bar(enabled=not arguments.quiet and sys.stderr.isatty()) as bar:
             result = work(bar.update)
+        if outputs.documents:
+            result.origin = _origin(result, words)
         try:
             if arguments.json != STANDARD:
                 table.show(result)
@@ -106,6 +109,15 @@ def run(words: list[str]) -> int:
             outputs.write(_documents(result))
     nothing_measured = not any(case.measured for case in result.cases) and not any(s.points for s in result.scales)
     return ExitStatus.HOST_LACKS if nothing_measured else ExitStatus.OK
+
+
+def _origin(result: Result, words: list[str]) -> OriginReport:
+    from vmm.bench import experiments
+    from vmm.firmware.load import find
+    from vmm.report.origin import images_of_firmware, origin
+
+    images = (image for name in experiments.images(result) for image in images_of_firmware(find(name)))
+    return origin(["bench", *words], images)
 
 
 def _documents(result: Result) -> dict[str, Callable[[], str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm.config.machine import MachineConfig
+    from vmm.report.schema import OriginReport
     from vmm.verify.result import Verification
 
 LINUX = "linux"
@@ -81,9 +82,10 @@ def run(words: list[str]) -> int:
             config = config_from(arguments)
         outputs = closers.enter_context(Outputs(config, {"--json": arguments.json, "--html": arguments.html}))
         result = _verify(config, arguments.notes, deadline, outputs, with_linux=with_linux)
+        origin = _origin(config, words) if outputs.documents else None
         documents = {
-            "--json": lambda: json.dumps(show.as_object(result), indent=2) + "\n",
-            "--html": lambda: show.as_html(result),
+            "--json": lambda: json.dumps(show.as_object(result, origin), indent=2) + "\n",
+            "--html": lambda: show.as_html(result, origin),
         }
         try:
             if not arguments.quiet and arguments.json != STANDARD:
@@ -117,6 +119,12 @@ def _verify(
     for note in (*notes, *config.warnings):
         say(f"vmm: {note}")
     return verify(config, deadline=deadline, with_linux=with_linux, outputs=outputs)
+
+
+def _origin(config: MachineConfig, words: list[str]) -> OriginReport:
+    from vmm.report.origin import images_of_machine, origin  # only for documents
+
+    return origin(["verify", *words], images_of_machine(config))
 
 
 def _seconds(text: str | None) -> float:

@@ -1,7 +1,8 @@
 """What the pages of boot, verify and bench have in common: one HTML file, no scripts, nothing fetched.
 
-A page is a Jinja template beside the module that fills it in. It extends ``report/base.html.j2``, which has the common
-part of the style sheet; ``report/sections.css`` is more of it, for pages of sections with pictures and numbers.
+A page is a Jinja template beside the module that fills it in. It extends ``report/base.html.j2``, which says where the
+page comes from and has the one style sheet, ``report/style.css``: light or dark as the reader's system is, and legible
+from 500 pixels on. ``report/parts.html.j2`` has what several pages use.
 jinja2 is in the extra [report] and is loaded only to make a page.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from vmm.report import html
-from vmm.report.pictures import events, memory, sparks, timeline
+from vmm.report.pictures import bar, events, memory, sparks, timeline
 from vmm.report.text import SILENT, rows, seconds, size
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ def render(report: Report) -> str:
         "nanoseconds": nanoseconds,
         "value": _value,
         "hex": hex,
+        "bar": bar,
     }
     return html.render(
         "report/page.html.j2",
         filters,
+        command="boot",
+        origin=report.get("origin"),
         r=report,
         meaning=meaning,
         facts=[(label, value) for label, value in rows(report) if label in _FACTS],

@@ -6,24 +6,25 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm.report.phases import phases
 from vmm.report.text import seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from vmm.report.phases import Phase
     from vmm.report.schema import EventReport, Report, TimesReport
 
-WIDTH = 960
-"""Units of a picture; the page scales it."""
-
-_LEFT, _RIGHT = 80, 12
-_LANE = 26
-_CPU_LANE = 44
-_AXIS = 26
 _MOST_TICKS = 8
 
 _MARKED_STARTS = 16
 """vCPUs beyond which marks would hide the staircase."""
+
+DRAWN_ITEMS = 40
+"""Items of fw_cfg that have lanes; the list has the others."""
+
+_TURNS = 70.0
+"""Percent of the width from which on a mark's label stands left of it."""
 
 SPARK_WIDTH, SPARK_HEIGHT = 160, 18
 _SPARK_BAR = 2.2
@@ -36,12 +37,26 @@ MERGED_STARTS = 4
 
 @dataclass(frozen=True)
 class Mark:
-    """An event in its lane; ``label`` stands beside it, ``tip`` shows under the pointer."""
+    """An event in its lane, at ``x`` percent; ``label`` stands beside it, ``tip`` shows under the pointer."""
 
     x: float
     tip: str
     label: str = ""
-    anchor: str = "start"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether there is room for the label only on the left."""
+        return self.x >= _TURNS
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a lane, in percent."""
+
+    x: float
+    width: float
+    name: str
+    tip: str
 
 
 @dataclass(frozen=True)
@@ -49,74 +64,113 @@ class Lane:
     """A row of the timeline.
 
     Attributes:
-        y: of its lower end.
-        height: of its marks.
+        kind: "phases", "cpus", "console", "item", "fwctl" or "end".
         note: a second line of its name.
-        area: corners of what grows in it, as SVG's ``points``; empty where it has only marks.
+        area: corners of what grows in it, as SVG's ``points`` in a square of 100; empty where it has only marks.
+        lines: places of marks too many to tell anything one by one.
     """
 
+    kind: str
     name: str
-    y: float
-    height: float
-    marks: tuple[Mark, ...]
+    marks: tuple[Mark, ...] = ()
     note: str = ""
     area: str = ""
+    spans: tuple[Span, ...] = ()
+    lines: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A picture of events along an axis; ``ticks`` are (x, words)."""
+    """A picture of events along an axis; ``ticks`` are (percent, words), ``step`` percent apart.
+
+    Attributes:
+        undrawn: items of fw_cfg that have no lane.
+    """
 
     lanes: tuple[Lane, ...]
     ticks: tuple[tuple[float, str], ...]
-    height: float
-    axis: float
+    step: float
+    undrawn: int
+
+
+class _Axis:
+    """From the first run's begin to the last one's end."""
+
+    def __init__(self, end: float) -> None:
+        self._end = end
+
+    def place(self, t_s: float) -> float:
+        return round(100 * max(t_s, 0.0) / self._end, 3)
+
+    def mark(self, event: EventReport, label: str = "", *, timed: bool = True) -> Mark:
+        at = seconds(event["t_s"])
+        words = f"{label}, {at}" if label else at if timed else ""
+        return Mark(self.place(event["t_s"]), f"{at}: {event['event']}", words)
 
 
 def timeline(report: Report) -> Timeline:
     """Place what happened along an axis that begins with the first run and ends with the last."""
     events = report["timeline"]
     end: float = max([report["outcome"]["elapsed_s"], *(event["t_s"] for event in events), 1e-6])
-    scale = (WIDTH - _LEFT - _RIGHT) / end
-
-    def place(t_s: float) -> float:
-        return round(_LEFT + max(t_s, 0.0) * scale, 2)
-
-    def mark(event: EventReport, label: str = "") -> Mark:
-        x = place(event["t_s"])
-        words = f"{label}, {seconds(event['t_s'])}" if label else ""
-        return Mark(x, f"{seconds(event['t_s'])}: {event['event']}", words, "start" if x < WIDTH * 0.7 else "end")
-
-    starts = [event for event in events if event["kind"] == "vcpu-started"]
-    y = _CPU_LANE
-    requested = report["cpus"]["requested"]
-    area = _growth([place(event["t_s"]) for event in starts], place(end), y, requested)
-    marks = list(map(mark, starts)) if len(starts) <= _MARKED_STARTS else []
-    lanes = [Lane("vCPUs", y, _CPU_LANE - 8, tuple(marks), f"{len(starts)} of {requested}", area)]
-    for event in events:
-        if event["kind"] == "first-output":
-            y += _LANE
-            lanes.append(Lane(str(event["subject"]), y, _LANE - 8, (mark(event, "first output"),)))
-    requests = [mark(event) for event in events if event["kind"] == "fwctl-request"]
+    axis = _Axis(end)
+    items = [event for event in events if event["kind"] == "fw-cfg-item"]
+    lanes = [*_phase_lane(phases(report), axis), _cpu_lane(report, axis), *_console_lanes(events, axis)]
+    lanes += [Lane("item", str(event["subject"]), (axis.mark(event),)) for event in items[:DRAWN_ITEMS]]
+    requests = [axis.mark(event, timed=False) for event in events if event["kind"] == "fwctl-request"]
     if requests:
-        y += _LANE
-        lanes.append(Lane("fwctl", y, _LANE - 8, tuple(requests)))
+        lanes.append(Lane("fwctl", "fwctl", tuple(requests)))
     ends = [event for event in events if event["kind"] == "end"]
     if ends:
-        y += _LANE
-        marks = [*map(mark, ends[:-1]), mark(ends[-1], ends[-1]["event"])]
-        lanes.append(Lane("end", y, _LANE - 8, tuple(marks)))
-    return Timeline(tuple(lanes), tuple((place(t_s), words) for t_s, words in ticks(end)), y + _AXIS, y + 6)
+        *earlier, last = ends
+        marks = [*(axis.mark(event, timed=False) for event in earlier), axis.mark(last, last["event"])]
+        lanes.append(Lane("end", "end", tuple(marks)))
+    places = ticks(end)
+    return Timeline(
+        tuple(lanes),
+        tuple((axis.place(t_s), words) for t_s, words in places),
+        axis.place(places[1][0]) if len(places) > 1 else 100.0,
+        max(0, len(items) - DRAWN_ITEMS),
+    )
 
 
-def _growth(xs: Sequence[float], end: float, y: float, most: int) -> str:
+def _phase_lane(found: Sequence[Phase], axis: _Axis) -> Iterator[Lane]:
+    if not found:
+        return
+    begins = [axis.place(phase.t_s) for phase in found]
+    spans = (
+        Span(x, round(after - x, 3), phase.name, f"{phase.name} by {seconds(phase.t_s)}: {phase.sign}")
+        for phase, x, after in zip(found, begins, [*begins[1:], 100.0], strict=True)
+    )
+    yield Lane("phases", "firmware", spans=tuple(spans))
+
+
+def _cpu_lane(report: Report, axis: _Axis) -> Lane:
+    starts = [event for event in report["timeline"] if event["kind"] == "vcpu-started"]
+    requested = report["cpus"]["requested"]
+    marks = [axis.mark(event, timed=False) for event in starts] if len(starts) <= _MARKED_STARTS else []
+    area = _growth([axis.place(event["t_s"]) for event in starts], requested)
+    return Lane("cpus", "vCPUs", tuple(marks), f"{len(starts)} of {requested}", area)
+
+
+def _console_lanes(events: Sequence[EventReport], axis: _Axis) -> Iterator[Lane]:
+    for first in events:
+        if first["kind"] == "first-output":
+            mine = [
+                event for event in events if event["kind"] == "console-line" and event["subject"] == first["subject"]
+            ]
+            # Many lines arrive at a time: one mark.
+            lines = dict.fromkeys(round(axis.place(event["t_s"]), 1) for event in mine)
+            yield Lane("console", str(first["subject"]), (axis.mark(first, "first output"),), lines=tuple(lines))
+
+
+def _growth(xs: Sequence[float], most: int) -> str:
     """Return the corners of a staircase that rises by one at each x."""
     if not xs:
         return ""
-    corners = [(xs[0], y)]
+    corners = [(xs[0], 100.0)]
     for number, x in enumerate(xs):
-        corners += [(x, corners[-1][1]), (x, y - (_CPU_LANE - 8) * (number + 1) / most)]
-    corners += [(end, corners[-1][1]), (end, y)]
+        corners += [(x, corners[-1][1]), (x, 100 - 100 * (number + 1) / most)]
+    corners += [(100.0, corners[-1][1]), (100.0, 100.0)]
     return " ".join(f"{x:g},{y:.2f}" for x, y in corners)
 
 
@@ -147,7 +201,8 @@ def events(report: Report) -> list[tuple[float, str]]:
             starts.append(event)
         elif event["kind"] != "fwctl-request":
             take_starts()
-            lines.append((event["t_s"], event["event"]))
+            line = event["kind"] == "console-line"
+            lines.append((event["t_s"], f"{event['subject']}: {event['event']}" if line else event["event"]))
     take_starts()
     return lines
 
@@ -178,14 +233,23 @@ def memory(report: Report) -> list[MemoryRow]:
             rows.append(MemoryRow(free, first - 1, "gap", 1.4))
         elif rows and rows[-1].kind == kind:
             first = rows.pop().first
-        # Not to scale, which would show only RAM; but what is larger is higher.
-        rows.append(MemoryRow(first, last, kind, round(1.4 + max(0.0, math.log2((last - first + 1) / 4096)) * 0.09, 2)))
+        rows.append(MemoryRow(first, last, kind, height(last - first + 1)))
     return rows[::-1]
+
+
+def height(size: int) -> float:
+    """Return how high a range of addresses is drawn, in rem: not to scale, but what is larger is higher."""
+    return round(1.4 + max(0.0, math.log2(size / 4096)) * 0.09, 2)
+
+
+def bar(value: int, most: int) -> float:
+    """Return how long a bar is in percent of the longest one, on a logarithmic scale that begins at 1."""
+    return round(100 * math.log1p(value) / math.log1p(most), 1) if most else 0.0
 
 
 @dataclass(frozen=True)
 class Sparks:
-    """Histograms on one logarithmic axis, from ``low_ns`` to ``high_ns``; for each its bars (x, height)."""
+    """Histograms on one logarithmic axis, from ``low_ns`` to ``high_ns``; for each its bars (x, logarithmic height)."""
 
     low_ns: int
     high_ns: int
@@ -208,7 +272,7 @@ def sparks(times: Sequence[TimesReport]) -> Sparks | None:
         return tuple(
             (
                 round(math.log(max(start, 1) / low) * scale, 2),
-                round(_SPARK_LEAST + (SPARK_HEIGHT - _SPARK_LEAST) * count / most, 2),
+                round(_SPARK_LEAST + (SPARK_HEIGHT - _SPARK_LEAST) * bar(count, most) / 100, 2),
             )
             for start, count in row["buckets"]
         )

@@ -45,6 +45,11 @@ def found_map(report: GuestReport) -> list[E820Entry]:
     return joined
 
 
+def maps(collected: Collected, report: GuestReport) -> dict[str, list[E820Entry]]:
+    """Both maps, for a picture of them side by side."""
+    return {"offered": sorted(e820.decode(collected.tables[E820_FILE])), "found": found_map(report)}
+
+
 def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Subject:
     """Compare record by record, and look for RAM that was never offered."""
     subject = Subject("memory map")

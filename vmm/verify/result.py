@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from vmm.legible import legible
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm.tables.e820 import E820Entry
 
 
 class Verdict(StrEnum):
@@ -80,6 +86,8 @@ class Verification:
     machine: str
     elapsed_s: float
     subjects: tuple[Subject, ...]
+    maps: Mapping[str, Sequence[E820Entry]] = field(default_factory=dict)
+    """Memory maps by what they are: offered, found; by address. Empty where the guest told none."""
 
     @property
     def ok(self) -> bool:

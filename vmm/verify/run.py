@@ -50,8 +50,9 @@ def compare(collected: Collected) -> Verification:
         failed.add(
             "report", "one", "none", Verdict.MISSING, difference=collected.failure, reason=_why_no_report(collected)
         )
-        subjects = [failed]
+        subjects, maps = [failed], {}
     else:
+        maps = memory.maps(collected, report)
         subjects = [
             memory.compare(collected, report, evidence),
             acpi.compare(collected, report, evidence),
@@ -66,7 +67,7 @@ def compare(collected: Collected) -> Verification:
     cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
     words = f"{config.machine_type}, {cpus}, {config.memory >> 20} MiB"
     firmware = "no firmware" if config.direct else str(config.firmware.path)
-    return Verification(firmware, words, collected.outcome.elapsed_s, tuple(subjects))
+    return Verification(firmware, words, collected.outcome.elapsed_s, tuple(subjects), maps)
 
 
 def _why_no_report(collected: Collected) -> str:

@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.legible import legible
 from vmm.report import html
+from vmm.report.text import size
+from vmm.verify import picture
 from vmm.verify.result import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from vmm.report.schema import OriginReport
     from vmm.verify.result import Row, Subject, Verification
 
 SCHEMA = "vmm-verify/1"
 """Names what ``--json`` prints; changes when a key goes or means something else."""
+
+COLUMNS = ("offered", "found", "true")
+"""Fields of a row that it compares; a page's table has those that one of its rows knows."""
 
 WIDTH = 118
 _WIDEST = 38
@@ -25,10 +31,11 @@ _GAP = "  "
 _INDENT = "      "
 
 
-def as_object(verification: Verification) -> dict[str, Any]:
-    """Return what ``--json`` prints."""
+def as_object(verification: Verification, origin: OriginReport | None = None) -> dict[str, Any]:
+    """Return what ``--json`` prints; for ``origin`` see `vmm.report.origin`."""
     return {
         "schema": SCHEMA,
+        "origin": origin,
         "ok": verification.ok,
         "firmware": verification.firmware,
         "machine": verification.machine,
@@ -50,17 +57,19 @@ def as_text(verification: Verification, width: int = WIDTH) -> str:
     lines = [head] if width >= WIDTH else textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False)
     for subject in verification.subjects:
         lines += ["", *_table(subject, width)]
-    wrong = [row for subject in verification.subjects for row in subject.rows if not row.verdict.ok]
-    total = sum(len(subject.rows) for subject in verification.subjects)
-    untrue = sum(row.verdict is Verdict.UNTRUE for row in wrong)
-    lines.append("")
-    if len(wrong) > untrue:
-        lines.append(f"{len(wrong) - untrue} of {total} did not arrive as offered")
-    if untrue:
-        lines.append(f"{untrue} of {total} are not true")
-    if not wrong:
-        lines.append(f"all {total} arrived and are true")
+    lines += ["", *_summary(verification)]
     return legible("\n".join(lines), keep="\n")
+
+
+def _summary(verification: Verification) -> list[str]:
+    verdicts = [row.verdict for subject in verification.subjects for row in subject.rows]
+    wrong, untrue = sum(not verdict.ok for verdict in verdicts), verdicts.count(Verdict.UNTRUE)
+    lines = []
+    if wrong > untrue:
+        lines.append(f"{wrong - untrue} of {len(verdicts)} did not arrive as offered")
+    if untrue:
+        lines.append(f"{untrue} of {len(verdicts)} are not true")
+    return lines or [f"all {len(verdicts)} arrived and are true"]
 
 
 def _table(subject: Subject, width: int) -> Iterator[str]:
@@ -87,10 +96,27 @@ def _details(row: Row, width: int) -> Iterator[str]:
             yield from textwrap.wrap(label + text, width, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
 
 
-def as_html(verification: Verification) -> str:
+def as_html(verification: Verification, origin: OriginReport | None = None) -> str:
     """Return a page that needs nothing beside itself.
+
+    Args:
+        verification: what it says.
+        origin: see `vmm.report.origin`.
 
     Raises:
         HostError: jinja2 is not installed.
     """
-    return html.render("verify/report.html.j2", verification=verification)
+    return html.render(
+        "verify/report.html.j2",
+        {"hex": hex, "size": size, "columns": _columns},
+        command="verify",
+        origin=origin,
+        verification=verification,
+        summary="; ".join(_summary(verification)),
+        wrong=[(subject, row) for subject in verification.subjects for row in subject.rows if not row.verdict.ok],
+        memory=picture.rows(verification.maps),
+    )
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return [name for name in COLUMNS if any(getattr(row, name) for row in rows)]

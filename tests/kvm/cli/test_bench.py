@@ -41,7 +41,11 @@ def test_all_contenders_of_pio_measure_the_same_cases(tmp_path: Path) -> None:
     assert {row["name"] for row in result["vmm_times"]} >= {"exit io", "in 0x511"}
     assert "too few rounds" in printed
     assert "bare KVM_RUN loop" in printed
-    assert html.read_text(encoding="utf-8").count("<svg") >= 3
+    page = html.read_text(encoding="utf-8")
+    assert page.count("<svg") >= 3
+    assert "$ vmm bench pio" in page
+    (image,) = json.loads(report.read_text(encoding="utf-8"))["origin"]["images"]
+    assert image["sha256"] in page
 
 
 def test_dma_moves_every_size(tmp_path: Path) -> None:
@@ -74,6 +78,8 @@ def test_growth_is_measured(tmp_path: Path) -> None:
     assert [x for x, _ in scales[1]["points"]["vmm"]] == [64 << 20, 256 << 20, 1 << 30]
     assert all(scale["growth"] == {} and scale["no_growth"] for scale in scales), "one round is no law"
     assert "<svg" in html.read_text(encoding="utf-8")
+    images = json.loads(report.read_text(encoding="utf-8"))["origin"]["images"]
+    assert [Path(image["path"]).name for image in images] == ["probe.fd", "exit.fd"]
 
 
 def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

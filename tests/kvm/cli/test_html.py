@@ -1,5 +1,6 @@
 """`vmm boot --html`: the page of real runs, and what it costs those who don't ask for it."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import pytest
 from html_page import check_self_contained, read
 
 from vmm.firmware import guests
+from vmm.installation import version
 from vmm.report import page as report_page
 
 pytestmark = pytest.mark.needs_kvm
 
+SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
 NO_CONSOLES = ("-serial", "none", "-debugcon", "none")
 
 
@@ -47,6 +50,11 @@ def test_our_probe_and_a_hostile_name(tmp_path: Path) -> None:
     assert "cpus started: 3" in text
     assert "Time spent in vmm" not in text
     items = {item["name"]: item for item in json.loads(data.read_text())["fw_cfg"]["items"]}
+    assert f"vmm boot version {version()} 20" in text
+    assert f"$ vmm boot probe -smp 3 -fw_cfg '{item}'" in text
+    (image,) = json.loads(data.read_text())["origin"]["images"]
+    assert f"firmware {guests.path('probe')}" in text
+    assert f"sha256 {image['sha256']}" in text
     assert f"etc/e820 {items['etc/e820']['key']:#x} 20 1 20 20 yes" in text
     assert items[name]["selects"] == 0
 
@@ -62,6 +70,10 @@ def test_seabios_with_its_times(tmp_path: Path) -> None:
     assert "Never read" in text
     assert "first output on serial" in text
     assert "out 0x402 debugcon" in text
+    assert f"sha256 {hashlib.sha256(SEABIOS.read_bytes()).hexdigest()}" in text
+    assert " POST boot " in text
+    assert "debugcon: enter handle_19:" in text
+    assert "fw_cfg item etc/e820 selected" in text
     assert "RAM, write-protected" in text  # SeaBIOS locks its copy of itself
 
 
@@ -113,7 +125,7 @@ def test_without_jinja2_the_guest_does_not_run(tmp_path: Path) -> None:
 def test_only_who_asks_for_a_page_loads_what_makes_it(tmp_path: Path) -> None:
     program = (
         "import sys; from vmm.cli import main; main(sys.argv[1:]); "
-        "print(*{'jinja2', 'vmm.report.html', 'vmm.report.page', 'vmm.report.pictures'} & sys.modules.keys())"
+        "print(*{'jinja2', 'hashlib', 'vmm.report.origin', 'vmm.report.html', 'vmm.report.page'} & sys.modules.keys())"
     )
 
     def loaded(*words: str | Path) -> set[str]:
@@ -121,7 +133,8 @@ def test_only_who_asks_for_a_page_loads_what_makes_it(tmp_path: Path) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
         return set(done.stdout.split())
 
-    assert loaded("--json", tmp_path / "report.json") == set()
+    assert loaded() == set()
+    assert loaded("--json", tmp_path / "report.json") == {"hashlib", "vmm.report.origin"}
     assert loaded("--html", tmp_path / "page.html") == {
-        "jinja2", "vmm.report.html", "vmm.report.page", "vmm.report.pictures",
+        "hashlib", "jinja2", "vmm.report.html", "vmm.report.origin", "vmm.report.page",
     }  # fmt: skip

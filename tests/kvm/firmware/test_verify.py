@@ -380,6 +380,9 @@ def test_the_command_exits_with_0_only_if_all_arrived(tmp_path: Path, capsys: py
     ]  # fmt: skip
     html = page.read_text(encoding="utf-8")
     assert "Everything arrived" in html
+    assert "Memory map, as a picture" in html
+    assert found["origin"]["command"] == f"vmm verify seabios --html {page} --json {data}"
+    assert found["origin"]["images"][0]["sha256"] in html
     assert "http" not in html
     assert main(["verify", "seabios", "-e820", "base=0xfd000000,size=4K,type=acpi"]) == 1
     shown = capsys.readouterr().out

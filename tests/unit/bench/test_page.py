@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from html_page import check_self_contained, read
 
-from vmm.bench import page, table
+from vmm.bench import page, plots, table
 from vmm.bench.result import Result
 
 
@@ -34,6 +34,23 @@ def test_ids_of_pictures_do_not_collide(made_up: Callable[..., Result]) -> None:
     clips = re.findall(r'<clipPath id="([^"]+)"', html)
     assert clips
     assert len(clips) == len(set(clips))
+
+
+def test_the_style_sheet_has_every_colour_of_the_pictures(made_up: Callable[..., Result]) -> None:
+    for kind in ("pio", "boot"):
+        html = page.render(made_up(kind).as_json())
+        drawn = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+        assert not re.search(r"#[0-9a-f]{6}\b", drawn)
+        light, dark = re.findall(r":root \{(.*?)\}", html, re.DOTALL)
+        used = set(re.findall(r"var\((--[a-z-]+)\)", html)) - {"--step"}
+        for scheme in (light, dark):
+            assert used <= set(re.findall(r"(--[a-z-]+):", scheme))
+
+
+def test_a_picture_for_a_document_has_its_own_colours(made_up: Callable[..., Result]) -> None:
+    result = made_up().as_json()
+    result["cases"].insert(0, {**result["cases"][0], "key": "in8"})
+    assert "var(" not in plots.headline(result)
 
 
 def test_the_same_result_gives_the_same_page(made_up: Callable[..., Result]) -> None:
