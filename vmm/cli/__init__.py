@@ -4,6 +4,7 @@ stdout carries data (the guest's consoles, JSON, ``info``), stderr everything th
 is imported only when it is asked for: a guest that exits at once is over before most of them would be loaded.
 """
 
+import contextlib
 import errno
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return ExitStatus.HOST_LACKS
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO}:
             raise
-        say(f"vmm: cannot write all of the output: {error.strerror}")
+        with contextlib.suppress(OSError):  # it may be stderr that nobody reads any more
+            say(f"vmm: cannot write all of the output: {error.strerror}")
         return ExitStatus.HOST_LACKS
     return status
 

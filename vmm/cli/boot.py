@@ -146,9 +146,11 @@ def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:
 
         return schema.as_json(report)
 
-    if not quiet:
-        say(text.text(report, columns(sys.stderr, text.WIDTH)))
-    outputs.write({"--json": json, "--html": page})
+    try:
+        outputs.write({"--json": json, "--html": page})
+    finally:
+        if not quiet:
+            say(text.text(report, columns(sys.stderr, text.WIDTH)))
 
 
 def _run(

@@ -390,6 +390,14 @@ def test_a_full_disk_is_said_in_one_line(words: list[str]) -> None:
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2> >(true)"])
+def test_messages_that_nobody_can_read_are_the_hosts_lack(redirection: str, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = shlex.join([*VMM, "boot", "probe", "-debugcon", "none", "-serial", "none", "--json", str(report)])
+    assert subprocess.run(["bash", "-c", f"{command} {redirection}"], timeout=60, check=False).returncode == 4
+    assert "fw_cfg" in json.loads(report.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("option", ["--json", "--trace"])
 def test_a_full_disk_of_a_report_or_a_log_is_the_hosts_lack(option: str) -> None:
     run = vmm("boot", "probe", option, "/dev/full")
