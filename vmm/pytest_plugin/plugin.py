@@ -9,6 +9,7 @@ def test_greeting(vmm_machine):
 """
 
 import re
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from hashlib import sha256
@@ -92,6 +93,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs KVM where there is none."""
     if item.get_closest_marker("needs_kvm") is not None and (reason := _missing(item.config)) is not None:
         pytest.skip(reason)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say shortly how what a guest found differs from what it was offered."""
+    if op != "==" or "vmm.verify.values" not in sys.modules:
+        return None
+    from vmm.verify.explain import explain
+
+    return explain(left, right)
 
 
 # hookwrapper, because wrapper needs pluggy 1.2, which came after pytest 7.0.

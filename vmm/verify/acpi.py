@@ -9,10 +9,14 @@ from vmm.tables import table_loader
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE
 from vmm.tables.files import LOADER_FILE, RSDP_FILE, VMGENID_GUID_FILE
 from vmm.tables.table_loader import AddPointer
+from vmm.verify import aml
 from vmm.verify.acpi_fields import field_at
 from vmm.verify.result import Subject, Verdict
+from vmm.verify.values import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
     from vmm.tables.loader_result import FoundTable
     from vmm.verify.collect import Collected
     from vmm.verify.evidence import Evidence
@@ -53,13 +57,15 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
         candidates = [found for found in pool if _signature(found) == table.signature]
         if not candidates:
             reason = _why_missing(table, collected, evidence)
-            subject.add(_title(table), f"{len(table.data)} bytes", "-", Verdict.MISSING, reason=reason)
+            values = Table(table.signature, table.data), None
+            subject.add(_title(table), f"{len(table.data)} bytes", "-", Verdict.MISSING, reason=reason, values=values)
             continue
         best = min(candidates, key=lambda found: _distance(table, found.data))
         pool.remove(best)
         _compare_table(subject, table, best, collected, report, evidence)
     for found in pool:
-        subject.add(_signature(found), "-", f"{len(found.data)} bytes at {found.address:#x}", Verdict.EXTRA)
+        where = f"{len(found.data)} bytes at {found.address:#x}"
+        subject.add(_signature(found), "-", where, Verdict.EXTRA, values=(None, Table(_signature(found), found.data)))
     return subject
 
 
@@ -141,7 +147,11 @@ def _compare_table(
         skip.add(CHECKSUM_OFFSET)
         if sum(data) & 0xFF:
             problems.append(f"checksum is wrong, the bytes sum to {sum(data) & 0xFF:#x}")
-    problems += _differences(table, data, skip)
+    differs = [f"{name} was {was}, is {now}" for name, was, now in differences(table.signature, table.data, data, skip)]
+    problems += differs
+    if table.signature in aml.SIGNATURES and (differs or len(data) != len(table.data)):
+        filled_in = bytes(data[at] if at in skip and at < len(data) else byte for at, byte in enumerate(table.data))
+        problems.append(aml.compare(filled_in, data))
     reason = ""
     if problems:
         reason = _why_altered(table, collected, evidence)
@@ -152,20 +162,21 @@ def _compare_table(
         Verdict.ALTERED if problems else Verdict.ARRIVED,
         difference="; ".join(problems) or (f"filled in: {', '.join(filled)}" if filled else ""),
         reason=reason,
+        values=(Table(table.signature, table.data), Table(_signature(found), data)),
     )
 
 
-def _differences(table: Offered, data: bytes, skip: set[int]) -> list[str]:
-    """Name every field that differs, once."""
-    result, done = [], -1
-    for at in range(min(len(data), len(table.data))):
-        if at in skip or at < done or data[at] == table.data[at]:
+def differences(
+    signature: str, offered: bytes, found: bytes, skip: Container[int] = ()
+) -> Iterator[tuple[str, str, str]]:
+    """Name every field that differs, once, and what it has on both sides; `skip` has offsets of bytes that may."""
+    done = -1
+    for at in range(min(len(found), len(offered))):
+        if at in skip or at < done or found[at] == offered[at]:
             continue
-        name, start, size = field_at(table.signature, at)
+        name, start, size = field_at(signature, at)
         done = start + size
-        was, now = table.data[start:done], data[start:done]
-        result.append(f"{name} was {_bytes(was)}, is {_bytes(now)}")
-    return result
+        yield name, _bytes(offered[start:done]), _bytes(found[start:done])
 
 
 def _twin_resolves(data: bytes, pointer: _Pointer, targets: dict[int, str]) -> bool:

@@ -29,6 +29,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
         return subject
     seen = re.findall(r"^(\d+): (\S+)", collected.log.partition("boot order:")[2], re.MULTILINE)
     logged = [path for _, path in seen]
+    subject.whole = _devices(offered), _devices(logged)
     for place, path in enumerate(offered, 1):
         found = f"{logged.index(path) + 1}: {path}" if path in logged else "-"
         arrived = path in logged and logged.index(path) + 1 == place
@@ -54,6 +55,7 @@ def _compare_boot_variables(subject: Subject, offered: list[str], report: GuestR
     options = [boot_option(report.variables.get(f"Boot{number:04X}", b"")) for number in numbers]
     names = ", ".join(name for name, _ in options)
     last, taken = -1, set()
+    placed: list[tuple[int, str]] = []
     for place, path in enumerate((path for path in offered if path != HALT), 1):
         wanted = uefi_path(path)
         matches = (index for index, (_, nodes) in enumerate(options) if wanted and nodes[: len(wanted)] == wanted)
@@ -65,6 +67,7 @@ def _compare_boot_variables(subject: Subject, offered: list[str], report: GuestR
             )
             subject.add(path, str(place), "-", Verdict.MISSING, reason=reason)
             continue
+        placed.append((at, path))
         arrived = at > last
         last = max(last, at)
         subject.add(
@@ -74,10 +77,16 @@ def _compare_boot_variables(subject: Subject, offered: list[str], report: GuestR
             Verdict.ARRIVED if arrived else Verdict.ALTERED,
             reason="" if arrived else "overridden by firmware: BootOrder has another order",
         )
+    subject.whole = _devices(offered), tuple(path for _, path in sorted(placed))
     if not offered:
         subject.add("BootOrder", "nothing", names or "-", Verdict.EXTRA)
     else:
         subject.add("BootOrder", "", names, Verdict.EXTRA)
+
+
+def _devices(paths: list[str]) -> tuple[str, ...]:
+    """Leave out the last line that only tells firmware to stop."""
+    return tuple(path for path in paths if path != HALT)
 
 
 def boot_option(data: bytes) -> tuple[str, tuple[str, ...]]:

@@ -22,7 +22,8 @@ def compare(collected: Collected, report: GuestReport) -> Subject:
         read = ", read by firmware" if firmware is not None and firmware.selects else ", not read by firmware"
         read = "" if collected.config.direct else read
         if name not in found:
-            subject.add(name, f"{len(data)} bytes", "-", Verdict.MISSING, reason="not in the directory that it read")
+            subject.add(name, f"{len(data)} bytes", "-", Verdict.MISSING, reason="not in the directory that it read",
+                        values=(data, None))  # fmt: skip
             continue
         now, size = found[name].data, found[name].size
         begin = len(now) if size is not None and len(now) < size == len(data) else len(data)
@@ -36,6 +37,7 @@ def compare(collected: Collected, report: GuestReport) -> Subject:
             Verdict.ARRIVED if same else Verdict.ALTERED,
             difference=difference if same else f"differs from byte {at:#x} on",
             reason="" if same else "the device gave something else than what was published",
+            values=(data, now),
         )
     _add_written(subject, collected)
     return subject

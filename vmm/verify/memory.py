@@ -55,6 +55,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     subject = Subject("memory map")
     offered = e820.decode(collected.tables[E820_FILE])
     found = found_map(report)
+    subject.whole = tuple(sorted(offered)), tuple(found)
     _check_published(subject, collected, evidence)
     for entry in offered:
         if entry.type == E820Type.RAM:

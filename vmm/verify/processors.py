@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vmm.tables.in_ram import processors
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.result import Subject, Verdict
+from vmm.verify.values import Cpus
 
 if TYPE_CHECKING:
     from vmm.verify.collect import Collected
@@ -28,12 +29,15 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
         verdict = Verdict.ARRIVED if enabled == cpus and total == cpus else Verdict.ALTERED
         found = str(enabled) if total == enabled else f"{enabled} of {total}"
         subject.add(name, str(cpus), found, verdict, reason="" if verdict.ok else reason)
+    counted = 0 if report.processors is None else report.processors[1]
+    subject.whole = Cpus(cpus, cpus, most), Cpus(counted, 0, 0)
     madt = report.table("APIC")
     if madt is None:
         subject.add("MADT", f"{cpus} of {most}", "-", Verdict.MISSING, reason="the guest has no MADT; see ACPI tables")
         return subject
     listed = list(processors(madt))
     enabled = sum(processor.enabled for processor in listed)
+    subject.whole = Cpus(cpus, cpus, most), Cpus(counted, enabled, len(listed))
     verdict = Verdict.ARRIVED if (enabled, len(listed)) == (cpus, most) else Verdict.ALTERED
     subject.add("MADT, enabled of possible", f"{cpus} of {most}", f"{enabled} of {len(listed)}", verdict,
                 reason="" if verdict.ok else "see ACPI tables")  # fmt: skip

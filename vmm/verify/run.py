@@ -67,7 +67,7 @@ def compare(collected: Collected) -> Verification:
     cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
     words = f"{config.machine_type}, {cpus}, {config.memory >> 20} MiB"
     firmware = "no firmware" if config.direct else str(config.firmware.path)
-    return Verification(firmware, words, collected.outcome.elapsed_s, tuple(subjects), maps)
+    return Verification(firmware, words, collected.outcome.elapsed_s, tuple(subjects), maps, report)
 
 
 def _why_no_report(collected: Collected) -> str:

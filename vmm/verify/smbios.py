@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, split_structures
 from vmm.verify.result import Subject, Verdict
+from vmm.verify.values import Structure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmm.verify.collect import Collected
     from vmm.verify.evidence import Evidence
     from vmm.verify.guest_report import GuestReport
@@ -45,18 +48,21 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
         if key[0] == END_OF_TABLE:
             continue
         name = f"type {key[0]} {NAMES.get(key[0], '')}".rstrip()
+        values = Structure(*key, data), Structure(*key, found[key]) if key in found else None
         if key not in found:
             reason = _why(collected, evidence)
-            subject.add(name, _words(data), "-", Verdict.MISSING, reason=reason)
+            subject.add(name, _words(data), "-", Verdict.MISSING, reason=reason, values=values)
         elif found[key] == data:
-            subject.add(name, _words(data), _words(found[key]), Verdict.ARRIVED)
+            subject.add(name, _words(data), _words(found[key]), Verdict.ARRIVED, values=values)
         else:
-            differs = "; ".join(_differences(data, found[key]))
+            differs = "; ".join(f"{what} was {was}, is {now}" for what, was, now in differences(data, found[key]))
             reason = _why(collected, evidence, altered=True)
-            subject.add(name, _words(data), _words(found[key]), Verdict.ALTERED, difference=differs, reason=reason)
+            subject.add(name, _words(data), _words(found[key]), Verdict.ALTERED, difference=differs, reason=reason,
+                        values=values)  # fmt: skip
     for key, data in found.items():
         if key not in offered and key[0] != END_OF_TABLE:
-            subject.add(f"type {key[0]} {NAMES.get(key[0], '')}".rstrip(), "-", _words(data), Verdict.EXTRA)
+            name = f"type {key[0]} {NAMES.get(key[0], '')}".rstrip()
+            subject.add(name, "-", _words(data), Verdict.EXTRA, values=(None, Structure(*key, data)))
     return subject
 
 
@@ -134,9 +140,7 @@ def _key(structure: bytes) -> _Key:
 
 
 def _strings(structure: bytes) -> list[str]:
-    return [
-        text.decode("utf-8", "surrogateescape") for text in structure[structure[1] :].rstrip(b"\0").split(b"\0") if text
-    ]
+    return Structure(*_key(structure), structure).strings
 
 
 def _words(structure: bytes) -> str:
@@ -144,15 +148,12 @@ def _words(structure: bytes) -> str:
     return f"{len(structure)} bytes" + (f": {texts[:60]}" if texts else "")
 
 
-def _differences(was: bytes, now: bytes) -> list[str]:
-    result = []
+def differences(was: bytes, now: bytes) -> Iterator[tuple[str, str, str]]:
+    """Name the bytes and strings in which two structures differ, and what each has there."""
     if was[1] != now[1]:
-        result.append(f"formatted area of {now[1]} bytes instead of {was[1]}")
-    result += [
-        f"byte {at:#x} was {was[at]:#04x}, is {now[at]:#04x}"
-        for at in range(min(was[1], now[1]))
-        if was[at] != now[at] and at != 1
-    ]
+        yield "bytes of the formatted area", str(was[1]), str(now[1])
+    for at in range(min(was[1], now[1])):
+        if was[at] != now[at] and at != 1:
+            yield f"byte {at:#x}", f"{was[at]:#04x}", f"{now[at]:#04x}"
     if _strings(was) != _strings(now):
-        result.append(f"strings were {_strings(was)}, are {_strings(now)}")
-    return result
+        yield "strings", str(_strings(was)), str(_strings(now))

@@ -216,6 +216,7 @@ def test_ovmf_obeys_the_boot_order(variables_with_floppies: Path) -> None:
     assert collected.report.variables["BootOrder"][:4] == struct.pack("<HH", *(0x10 + unit for unit in order))
     result = compare(collected)
     assert result.ok, wrong(result)
+    assert result.boot_order.found == tuple(f"/pci@i0cf8/isa@1f/fdc@03f0/floppy@{unit}" for unit in order)
 
 
 # -- deliberately broken ----------------------------------------------------------------------------------------------
