@@ -75,6 +75,10 @@ def test_bytes_that_are_no_aml_give_one_line(body: bytes) -> None:
     assert len(said) < 1000
 
 
+def test_a_table_of_megabytes_is_not_disassembled() -> None:
+    assert "2097152 bytes are too many" in aml.compare(b"SSDT", bytes(2 << 20))
+
+
 @pytest.mark.parametrize(
     ("left", "right", "lines"),
     [
