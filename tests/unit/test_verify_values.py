@@ -75,6 +75,12 @@ def test_bytes_that_are_no_aml_give_one_line(body: bytes) -> None:
     assert len(said) < 1000
 
 
+def test_a_table_may_have_lost_all_objects() -> None:
+    header = b"SSDT%c\0\0\0\2" + bytes(27)
+    said = aml.compare(header % 42 + b"\x08LAST\x01", header % 36)
+    assert said == "name space: Name \\LAST is gone"
+
+
 def test_a_table_of_megabytes_is_not_disassembled() -> None:
     assert "2097152 bytes are too many" in aml.compare(b"SSDT", bytes(2 << 20))
 

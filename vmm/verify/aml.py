@@ -55,8 +55,9 @@ def compare(offered: bytes, found: bytes) -> str:
     if len(found) > _LARGEST:
         return f"bytes alone were compared: {len(found)} bytes are too many for a look at the objects"
     was, now = _disassembled(iasl, offered), _disassembled(iasl, found)
-    if not was or not now:
-        return f"bytes alone were compared: iasl cannot disassemble what was {'found' if was else 'offered'}"
+    if was is None or now is None:
+        side = "offered" if was is None else "found"
+        return f"bytes alone were compared: iasl cannot disassemble what was {side}"
     if was == now:
         return f"yet the name space is the same, {len(was)} objects"
     parts = [f"{key} is gone" for key in was if key not in now]
@@ -68,8 +69,8 @@ def compare(offered: bytes, found: bytes) -> str:
     return "name space: " + ", ".join(parts[:_SHOWN]) + more
 
 
-def _disassembled(iasl: str, table: bytes) -> dict[str, str]:
-    """Return a table's name space; an empty one if iasl made nothing of it."""
+def _disassembled(iasl: str, table: bytes) -> dict[str, str] | None:
+    """Return a table's name space; None if iasl made nothing of it."""
     with TemporaryDirectory(prefix="vmm-aml-") as directory:
         Path(directory, "table.aml").write_bytes(table)
         try:
@@ -82,4 +83,4 @@ def _disassembled(iasl: str, table: bytes) -> dict[str, str]:
             )
             return name_space(Path(directory, "table.dsl").read_text(encoding="utf-8", errors="replace"))
         except (OSError, subprocess.SubprocessError):
-            return {}
+            return None
