@@ -1,5 +1,7 @@
 """`vmm completion`, asked as people ask it: by the shells themselves."""
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,16 +39,28 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def in_bash(script: Path, line: str) -> set[str]:
-    return printed("bash", BASH.format(script=script, words=line, last=len(line.split()) - 1), script.parent)
+    return printed(
+        "bash", BASH.format(script=shlex.quote(str(script)), words=line, last=len(line.split()) - 1), script.parent
+    )
 
 
 def in_fish(script: Path, line: str) -> set[str]:
-    lines = printed("fish", f"source {script}; complete -C '{line}'", script.parent)
+    lines = printed("fish", f"source {shlex.quote(str(script))}; complete -C '{line}'", script.parent)
     return {found.partition("\t")[0] for found in lines}
 
 
 def printed(shell: str, program: str, directory: Path) -> set[str]:
-    run = subprocess.run([shell, "-c", program], cwd=directory, capture_output=True, text=True, timeout=60, check=True)
+    # fish keeps its history below HOME, which a user may lack.
+    environment = os.environ | {"HOME": str(directory)}
+    run = subprocess.run(
+        [shell, "-c", program],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert not run.stderr
     return set(run.stdout.splitlines()) - {""}
 
@@ -55,7 +69,7 @@ def in_zsh(script: Path, line: str) -> set[str]:
     """Return what stands behind the last blank after Tab: what the candidates have in common."""
     script.with_name("_vmm").write_bytes(script.read_bytes())
     with pexpect.spawn("zsh", ["-f"], cwd=str(script.parent), encoding="utf-8", timeout=60) as zsh:
-        zsh.sendline(f"PS1=; fpath=({script.parent} $fpath); autoload -Uz compinit; compinit -u -D")
+        zsh.sendline(f"PS1=; fpath=({shlex.quote(str(script.parent))} $fpath); autoload -Uz compinit; compinit -u -D")
         zsh.sendline(
             "tell() { print -r \"<${BUFFER% }>\" }; zle -N tell; bindkey '^X' tell; bindkey '^I' complete-word"
         )
