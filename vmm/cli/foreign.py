@@ -103,7 +103,6 @@ WORDS: dict[str, Word] = {
     **_values(MEMORY, "-mem-path"),
     **_flags(MEMORY, "-mem-prealloc", harmless=ANY),
     **_values(MEMORY, "-overcommit", harmless=r"(mem-lock|cpu-pm)=off(,(mem-lock|cpu-pm)=off)?"),
-    **_flags("the HPET is always there", "-no-hpet"),
     **_flags("ACPI is always there", "-no-acpi"),
     **_values("the clock is the host's, in UTC", "-rtc", harmless=rf"{_RTC}(,{_RTC})*"),
     **_values("guest time is the host's", "-icount"),
@@ -134,6 +133,10 @@ WORDS: dict[str, Word] = {
     **_values(XEN, "-xen-domid"),
     **_flags(XEN, "-xen-attach", "-xen-domid-restrict"),
     **_flags("write vmm --version", "-version"),
+    # QEMU 10
+    **_flags(LOG, "-perfmap", "-jitdump"),
+    **_values("give the kernel's loader to firmware as -kernel", "-shim"),
+    **_values(PRIVILEGES, "-run-with", harmless=r"(exit-with-parent|async-teardown)=off"),
     # bhyve, FreeBSD 14; its -k, -D and -S are QEMU's here
     **_flags("ACPI tables are always there", "-A", harmless=ANY),
     **_flags("HLT and PAUSE are up to KVM", "-H", "-P", harmless=ANY),
@@ -175,6 +178,8 @@ def has_value(word: str, following: str | None) -> bool | None:
         return True
     if word == "-pflash":
         return True
+    if word == "-no-hpet":
+        return False
     known = WORDS.get(word)
     return None if known is None else known.has_value
 
@@ -188,10 +193,13 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
     """
     result = Sorted([], [], [])
     given: set[str] = set()
+    machine: dict[str, str] = {}
     for word, value in options:
         text = word if value is None else f"{word} {value}"
         if word == "-pflash" and value is not None:
             result.options.append(("-drive", f"if=pflash,format=raw,file={value.replace(',', ',,')}"))
+        elif word == "-no-hpet":
+            machine["hpet"] = "hpet=off"
         elif word in {"-serial", "-debugcon"} and value is not None:
             _console(word, value, result, again=word in given)
         elif word == "-device" and value is not None:
@@ -200,7 +208,7 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         elif word == "-drive" and value is not None:
             _take(word, value, None if "if=pflash" in split_commas(value) else DISKS, result)
         elif word == "-machine" and value is not None:
-            _machine(value, machine_keys, result)
+            machine.update(_machine(value, machine_keys, result))
         elif word == "-s" and value is not None:
             slot = _BHYVE_SLOT.fullmatch(value)
             if slot is not None and slot["device"] in {"hostbridge", "lpc", "amd_hostbridge"}:
@@ -216,6 +224,8 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         else:
             result.options.append((word, value))
         given.add(word)
+    if machine:
+        result.options.append(("-machine", ",".join(machine.values())))
     return result
 
 
@@ -238,8 +248,9 @@ def _console(word: str, value: str, result: Sorted, *, again: bool) -> None:
         result.options.append((word, value))
 
 
-def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> None:
-    kept: list[str] = []
+def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> dict[str, str]:
+    """What is ours behind one -machine, by key: a later one adds to it, and wins where both have a key."""
+    kept: dict[str, str] = {}
     for position, part in enumerate(split_commas(value)):
         key, separator, name = part.partition("=")
         if not separator and position == 0:
@@ -248,13 +259,12 @@ def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> None:
             board = next((board for start, board in _MACHINE_TYPES.items() if name.startswith(start)), None)
             if board is not None:
                 result.notes.append(f"-machine {name} is {board}: boards have no versions here")
-            kept.append(f"type={board or name}")
+            kept["type"] = f"type={board or name}"
         elif key in keys or not re.fullmatch(r"[\w.-]+", key):
-            kept.append(part.replace(",", ",,"))
+            kept[key] = part.replace(",", ",,")
         elif re.fullmatch(_MACHINE_HARMLESS, part):
             result.notes.append(f"-machine {part} changes nothing here")
         else:
             why = _MACHINE_REFUSED.get(key, f"no such property here; known are {', '.join(keys)}")
             result.refusals.append(f"-machine {part}: {why}")
-    if kept:
-        result.options.append(("-machine", ",".join(kept)))
+    return kept
