@@ -5,10 +5,11 @@ was printed between two waits is found by the second one, and nothing is found t
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError
+from vmm.options import check_type, typed_bytes
 from vmm.run.console import KEEP_BYTES, Stream, split_escapes
 
 if TYPE_CHECKING:
@@ -30,8 +31,12 @@ def compile_pattern(pattern: Pattern) -> Compiled:
     """A pattern, ready to search a console with.
 
     Raises:
-        ConfigError: the text is no regular expression.
+        ConfigError: the text is no regular expression, or empty.
+        TypeError: it is no text.
     """
+    check_type(pattern, "a pattern", str, bytes, re.Pattern)
+    if not pattern:
+        raise ConfigError("'': an empty pattern matches before anything is shown; is a variable unset?")
     if isinstance(pattern, re.Pattern):
         return pattern
     try:
@@ -46,7 +51,7 @@ def compile_patterns(patterns: Pattern | Sequence[Pattern]) -> list[Compiled]:
     Raises:
         ConfigError: one of them is no regular expression.
     """
-    if isinstance(patterns, str | bytes | re.Pattern):
+    if not isinstance(patterns, Iterable) or isinstance(patterns, str | bytes):
         return [compile_pattern(patterns)]
     return [compile_pattern(pattern) for pattern in patterns]
 
@@ -213,5 +218,11 @@ def decode(text: bytes) -> str:
 
 
 def encode(text: str | bytes) -> bytes:
-    """The reverse of `decode`; bytes are as they are."""
-    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+    """The reverse of `decode`; bytes are as they are.
+
+    Raises:
+        TypeError: it is neither.
+        ConfigError: surrogates that no byte became.
+    """
+    check_type(text, "text", str, bytes)
+    return text if isinstance(text, bytes) else typed_bytes(text)

@@ -60,12 +60,13 @@ class Runnable:
             HostError: likewise, because a console's file could not be written any further.
             KvmError: a vCPU did not stop.
             KeyboardInterrupt: never; Ctrl-C ends the run with `Reason.INTERRUPTED`.
-            ConfigError: a pattern is no regular expression.
+            ConfigError: a pattern is no regular expression, or the deadline no number of seconds.
+            TypeError: nor even text, or a number.
             ValueError: the machine is closed.
             RuntimeError: another thread is running it.
         """
         self.outcome, _ = self._runner.run(
-            compile_patterns(until) if until else [],
+            [] if until is None else compile_patterns(until),
             deadline,
             [(compile_pattern(pattern), encode(text)) for pattern, text in send],
             partial(self._poll, on_poll),

@@ -1,9 +1,12 @@
 """Lets a machine run until something is shown, something ends it, or the time is up."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from vmm.errors import ConfigError
 from vmm.legible import shortened
+from vmm.options import check_type
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
 from vmm.run.lifetime import Lifetime
@@ -58,10 +61,15 @@ class Runner:
             How the run ended, and which pattern was found, where the consoles' read positions now are.
 
         Raises:
+            ConfigError: the deadline is no number of seconds.
             ValueError: the machine is closed.
             RuntimeError: it is already running.
             VmmError: a device failed, or a vCPU did not stop.
         """
+        if deadline is not None:
+            check_type(deadline, "deadline", int, float)
+            if math.isnan(deadline):
+                raise ConfigError("deadline: NaN is no number of seconds; None waits for ever")
         life = self._lifetime
         with life.turn():
             life.raise_failure()

@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vmm import Machine, Reason, layout
 from vmm.bus import Device
 from vmm.devices.fw_cfg import FwCfg
-from vmm.errors import DeviceError, KvmError
+from vmm.errors import ConfigError, DeviceError, KvmError
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.run import threads
@@ -141,6 +142,35 @@ def test_a_stop_ends_the_run_that_it_finds_or_the_next_one(vmm_machine: MachineF
         timer.start()
         assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
         timer.join()
+
+
+@pytest.mark.parametrize("deadline", ["5", True, b"1"])
+def test_a_deadline_is_a_number(vmm_machine: MachineFactory, deadline: Any) -> None:
+    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    with pytest.raises(TypeError, match="deadline: must be int or float, not"):
+        machine.run(deadline=deadline)
+    assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF  # it is as it was
+
+
+def test_a_deadline_that_never_passes_is_refused(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    with pytest.raises(ConfigError, match="deadline: NaN"):
+        machine.expect("never", deadline=float("nan"))
+
+
+@pytest.mark.parametrize("wrong", [5, bytearray(b"x"), [None]])
+def test_what_is_no_text_is_neither_typed_nor_waited_for(vmm_machine: MachineFactory, wrong: Any) -> None:
+    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    with pytest.raises(TypeError, match="text: must be str or bytes, not"):
+        machine.send(wrong)
+    with pytest.raises(TypeError, match="a pattern: must be str or bytes or Pattern, not"):
+        machine.run(until=wrong, deadline=GENEROUS)
+    with pytest.raises(ConfigError, match="not text that can be encoded"):
+        machine.send("\ud800")
+    with pytest.raises(ConfigError, match="empty pattern"):
+        machine.run(until="", deadline=GENEROUS)
+    with pytest.raises(ConfigError, match="empty pattern"):
+        machine.expect(["now", ""], deadline=GENEROUS)
 
 
 def test_a_second_thread_is_told_that_the_machine_runs(vmm_machine: MachineFactory) -> None:
