@@ -193,13 +193,12 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
     """
     result = Sorted([], [], [])
     given: set[str] = set()
-    machine: dict[str, str] = {}
     for word, value in options:
         text = word if value is None else f"{word} {value}"
         if word == "-pflash" and value is not None:
             result.options.append(("-drive", f"if=pflash,format=raw,file={value.replace(',', ',,')}"))
         elif word == "-no-hpet":
-            machine["hpet"] = "hpet=off"
+            result.options.append(("-machine", "hpet=off"))
         elif word in {"-serial", "-debugcon"} and value is not None:
             _console(word, value, result, again=word in given)
         elif word == "-device" and value is not None:
@@ -208,7 +207,7 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         elif word == "-drive" and value is not None:
             _take(word, value, None if "if=pflash" in split_commas(value) else DISKS, result)
         elif word == "-machine" and value is not None:
-            machine.update(_machine(value, machine_keys, result))
+            _machine(value, machine_keys, result)
         elif word == "-s" and value is not None:
             slot = _BHYVE_SLOT.fullmatch(value)
             if slot is not None and slot["device"] in {"hostbridge", "lpc", "amd_hostbridge"}:
@@ -224,8 +223,6 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         else:
             result.options.append((word, value))
         given.add(word)
-    if machine:
-        result.options.append(("-machine", ",".join(machine.values())))
     return result
 
 
@@ -248,9 +245,8 @@ def _console(word: str, value: str, result: Sorted, *, again: bool) -> None:
         result.options.append((word, value))
 
 
-def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> dict[str, str]:
-    """What is ours behind one -machine, by key: a later one adds to it, and wins where both have a key."""
-    kept: dict[str, str] = {}
+def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> None:
+    kept: list[str] = []
     for position, part in enumerate(split_commas(value)):
         key, separator, name = part.partition("=")
         if not separator and position == 0:
@@ -259,12 +255,13 @@ def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> dict[str, str
             board = next((board for start, board in _MACHINE_TYPES.items() if name.startswith(start)), None)
             if board is not None:
                 result.notes.append(f"-machine {name} is {board}: boards have no versions here")
-            kept["type"] = f"type={board or name}"
+            kept.append(f"type={board or name}")
         elif key in keys or not re.fullmatch(r"[\w.-]+", key):
-            kept[key] = part.replace(",", ",,")
+            kept.append(part.replace(",", ",,"))
         elif re.fullmatch(_MACHINE_HARMLESS, part):
             result.notes.append(f"-machine {part} changes nothing here")
         else:
             why = _MACHINE_REFUSED.get(key, f"no such property here; known are {', '.join(keys)}")
             result.refusals.append(f"-machine {part}: {why}")
-    return kept
+    if kept:
+        result.options.append(("-machine", ",".join(kept)))

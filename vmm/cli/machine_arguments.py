@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.cli.parser import AddUp
 from vmm.config.machine import DEFAULT_MEMORY, FwCfgItem, MachineConfig, PflashDrive, Target
 from vmm.config.parts import flash_files, parse_smp
 from vmm.errors import ConfigError
@@ -24,12 +25,20 @@ def add_machine_arguments(parser: Parser) -> None:
     parser.machine_keys = MACHINE_KEYS
     machine = parser.add_argument_group("machine")
     add = machine.add_argument
-    add("-smp", metavar="N[,maxcpus=M]", help="CPUs at boot, and how many the tables have room for (default 1)")
+    add(
+        "-smp",
+        metavar="N[,maxcpus=M]",
+        action=AddUp,
+        const="cpus",
+        help="CPUs at boot, and how many the tables have room for (default 1)",
+    )
     add("-c", metavar="N", dest="bhyve_cpus", help="bhyve's spelling of -smp N")
     add("-m", metavar="SIZE", default=DEFAULT_MEMORY, help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
     add(
         "-machine",
         "-M",
+        action=AddUp,
+        const="type",
         metavar="TYPE[,KEY=...]",
         help="auto (default: what the firmware wants), q35, pc or bhyve; fwcfg=qemu|bhyve|auto chooses what answers at "
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
@@ -119,6 +128,8 @@ def add_machine_arguments(parser: Parser) -> None:
     add(
         "-boot",
         metavar="KEY=...",
+        action=AddUp,
+        const="order",
         help="[order=]LETTERS,menu=on|off,splash=PATH,splash-time=MS,reboot-timeout=MS,strict=on|off",
     )
     add(

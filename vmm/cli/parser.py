@@ -7,9 +7,10 @@ import os
 import re
 import sys
 from functools import partial
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from vmm.errors import ConfigError
+from vmm.options import split_commas
 
 MAX_HELP_WIDTH = 100
 
@@ -92,6 +93,28 @@ def _rejoined(text: str) -> list[str]:
 
 def _one_dash(word: str) -> str:
     return word[1:] if word.startswith("--") else word
+
+
+class AddUp(argparse.Action):
+    """What several options of a name say together, as in QEMU: a later one wins only where both have a key.
+
+    ``const`` is the key of a value without one.
+    """
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """Keep a value, or add it to what an earlier option of that name said."""
+        before: str | None = getattr(namespace, self.dest)
+        if before is not None:
+            keys: dict[str, str] = {}
+            for text in (before, values):
+                for part in split_commas(text):
+                    key, separator, _ = part.partition("=")
+                    pair = part if separator else f"{self.const}={part}"
+                    keys[key if separator else self.const] = pair.replace(",", ",,")
+            values = ",".join(keys.values())
+        setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
