@@ -2,6 +2,7 @@ import copy
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -164,6 +165,14 @@ def test_wrong_types_are_said(image: FirmwareImages, options: dict[str, object],
     with pytest.raises(TypeError) as caught:
         MachineConfig.create(image, **options)  # type: ignore[arg-type]
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [5, b"x.fd"])
+def test_wrong_types_of_files_are_said(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="firmware: must be str or Path, not"):
+        MachineConfig.create(wrong)
+    with pytest.raises(TypeError, match="variables: must be str or Path, not"):
+        MachineConfig.create("ovmf", variables=wrong)
 
 
 def test_one_where_several_may_be(image: FirmwareImages) -> None:

@@ -344,6 +344,9 @@ class MachineConfig(_Fields):
 
             fields["e820"] = tuple(map(E820Entry.parse, several(e820, "e820", str, E820Entry)))
         if not isinstance(firmware, FirmwareImages):
+            options.check_type(firmware, "firmware", str, Path)
+            if variables is not None:
+                options.check_type(variables, "variables", str, Path)
             own = None if variables is None else Path(variables)
             keep = own is not None if persist is None else persist
             firmware = NO_FIRMWARE if firmware == "none" else find(firmware, own, persist=keep)
