@@ -175,6 +175,11 @@ def test_wrong_types_of_files_are_said(wrong: Any) -> None:
         MachineConfig.create("ovmf", variables=wrong)
 
 
+def test_variables_beside_loaded_images_are_not_overlooked(image: FirmwareImages, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="loaded images have their variables"):
+        MachineConfig.create(image, variables=tmp_path / "vars.fd")
+
+
 def test_one_where_several_may_be(image: FirmwareImages) -> None:
     entry = E820Entry(0xFD00_0000, 1 << 20, 2)
     text = "base=0xfd000000,size=1M,type=reserved"

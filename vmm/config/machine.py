@@ -343,7 +343,10 @@ class MachineConfig(_Fields):
             from vmm.tables.e820 import E820Entry
 
             fields["e820"] = tuple(map(E820Entry.parse, several(e820, "e820", str, E820Entry)))
-        if not isinstance(firmware, FirmwareImages):
+        if isinstance(firmware, FirmwareImages):
+            if variables is not None or persist is not None:
+                raise TypeError("loaded images have their variables: name these where the images are loaded")
+        else:
             options.check_type(firmware, "firmware", str, Path)
             if variables is not None:
                 options.check_type(variables, "variables", str, Path)
