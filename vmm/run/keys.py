@@ -3,6 +3,9 @@
 OVMF's serial console is a terminal of type PC ANSI (edk2, OvmfPkg/Library/PlatformBootManagerLib/PlatformData.c and
 MdeModulePkg/Universal/Console/TerminalDxe/TerminalConIn.c), which has no F11 and F12. It takes a lone ESC as that key
 when nothing follows for two seconds, and at once when what follows is no sequence.
+
+OVMF 2025.02's is another terminal, seen to take ``ESC 1`` for F1 and ``ESC @`` for F12: of the keys here it knows the
+arrows, esc, enter, tab, backspace and ctrl; `Runnable.send` types whatever else it takes.
 """
 
 from vmm.errors import ConfigError

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import debian
 import pexpect
 import pytest
 
@@ -88,9 +89,12 @@ def key_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_key_arrives_in_ovmf_as_the_key_of_its_name(vmm_machine: MachineFactory, key_reader: Path) -> None:
     machine = vmm_machine("ovmf", kernel=key_reader)
     machine.expect("ready for keys", GENEROUS)
-    expected = [f"{code:04x} 0000" for code in SCAN_CODES.values()]
+    codes = SCAN_CODES
+    if debian.version("ovmf") >= (2025, 2):  # another type of terminal, see vmm.run.keys
+        codes = {name: SCAN_CODES[name] for name in ("up", "down", "right", "left", "esc")}
+    expected = [f"{code:04x} 0000" for code in codes.values()]
     expected += [f"0000 {ord(character):04x}" for character in CHARACTERS.values()]
-    machine.send_keys(*SCAN_CODES, *CHARACTERS)
+    machine.send_keys(*codes, *CHARACTERS)
     machine.send("q")
     assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
     assert re.findall("key (.*)", machine.debugcon.text()) == [*expected, "0000 0071"]

@@ -58,6 +58,8 @@ def test_set_sregs_that_no_cpu_accepts(vcpu: Vcpu) -> None:
 
 def test_translate() -> None:
     with TinyGuest("f4") as guest:
+        # Linux 6.12 wants to know of a CPU's features before it takes paging.
+        guest.vcpu.set_cpuid2(guest.vm.kvm.supported_cpuid())
         assert guest.vcpu.translate(0x1234) == 0x1234, "no paging"
         # 4-level paging (SDM volume 3, 4.5): tables at 0x4000, 0x5000, 0x6000, 0x7000; linear 0x202000 is GPA 0x8000.
         for table, index, entry in ((0x4000, 0, 0x5003), (0x5000, 0, 0x6003), (0x6000, 1, 0x7003), (0x7000, 2, 0x8003)):
