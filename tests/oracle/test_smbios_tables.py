@@ -94,7 +94,8 @@ class Options:
 
 def of_qemu(directory: Path, arguments: list[str], memory: int, entry_point: int) -> dict[str, bytes]:
     options = [word for text in arguments for word in ("-smbios", text)]
-    machine = f"pc,smbios-entry-point-type={entry_point}"
+    # By its version: newer ones make memory devices larger than 16 GiB.
+    machine = f"pc-i440fx-7.2,smbios-entry-point-type={entry_point}"
     with Qemu(directory, memory, options, machine=machine) as qemu:
         files = qemu.files()
         return {name: qemu.item(*files[name]) for name in (SMBIOS_ANCHOR_FILE, SMBIOS_FILE)}
@@ -121,6 +122,9 @@ def comparable(tables: bytes) -> list[bytes]:
         if data[0] == 4:
             # QEMU says "unknown" of what a processor can do, here is what is known: 64 bits, cores, threads.
             data[0x26:0x28] = bytes(2)
+            # The family: "other"; QEMU 10.0 says "see family 2", which is "other".
+            assert data[0x06] in {0x01, 0xFE}
+            data[0x06] = 0x01
         if data[0] == 8:
             # QEMU gives it the handles of types 0 and 1, so that there are two of each; here it has its own.
             assert data[3] in {0, 8}

@@ -50,7 +50,7 @@ def test_the_null_device_is_an_empty_file_and_other_devices_are_none() -> None:
 def test_paths_that_are_nothing(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert refused(lambda: load_file(missing, "-x")) == f"-x: cannot read {missing}: no such file or directory"
-    assert "null byte" in refused(lambda: load_file(Path("a\0b"), "-x"))
+    assert "null" in refused(lambda: load_file(Path("a\0b"), "-x"))  # "byte", in newer Pythons "character"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mounts import own_mounts
 
 from vmm.errors import ConfigError, HostError
 from vmm.firmware.variables import VariableFile
@@ -140,7 +141,7 @@ except OSError:
 VariableFile(vars, 1 << 20)
 """
     mount = 'mount -t tmpfs -o size=512k none "$2" && exec "$0" -c "$1" "$2"'
-    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, sys.executable, program, str(path.parent)]
+    command = [*own_mounts(), "sh", "-c", mount, sys.executable, program, str(path.parent)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.stderr.endswith("/vars: no room for the variable store: no space left on device\n"), run.stderr
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from mounts import own_mounts
 
 CLONE = Path(__file__).parents[3]
 
@@ -59,10 +60,7 @@ def setup(clone: Path, *arguments: str, **environment: str) -> tuple[int, str]:
 
 def setup_mounted(clone: Path, mount: str, script: str = "setup") -> tuple[int, str]:
     """Run it on /mnt, in a mount namespace where ``mount`` has put the clone, "$1", there."""
-    within = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
-    if subprocess.run([*within, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode:
-        pytest.skip("this host lets this user mount nothing, not even in a namespace of his own")
-    command = [*within, "bash", "-c", f"{mount} && exec /mnt/scripts/{script}", "-", str(clone)]
+    command = [*own_mounts(), "bash", "-c", f"{mount} && exec /mnt/scripts/{script}", "-", str(clone)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     return ended.returncode, ended.stderr
 
