@@ -228,7 +228,6 @@ def test_descriptors_decide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cod
     (user / "50-hidden.json").write_text(descriptor(code, variables))
     assert search.locate("ovmf") == search.Located(code, variables)
     assert search.variables_template(code, 0x84000) == variables
-    assert any("system management mode" in note for note in load(code, variables).notes)
 
 
 @pytest.mark.usefixtures("ordinary_permissions")

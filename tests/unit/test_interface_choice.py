@@ -127,3 +127,11 @@ def test_what_nobody_would_carry_is_refused(clients: bytes, options: dict[str, o
 def test_smbios_needs_no_fw_cfg_on_the_bhyve_board() -> None:
     config = MachineConfig.create(rom(), machine="bhyve", fwcfg="bhyve", smbios=["type=1,product=a"])
     assert config.interface_choice.interface is Interface.BHYVE
+
+
+def test_an_image_that_needs_smm_is_refused_by_name(cache: Path) -> None:
+    image = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+    for remembered in (False, True):
+        assert any(cache.glob("*")) is remembered
+        with pytest.raises(ConfigError, match=r"OVMF_CODE_4M\.secboot\.fd: the image needs system management mode"):
+            MachineConfig.create(image)

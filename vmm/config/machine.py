@@ -145,6 +145,7 @@ class MachineConfig(_Fields):
             raise ConfigError(f"-smp {self.cpus}: a machine has from 1 to {MAX_CPUS} CPUs")
         if not self.cpus <= self.max_cpus <= MAX_CPUS:
             raise ConfigError(f"-smp {self.cpus},maxcpus={self.max_cpus}: maxcpus is from {self.cpus} to {MAX_CPUS}")
+        self._check_firmware()
         self._check_memory()
         for item in self.fw_cfg:
             item.check()
@@ -153,6 +154,13 @@ class MachineConfig(_Fields):
             raise ConfigError("-machine hpet=off: a bhyve machine has an HPET, which is its firmware's only clock")
         self._check_tables()
         self._check_kernel()
+
+    def _check_firmware(self) -> None:
+        if self.firmware.needs_smm:
+            raise ConfigError(
+                f"{self.firmware.path}: the image needs system management mode (PiSmmCore is in its volumes), which "
+                "this machine does not have: it would hang; boot an image built without, such as 'ovmf'"
+            )
 
     def _check_memory(self) -> None:
         size = self.memory

@@ -32,6 +32,9 @@ SCHEMA = "vmm-firmware/1"
 FW_CFG = "fw_cfg"
 FWCTL = "fwctl"
 
+SMM = "smm"
+"""The feature of an image that needs system management mode: edk2's PiSmmCore is in its volumes."""
+
 PORTS = {
     FW_CFG: tuple(PORT_FW_CFG.start + offset for offset in (0, 1, 4, 8)),
     FWCTL: tuple(PORT_FWCTL.start + offset for offset in (0, 1)),
@@ -233,7 +236,7 @@ def analyze_bytes(data: bytes, path: Path) -> FirmwareAnalysis:
     }
     names = {module.name for module in contents.modules}
     features = [
-        text for module, text in (("SecureBootConfigDxe", "secure-boot"), ("PiSmmCore", "smm")) if module in names
+        text for module, text in (("SecureBootConfigDxe", "secure-boot"), ("PiSmmCore", SMM)) if module in names
     ]
     kind, version = _kind(data, contents, clients)
     return FirmwareAnalysis(

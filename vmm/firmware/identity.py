@@ -28,10 +28,10 @@ def identify(data: bytes, path: Path) -> Identity:
     remembered = _recall(file)
     if remembered is not None:
         return remembered
-    from vmm.firmware.clients import analyze_bytes  # costs 50 ms that a remembered answer need not pay
+    from vmm.firmware.clients import SMM, analyze_bytes  # costs 50 ms that a remembered answer need not pay
 
     analysis = analyze_bytes(data, path)
-    identity = Identity(analysis.kind, analysis.recommended_interface, analysis.reason)
+    identity = Identity(analysis.kind, analysis.recommended_interface, analysis.reason, SMM in analysis.features)
     _remember(file, identity)
     return identity
 
@@ -49,7 +49,9 @@ def _revision() -> bytes:
 def _recall(file: Path) -> Identity | None:
     try:
         content: Any = json.loads(file.read_bytes())
-        return Identity(str(content["kind"]), Interface(content["interface"]), str(content["reason"]))
+        return Identity(
+            str(content["kind"]), Interface(content["interface"]), str(content["reason"]), bool(content["needs_smm"])
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -69,11 +69,13 @@ class Identity(NamedTuple):
         kind: as :attr:`vmm.firmware.clients.FirmwareAnalysis.kind`.
         interface: what ``fwcfg=auto`` means for the image; never AUTO.
         reason: why, in one clause.
+        needs_smm: whether it waits for system management mode, which it drives itself.
     """
 
     kind: str
     interface: Interface
     reason: str
+    needs_smm: bool = False
 
 
 class VariableStore(NamedTuple):
@@ -130,6 +132,11 @@ class FirmwareImages(NamedTuple):
     def minimum_memory(self) -> int:
         """Bytes of guest RAM below which this firmware does not start."""
         return MINIMUM_MEMORY.get(self.kind, LEAST_MEMORY)
+
+    @property
+    def needs_smm(self) -> bool:
+        """Whether the code hangs on a machine without system management mode."""
+        return self.identity is not None and self.identity.needs_smm
 
     @property
     def interpretable(self) -> bool:

@@ -157,9 +157,6 @@ def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool)
 
     expected = variables_size(images.code)
     notes = list(images.notes)
-    descriptor = search.description(images.path)
-    if descriptor is not None and "requires-smm" in descriptor.features:
-        notes.append(f"{images.path.name} was built for system management mode, which this machine does not have")
     if path is None:
         path = search.variables_template(images.path, expected)
         if path is None:

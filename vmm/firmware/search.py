@@ -73,7 +73,6 @@ class Descriptor(NamedTuple):
     interfaces: frozenset[str]
     architectures: frozenset[str]
     features: frozenset[str]
-    description: str
 
     @property
     def usable(self) -> bool:
@@ -134,11 +133,6 @@ def variables_template(code: Path, size: int) -> Path | None:
     return next((path for path in candidates if inputs.is_file(path) and path.stat().st_size == size), None)
 
 
-def description(code: Path) -> Descriptor | None:
-    """Return the descriptor that names a CODE image, or None."""
-    return next((d for d in descriptors() if d.code == code), None)
-
-
 def _expand(place: str) -> Path:
     if not place.startswith("$"):
         return Path(place)
@@ -162,7 +156,6 @@ def _descriptor(path: Path) -> Descriptor | None:
             interfaces=frozenset(content["interface-types"]),
             architectures=frozenset(target["architecture"] for target in content["targets"]),
             features=frozenset(content["features"]),
-            description=str(content["description"]),
         )
     except (ConfigError, ValueError, LookupError, TypeError, AttributeError):
         return None
