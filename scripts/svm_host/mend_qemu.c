@@ -1,5 +1,6 @@
 /*
- * For LD_PRELOAD with QEMU 7.2 and 10.0 (Debian 12 and 13), whose emulation of SVM forgets a lock in two places.
+ * For LD_PRELOAD with QEMU 7.2 and 10.0 (Debian 12 and 13), whose emulation of SVM forgets a lock in two places, and
+ * with 10.0, which confuses two intercepts.
  *
  * One: a guest's write to CR8 while a virtual interrupt is pending (V_IRQ in the VMCB: kvm-amd waits for the guest to
  * open its interrupt window) goes through helper_write_crN in target/i386/tcg/sysemu/misc_helper.c, which calls
@@ -12,9 +13,15 @@
  * another thread sets at the same time can get lost; others may do so too. Here each CPU is told, many times a second,
  * to look at its APIC: an interrupt then comes late instead of never.
  *
- * tcg_handle_interrupt is called through a table, the class "tcg-accel-ops". Before the first CPU's thread starts, its
- * entry there is replaced. The names of the lock changed in QEMU 9. Other programs that get this library, like a shell
- * that starts QEMU, have none of the names, and nothing happens.
+ * Three: decode_op in target/i386/tcg/decode-new.c.inc adds a control register's number to the number of the intercept
+ * only where the latter is not 0, which that of a read of CR0 is: a guest's read of CR3 is checked as one of CR0, and
+ * with shadow paging it gets the host's CR3 as soon as KVM leaves reads of CR0 alone. edk2 then walks whatever lies there.
+ * Here a read that may be any of them is checked as one of CR3 and CR4 too, which KVM then emulates by the instruction.
+ *
+ * tcg_handle_interrupt is called through a table, the class "tcg-accel-ops", and helper_svm_check_intercept through its
+ * description (TCGHelperInfo, which begins with the function). Before the first CPU's thread starts, the entries there
+ * are replaced. The names of the lock changed in QEMU 9. Other programs that get this library, like a shell that starts
+ * QEMU, have none of the names, and nothing happens.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -22,6 +29,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -30,16 +38,21 @@
 #define CLASS "tcg-accel-ops"
 #define CLASS_WORDS 32            /* no larger than AccelOpsClass, and the entry is among them */
 #define CPU_INTERRUPT_POLL 0x0010 /* CPU_INTERRUPT_TGT_EXT_1 in include/exec/cpu-all.h */
+#define READ_CR0 0x000 /* SVM_EXIT_READ_CR0 and so on in target/i386/svm.h */
+#define READ_CR3 0x003
+#define READ_CR4 0x004
 #define POLL_INTERVAL_US 50000
 #define MAX_CPUS 16
 
 typedef void interrupt_handler(void *cpu, int mask);
+typedef void intercept_check(void *env, uint32_t type, uint64_t parameter, uintptr_t called_from);
 typedef int create_thread(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
 static bool (*locked)(void);
 static void (*lock)(const char *file, int line);
 static void (*unlock)(void);
 static interrupt_handler *original;
+static intercept_check *check_intercept;
 static void *cpus[MAX_CPUS]; /* all that were ever interrupted; under QEMU's lock */
 
 static void *either(const char *name, const char *older)
@@ -76,6 +89,27 @@ static void handle_interrupt(void *cpu, int mask)
         unlock();
 }
 
+/* The check does not return where the guest is to be left. */
+static void check_control_register(void *env, uint32_t type)
+{
+    uintptr_t called_from = (uintptr_t)__builtin_return_address(0);
+
+    check_intercept(env, type, 0, called_from);
+    if (type == READ_CR0) {
+        check_intercept(env, READ_CR3, 0, called_from);
+        check_intercept(env, READ_CR4, 0, called_from);
+    }
+}
+
+static void mend_intercepts(void)
+{
+    void **info = dlsym(RTLD_DEFAULT, "helper_info_svm_check_intercept");
+
+    check_intercept = (intercept_check *)dlsym(RTLD_DEFAULT, "cpu_svm_check_intercept_param");
+    if (info != NULL && check_intercept != NULL && *info == dlsym(RTLD_DEFAULT, "helper_svm_check_intercept"))
+        *info = (void *)check_control_register;
+}
+
 static void *poll_apics(void *unused)
 {
     for (;;) {
@@ -103,6 +137,7 @@ static void mend(create_thread *create)
         if (class[i] == handler) {
             original = handler;
             class[i] = handle_interrupt;
+            mend_intercepts();
             if (create(&thread, NULL, poll_apics, NULL) != 0)
                 abort();
             return;
