@@ -88,6 +88,22 @@ def test_run_with_immediate_exit() -> None:
         assert guest.vcpu.run_once() == exits.Hlt()
 
 
+def test_a_guest_reads_its_own_control_registers() -> None:
+    # mov rax, cr0 ; mov rbx, cr3 ; mov rcx, cr4 ; hlt
+    with TinyGuest("0f 20 c0  0f 20 db  0f 20 e1  f4") as guest:
+        # 2 MiB at the same address (SDM volume 3, 4.5.4): present, writable, accessed, dirty.
+        for table, entry in ((0x8000, 0x9023), (0x9000, 0xA023), (0xA000, 0xE3)):
+            guest.memory[table : table + 8] = struct.pack("<Q", entry)
+        sregs = guest.vcpu.get_sregs()
+        # PE, ET, WP and PG as in the host's own CR0: KVM leaves reads of that one alone then, but of no other.
+        sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = 0x80010011, 0x8000, 0x20, 0x500
+        sregs.cs.l, sregs.cs.db, sregs.cs.type = 1, 0, 11
+        guest.vcpu.set_sregs(sregs)
+        assert guest.vcpu.run_once() == exits.Hlt()
+        regs = guest.vcpu.get_regs()
+        assert (regs.rax, regs.rbx, regs.rcx) == (0x80010011, 0x8000, 0x20)
+
+
 def test_run_single_steps() -> None:
     with TinyGuest("40 40 f4") as guest:  # inc ax ; inc ax ; hlt
         guest.vcpu.set_guest_debug(lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP)
