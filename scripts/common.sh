@@ -25,6 +25,20 @@ need_writable_clone() {
   fi
 }
 
+python_is_usable() { "$1" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# Print the first in PATH that is new enough, by whatever name; fails where there is none.
+find_python() {
+  local name
+  for name in python3 python3.{14,13,12,11} /usr/bin/python3; do
+    if python_is_usable "$name"; then
+      echo "$name"
+      return
+    fi
+  done
+  return 1
+}
+
 case ${1-} in
   -h | --help)
     print_header

@@ -51,11 +51,17 @@ def give(commands: Path, *names: str) -> None:
         (commands / name).chmod(0o755)
 
 
-def setup(clone: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-    command = [str(clone / "scripts/setup"), *arguments]
+def run(program: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     environment = {**os.environ, **environment}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(
+        [program, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.stdout == ""
     return ended.returncode, ended.stderr
+
+
+def setup(clone: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    return run(clone / "scripts/setup", *arguments, **environment)
 
 
 def setup_mounted(clone: Path, mount: str, script: str = "setup") -> tuple[int, str]:
@@ -90,14 +96,45 @@ def test_no_compiler(clone: Path, commands: Path) -> None:
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("script", ["bench-fw-cfg", "fuzz", "lint", "test-anywhere", "test-sanitized", "vmm"])
+def test_what_is_started_first_sets_up(clone: Path, commands: Path, script: str) -> None:
+    shutil.copy(CLONE / "scripts" / script, clone / "scripts")
+    status, said = run(clone / "scripts" / script, PATH=str(commands))
+    assert status == 4
+    assert said.startswith("setup: please install, then run this again: cc cmake ld make patch (packages like gcc, ")
+    assert said.count("\n") == 1
+
+
+IN_PYTHON = sorted(
+    file.name
+    for file in (CLONE / "scripts").iterdir()
+    if file.is_file() and not file.suffix and "run-python" in file.read_text(encoding="utf-8").partition("\n")[0]
+)
+
+
+@pytest.mark.parametrize("script", IN_PYTHON)
+def test_a_script_in_python_without_python(clone: Path, commands: Path, script: str) -> None:
+    for name in ("run-python", script):
+        shutil.copy(CLONE / "scripts" / name, clone / "scripts")
+    common = clone / "scripts/common.sh"
+    common.write_text(common.read_text(encoding="utf-8").replace("/usr/bin/python3", "python3"), encoding="utf-8")
+    status, said = run(clone / "scripts" / script, "--help", PATH=str(commands))
+    assert status == 4
+    assert said == f"{script}: Python 3.11 or newer is missing here: run {clone}/scripts/setup first\n"
+
+
+def test_all_scripts_in_python_are_known() -> None:
+    assert {"build-bhyve-firmware", "compare-hosts", "report-schema", "test-svm-host", "try-versions"} == set(IN_PYTHON)
+
+
 def test_python_that_is_too_old(clone: Path, commands: Path) -> None:
     give(commands, *TOOLS)
     older = "#!/bin/sh\n[ $1 = --version ] && echo Python 3.10.12\n"
     (commands / "python3").write_text(older, encoding="ascii")
     (commands / "python3").chmod(0o755)
     # No other one, which setup would take.
-    source = (clone / "scripts/setup").read_text(encoding="utf-8")
-    (clone / "scripts/setup").write_text(source.replace("/usr/bin/python3", "python3"), encoding="utf-8")
+    source = (clone / "scripts/common.sh").read_text(encoding="utf-8")
+    (clone / "scripts/common.sh").write_text(source.replace("/usr/bin/python3", "python3"), encoding="utf-8")
     status, said = setup(clone, PATH=str(commands))
     assert status == 4
     assert said.startswith("setup: Python 3.11 or newer is needed, and python3 is Python 3.10.12: install one (")
