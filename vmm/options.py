@@ -6,7 +6,6 @@ This module knows syntax only; what a key means is decided where it is used. Eve
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 UNITS: Mapping[str, int] = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
 """Binary multiples by suffix letter, as QEMU's ``-m`` takes them; case does not matter."""
 
-# Compiled when they are needed, which most command lines do not.
-_SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgtpe]?)(?:i?b)?"
-_INTEGER = r"0[xX][0-9a-fA-F]+|\d+"
+# Compiled when they are needed, which most command lines do not. Python's int() refuses thousands of digits.
+_SIZE = r"(?P<number>\d{1,40}(?:\.\d{1,40})?)\s*(?P<unit>[bkmgtpe]?)(?:i?b)?"
+_INTEGER = r"0[xX][0-9a-fA-F]+|\d{1,40}"
 
 
 def shown(option: str, value: object) -> str:
@@ -70,12 +69,12 @@ def parse_size(text: str | int, option: str, *, unit: str = "b") -> int:
     match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"{shown(option, text)}: not a size; write a number with K, M, G or T behind it, like 512M")
-    size = float(match["number"]) * UNITS[(match["unit"] or unit).lower()]
-    if "." not in match["number"]:
-        return int(match["number"]) * UNITS[(match["unit"] or unit).lower()]
-    if not math.isfinite(size) or size != int(size):
+    whole, _, fraction = match["number"].partition(".")
+    parts: int = 10 ** len(fraction)
+    size, rest = divmod(int(whole + fraction) * UNITS[(match["unit"] or unit).lower()], parts)
+    if rest:
         raise ConfigError(f"{shown(option, text)}: not a whole number of bytes")
-    return int(size)
+    return size
 
 
 def parse_int(text: str | int, option: str, *, minimum: int | None = None, maximum: int | None = None) -> int:

@@ -18,6 +18,7 @@ from vmm.options import parse_bool, parse_int, parse_keys, parse_pairs, parse_si
         ("0x100000", 1 << 20),
         (4096, 4096),
         ("9007199254740993", 9007199254740993),  # not exact in floating point
+        ("0.125k", 128),
     ],
 )
 def test_size(text: str | int, size: int) -> None:
@@ -28,7 +29,7 @@ def test_bare_size_has_the_unit_of_its_option() -> None:
     assert parse_size("512", "-m", unit="m") == 512 << 20
 
 
-@pytest.mark.parametrize("text", ["", "M", "12Q", "-5M", "1.2.3G", "5 5", "0x", "0.3k", "inf", "1e3"])
+@pytest.mark.parametrize("text", ["", "M", "12Q", "-5M", "1.2.3G", "5 5", "0x", "0.3k", "inf", "1e3", "9" * 5000, f"1.{'0' * 5000}"])
 def test_size_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="-m"):
         parse_size(text, "-m")
@@ -39,7 +40,7 @@ def test_int(text: str | int, value: int) -> None:
     assert parse_int(text, "-x", minimum=-1, maximum=16) == value
 
 
-@pytest.mark.parametrize("text", ["", "x", "17", "-2", "1.0", "--1", 99])
+@pytest.mark.parametrize("text", ["", "x", "17", "-2", "1.0", "--1", 99, "9" * 5000])
 def test_int_refused(text: str | int) -> None:
     with pytest.raises(ConfigError, match="-x"):
         parse_int(text, "-x", minimum=-1, maximum=16)
