@@ -9,6 +9,7 @@ from vmm.errors import ConfigError
 from vmm.tables import e820
 from vmm.tables.e820 import E820Entry, E820Type
 from vmm.tables.files import E820_FILE
+from vmm.verify.e820_views import ovmf_view, seabios_view
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.result import Subject, Verdict
 
@@ -106,7 +107,7 @@ def _compare_other(
     if not lost:
         subject.add(str(entry), _size(entry.length), _size(entry.length), Verdict.ARRIVED)
         return
-    view = e820.ovmf_view(offered) if evidence.is_ovmf else e820.seabios_view(offered)
+    view = ovmf_view(offered) if evidence.is_ovmf else seabios_view(offered)
     reason = evidence.never_read(E820_FILE)
     if not reason and entry in view.dropped:
         taken = "only RAM (a newer one reserved, too)" if evidence.is_ovmf else "only RAM and reserved"

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from vmm.errors import ConfigError
 from vmm.tables import e820
 from vmm.tables.e820 import E820Entry, E820Type
+from vmm.verify.e820_views import ovmf_view
 
 GIB = 1 << 30
 
@@ -95,26 +96,6 @@ def test_low_memory_must_end_below_four_gib(low: int) -> None:
         e820.build_map(low)
 
 
-def test_all_three_readers_see_the_memory_that_we_mean() -> None:
-    entries = e820.build_map(0xB000_0000, 5 * GIB, [E820Entry(0xD000_0000, 0x1000, 2)])
-    for view in (e820.ovmf_view(entries), e820.ovmf_view(entries, contiguous=True), e820.seabios_view(entries)):
-        assert (view.low_memory, view.high_memory) == (0xB000_0000, 5 * GIB)
-
-
-def test_readers_disagree_about_a_hole_at_640_kib() -> None:
-    split = (E820Entry(0, 0xA0000, 1), E820Entry(0x100000, 0x7F0_0000, 1))
-    assert e820.ovmf_view(split).low_memory == 0x800_0000
-    assert e820.ovmf_view(split, contiguous=True).low_memory == 0xA0000
-    assert e820.seabios_view(split).low_memory == 0x800_0000
-
-
-def test_each_firmware_drops_its_own_types() -> None:
-    entries = e820.build_map(1 << 27, 0, [E820Entry(0xD000_0000 + 0x1000 * kind, 0x1000, kind) for kind in (2, 3, 4)])
-    assert [entry.type for entry in e820.seabios_view(entries).dropped] == [3, 4]
-    assert [entry.type for entry in e820.ovmf_view(entries).dropped] == [2, 3, 4]
-    assert [entry.type for entry in e820.ovmf_view(entries, contiguous=True).dropped] == [3, 4]
-
-
 def test_a_size_that_is_no_multiple_of_twenty_is_refused() -> None:
     with pytest.raises(ValueError, match="21 bytes"):
         e820.decode(bytes(21))
@@ -144,4 +125,4 @@ def test_a_map_is_refused_or_has_no_overlap_and_survives_encoding(
         depth += step
         start = position
     assert union == covered
-    assert e820.ovmf_view(result).low_memory == low
+    assert ovmf_view(result).low_memory == low
