@@ -31,7 +31,6 @@ from vmm.run.runnable import Runnable
 from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads, execute_vcpu
 from vmm.softcpu import decision
-from vmm.softcpu.engine import create_softcpu
 from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
@@ -40,11 +39,12 @@ if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
     from vmm.cpu.registers import Registers
     from vmm.devices.fw_cfg import FwCfg
-    from vmm.devices.fw_cfg_items import VmCoreInfo
     from vmm.devices.fwctl import Fwctl
+    from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.run.exit_times import ExitTimes
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
+    from vmm.softcpu.engine import SoftwareCpu
 
 
 class Machine(Runnable):
@@ -140,11 +140,11 @@ class Machine(Runnable):
                 )
             )
             parts.callback(self.platform.close)
-            self.softcpu = (
-                create_softcpu(core, self.vm, self.memory, parts)
-                if self.accelerator.name is Accelerator.KVM_SOFTCPU
-                else None
-            )
+            self.softcpu: SoftwareCpu | None = None
+            if self.accelerator.name is Accelerator.KVM_SOFTCPU:
+                from vmm.softcpu.engine import create_softcpu
+
+                self.softcpu = create_softcpu(core, self.vm, self.memory, parts)
             # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot
             # that is added once it has chips waits for two ticks of the kernel.
             self.vm.create_irqchip()

@@ -11,7 +11,8 @@ from fw_cfg_rig import BUFFER, SELECT, WRITE, Rig
 from qemu_qtest import Qemu, QemuSide
 
 from vmm.devices.fw_cfg_format import Key
-from vmm.devices.fw_cfg_items import Hpet, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
+from vmm.devices.fw_cfg_items import Hpet, PcItems, add_pc_items
+from vmm.devices.vmcoreinfo import VmCoreInfo, add_vmcoreinfo
 
 pytestmark = pytest.mark.usefixtures("each_qemu")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vmm.cli.interrupts import Interrupts
+    from vmm.cli.progress import Progress
     from vmm.cli.script import Step
     from vmm.machine import Machine
     from vmm.report.schema import Report
@@ -162,18 +163,21 @@ def _run(
     deadline: float | None,
 ) -> tuple[Outcome, str]:
     """Return how the run ended, and what stdout lacks of what the guest printed; "" if nothing."""
-    from vmm.cli.progress import Progress
-
     terminal = _terminal(machine, arguments)
     taken = terminal is not None and terminal.shows_on_terminal
     with terminal or contextlib.nullcontext():
-        progress = Progress(enabled=not arguments.quiet and sys.stderr.isatty() and not taken)
+        progress: Progress | None = None
+        if not arguments.quiet and sys.stderr.isatty() and not taken:
+            from vmm.cli.progress import Progress
+
+            progress = Progress()
 
         def on_poll(machine: Machine) -> None:
             interrupts.check()
             if terminal is not None:
                 terminal.poll()
-            progress.update(machine)
+            if progress is not None:
+                progress.update(machine)
 
         if steps:
             from vmm.cli.script import run_script
@@ -181,7 +185,8 @@ def _run(
             outcome = run_script(machine, steps, deadline, on_poll)
         else:
             outcome = machine.run(arguments.until, deadline, send, on_poll)
-        progress.clear()
+        if progress is not None:
+            progress.clear()
     return outcome, terminal.lost if terminal is not None else ""
 
 

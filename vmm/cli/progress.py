@@ -17,18 +17,15 @@ WIDTH = 78
 
 
 class Progress:
-    """Draws the line again some times a second; does nothing where ``enabled`` is False."""
+    """Draws the line again some times a second."""
 
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
+    def __init__(self) -> None:
         self._began = time.monotonic()
         self._next = self._began + INTERVAL_S
         self._drawn = False
 
     def update(self, machine: Machine) -> None:
         """Draw the line if it is time to."""
-        if not self._enabled:
-            return
         now = time.monotonic()
         if now < self._next:
             return

@@ -8,11 +8,11 @@ hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.devices.fw_cfg import FwCfg
-from vmm.devices.fw_cfg_format import Buffer, Key
+from vmm.devices.fw_cfg_format import Key
 from vmm.tables.files import E820_FILE
 
 SYSTEM_STATES = bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80))
@@ -23,10 +23,6 @@ BOOT_FAIL_WAIT_FOREVER = -1
 
 HPET_SIZE = 121
 """Key 0x8004: a count and eight entries of 15 bytes (struct hpet_fw_config in include/hw/timer/hpet.h)."""
-
-VMCOREINFO = "etc/vmcoreinfo"
-_VMCOREINFO = struct.Struct("<HHIQ")
-VMCOREINFO_FORMAT_ELF = 1
 
 
 class Hpet(NamedTuple):
@@ -95,38 +91,6 @@ def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
         fw_cfg.add_file("etc/msr_feature_control", struct.pack("<Q", items.feature_control))
     if items.splash_time is not None:
         fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", items.splash_time))
-
-
-class VmCoreInfo(NamedTuple):
-    """What a guest kernel said about its vmcoreinfo note (docs/specs/vmcoreinfo.rst in QEMU)."""
-
-    guest_format: int
-    size: int
-    address: int
-    """GPA of the ELF note."""
-
-
-def add_vmcoreinfo(fw_cfg: FwCfg, on_info: Callable[[VmCoreInfo | None], None]) -> None:
-    """Offer etc/vmcoreinfo, where a guest kernel leaves the address of its crash notes.
-
-    Args:
-        fw_cfg: not yet published.
-        on_info: called after each write, with None if it makes no valid note: the write must cover the whole
-            item, and name a format.
-
-    Raises:
-        ConfigError: the file is there already.
-    """
-
-    def on_write(offset: int, data: bytes) -> None:
-        if offset != 0 or len(data) != _VMCOREINFO.size:
-            on_info(None)
-            return
-        _, guest_format, size, address = _VMCOREINFO.unpack(data)
-        on_info(VmCoreInfo(guest_format, size, address) if guest_format else None)
-
-    initial: Buffer = _VMCOREINFO.pack(VMCOREINFO_FORMAT_ELF, 0, 0, 0)
-    fw_cfg.add_file(VMCOREINFO, initial, writable=True, on_write=on_write)
 
 
 def _numa(items: PcItems) -> bytes:

@@ -10,7 +10,7 @@ from vmm import layout
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import CPU_COUNT_FILE
-from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, Hpet, PcItems, VmCoreInfo, add_pc_items, add_vmcoreinfo
+from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, Hpet, PcItems, add_pc_items
 from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
 from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
@@ -21,6 +21,7 @@ from vmm.tables.files import ACPI_FILES, E820_FILE, SMBIOS_FILES, WRITABLE_FILES
 if TYPE_CHECKING:
     from vmm.bus import Bus
     from vmm.devices.fwctl import Fwctl
+    from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.memory import GuestMemory
     from vmm.platform import Standing
 
@@ -45,7 +46,7 @@ def build_fw_cfg(
     *,
     processor_id: Callable[[], int],
     feature_control: int | None,
-    on_vmcoreinfo: Callable[[VmCoreInfo | None], None],
+    on_vmcoreinfo: "Callable[[VmCoreInfo | None], None]",
     standing: Callable[[], "Standing"],
     customize: Customize | None = None,
     alter: Alter | None = None,
@@ -121,6 +122,8 @@ def build_fw_cfg(
         if config.firmware.kind is FirmwareKind.SEABIOS:
             kernel.add_option_rom(fw_cfg)
     if config.vmcoreinfo:
+        from vmm.devices.vmcoreinfo import add_vmcoreinfo
+
         add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
     if files is None:
         fw_cfg.add_late_files(SMBIOS_FILES, build_smbios)

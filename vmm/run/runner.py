@@ -1,6 +1,5 @@
 """Lets a machine run until something is shown, something ends it, or the time is up."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -68,6 +67,8 @@ class Runner:
         """
         if deadline is not None:
             check_type(deadline, "deadline", int, float)
+            import math
+
             if math.isnan(deadline):
                 raise ConfigError("deadline: NaN is no number of seconds; None waits for ever")
         life = self._lifetime

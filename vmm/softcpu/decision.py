@@ -10,7 +10,6 @@ from vmm._native import lib
 from vmm.config.parts import Accelerator
 from vmm.errors import HostError
 from vmm.kvm import Kvm
-from vmm.softcpu import engine
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -94,6 +93,8 @@ def decide(wanted: Accelerator, kvm: Kvm, *, interpretable: bool = True) -> Deci
     if speed >= INTERPRETED_BELOW:
         return Decision(Accelerator.KVM, f"KVM runs {speed / 1e6:.0f} million instructions/s in ring 0")
     why = f"no hardware virtualization: KVM interprets {speed / 1e6:.1f} million instructions/s in ring 0"
+    from vmm.softcpu import engine
+
     if engine.is_built():
         return Decision(Accelerator.KVM_SOFTCPU, why)
     if not interpretable:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmm.config.outputs import Outputs
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fw_cfg_item import ItemStatistics
-    from vmm.devices.fw_cfg_items import VmCoreInfo
+    from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.run.outcome import Outcome
     from vmm.verify.facts import Facts
 
