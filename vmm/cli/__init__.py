@@ -9,30 +9,21 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
+from types import ModuleType
 
 from vmm.errors import ExitStatus, VmmError
 from vmm.legible import legible
 
-
-class Command(NamedTuple):
-    """A subcommand: its module has ``run(arguments: list[str]) -> int``."""
-
-    module: str
-    summary: str
-
-
 COMMANDS = {
-    "boot": Command("vmm.cli.boot", "boot firmware on /dev/kvm, and report what it did"),
-    "firmware": Command("vmm.cli.firmware", "what an image is: volumes, and which of fw_cfg and fwctl it speaks"),
-    "bench": Command("vmm.cli.bench", "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop"),
-    "verify": Command("vmm.cli.verify", "did the guest get the tables that fw_cfg offered?"),
-    "fetch-linux": Command(
-        "vmm.cli.fetch_linux", "get Debian's Linux, which verify linux boots, without installing it"
-    ),
-    "info": Command("vmm.cli.info", "what this host can do, and which firmware it has"),
-    "completion": Command("vmm.cli.completion", "a script that makes bash, zsh or fish complete all this"),
+    "boot": "boot firmware on /dev/kvm, and report what it did",
+    "firmware": "what an image is: volumes, and which of fw_cfg and fwctl it speaks",
+    "bench": "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop",
+    "verify": "did the guest get the tables that fw_cfg offered?",
+    "fetch-linux": "get Debian's Linux, which verify linux boots, without installing it",
+    "info": "what this host can do, and which firmware it has",
+    "completion": "a script that makes bash, zsh or fish complete all this",
 }
+"""What each command is for."""
 
 EXIT_STATUSES = """\
 exit status:
@@ -91,18 +82,22 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"vmm {version()}")
         return ExitStatus.OK
-    command = COMMANDS.get(name)
-    if command is None:
+    if name not in COMMANDS:
         say(f"vmm: unknown command '{name}'; known are {', '.join(COMMANDS)} (vmm --help tells more)")
         return ExitStatus.USAGE
-    status: int = import_module(command.module).run(rest)
+    status: int = module_of(name).run(rest)
     return status
+
+
+def module_of(command: str) -> ModuleType:
+    """Return a command's module, which has ``run(arguments: list[str]) -> int`` and ``parser() -> Parser``."""
+    return import_module(f"{__name__}.{command.replace('-', '_')}")
 
 
 def usage() -> str:
     """Return the text of ``vmm --help``."""
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
     from vmm.cli.parser import MAX_HELP_WIDTH, columns, fitted
 
     text = f"""\

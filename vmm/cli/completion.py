@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vmm.cli import COMMANDS
+from vmm.cli import COMMANDS, module_of
 from vmm.cli.parser import Parser
 from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.installation import DISTRIBUTION
@@ -72,8 +71,8 @@ def _everything(file: Mapping[str, Any]) -> argparse.ArgumentParser:
     whole.add_argument("--version", action="store_true", help="print the version")
     commands = whole.add_subparsers(metavar="COMMAND")
     operands = _operands(file)
-    for name, (module, summary) in COMMANDS.items():
-        options = import_module(module).parser()
+    for name, summary in COMMANDS.items():
+        options = module_of(name).parser()
         # parse takes them apart from the options, so that argparse does not know them.
         for number, how in enumerate(operands.get(name, ())):
             vars(options.add_argument(f"operand{number}", nargs="?", help="")).update(how)

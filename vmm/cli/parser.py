@@ -14,10 +14,11 @@ from vmm.options import split_commas
 
 MAX_HELP_WIDTH = 100
 
-_ATTACHED = re.compile(r"(-[cm])(\d.*)")
+# Compiled when they are needed, which most command lines do not.
+_ATTACHED = r"(-[cm])(\d.*)"
 """bhyve's options are getopt's, whose values may follow without a blank: -c4, -m512M."""
 
-_COLUMNS = re.compile(r"( +\S.*?) {2,}(\S.*)")
+_COLUMNS = r"( +\S.*?) {2,}(\S.*)"
 """Something, a gap, and what it means."""
 
 _WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive"})
@@ -26,7 +27,6 @@ _CONSOLES = frozenset({"-serial", "-debugcon"})
 
 def columns(stream: TextIO, most: int) -> int:
     """Return how many columns text may have: those of the terminal, if that is one and has fewer."""
-    # argparse makes a formatter for each option, and without a width each asks shutil, which is slow to load.
     try:
         return min(os.get_terminal_size(stream.fileno()).columns, most)
     except (OSError, ValueError):
@@ -36,11 +36,6 @@ def columns(stream: TextIO, most: int) -> int:
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if width >= MAX_HELP_WIDTH else fitted(text, width)
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    width = columns(sys.stdout, MAX_HELP_WIDTH + 2) - 2
-    return _Formatter(prog, max_help_position=min(26, width // 3), width=width)
 
 
 def fitted(text: str, width: int) -> str:
@@ -65,7 +60,7 @@ def fitted(text: str, width: int) -> str:
         paragraph.clear()
         if len(line) <= width:
             lines.append(line)
-        elif (found := _COLUMNS.fullmatch(line)) is not None and found.start(2) > width // 3:
+        elif (found := re.fullmatch(_COLUMNS, line)) is not None and found.start(2) > width // 3:
             below = " " * (len(found[1]) - len(found[1].lstrip()) + 4)
             lines += fill(found[1], subsequent_indent=below)
             lines += fill(found[2], initial_indent=below, subsequent_indent=below)
@@ -86,7 +81,7 @@ def _rejoined(text: str) -> list[str]:
         elif before.endswith("\\"):
             lines[-1] = f"{before[:-1].rstrip()} {line.strip()}"
         else:
-            found = _COLUMNS.fullmatch(before)
+            found = re.fullmatch(_COLUMNS, before)
             lines[-1] += (" " if found is not None and found.start(2) == indent else "   ") + line.strip()
     return lines
 
@@ -131,12 +126,14 @@ class Parser(argparse.ArgumentParser):
     """Keys of -machine; where there are any, the command describes a machine, and knows other VMMs' words for that."""
 
     def __init__(self, command: str, usage: str, description: str, epilog: str) -> None:
+        # argparse makes a formatter for each option, and without a width each asks shutil, which is slow to load.
+        width = columns(sys.stdout, MAX_HELP_WIDTH + 2) - 2
         super().__init__(
             prog=f"vmm {command}",
             usage=f"vmm {command} {usage}",
             description=description,
             epilog=epilog,
-            formatter_class=_formatter,
+            formatter_class=partial(_Formatter, max_help_position=min(26, width // 3), width=width),
             allow_abbrev=False,
         )
 
@@ -200,7 +197,7 @@ class Parser(argparse.ArgumentParser):
                 options.append((action.option_strings[0], None if action.nargs == 0 else self._value(word, waiting)))
             elif word.startswith("--") and equals and self._action(name) is not None:
                 options.append((name, value))
-            elif (attached := _ATTACHED.fullmatch(word)) is not None and self._action(attached[1]) is not None:
+            elif (attached := re.fullmatch(_ATTACHED, word)) is not None and self._action(attached[1]) is not None:
                 options.append((attached[1], attached[2]))
             elif (has_value := self._foreign(word, waiting)) is not None:
                 options.append((_one_dash(word), self._value(word, waiting) if has_value else None))
