@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import get_type_hints
 from uuid import UUID
 
-from vmm import MachineConfig, MachineOptions
-from vmm.config import machine, parts
+from vmm import MachineConfig, MachineOptions, inputs
+from vmm.config import items, parts
+from vmm.firmware import images
+from vmm.tables import acpi_user, boot_order, e820, smbios_options
 
 ROOT = Path(__file__).parents[2]
 CASES = Path(__file__).with_name("cases.py")
@@ -39,14 +41,9 @@ def test_mypy_says_what_the_cases_expect() -> None:
 
 def test_a_machine_takes_the_keywords_of_its_config_all_of_them_with_the_same_types() -> None:
     # The names in the annotations are those of modules that are imported only for type checkers.
-    names = {
-        "Iterable": Iterable,
-        "Mapping": Mapping,
-        "Sequence": Sequence,
-        "UUID": UUID,
-        **vars(parts),
-        **vars(machine),
-    }
+    names = {"Iterable": Iterable, "Mapping": Mapping, "Sequence": Sequence, "UUID": UUID}
+    for module in (acpi_user, boot_order, e820, images, inputs, items, parts, smbios_options):
+        names |= vars(module)
     options = get_type_hints(MachineOptions, None, names)
     create = get_type_hints(MachineConfig.create, None, names)
     assert {name: hint for name, hint in create.items() if name not in {"return", "firmware"}} == options

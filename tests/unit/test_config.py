@@ -7,8 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from vmm.config.machine import Accelerator, FwCfgItem, Interface, MachineConfig, MachineType, Target, TargetKind
-from vmm.config.parts import FwCtlItem, PflashDrive, parse_memory, parse_smp
+from vmm.config.drives import PflashDrive
+from vmm.config.items import FwCfgItem, FwCtlItem
+from vmm.config.machine import Accelerator, Interface, MachineConfig, MachineType, Target, TargetKind
+from vmm.config.parts import parse_memory, parse_smp
 from vmm.devices.fwctl_format import encode_value
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import guests

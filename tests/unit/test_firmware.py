@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from debian import version
 
+from vmm.config.drives import PflashDrive, flash_files
 from vmm.config.machine import MachineConfig
-from vmm.config.parts import PflashDrive, flash_files
 from vmm.errors import ConfigError
 from vmm.firmware import guests, search
 from vmm.firmware import load as firmware

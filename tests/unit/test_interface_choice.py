@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm.config.machine import FwCfgItem, FwCtlItem, Interface, MachineConfig, MachineType
+from vmm.config.items import FwCfgItem, FwCtlItem
+from vmm.config.machine import Interface, MachineConfig, MachineType
 from vmm.errors import ConfigError
 from vmm.firmware import clients, guests
 from vmm.firmware.identity import identify

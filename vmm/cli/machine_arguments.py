@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.cli.parser import AddUp
-from vmm.config.machine import DEFAULT_MEMORY, FwCfgItem, MachineConfig, PflashDrive, Target
-from vmm.config.parts import flash_files, parse_smp
+from vmm.config.fields import DEFAULT_MEMORY
+from vmm.config.machine import MachineConfig
+from vmm.config.parts import Target, parse_smp
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vmm.cli.parser import Parser
+    from vmm.config.items import FwCfgItem
 
 DEFAULT_FIRMWARE = "ovmf"
 MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet")
@@ -212,13 +214,10 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         max_ram_below_4g=machine.get("max-ram-below-4g"),
         machine=machine.get("type", "auto"),
         fwcfg=wanted.pop() if wanted else "auto",
-        fw_cfg=[
-            *arguments.fw_cfg,
-            *(FwCfgItem.parse(text, "-f", terminate=True) for text in arguments.bhyve_fw_cfg),
-        ],
+        fw_cfg=_fw_cfg(arguments),
         fwctl=arguments.fwctl,
         fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
-        smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", "32"), "-machine smbios-entry-point-type="),
+        smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", 32), "-machine smbios-entry-point-type="),
         hpet=parse_bool(machine.get("hpet", "on"), "-machine hpet"),
         cpu_count=parse_bool(machine.get("hw.ncpu", "on"), "-machine hw.ncpu"),
         uuid=arguments.uuid,
@@ -244,6 +243,14 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
     return config
 
 
+def _fw_cfg(arguments: argparse.Namespace) -> list[FwCfgItem | str]:
+    if not arguments.bhyve_fw_cfg:
+        return [*arguments.fw_cfg]
+    from vmm.config.items import FwCfgItem
+
+    return [*arguments.fw_cfg, *(FwCfgItem.parse(text, "-f", terminate=True) for text in arguments.bhyve_fw_cfg)]
+
+
 def _given(*values: Any) -> Any:
     """Return the first that the user gave; an empty text counts as given, and is refused where it means nothing."""
     return next(value for value in values if value is not None)
@@ -263,7 +270,6 @@ def _firmware(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None
         "-drive": arguments.drive or None,
         "-l": arguments.bootrom,
     }
-    drives = [PflashDrive.parse(text) for text in arguments.drive]
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise ConfigError(f"{' and '.join(named)} each name the firmware; give one of them")
@@ -272,7 +278,9 @@ def _firmware(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None
     if arguments.direct:
         return {"firmware": "none"}, None
     if arguments.drive:
-        return flash_files(drives), None
+        from vmm.config.drives import PflashDrive, flash_files
+
+        return flash_files(PflashDrive.parse(text) for text in arguments.drive), None
     if arguments.bootrom is not None:
         return _bootrom(arguments.bootrom)
     return {"firmware": _given(arguments.firmware, arguments.bios, DEFAULT_FIRMWARE)}, None

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from vmm.config.parts import Accelerator, Dispatch, FwCfgItem, FwCtlItem, MachineType, Target
+    from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.config.parts import Accelerator, Dispatch, MachineType, Target
     from vmm.firmware.images import Interface
     from vmm.inputs import InputFile
     from vmm.tables.acpi_user import UserTable

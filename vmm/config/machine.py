@@ -1,24 +1,24 @@
 """What a machine is made of, frozen: the one thing that the command line, Python and pytest all produce.
 
 Everything that can be wrong before ``/dev/kvm`` is opened is found when a :class:`MachineConfig` is made, and raised as
-:class:`vmm.errors.ConfigError`. Sizes are in bytes unless a name says otherwise.
+:class:`vmm.errors.ConfigError`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vmm import inputs, layout, options
+from vmm.config.fields import DEFAULT_MEMORY, MachineFields
 from vmm.config.interface import InterfaceChoice, check_options, choose
 from vmm.config.parts import (
     MAX_CPUS,
     MAX_MEMORY,
     Accelerator,
     Dispatch,
-    FwCfgItem,
-    FwCtlItem,
     MachineType,
-    PflashDrive,
     Target,
     TargetKind,
     parse_choice,
@@ -34,68 +34,13 @@ from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions, check_paths
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
     from uuid import UUID
 
+    from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
     from vmm.tables.smbios_options import SmbiosOption
-else:
-    # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
-    UserTable = E820Entry = SmbiosOption = Any
-
-DEFAULT_MEMORY = 256 << 20
-
-
-class _Fields(NamedTuple):
-    """What a machine's description consists of, in its final form."""
-
-    firmware: FirmwareImages
-    cpus: int = 1
-    max_cpus: int = 1
-    memory: int = DEFAULT_MEMORY
-    max_ram_below_4g: int | None = None
-    """Where RAM is cut below 4 GiB at the latest; None: where the board cuts it."""
-    machine: MachineType = MachineType.AUTO
-    interface: Interface = Interface.AUTO
-    fw_cfg: tuple[FwCfgItem, ...] = ()
-    fwctl: tuple[FwCtlItem, ...] = ()
-    fwctl_extensions: bool = False
-    """Answer fwctl's NULL, ECHO and SET, which bhyve itself refuses."""
-    cpu_count: bool = True
-    """Offer the number of CPUs as bhyve does: fwctl's hw.ncpu, or opt/bhyve/hw.ncpu in fw_cfg of a bhyve machine."""
-    hpet: bool = True
-    """Have an HPET."""
-    uuid: bytes | None = None
-    """16 bytes, in the order in which a UUID is written (RFC 4122)."""
-    serial: Target = Target()
-    debugcon: Target = Target()
-    boot: BootOptions = BootOptions()
-    kernel: InputFile | None = None
-    initrd: InputFile | None = None
-    append: bytes | None = None
-    """The kernel's command line, without the NUL at its end."""
-    direct: bool = False
-    """Start the kernel without firmware."""
-    acpi_tables: tuple[UserTable, ...] = ()
-    """The user's own."""
-    smbios: tuple[SmbiosOption, ...] = ()
-    smbios_entry_point: int = 32
-    """32: SMBIOS 2.8 with an entry point of 32 bits; 64: SMBIOS 3.0."""
-    e820: tuple[E820Entry, ...] = ()
-    """Entries of the memory map beside RAM's."""
-    bootorder: tuple[str, ...] = ()
-    """OpenFirmware paths, the first to boot first."""
-    vmgenid: bytes | None = None
-    """The VM generation id, 16 bytes in GUID order; None: the machine has no such device."""
-    vmcoreinfo: bool = False
-    """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
-    accel: Accelerator = Accelerator.AUTO
-    dispatch: Dispatch = Dispatch.C
-    exit_times: bool = False
-    """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
-    trace: str | None = None
-    """Where the access log goes: a path, or "-" for stderr."""
-
 
 _TYPES = {
     **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point"), int),
@@ -105,7 +50,7 @@ _TYPES = {
 """Fields that a Python caller could give in another type without an error anywhere."""
 
 
-class MachineConfig(_Fields):
+class MachineConfig(MachineFields):
     """A machine, described; :meth:`create` takes what people write, the fields are what it became.
 
     However one is made, with other fields by ``_replace`` too, it was checked.
@@ -294,7 +239,7 @@ class MachineConfig(_Fields):
         fwctl_extensions: bool = False,
         cpu_count: bool = True,
         hpet: bool = True,
-        uuid: "UUID | str | None" = None,
+        uuid: UUID | str | None = None,
         serial: Target | str = "none",
         debugcon: Target | str = "none",
         boot: BootOptions | str | None = None,
@@ -302,10 +247,10 @@ class MachineConfig(_Fields):
         initrd: str | Path | InputFile | None = None,
         append: str | bytes | None = None,
         direct: bool = False,
-        acpi_tables: "Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str" = (),
-        smbios: "Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str" = (),
+        acpi_tables: Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str = (),
+        smbios: Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str = (),
         smbios_entry_point: int = 32,
-        e820: "Iterable[E820Entry | str] | E820Entry | str" = (),
+        e820: Iterable[E820Entry | str] | E820Entry | str = (),
         bootorder: Iterable[str] | str = (),
         devices: Iterable[str] | str = (),
         accel: Accelerator | str = Accelerator.AUTO,
@@ -374,14 +319,16 @@ class MachineConfig(_Fields):
 
             given = several(acpi_tables, "acpi_tables", str, bytes, Path, UserTable)
             fields["acpi_tables"] = tuple(map(UserTable.parse, given))
+        if fw_cfg:
+            from vmm.config.items import fw_cfg_items
+
+            fields["fw_cfg"] = fw_cfg_items(fw_cfg)
+        if fwctl:
+            from vmm.config.items import fwctl_items
+
+            fields["fwctl"] = fwctl_items(fwctl)
         return cls(
             firmware,
-            fw_cfg=tuple(FwCfgItem.of(*pair) for pair in fw_cfg.items())
-            if isinstance(fw_cfg, Mapping)
-            else tuple(map(FwCfgItem.parse, several(fw_cfg, "fw_cfg", str, FwCfgItem))),
-            fwctl=tuple(FwCtlItem(*pair) for pair in fwctl.items())
-            if isinstance(fwctl, Mapping)
-            else tuple(map(FwCtlItem.parse, several(fwctl, "fwctl", str, FwCtlItem))),
             boot=BootOptions() if boot is None else BootOptions.parse(boot),
             kernel=_input_file(kernel, "-kernel"),
             initrd=_input_file(initrd, "-initrd"),
@@ -409,14 +356,11 @@ __all__ = [
     "Dispatch",
     "FirmwareImages",
     "FirmwareKind",
-    "FwCfgItem",
-    "FwCtlItem",
     "Interface",
     "InterfaceChoice",
     "Layout",
     "MachineConfig",
     "MachineType",
-    "PflashDrive",
     "Target",
     "TargetKind",
 ]

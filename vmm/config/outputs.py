@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EACCES, EBUSY, EPERM, EROFS
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, HostError
-from vmm.firmware.images import VariableStore
-from vmm.firmware.variables import VariableFile
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
+    from vmm.firmware.images import VariableStore
+    from vmm.firmware.variables import VariableFile
 
 STANDARD: Final = "-"
 """The path that stands for stdout; for the access log, for text on stderr."""
@@ -74,30 +74,21 @@ class GrowingFile:
             raise HostError(f"{self.name}: {_reason(error)}") from None
 
 
-class _Place(NamedTuple):
-    """Where a document goes.
+class Document:
+    """A file that is written once, as a whole.
 
-    Attributes:
-        path: links resolved.
+    Args:
+        name: what messages call it: the option and the path.
+        path: where it goes, links resolved.
         fd: the file that is there, open for writing; None: there is none yet.
         replaced: a regular file, which a new one takes the place of; others are written as they are.
     """
 
-    path: Path
-    fd: int | None
-    replaced: bool
-
-
-class Document:
-    """A file that is written once, as a whole.
-
-    Attributes:
-        name: what messages call it: the option and the path.
-    """
-
-    def __init__(self, name: str, place: _Place) -> None:
+    def __init__(self, name: str, path: Path, fd: int | None, *, replaced: bool) -> None:
         self.name = name
-        self._place = place
+        self._path = path
+        self._fd = fd
+        self._replaced = replaced
 
     def write(self, text: str) -> None:
         """Put the document in its place.
@@ -106,18 +97,17 @@ class Document:
             HostError: that is not possible; a file that was to be replaced is as it was.
         """
         data = text.encode("utf-8", "surrogateescape")
-        path, fd, replaced = self._place
         try:
-            if not replaced and fd is not None:
-                _write_all(fd, data)
+            if not self._replaced and self._fd is not None:
+                _write_all(self._fd, data)
                 return
             try:
-                _replace(path, data, fd)
+                _replace(self._path, data, self._fd)
             except OSError as error:
-                if fd is None or error.errno not in _NOT_BESIDE:
+                if self._fd is None or error.errno not in _NOT_BESIDE:
                     raise
-                os.ftruncate(fd, 0)
-                _write_all(fd, data)
+                os.ftruncate(self._fd, 0)
+                _write_all(self._fd, data)
         except OSError as error:
             raise HostError(f"{self.name}: {_reason(error)}") from None
 
@@ -200,8 +190,10 @@ class Outputs:
         if failures:
             raise HostError("; ".join(failures))
 
-    def _open_variables(self, store: VariableStore | None) -> None:
+    def _open_variables(self, store: "VariableStore | None") -> None:
         if store is not None and store.persist:
+            from vmm.firmware.variables import VariableFile
+
             self.variables = VariableFile(store.path, len(store.data))
             self._closers.callback(self.variables.close)
 
@@ -231,15 +223,15 @@ class Outputs:
         name = f"{option} {path}"
         if path == STANDARD:
             self._take(_STDOUT_ITSELF, option, name)
-            return Document(name, _Place(Path(path), _STDOUT, replaced=False))
+            return Document(name, Path(path), _STDOUT, replaced=False)
         with _refusing(name):
             fd = self._open(path)
             if fd is None:
                 self._take(_try_to_create(Path(path).resolve()), option, name)
-                return Document(name, _Place(Path(path).resolve(), None, replaced=True))
+                return Document(name, Path(path).resolve(), None, replaced=True)
         fd, own = self._taken_as(fd, option, name)
         replaced = own and stat.S_ISREG(os.fstat(fd).st_mode)
-        return Document(name, _Place(Path(path).resolve(), fd, replaced=replaced))
+        return Document(name, Path(path).resolve(), fd, replaced=replaced)
 
     def _open(self, path: str) -> int | None:
         """Return the file, as it is; None if there is none."""

@@ -1,0 +1,73 @@
+"""The fields of a `vmm.config.machine.MachineConfig`, unchecked: what a machine's description consists of.
+
+Sizes are in bytes unless a name says otherwise.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmm.config.parts import Accelerator, Dispatch, MachineType, Target
+from vmm.firmware.images import FirmwareImages, Interface
+from vmm.inputs import InputFile
+from vmm.tables.boot_order import BootOptions
+
+if TYPE_CHECKING:
+    from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.tables.acpi_user import UserTable
+    from vmm.tables.e820 import E820Entry
+    from vmm.tables.smbios_options import SmbiosOption
+else:
+    # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
+    FwCfgItem = FwCtlItem = UserTable = E820Entry = SmbiosOption = Any
+
+DEFAULT_MEMORY = 256 << 20
+
+
+class MachineFields(NamedTuple):
+    """What a machine's description consists of, in its final form."""
+
+    firmware: FirmwareImages
+    cpus: int = 1
+    max_cpus: int = 1
+    memory: int = DEFAULT_MEMORY
+    max_ram_below_4g: int | None = None
+    """Where RAM is cut below 4 GiB at the latest; None: where the board cuts it."""
+    machine: MachineType = MachineType.AUTO
+    interface: Interface = Interface.AUTO
+    fw_cfg: tuple[FwCfgItem, ...] = ()
+    fwctl: tuple[FwCtlItem, ...] = ()
+    fwctl_extensions: bool = False
+    """Answer fwctl's NULL, ECHO and SET, which bhyve itself refuses."""
+    cpu_count: bool = True
+    """Offer the number of CPUs as bhyve does: fwctl's hw.ncpu, or opt/bhyve/hw.ncpu in fw_cfg of a bhyve machine."""
+    hpet: bool = True
+    """Have an HPET."""
+    uuid: bytes | None = None
+    """16 bytes, in the order in which a UUID is written (RFC 4122)."""
+    serial: Target = Target()
+    debugcon: Target = Target()
+    boot: BootOptions = BootOptions()
+    kernel: InputFile | None = None
+    initrd: InputFile | None = None
+    append: bytes | None = None
+    """The kernel's command line, without the NUL at its end."""
+    direct: bool = False
+    """Start the kernel without firmware."""
+    acpi_tables: tuple[UserTable, ...] = ()
+    """The user's own."""
+    smbios: tuple[SmbiosOption, ...] = ()
+    smbios_entry_point: int = 32
+    """32: SMBIOS 2.8 with an entry point of 32 bits; 64: SMBIOS 3.0."""
+    e820: tuple[E820Entry, ...] = ()
+    """Entries of the memory map beside RAM's."""
+    bootorder: tuple[str, ...] = ()
+    """OpenFirmware paths, the first to boot first."""
+    vmgenid: bytes | None = None
+    """The VM generation id, 16 bytes in GUID order; None: the machine has no such device."""
+    vmcoreinfo: bool = False
+    """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
+    accel: Accelerator = Accelerator.AUTO
+    dispatch: Dispatch = Dispatch.C
+    exit_times: bool = False
+    """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
+    trace: str | None = None
+    """Where the access log goes: a path, or "-" for stderr."""
