@@ -319,6 +319,7 @@ def test_fwctl_item(tmp_path: Path) -> None:
     path.write_bytes(b"\1\2")
     assert FwCtlItem.parse("hw.ncpu,value=4").value == 4
     assert FwCtlItem.parse("name=org.example,value=4x").value == "4x"
+    assert FwCtlItem.parse(f"name=org.example,value={'4' * 5000}").value == "4" * 5000
     assert FwCtlItem.parse(f"org.example,file={path}").value == b"\1\2"
     for text in ("hw.ncpu", "value=1", f"a,value=1,file={path}", "a,file=/nonexistent"):
         with pytest.raises(ConfigError, match="-fwctl"):

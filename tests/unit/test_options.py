@@ -29,7 +29,9 @@ def test_bare_size_has_the_unit_of_its_option() -> None:
     assert parse_size("512", "-m", unit="m") == 512 << 20
 
 
-@pytest.mark.parametrize("text", ["", "M", "12Q", "-5M", "1.2.3G", "5 5", "0x", "0.3k", "inf", "1e3", "9" * 5000, f"1.{'0' * 5000}"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "12Q", "-5M", "1.2.3G", "5 5", "0x", "0.3k", "inf", "1e3", "9" * 5000, f"1.{'0' * 5000}"]
+)
 def test_size_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="-m"):
         parse_size(text, "-m")

@@ -104,7 +104,9 @@ class FwCtlItem(NamedTuple):
             path = Path(keys["file"])
             return cls(keys["name"], inputs.read_file(path, f"-fwctl {text}", limit=VALUE_LIMIT), path)
         value = keys["value"]
-        return cls(keys["name"], int(value) if value.isdecimal() and len(value) <= 40 and int(value) < 1 << 32 else value)
+        # int() refuses thousands of digits.
+        is_number = value.isdecimal() and len(value) <= 40 and int(value) < 1 << 32
+        return cls(keys["name"], int(value) if is_number else value)
 
 
 def fw_cfg_items(given: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str) -> tuple[FwCfgItem, ...]:
