@@ -122,6 +122,15 @@ void fw_cfg_reset(struct fw_cfg *fw_cfg)
     fw_cfg->dma_address = 0;
 }
 
+void fw_cfg_restore(struct fw_cfg *fw_cfg, uint32_t key, uint32_t offset, uint64_t dma_address)
+{
+    set_selection(fw_cfg, key);
+    if (fw_cfg->selected != NULL) {
+        fw_cfg->offset = offset < fw_cfg->selected->length ? offset : fw_cfg->selected->length;
+    }
+    fw_cfg->dma_address = dma_address;
+}
+
 /* Bytes of the selected item from the offset on. */
 static uint32_t remaining(const struct fw_cfg *fw_cfg)
 {

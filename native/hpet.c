@@ -3,18 +3,14 @@
 
 #include <stddef.h>
 
-#include "vmm/clock.h"
-
 uint64_t hpet_counter(const struct hpet *hpet)
 {
     uint64_t stood = hpet->registers[HPET_COUNTER / 8];
-    uint64_t now;
 
     if (!hpet->running) {
         return stood;
     }
-    now = hpet->clock_ns == NULL ? monotonic_ns() : *hpet->clock_ns;
-    return stood + (now - hpet->since_ns) / HPET_TICK_NS;
+    return stood + (guest_clock_ns(hpet->clock) - hpet->since_ns) / HPET_TICK_NS;
 }
 
 void hpet_access(void *opaque, struct io_access *access)

@@ -1,20 +1,19 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "vmm/pm_timer.h"
 
-#include "vmm/clock.h"
-
 #define PM_TIMER_HZ 3579545u
 #define NS_PER_S 1000000000u
 
-void pm_timer_init(struct pm_timer *timer, uint32_t bits)
+void pm_timer_init(struct pm_timer *timer, const struct guest_clock *clock, uint32_t bits)
 {
-    timer->start_ns = monotonic_ns();
+    timer->clock = clock;
+    timer->start_ns = guest_clock_ns(clock);
     timer->mask = bits == 32 ? UINT32_MAX : (1u << 24) - 1;
 }
 
 static uint32_t counter(const struct pm_timer *timer)
 {
-    uint64_t elapsed = monotonic_ns() - timer->start_ns;
+    uint64_t elapsed = guest_clock_ns(timer->clock) - timer->start_ns;
     /* Whole seconds apart: elapsed * PM_TIMER_HZ would pass 64 bits after 85 minutes. */
     uint64_t ticks = elapsed / NS_PER_S * PM_TIMER_HZ + elapsed % NS_PER_S * PM_TIMER_HZ / NS_PER_S;
 

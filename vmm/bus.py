@@ -63,6 +63,23 @@ class Device:
     def reset(self) -> None:
         """Go back to the state after power-on, as at a reset of the machine."""
 
+    state_version = 1
+    """To be raised when `state` changes its meaning: `restore` never sees what another version gave."""
+
+    def state(self) -> dict[str, Any]:
+        """All that the guest can find out about the device, as plain data, for `restore`; io_lock is held.
+
+        Plain are None, bool, int, str, bytes, and lists and dicts (of str) of these. Times are the guest clock's.
+
+        Raises:
+            NotImplementedError: the device cannot be part of a snapshot.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no state")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be, right after it was made, what the device was that gave ``state``; drives its lines; io_lock is held."""
+        raise NotImplementedError(f"{type(self).__name__} takes no state")
+
 
 class IoLock:
     """The recursive io_lock of a machine, as a context manager: for threads that drive devices from outside a vCPU.

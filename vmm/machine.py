@@ -20,6 +20,7 @@ from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig, 
 from vmm.config.outputs import Outputs
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
+from vmm.devices.clock import GuestClock
 from vmm.handoff import interface, tables
 from vmm.kvm import Kvm, pc_routes
 from vmm.memory import GuestMemory
@@ -118,6 +119,7 @@ class Machine(Runnable):
             self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
+            self._clock = GuestClock()
             self.ports = Bus("port", ffi.addressof(core, "ports"), self.io_lock, self._lifetime.fail)
             self.mmio = Bus("MMIO", ffi.addressof(core, "mmio"), self.io_lock, self._lifetime.fail)
             self.platform = builder(config.machine_type)(
@@ -132,6 +134,7 @@ class Machine(Runnable):
                     irq=self.vm.irq_line,
                     msi=self.vm.signal_msi,
                     power=Power(self._lifetime),
+                    clock=self._clock,
                     serial=self.serial.write,
                     debugcon=self.debugcon.write,
                     variables=outputs.variables,

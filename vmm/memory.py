@@ -64,6 +64,19 @@ class _Parked(NamedTuple):
     rom: _Rom
 
 
+def _fresh(size: int) -> mmap.mmap:
+    """Anonymous memory, with room for `HUGE_PAGE_SIZE`.
+
+    Not a memfd: Linux gives those huge pages only where an administrator asked for it (shmem_enabled, "never" by
+    default), and without them KVM maps 4 KiB at a time.
+    """
+    try:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        return mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=flags)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot map {size >> 20} MiB of guest RAM: {error}; ask for less with -m") from error
+
+
 class GuestMemory:
     """The memory of one machine.
 
@@ -72,26 +85,23 @@ class GuestMemory:
         core: the C core's `struct vmm_vm` of the same machine.
         size: bytes of RAM, a multiple of 4 KiB.
         low_limit: the GPA at which the PCI hole begins; RAM beyond it moves above 4 GiB.
+        ram: what the RAM is, instead of fresh memory; closed with this object.
 
     Raises:
         ConfigError: the host cannot give that much address space.
     """
 
-    def __init__(self, vm: "Vm", core: Any, size: int, low_limit: int) -> None:
+    def __init__(self, vm: "Vm", core: Any, size: int, low_limit: int, ram: mmap.mmap | None = None) -> None:
         self._vm = vm
         self._core = core  # owns the table
         self._table = ffi.addressof(core, "memory")
         self.size = size
         self.low_size = min(size, low_limit)
         self.high_size = size - self.low_size
-        try:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-            self._mapping = mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=flags)
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"cannot map {size >> 20} MiB of guest RAM: {error}; ask for less with -m") from error
+        self._mapping = _fresh(size) if ram is None else ram
         self._ram_pin = ffi.from_buffer(self._mapping)
         address = int(ffi.cast("uintptr_t", self._ram_pin))
-        start = -address % HUGE_PAGE_SIZE
+        start = -address % HUGE_PAGE_SIZE if ram is None else 0
         self._ram = memoryview(self._mapping)[start : start + size]
         self._ram_address = address + start
         self._regions: dict[int, Region] = {}
@@ -205,6 +215,11 @@ class GuestMemory:
         if gpa + len(data) > self.low_size:
             raise ValueError(f"{gpa:#x}+{len(data):#x} is not below the end of low RAM at {self.low_size:#x}")
         self._ram[gpa : gpa + len(data)] = data
+
+    @property
+    def ram(self) -> memoryview:
+        """All RAM, that from 4 GiB on behind what is below; no more once it is closed."""
+        return self._ram
 
     def regions(self) -> list[Region]:
         """What is mapped now, by rising address."""

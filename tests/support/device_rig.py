@@ -6,6 +6,7 @@ from typing import Any
 from vmm._native import ffi, lib
 
 from vmm.bus import Bus, IoLock
+from vmm.devices.clock import GuestClock
 from vmm.devices.timer import TimerService
 from vmm.memory import GuestMemory
 
@@ -37,17 +38,17 @@ class ManualTimers(TimerService):
     """Time passes only when the test says so, and callbacks run on the test's thread."""
 
     def __init__(self, lock: IoLock, start_ns: int = 0) -> None:
-        self.core_clock = ffi.new("uint64_t *", start_ns)
         self.failures: list[BaseException] = []
-        super().__init__(lock, self.failures.append, lambda: self.now)
+        super().__init__(lock, self.failures.append, GuestClock())
+        self.clock.stand(start_ns)
 
     @property
     def now(self) -> int:
-        return int(self.core_clock[0])
+        return self.clock()
 
     @now.setter
     def now(self, nanoseconds: int) -> None:
-        self.core_clock[0] = nanoseconds
+        self.clock.stand(nanoseconds)
 
     def _start(self) -> threading.Thread | None:
         return None
@@ -74,6 +75,7 @@ class Rig:
         self.mmio = Bus("MMIO", ffi.addressof(self.core, "mmio"), self.lock, self.failures.append)
         self.memory = GuestMemory(_NoKvm(), self.core, ram, LOW_RAM)  # type: ignore[arg-type]
         self.power = Power()
+        self.clock = GuestClock()
         self.lines: dict[int, bool] = {}
         self.edges: list[tuple[int, bool]] = []
         self.messages: list[tuple[int, int]] = []

@@ -7,6 +7,7 @@ from device_rig import Rig
 from vmm._native import ffi, lib
 
 from vmm.bus import Device
+from vmm.devices.clock import GuestClock
 from vmm.errors import ConfigError
 
 
@@ -74,7 +75,8 @@ def test_overlap_is_refused_and_names_both() -> None:
 def test_native_and_python_devices_share_the_table() -> None:
     rig = Rig()
     timer = ffi.new("struct pm_timer *")
-    lib.pm_timer_init(timer, 24)
+    clock = GuestClock()
+    lib.pm_timer_init(timer, clock.core, 24)
     rig.ports.add_native(0x608, 0x60B, ffi.addressof(lib, "pm_timer_access"), timer, "PM timer")
     with pytest.raises(ConfigError, match="PM timer"):
         rig.ports.add(0x600, 0x608, Recorder(), "PM1a")

@@ -178,7 +178,7 @@ def test_state_machine(steps: list[Step]) -> None:
 def test_messages(steps: list[Step]) -> None:
     fwctl = device()
     play(fwctl, [*IDENTIFY, *steps])
-    play(fwctl, [ASK, TELL] if fwctl.state is State.REQUEST else [out2(0), in1(*b"BHYV"), ASK, TELL])
+    play(fwctl, [ASK, TELL] if fwctl.stage is State.REQUEST else [out2(0), in1(*b"BHYV"), ASK, TELL])
 
 
 @pytest.mark.parametrize("steps", EXTENSION_ROWS.values(), ids=EXTENSION_ROWS.keys())
@@ -203,7 +203,7 @@ def test_a_huge_request_is_swallowed_without_being_kept() -> None:
         play(fwctl, [*IDENTIFY, out4(ONES, opcode, 1)])
         for _ in range(3000):
             fwctl.write(0, 4, 0x41414141)
-        assert fwctl.state is State.REQUEST
+        assert fwctl.stage is State.REQUEST
         assert len(fwctl._request.payload) == 0
     play(fwctl, [out2(0), in1(*b"BHYV"), ASK, TELL])
 

@@ -130,7 +130,7 @@ def test_any_accesses_agree_with_the_model_and_stay_bounded(sequence: list[Acces
             fwctl.write(offset, size, cut)
         else:
             assert fwctl.read(offset, size) == expected, number
-        assert isinstance(fwctl.state, State)
+        assert isinstance(fwctl.stage, State)
         assert len(fwctl._request.payload) <= 80
         assert len(fwctl._response) <= 16 + 8 + VALUE_LIMIT
 

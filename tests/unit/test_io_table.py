@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from vmm._native import ffi, lib
 
+from vmm.devices.clock import GuestClock
+
 
 class Table:
     """A port table whose one-line handlers are C's PM timer; counters show who was asked."""
@@ -13,7 +15,8 @@ class Table:
         self.core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
         self.table = ffi.addressof(self.core, "ports")
         self.timer = ffi.new("struct pm_timer *")
-        lib.pm_timer_init(self.timer, 32)
+        self.clock = GuestClock()
+        lib.pm_timer_init(self.timer, self.clock.core, 32)
         for first, last in ranges:
             assert lib.io_table_add(self.table, first, last, ffi.addressof(lib, "pm_timer_access"), self.timer) == 0
 

@@ -6,11 +6,12 @@ waits for one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, Device
+from vmm.devices.clock import GuestClock
 from vmm.devices.signals import Irq, PowerControl
 from vmm.errors import ConfigError
 
@@ -88,6 +89,15 @@ class EventBlock(Device):
         self._bytes[: self._half] = status.to_bytes(self._half, "little")
         self._changed()
 
+    def state(self) -> dict[str, Any]:
+        """The bytes."""
+        return {"bytes": bytes(self._bytes)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The bytes."""
+        self._bytes[:] = state["bytes"]
+        self._changed()
+
     def reset(self) -> None:
         """No event, none enabled."""
         self._bytes[:] = bytes(len(self._bytes))
@@ -102,9 +112,10 @@ class AcpiPm(Device):
         ports: the bus on which the block moves.
         irq: the SCI line.
         power: gets the S5 request.
+        clock: the guest's.
     """
 
-    def __init__(self, model: PmModel, ports: Bus, irq: Irq, power: PowerControl) -> None:
+    def __init__(self, model: PmModel, ports: Bus, irq: Irq, power: PowerControl, clock: GuestClock) -> None:
         self.model = model
         self.base: int | None = None
         self.event = EventBlock(4, self._update_sci)
@@ -115,7 +126,8 @@ class AcpiPm(Device):
         self._control = bytearray(4)
         self._smi_enable = bytearray(_SMI_ENABLE_APMC.to_bytes(4, "little"))
         self._timer = ffi.new("struct pm_timer *")
-        lib.pm_timer_init(self._timer, model.timer_bits)
+        self._clock = clock  # C's struct goes by it
+        lib.pm_timer_init(self._timer, clock.core, model.timer_bits)
         self._placed: list[int] = []
 
     def move(self, base: int | None) -> None:
@@ -173,6 +185,24 @@ class AcpiPm(Device):
         """Any register but the timer."""
         for i in range(size):
             self._write_byte(offset + i, value >> (8 * i) & 0xFF)
+
+    def state(self) -> dict[str, Any]:
+        """Registers, and when the timer was 0; where they are decoded is the chipset's."""
+        return {
+            "control": bytes(self._control),
+            "smi_enable": bytes(self._smi_enable),
+            "event": self.event.state(),
+            "gpe0": self.gpe0.state(),
+            "timer_start_ns": int(self._timer.start_ns),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `state` gave it."""
+        self._control[:] = state["control"]
+        self._smi_enable[:] = state["smi_enable"]
+        self._timer.start_ns = state["timer_start_ns"]
+        self.event.restore(state["event"])
+        self.gpe0.restore(state["gpe0"])
 
     def reset(self) -> None:
         """ACPI off, nothing pending, decoded nowhere; the timer runs on."""
@@ -254,6 +284,14 @@ class ApmPorts(Device):
         self._bytes[offset:end] = value.to_bytes(size, "little")[: end - offset]
         if offset == 0:
             self._pm.enable_acpi(value & 0xFF)
+
+    def state(self) -> dict[str, Any]:
+        """Both bytes."""
+        return {"bytes": bytes(self._bytes)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Both bytes; what a command did is the ACPI hardware's state."""
+        self._bytes[:] = state["bytes"]
 
     def reset(self) -> None:
         """As at power-on."""

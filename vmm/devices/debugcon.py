@@ -4,6 +4,8 @@ What is printed after a pause goes out at once; what follows is collected by C (
 milliseconds at a time, for many a firmware prints by single bytes.
 """
 
+from typing import Any
+
 from vmm._native import ffi, lib
 from vmm.bus import Device, Front, IoLock
 from vmm.devices.signals import Sink
@@ -45,6 +47,14 @@ class DebugConsole(Device):
         """Print what was collected, now; for when no vCPU runs any more."""
         with self._lock:
             self._fetch()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing, once all is printed that was collected."""
+        self._fetch()
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing: the next byte goes out at once."""
 
     def _print(self, data: bytes) -> None:
         if not self._core.collecting:

@@ -173,6 +173,37 @@ class Flash(Device):
         self._loop.active = self._loop.data_next = False
         self._to_read_array()
 
+    def state(self) -> dict[str, Any]:
+        """Where the chip is in its command sequence; the contents are memory."""
+        return {
+            "status": self._status,
+            "command": self._command.__name__,
+            "answer": self._answer.__name__,
+            "buffer": [[at, byte] for at, byte in self._buffer.items()],
+            "buffer_left": self._buffer_left,
+            "programs": self.programs,
+            "erases": self.erases,
+            "active": bool(self._loop.active),
+            "data_next": bool(self._loop.data_next),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `state` gave it; the contents are there already."""
+        answers = (self._read_array, self._read_status, self._read_id, self._read_cfi)
+        answer = next(method for method in answers if method.__name__ == state["answer"])
+        if answer != self._read_array:
+            self._leave_read_array(answer)
+        first = (self._first_cycle, self._program, self._erase, self._lock)
+        buffered = (self._buffer_count, self._buffer_data, self._buffer_confirm)
+        self._command = next(method for method in first + buffered if method.__name__ == state["command"])
+        self._status = state["status"]
+        self._buffer = dict(state["buffer"])
+        self._buffer_left = state["buffer_left"]
+        self._programs = state["programs"]
+        self.erases = state["erases"]
+        self._loop.active = state["active"]
+        self._loop.data_next = state["data_next"]
+
     def flush(self) -> None:
         """Write back what changed; for when no vCPU runs any more."""
         if self._write_back is not None:

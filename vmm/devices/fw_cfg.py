@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
+from vmm.bus import IoLock
 from vmm.devices.fw_cfg_format import (
     ARCH_LOCAL,
     DIRECTORY_ENTRY,
@@ -33,6 +34,9 @@ from vmm.layout import PORT_FW_CFG
 
 if TYPE_CHECKING:
     from vmm.bus import Bus, Device
+
+_COUNTERS = ("selects", "reads", "bytes_read", "writes", "ends")
+"""Of ``struct fw_cfg_item``."""
 
 
 class FwCfg:
@@ -152,13 +156,19 @@ class FwCfg:
             log.warning("fw_cfg file %s: names for users begin with opt/ (docs/specs/fw_cfg.rst)", name)
         self.add_file(name, data)
 
-    def publish(self) -> None:
+    def publish(self, first: Iterable[str] = ()) -> None:
         """Seal the table: give files their keys, in the order of their names, and hand all items to C.
 
         Call it once, before vCPUs run.
+
+        Args:
+            first: files that get the first keys, in this order: a guest may know them already.
         """
         self._refuse_if_published()
-        for key, name in enumerate(sorted(self._files, key=str.encode), FILE_FIRST):
+        rank = {name: at for at, name in enumerate(first)}
+        for key, name in enumerate(
+            sorted(self._files, key=lambda name: (rank.get(name, len(rank)), name.encode())), FILE_FIRST
+        ):
             self._items[key] = self._files[name] = self._files[name]._replace(key=key)
         self._items[Key.FILE_DIR] = new_item(
             "file_dir", Key.FILE_DIR, self._directory(), True, self._build_late_files if self._late else None, None
@@ -243,6 +253,48 @@ class FwCfg:
         finally:
             lib.vmm_io_unlock(self._core)
 
+    def state(self) -> dict[str, Any]:
+        """Registers, the order of the files, what the guest wrote, files that were made late, and all counters."""
+        with IoLock(self._core):
+            native = self._native
+            registers = {"key": native.key, "offset": native.offset, "dma_address": native.dma_address}
+            late = {name for late in self._late for name in late.names if late.built}
+            return {
+                "registers": self._registers.state() if self._registers is not None else registers,
+                "files": sorted(self._files, key=lambda name: self._files[name].key),
+                "late": [[late.built, late.selected] for late in self._late],
+                "contents": {
+                    name: bytes(ffi.buffer(item.contents, item.size))
+                    for name, item in self._files.items()
+                    if item.writable or name in late
+                },
+                "counters": {
+                    item.name: [getattr(self._row(key), name) for name in _COUNTERS]
+                    for key, item in self._items.items()
+                },
+            }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be what gave ``state``; the items, published by then with its order of files, may have other contents."""
+        with IoLock(self._core):
+            for late, (built, selected) in zip(self._late, state["late"], strict=True):
+                late.built, late.selected = built, selected
+            for name, contents in state["contents"].items():
+                item = self._files[name]
+                if not item.writable:
+                    self.replace_file(name, contents)
+                else:
+                    ffi.buffer(item.contents)[:] = contents
+            for key, item in self._items.items():
+                for name, count in zip(_COUNTERS, state["counters"].get(item.name, ()), strict=False):
+                    setattr(self._row(key), name, count)
+            if self._registers is not None:
+                self._registers.restore(state["registers"])
+            else:
+                lib.fw_cfg_restore(
+                    self._native, *(state["registers"][name] for name in ("key", "offset", "dma_address"))
+                )
+
     def items(self) -> list[ItemStatistics]:
         """Every item by key, files among them by name, with what the guest did so far."""
         result = []
@@ -263,9 +315,12 @@ class FwCfg:
         return result
 
     def first_selected(self) -> list[tuple[str, int]]:
-        """When the guest first selected each item, by name, CLOCK_MONOTONIC in ns; those it never did are missing."""
+        """When the guest first selected each item, by name, CLOCK_MONOTONIC in ns.
+
+        Those are missing that it never did, or before the machine was restored from a snapshot.
+        """
         rows = ((item.name, self._row(key)) for key, item in self._items.items())
-        return [(name, row.first_ns) for name, row in rows if row.selects]
+        return [(name, row.first_ns) for name, row in rows if row.first_ns]
 
     def key_of(self, name: str) -> int:
         """The key that a published file has.

@@ -56,6 +56,16 @@ class PythonFwCfg(Device):
         self._set_selection(0)
         self._dma_address = 0
 
+    def state(self) -> dict[str, Any]:
+        """The registers."""
+        return {"key": self._key, "offset": self._offset, "dma_address": self._dma_address}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The registers."""
+        self._set_selection(state["key"])
+        self._offset = min(state["offset"], 0 if self._item is None else int(self._item.length))
+        self._dma_address = state["dma_address"]
+
     def read(self, offset: int, size: int) -> int:
         """One access, by pieces that the registers know."""
         if size == 1 and offset <= DATA:

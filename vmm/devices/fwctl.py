@@ -29,7 +29,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vmm.bus import Bus, Device
 from vmm.devices.fwctl_format import (
@@ -69,6 +69,8 @@ class State(Enum):
 class _Node(NamedTuple):
     source: ValueSource
     setter: Setter | None
+    was_set: bool = False
+    """By the guest, to bytes."""
 
     def read(self) -> bytes:
         return encode_value(self.source() if callable(self.source) else self.source)
@@ -122,7 +124,7 @@ class Fwctl(Device):
         return [oid for oid in self._nodes if oid not in asked]
 
     @property
-    def state(self) -> State:
+    def stage(self) -> State:
         """Where the conversation stands."""
         return self._state
 
@@ -183,10 +185,42 @@ class Fwctl(Device):
             self._take_word(value & 0xFFFFFFFF)
 
     def _forget(self) -> None:
-        self._identified = 0
+        self._identified: int = 0
         self._request = _Request()
         self._response = b""
         self._sent = 0
+
+    def state(self) -> dict[str, Any]:
+        """The conversation, and the values that the guest has set; what is offered besides is the machine's."""
+        request = self._request
+        return {
+            "stage": self._state.name,
+            "identified": self._identified,
+            "header": list(request.header),
+            "payload": bytes(request.payload),
+            "left": request.left,
+            "limit": request.limit,
+            "response": self._response,
+            "sent": self._sent,
+            "probes": self.probes,
+            "values": {oid: node.source for oid, node in self._nodes.items() if node.was_set},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `state` gave it."""
+        self._state = State[state["stage"]]
+        self._forget()
+        self._identified = state["identified"]
+        self._request.header = list(state["header"])
+        self._request.payload = bytearray(state["payload"])
+        self._request.left = state["left"]
+        self._request.limit = state["limit"]
+        self._response = state["response"]
+        self._sent = state["sent"]
+        self.probes = state["probes"]
+        for oid, value in state["values"].items():
+            if oid in self._nodes:
+                self._nodes[oid] = self._nodes[oid]._replace(source=value, was_set=True)
 
     def _next_signature_byte(self) -> int:
         byte = SIGNATURE[self._identified]
@@ -310,5 +344,5 @@ class Fwctl(Device):
         except ValueError:
             return FwctlRequest(Operation.SET, txid, oid, Error.EINVAL, oid, value)
         if not callable(node.source):
-            self._nodes[oid] = node._replace(source=value)
+            self._nodes[oid] = node._replace(source=value, was_set=True)
         return FwctlRequest(Operation.SET, txid, oid, Error.OK, oid, value)

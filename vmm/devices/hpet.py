@@ -9,6 +9,7 @@ Reads are C's (`native/hpet.c`), from registers that are kept here as they read.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from vmm._native import ffi, lib
 from vmm.bus import Device, Front
@@ -81,6 +82,22 @@ class _Comparator:
         self._route = 0
         self._timer.cancel()
         self._show()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "comparator": self._comparator,
+            "period": self._period,
+            "route": self._route,
+            "deadline_ns": self._timer.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.config = state["config"]
+        self._comparator = state["comparator"]
+        self._period = state["period"]
+        self._route = state["route"]
+        self._timer.restore(state["deadline_ns"])
 
     @property
     def gsi(self) -> int:
@@ -155,7 +172,7 @@ class Hpet(Device):
         self._irq = irq
         self.send = msi
         self._clock = timers.clock
-        self._core = ffi.new("struct hpet *", {"clock_ns": timers.core_clock})
+        self._core = ffi.new("struct hpet *", {"clock": timers.clock.core})
         self.front = Front(ffi.addressof(lib, "hpet_access"), self._core)
         self.show(
             _CAPABILITIES,
@@ -186,6 +203,24 @@ class Hpet(Device):
             mask = ((1 << 8 * (stop - start)) - 1) << (8 * (start - register))
             part = value >> (8 * (start - offset)) << (8 * (start - register)) & mask
             self._write_register(register, part, mask)
+
+    def state(self) -> dict[str, Any]:
+        """The registers as they read, the time since when the counter runs, and the comparators."""
+        return {
+            "registers": list(self._core.registers),
+            "since_ns": int(self._core.since_ns),
+            "running": self.enabled,
+            "comparators": [comparator.state() for comparator in self._comparators],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `state` gave it."""
+        self._core.registers = state["registers"]
+        self._core.since_ns = state["since_ns"]
+        self._core.running = state["running"]
+        for comparator, its in zip(self._comparators, state["comparators"], strict=True):
+            comparator.restore(its)
+        self._update_lines()
 
     def reset(self) -> None:
         """Counter halted at 0, comparators off."""

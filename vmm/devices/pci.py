@@ -85,6 +85,13 @@ class PciFunction:
     def config_written(self, first: int, last: int) -> None:
         """Registers ``first`` to ``last`` were written: act on it."""
 
+    def restore(self, config: bytes) -> None:
+        """Registers as they were, and what follows from them."""
+        if self._power_on is None:
+            self._power_on = bytes(self.config)
+        self.config[:] = config
+        self.config_written(0, CONFIG_SIZE - 1)
+
     def reset(self) -> None:
         """Registers as at power-on."""
         if self._power_on is not None:
@@ -119,6 +126,15 @@ class PciBus:
         """Write to a function that is there; ``at`` is where ECAM has the register."""
         self._functions[at >> 12].write_config(at & 0xFFF, size, value)
 
+    def state(self) -> dict[str, bytes]:
+        """The configuration space of each function, by "device.function"."""
+        return {f"{devfn >> 3}.{devfn & 7}": bytes(what.config) for devfn, what in self._functions.items()}
+
+    def restore(self, state: dict[str, bytes]) -> None:
+        """Give each function what `state` gave, and let it act on that."""
+        for devfn, what in self._functions.items():
+            what.restore(state[f"{devfn >> 3}.{devfn & 7}"])
+
     def reset(self) -> None:
         """Every function as at power-on."""
         for function in self._functions.values():
@@ -149,6 +165,14 @@ class PciConfigPorts(Device):
             self._reset_control.write(0, 1, value)
         else:
             self._pci.write(lib.pci_ports_selected(self._core, offset), size, value)
+
+    def state(self) -> dict[str, Any]:
+        """CONFIG_ADDRESS."""
+        return {"address": int(self._core.address)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """CONFIG_ADDRESS."""
+        self._core.address = state["address"]
 
     def reset(self) -> None:
         """No register selected."""

@@ -1,5 +1,7 @@
 """The ways in which a PC resets itself: ports 0xcf9, 0x92, and the keyboard controller's pulse."""
 
+from typing import Any
+
 from vmm.bus import Device
 from vmm.devices.signals import PowerControl
 
@@ -31,6 +33,14 @@ class ResetControl(Device):
         if value & _RESET_CPU:
             self._power.reset(f"port 0xcf9 <- {value & 0xFF:#04x}")
 
+    def state(self) -> dict[str, Any]:
+        """The byte."""
+        return {"value": self._value}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The byte."""
+        self._value = state["value"]
+
     def reset(self) -> None:
         """As at power-on."""
         self._value = 0
@@ -53,6 +63,14 @@ class SystemControlA(Device):
         if value & _FAST_RESET:
             self._power.reset(f"port 0x92 <- {value & 0xFF:#04x}")
 
+    def state(self) -> dict[str, Any]:
+        """The byte."""
+        return {"value": self._value}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The byte."""
+        self._value = state["value"]
+
     def reset(self) -> None:
         """As at power-on."""
         self._value = _A20
@@ -72,3 +90,10 @@ class I8042Reset(Device):
         """Reset on command 0xfe."""
         if value & 0xFF == _PULSE_RESET:
             self._power.reset("port 0x64 <- 0xfe")
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing."""

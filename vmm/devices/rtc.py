@@ -7,10 +7,11 @@ saving, and dividers other than 32,768 Hz (any other stops the clock's update fl
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from vmm.bus import Device
 from vmm.devices.signals import Irq
-from vmm.devices.timer import Clock, TimerService
+from vmm.devices.timer import TimerService
 
 _SECONDS, _MINUTES, _HOURS, _WEEKDAY, _DAY, _MONTH, _YEAR = 0, 2, 4, 6, 7, 8, 9
 _ALARM_SECONDS, _ALARM_MINUTES, _ALARM_HOURS = 1, 3, 5
@@ -56,7 +57,7 @@ class Rtc(Device):
         self, irq: Irq, timers: TimerService, cmos: Mapping[int, int] | None = None, utc_ns: int | None = None
     ) -> None:
         self._irq = irq
-        self._clock: Clock = timers.clock
+        self._clock = timers.clock
         self._timer = timers.timer(self._on_timer)
         self._index = 0
         self._line = False
@@ -81,6 +82,18 @@ class Rtc(Device):
             value >>= 8
         if offset + size > 1:
             self._write_register(self._index, value & 0xFF)
+
+    def state(self) -> dict[str, Any]:
+        """Registers and CMOS, and what the clock is ahead of the guest's time by."""
+        return {"index": self._index, "bytes": bytes(self._bytes), "offset_ns": self._offset, "seen_ns": self._seen}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `state` gave it."""
+        self._index = state["index"]
+        self._bytes[:] = state["bytes"]
+        self._offset = state["offset_ns"]
+        self._seen = state["seen_ns"]
+        self._reschedule()
 
     def reset(self) -> None:
         """The reset pin: interrupts off; time and CMOS stay (data sheet, RESET)."""

@@ -7,6 +7,7 @@ receive FIFO drops what is in it (16 characters at most).
 
 from collections import deque
 from contextlib import AbstractContextManager
+from typing import Any
 
 from vmm.bus import Device
 from vmm.devices.signals import Irq, Sink
@@ -110,6 +111,37 @@ class Serial(Device):
         self._modem_changes = 0
         self._transmitter_event = False
         self._fifo: deque[int] = deque()
+
+    def state(self) -> dict[str, Any]:
+        """Registers, FIFO, and what is typed and not read yet."""
+        return {
+            "ier": self._ier,
+            "fcr": self._fcr,
+            "lcr": self._lcr,
+            "mcr": self._mcr,
+            "scratch": self._scratch,
+            "divisor": list(self._divisor),
+            "modem": self._modem,
+            "modem_changes": self._modem_changes,
+            "transmitter_event": self._transmitter_event,
+            "fifo": bytes(self._fifo),
+            "typed": bytes(self._typed),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `state` gave it."""
+        self._ier = state["ier"]
+        self._fcr = state["fcr"]
+        self._lcr = state["lcr"]
+        self._mcr = state["mcr"]
+        self._scratch = state["scratch"]
+        self._divisor = list(state["divisor"])
+        self._modem = state["modem"]
+        self._modem_changes = state["modem_changes"]
+        self._transmitter_event = state["transmitter_event"]
+        self._fifo = deque(state["fifo"])
+        self._typed = deque(state["typed"])
+        self._update_irq()
 
     def _read_register(self, at: int) -> int:
         if at < 2 and self._lcr & _LCR_DLAB:

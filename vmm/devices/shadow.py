@@ -3,7 +3,7 @@
 Intel 440FX (290549) 3.2.17 and 3 Series (316966) 5.1.24-5.1.30 define the same seven registers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vmm import layout
 from vmm.bus import Device
@@ -101,3 +101,10 @@ class LegacyArea(Device):
     def write(self, offset: int, size: int, value: int) -> None:
         """Into the RAM behind, or nowhere."""
         self._shadow.store(layout.LEGACY_ROM.start + offset, value.to_bytes(size, "little"))
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: what is mapped where is the chipset's state."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing."""

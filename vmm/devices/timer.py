@@ -1,15 +1,10 @@
 """Deadlines for devices: one thread, started with the first deadline, that calls back under io_lock."""
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
-from vmm._native import ffi
-
-Clock = Callable[[], int]
-"""Nanoseconds that only grow."""
+from vmm.devices.clock import GuestClock
 
 _LONGEST_WAIT_S = 3600.0
 """A guest may set a deadline centuries ahead, which is more than a lock's time-out takes."""
@@ -23,19 +18,14 @@ class TimerService:
     Args:
         lock: the machine's io_lock; held during callbacks.
         on_failure: gets the exception, should a callback raise.
-        clock: what the deadlines are measured with.
-
-    Attributes:
-        core_clock: where C reads the same clock, a ``uint64_t *``; NULL: `time.monotonic_ns`, which it has itself.
+        clock: the guest's, which the deadlines are measured with.
     """
-
-    core_clock: Any = ffi.NULL
 
     def __init__(
         self,
         lock: AbstractContextManager[object],
         on_failure: Callable[[BaseException], None],
-        clock: Clock = time.monotonic_ns,
+        clock: GuestClock,
     ) -> None:
         self.clock = clock
         self._lock = lock
@@ -134,6 +124,16 @@ class Timer:
     def cancel(self) -> None:
         """Do not call back."""
         self.deadline = _NEVER
+
+    def state(self) -> int | None:
+        """The deadline; None: not armed."""
+        return int(self.deadline) if self.armed else None
+
+    def restore(self, deadline: int | None) -> None:
+        """Call back at the deadline that `state` gave."""
+        self.cancel()
+        if deadline is not None:
+            self.arm(deadline)
 
     def fire(self) -> None:
         """Call back now."""

@@ -1,12 +1,14 @@
 """What a board is built from, what it becomes, and the devices that all boards have."""
 
 import mmap
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from vmm import layout
 from vmm.bus import Bus, Device
 from vmm.devices.acpi_pm import AcpiPm, ApmPorts, PmModel
+from vmm.devices.clock import GuestClock
 from vmm.devices.debugcon import DebugConsole
 from vmm.devices.flash import Flash, WriteBack
 from vmm.devices.hpet import Hpet
@@ -17,12 +19,16 @@ from vmm.devices.serial import Serial
 from vmm.devices.shadow import LegacyArea, ShadowArea
 from vmm.devices.signals import Irq, MemoryMapper, Msi, PowerControl, Sink
 from vmm.devices.timer import TimerService
+from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages
 from vmm.firmware.variables import VariableFile
 from vmm.tables.boot_order import cmos_boot_bytes
 
 _BIOS_ALIAS = 128 * layout.KIB
 """How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
+
+CODE, VARIABLES = "code", "variables"
+"""The images."""
 
 
 class Parts(NamedTuple):
@@ -39,11 +45,13 @@ class Parts(NamedTuple):
         irq: drives a line of the interrupt controllers: GSI, level.
         msi: sends an MSI: address, data.
         power: reset and power-off.
+        clock: the guest's time.
         serial: gets what is printed on COM1.
         debugcon: gets what is printed on the debug port.
         variables: the file that the variable store is kept in; None: the guest writes a private copy.
         hpet: whether there is one, where a board can do without.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
+        images: by `CODE` and `VARIABLES`, what the images became in an earlier machine; to be used in place.
     """
 
     ports: Bus
@@ -56,11 +64,13 @@ class Parts(NamedTuple):
     irq: Callable[[int, bool], None]
     msi: Msi
     power: PowerControl
+    clock: GuestClock
     serial: Sink
     debugcon: Sink
     variables: VariableFile | None = None
     hpet: bool = True
     boot_order: str | None = None
+    images: Mapping[str, mmap.mmap] = MappingProxyType({})
 
     def line(self, gsi: int) -> Irq:
         """One interrupt line."""
@@ -96,7 +106,8 @@ class Platform(NamedTuple):
         rtc: the clock and CMOS.
         flash: the variable store's chip, if the firmware has one.
         timers: the thread that devices get called back on.
-        devices: all that a reset reaches.
+        devices: all that a reset reaches, by name.
+        images: by `CODE` and `VARIABLES`, the memory of the images that there are.
         standing: tells what stands where now; io_lock is held.
     """
 
@@ -108,12 +119,32 @@ class Platform(NamedTuple):
     rtc: Rtc
     flash: Flash | None
     timers: TimerService
-    devices: list[Device]
+    devices: dict[str, Device]
+    images: dict[str, mmap.mmap]
     standing: Callable[[], Standing]
+
+    def state(self) -> dict[str, Any]:
+        """The state of every device, by name, with its version; io_lock is held."""
+        devices = {name: [device.state_version, device.state()] for name, device in self.devices.items()}
+        return {"devices": devices, "pci": self.pci.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Let every device be what it was; io_lock is held.
+
+        Raises:
+            ConfigError: another version of a device gave its state.
+        """
+        # First, for it decides what is where.
+        self.pci.restore(state["pci"])
+        for name, device in self.devices.items():
+            version, its = state["devices"][name]
+            if version != device.state_version:
+                raise ConfigError(f"the state of {name} is of version {version}; this vmm knows {device.state_version}")
+            device.restore(its)
 
     def reset(self) -> None:
         """Every device as after a reset of the machine; vCPUs are stopped. RAM, CMOS and flash keep their contents."""
-        for device in self.devices:
+        for device in self.devices.values():
             device.reset()
         self.pci.reset()
 
@@ -145,25 +176,25 @@ class Board:
         self.name = name
         self.parts = parts
         self.pci = PciBus()
-        self.timers = TimerService(parts.ports.lock, parts.ports.fail)
+        self.timers = TimerService(parts.ports.lock, parts.ports.fail, parts.clock)
         self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
-        self._devices: list[Device] = []
+        self._devices: dict[str, Device] = {}
+        self._images: dict[str, mmap.mmap] = {}
 
     def add_at_ports(self, ports: range, device: Device, name: str) -> None:
         """Put a device at ports."""
         self.parts.ports.add(ports.start, ports.stop - 1, device, name)
-        self._devices.append(device)
+        self._devices[name] = device
 
     def add_at(self, addresses: range, device: Device, name: str) -> None:
         """Put a device at guest physical addresses."""
         self.parts.mmio.add(addresses.start, addresses.stop - 1, device, name)
-        self._devices.append(device)
+        self._devices[name] = device
 
     def map_rom(self) -> mmap.mmap:
         """Map the code at its place below 4 GiB; returns its bytes."""
         parts = self.parts
-        image = mmap.mmap(-1, len(parts.firmware.code))
-        image[:] = parts.firmware.code
+        image = self._images[CODE] = self._image(CODE, parts.firmware.code)
         parts.memory.map_rom(parts.firmware.code_address, image)
         return image
 
@@ -180,17 +211,16 @@ class Board:
         store = firmware.variables
         if store is None:
             return None
-        size = len(store.data)
         file, write_back = self.parts.variables, None
         if file is not None:
             contents = file.contents
             write_back = WriteBack(file.store, self.timers, self.parts.ports.lock)
         else:
-            contents = mmap.mmap(-1, size)
-            contents[:] = store.data
+            contents = self._image(VARIABLES, store.data)
+        self._images[VARIABLES] = contents
         gpa = firmware.variables_address
         flash = Flash(self.parts.memory, gpa, contents, read_only=False, write_back=write_back)
-        self.add_at(range(gpa, gpa + size), flash, "flash VARS")
+        self.add_at(range(gpa, gpa + len(contents)), flash, "flash VARS")
         return flash
 
     def add_consoles(self, debug_port: range = layout.PORT_DEBUG_QEMU) -> Serial:
@@ -217,8 +247,8 @@ class Board:
     def add_acpi(self, model: PmModel) -> AcpiPm:
         """Add the ACPI block, placed nowhere yet, and SMI_CMD."""
         parts = self.parts
-        pm = AcpiPm(model, parts.ports, parts.line(layout.SCI_IRQ), parts.power)
-        self._devices.append(pm)
+        pm = AcpiPm(model, parts.ports, parts.line(layout.SCI_IRQ), parts.power, parts.clock)
+        self._devices["ACPI"] = pm
         self.add_at_ports(layout.PORT_APM, ApmPorts(pm), "APM")
         return pm
 
@@ -226,7 +256,7 @@ class Board:
         """Add PCI configuration ports, and every way to reset."""
         power = self.parts.power
         reset_control = ResetControl(power)
-        self._devices.append(reset_control)
+        self._devices["reset control"] = reset_control
         self.add_at_ports(layout.PORT_PCI_CONFIG, PciConfigPorts(self.pci, reset_control), "PCI configuration")
         self.add_at_ports(layout.PORT_SYSTEM_CONTROL_A, SystemControlA(power), "system control A")
         self.add_at_ports(layout.PORT_I8042_COMMAND, I8042Reset(power), "i8042 command")
@@ -236,8 +266,26 @@ class Board:
     ) -> Platform:
         """The result."""
         return Platform(
-            self.name, self.pci, pm, serial, self._debugcon, rtc, flash, self.timers, self._devices, standing
+            name=self.name,
+            pci=self.pci,
+            pm=pm,
+            serial=serial,
+            debugcon=self._debugcon,
+            rtc=rtc,
+            flash=flash,
+            timers=self.timers,
+            devices=self._devices,
+            images=self._images,
+            standing=standing,
         )
+
+    def _image(self, name: str, data: bytes) -> mmap.mmap:
+        """Memory with what is in an image, or what that became."""
+        image = self.parts.images.get(name)
+        if image is None:
+            image = mmap.mmap(-1, len(data))
+            image[:] = data
+        return image
 
 
 def cmos(parts: Parts) -> dict[int, int]:

@@ -111,6 +111,9 @@ bool fw_cfg_replace(struct fw_cfg *fw_cfg, uint32_t key, uint8_t *data, uint32_t
 /* System reset: key 0 is selected, as if no register had been written. */
 void fw_cfg_reset(struct fw_cfg *fw_cfg);
 
+/* Registers as they were: a key as struct fw_cfg has it, an offset that the item may have become too short for. */
+void fw_cfg_restore(struct fw_cfg *fw_cfg, uint32_t key, uint32_t offset, uint64_t dma_address);
+
 /* The io_handler of ports FW_CFG_PORT_FIRST to FW_CFG_PORT_LAST; opaque is a struct fw_cfg. */
 void fw_cfg_access(void *opaque, struct io_access *access);
 

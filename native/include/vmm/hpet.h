@@ -8,6 +8,7 @@
 #ifndef VMM_HPET_H
 #define VMM_HPET_H
 
+#include "vmm/clock.h"
 #include "vmm/io_table.h"
 
 #define HPET_SIZE 1024 /* bytes of a block */
@@ -18,7 +19,7 @@ struct hpet {
     struct io_behind device;           /* first: the bus fills it in. Gets writes */
     uint64_t registers[HPET_SIZE / 8]; /* as they read; the main counter's: where it stood at since_ns */
     uint64_t since_ns;                 /* if running */
-    const uint64_t *clock_ns;          /* NULL: CLOCK_MONOTONIC */
+    const struct guest_clock *clock;
     bool running;
 };
 

@@ -7,15 +7,17 @@
 #ifndef VMM_PM_TIMER_H
 #define VMM_PM_TIMER_H
 
+#include "vmm/clock.h"
 #include "vmm/io_table.h"
 
 struct pm_timer {
-    uint64_t start_ns; /* CLOCK_MONOTONIC when the counter was 0 */
+    const struct guest_clock *clock;
+    uint64_t start_ns; /* when the counter was 0 */
     uint32_t mask;     /* 0xffffff: 24 bits wide, 0xffffffff: 32 bits */
 };
 
 /* The counter starts at 0 now; bits is 24 or 32. */
-void pm_timer_init(struct pm_timer *timer, uint32_t bits);
+void pm_timer_init(struct pm_timer *timer, const struct guest_clock *clock, uint32_t bits);
 
 /* An io_handler over a struct pm_timer; four bytes, any width, writes ignored. */
 void pm_timer_access(void *opaque, struct io_access *access);

@@ -16,7 +16,7 @@ POWER_BUTTON = 0x100
 class PmRig(Rig):
     def __init__(self, model: PmModel = ICH9) -> None:
         super().__init__()
-        self.pm = AcpiPm(model, self.ports, lambda level: self.irq(SCI, level), self.power)
+        self.pm = AcpiPm(model, self.ports, lambda level: self.irq(SCI, level), self.power, self.clock)
         apm = layout.PORT_APM
         self.ports.add(apm.start, apm.stop - 1, ApmPorts(self.pm), "APM")
         self.pm.move(BASE)

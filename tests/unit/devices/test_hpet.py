@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm import layout
+from vmm.devices.clock import GuestClock
 from vmm.devices.hpet import Hpet
 from vmm.devices.timer import TimerService
 
@@ -210,7 +211,7 @@ def test_counter_wraps_around_at_64_bits(rig: HpetRig) -> None:
 
 def test_the_machines_clock_drives_it() -> None:
     rig = Rig()
-    timers = TimerService(rig.lock, rig.failures.append)
+    timers = TimerService(rig.lock, rig.failures.append, GuestClock())
     rig.mmio.add(BASE, layout.HPET.stop - 1, Hpet(rig.irq, rig.msi, timers), "HPET")
     before = time.monotonic_ns()
     rig.store(CONFIGURATION, 8, 1)

@@ -37,7 +37,7 @@ class PciRig(Rig):
 def q35_rig() -> PciRig:
     rig = PciRig()
     rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio))
-    rig.pci.add(31, 0, Ich9Lpc(AcpiPm(ICH9, rig.ports, lambda level: rig.irq(9, level), rig.power)))
+    rig.pci.add(31, 0, Ich9Lpc(AcpiPm(ICH9, rig.ports, lambda level: rig.irq(9, level), rig.power, rig.clock)))
     return rig
 
 
@@ -51,7 +51,7 @@ def pc() -> PciRig:
     rig = PciRig()
     rig.pci.add(0, 0, i440fx_host_bridge(rig.shadow))
     rig.pci.add(1, 0, piix3_isa_bridge())
-    rig.pci.add(1, 3, Piix4Pm(AcpiPm(PIIX4, rig.ports, lambda level: rig.irq(9, level), rig.power)))
+    rig.pci.add(1, 3, Piix4Pm(AcpiPm(PIIX4, rig.ports, lambda level: rig.irq(9, level), rig.power, rig.clock)))
     return rig
 
 

@@ -1,7 +1,9 @@
 """Whole boards: everything in place, restored by a reset, and not impressed by anything a guest does."""
 
-from collections.abc import Iterator
+import mmap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from device_rig import Rig
@@ -20,7 +22,13 @@ BOARDS = [MachineType.Q35, MachineType.PC]
 
 
 class PlatformRig(Rig):
-    def __init__(self, board: MachineType, variables: VariableStore | None = None, boot_order: str = "cad") -> None:
+    def __init__(
+        self,
+        board: MachineType,
+        variables: VariableStore | None = None,
+        boot_order: str = "cad",
+        images: Mapping[str, mmap.mmap] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         if variables is None:
             variables = VariableStore(Path("template.fd"), VARIABLES)
@@ -37,10 +45,12 @@ class PlatformRig(Rig):
                 irq=self.irq,
                 msi=self.msi,
                 power=self.power,
+                clock=self.clock,
                 serial=self.printed.extend,
                 debugcon=self.printed.extend,
                 variables=VariableFile(variables.path, len(variables.data)) if variables.persist else None,
                 boot_order=boot_order,
+                images=images,
             )
         )
 
@@ -121,20 +131,22 @@ def test_every_way_to_reset(rig: PlatformRig, port_and_value: tuple[int, int]) -
     assert event.startswith("reset")
 
 
-def test_reset_puts_everything_back(rig: PlatformRig) -> None:
-    def shape() -> object:
-        regions = [(region.gpa, region.size, region.read_only) for region in rig.memory.regions()]
-        return regions, [(r.first, r.last, r.name) for r in rig.ports.ranges() + rig.mmio.ranges()]
+def shape(rig: Rig) -> object:
+    """What is mapped where, and which device answers where."""
+    regions = [(region.gpa, region.size, region.read_only) for region in rig.memory.regions()]
+    return regions, [(r.first, r.last, r.name) for r in rig.ports.ranges() + rig.mmio.ranges()]
 
-    before = shape()
+
+def test_reset_puts_everything_back(rig: PlatformRig) -> None:
+    before = shape(rig)
     for bridge in (0, 31 << 11, 1 << 11, 1 << 11 | 3 << 8):
         for register in range(0x40, 0x100, 4):
             rig.out(0xCF8, 4, 1 << 31 | bridge | register)
             rig.out(0xCFC, 4, 0x6F6F_6FF1)
     rig.store(layout.FOUR_GIB - len(CODE) - len(VARIABLES), 1, 0x90)
-    assert shape() != before
+    assert shape(rig) != before
     rig.platform.reset()
-    assert shape() == before
+    assert shape(rig) == before
 
 
 PORTS = st.sampled_from([*range(0x60, 0x100), *range(0x3F0, 0x410), 0xCF8, 0xCF9, 0xCFC, 0xCFD, 0x600, 0x604, 0xAFE0])
@@ -156,7 +168,12 @@ STRINGS = st.tuples(st.sampled_from(["ins", "outs"]), PORTS, st.sampled_from([1,
 MMIO = st.tuples(st.sampled_from(["load", "store"]), ADDRESSES, st.integers(1, 8), VALUES)
 
 
-def perform(rig: Rig, action: tuple[str, int, int, int | bytes]) -> None:
+Action = tuple[str, int, int, int | bytes]
+ACTIONS = st.lists(st.one_of(PCI_WRITES, PORT_ACCESSES, STRINGS, MMIO), max_size=60)
+
+
+def perform(rig: Rig, action: Action) -> object:
+    """One access; what a read gave."""
     kind, address, size, value = action
     if kind == "pci" and isinstance(value, int):
         rig.out(0xCF8, 4, 1 << 31 | address | size << 2)
@@ -166,23 +183,24 @@ def perform(rig: Rig, action: tuple[str, int, int, int | bytes]) -> None:
         if kind == "outs":
             rig.outs(address, size, value[: count * size])
         else:
-            assert len(rig.ins(address, size, count)) == count * size
+            data = rig.ins(address, size, count)
+            assert len(data) == count * size
+            return data
     elif kind == "in":
-        rig.inp(address, size)
+        return rig.inp(address, size)
     elif kind == "out":
         rig.out(address, size, value & ((1 << 8 * size) - 1))
     elif kind == "load":
-        rig.load(address, size)
+        return rig.load(address, size)
     else:
         rig.store(address, size, value & ((1 << 8 * size) - 1))
+    return None
 
 
 @pytest.mark.parametrize("board", BOARDS)
 @settings(deadline=None, max_examples=150)
-@given(actions=st.lists(st.one_of(PCI_WRITES, PORT_ACCESSES, STRINGS, MMIO), max_size=60))
-def test_no_sequence_of_accesses_makes_a_device_fail(
-    board: MachineType, actions: list[tuple[str, int, int, int | bytes]]
-) -> None:
+@given(actions=ACTIONS)
+def test_no_sequence_of_accesses_makes_a_device_fail(board: MachineType, actions: list[Action]) -> None:
     rig = PlatformRig(board)
     try:
         for action in actions:
@@ -192,3 +210,49 @@ def test_no_sequence_of_accesses_makes_a_device_fail(
         assert [repr(failure) for failure in rig.failures] == []
     finally:
         rig.platform.close()
+
+
+def is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(its) for key, its in value.items())
+    return value is None or type(value) in {bool, int, str, bytes}
+
+
+def copy_of(image: mmap.mmap) -> mmap.mmap:
+    copy = mmap.mmap(-1, len(image))
+    copy[:] = image[:]
+    return copy
+
+
+@pytest.mark.parametrize("board", BOARDS)
+@settings(deadline=None, max_examples=100)
+@given(before=ACTIONS, after=ACTIONS)
+def test_a_restored_board_goes_on_like_the_first_one(
+    board: MachineType, before: list[Action], after: list[Action]
+) -> None:
+    first = PlatformRig(board)
+    first.clock.stand(12_345_678_901_234)
+    first.platform.serial.feed(b"typed" * 9)
+    for action in before:
+        perform(first, action)
+    with first.lock:
+        state = first.platform.state()
+    assert is_plain(state)
+    images = {name: copy_of(image) for name, image in first.platform.images.items()}
+    second = PlatformRig(board, images=images)
+    second.clock.stand(12_345_678_901_234)
+    second.memory.ram[:] = first.memory.ram
+    with second.lock:
+        second.platform.restore(state)
+        assert second.platform.state() == state
+    assert shape(second) == shape(first)
+    assert {gsi for gsi, level in second.lines.items() if level} == {gsi for gsi, level in first.lines.items() if level}
+    first.printed.clear()
+    assert [perform(first, action) for action in after] == [perform(second, action) for action in after]
+    for rig in (first, second):
+        rig.platform.flush()
+        rig.platform.close()
+        assert rig.failures == []
+    assert first.printed == second.printed

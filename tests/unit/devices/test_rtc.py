@@ -26,7 +26,7 @@ class RtcRig(Rig):
         self.outb(0x70, register)
         self.outb(0x71, value)
 
-    def clock(self) -> list[int]:
+    def time_of_day(self) -> list[int]:
         """Century, year, month, day, hour, minute, second."""
         return [self.get(register) for register in (0x32, 9, 8, 7, 4, 2, 0)]
 
@@ -37,18 +37,18 @@ def rig() -> RtcRig:
 
 
 def test_time_in_bcd(rig: RtcRig) -> None:
-    assert rig.clock() == [0x20, 0x26, 0x11, 0x22, 0x17, 0x14, 0x58]
+    assert rig.time_of_day() == [0x20, 0x26, 0x11, 0x22, 0x17, 0x14, 0x58]
     assert rig.get(6) == 1, "a Sunday"
 
 
 def test_time_passes(rig: RtcRig) -> None:
     rig.timers.advance(3 * SECOND)
-    assert rig.clock()[-2:] == [0x15, 0x01]
+    assert rig.time_of_day()[-2:] == [0x15, 0x01]
 
 
 def test_binary_and_12_hour_formats(rig: RtcRig) -> None:
     rig.put(B, 0x06)
-    assert rig.clock() == [20, 26, 11, 22, 17, 14, 58]
+    assert rig.time_of_day() == [20, 26, 11, 22, 17, 14, 58]
     rig.put(B, 0x00)
     assert rig.get(4) == 0x85, "5 PM"
     rig.put(B, 0x04)
@@ -63,17 +63,17 @@ def test_setting_the_clock_with_updates_halted(rig: RtcRig) -> None:
     for register, value in ((0x32, 0x19), (9, 0x99), (8, 0x12), (7, 0x31), (4, 0x23), (2, 0x59), (0, 0x59)):
         rig.put(register, value)
     rig.timers.advance(10 * SECOND)
-    assert rig.clock()[-1] == 0x59, "halted"
+    assert rig.time_of_day()[-1] == 0x59, "halted"
     rig.put(B, 0x02)
     rig.timers.advance(SECOND)
-    assert rig.clock() == [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00]
+    assert rig.time_of_day() == [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00]
 
 
 def test_what_is_no_date_leaves_the_clock_alone(rig: RtcRig) -> None:
     rig.put(B, 0x82)
     rig.put(8, 0x55)
     rig.put(B, 0x02)
-    assert rig.clock()[2] == 0x11
+    assert rig.time_of_day()[2] == 0x11
 
 
 def test_the_end_of_time_is_survived(rig: RtcRig) -> None:
@@ -82,7 +82,7 @@ def test_the_end_of_time_is_survived(rig: RtcRig) -> None:
         rig.put(register, value)
     rig.put(B, 0x02)
     rig.timers.advance(1000 * SECOND)
-    assert rig.clock() == [0x99, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59]
+    assert rig.time_of_day() == [0x99, 0x99, 0x12, 0x31, 0x23, 0x59, 0x59]
     assert rig.failures == []
 
 
@@ -181,4 +181,4 @@ def test_reset_disables_interrupts_and_keeps_time_and_cmos(rig: RtcRig) -> None:
     assert not rig.lines[IRQ]
     assert rig.get(B) == 0x02
     assert rig.get(0x0F) == 5
-    assert rig.clock()[-1] == 0x59
+    assert rig.time_of_day()[-1] == 0x59

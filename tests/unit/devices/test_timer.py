@@ -4,13 +4,14 @@ import tracemalloc
 
 import pytest
 
+from vmm.devices.clock import GuestClock
 from vmm.devices.timer import TimerService
 
 
 class Service(TimerService):
     def __init__(self) -> None:
         self.failures: list[BaseException] = []
-        super().__init__(threading.RLock(), self.failures.append)
+        super().__init__(threading.RLock(), self.failures.append, GuestClock())
 
 
 @pytest.fixture
