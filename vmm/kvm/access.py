@@ -6,11 +6,27 @@ Python is too old for it: status 0 if the device opens, else 4, and the reason o
 
 import errno
 import os
+import stat
 import sys
+
+_NUMBER = os.makedev(10, 232)
+"""MISC_MAJOR and KVM_MINOR (<linux/major.h>, <linux/miscdevice.h>)."""
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "a file",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFCHR: "a character device",
+}
 
 
 def cannot_open(path: str, error: OSError) -> str:
     """Return one line: why ``path`` did not open, and what to do about it."""
+    another = None if error.errno == errno.EACCES else not_kvm(path)
+    if another is not None:
+        return another
     why = f"cannot open {path}: {error.strerror}"
     if error.errno == errno.ENOENT:
         return (
@@ -20,10 +36,31 @@ def cannot_open(path: str, error: OSError) -> str:
     if error.errno in {errno.ENXIO, errno.ENODEV}:
         return f"{why}; load KVM with 'sudo modprobe {_kvm_module()}'"
     if error.errno == errno.EACCES:
-        return f"{why} {_permission_remedy(path)}"
+        return f"{why}{_permission_remedy(path)}"
     if error.errno == errno.EPERM:
         return f"{why}; the container or sandbox forbids the device: start it with --device=/dev/kvm"
     return f"{why}; check what {path} is"
+
+
+def not_kvm(path: str) -> str | None:
+    """Return one line, if there is something else in the place of KVM's device: what it is, and what to do about it."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        if not os.path.islink(path):  # noqa: PTH114
+            return None
+        what = f"a symbolic link to {os.readlink(path)}, where there is nothing"  # noqa: PTH115
+    else:
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == _NUMBER:
+            return None
+        what = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            what += f", number {os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    number = f"{os.major(_NUMBER)}:{os.minor(_NUMBER)}"
+    remedy = "if it is a container's volume, give the container --device=/dev/kvm instead"
+    if path == "/dev/kvm":
+        remedy += f"; else remove it, and load KVM with 'sudo modprobe {_kvm_module()}'"
+    return f"{path} is {what}, not KVM's device (a character device, {number}); {remedy}"
 
 
 def _kvm_module() -> str:
@@ -39,6 +76,12 @@ def _permission_remedy(path: str) -> str:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
         return f"; a directory above {path} is closed to this user"
+    if os.statvfs(path).f_flag & os.ST_NODEV:
+        return "; the file system that it lies on was mounted with nodev: in a container, pass --device=/dev/kvm"
+    if os.geteuid() == 0:
+        return (
+            " even for root; a security module (SELinux, AppArmor) or a user namespace forbids it: see the kernel log"
+        )
     try:
         account = pwd.getpwuid(os.geteuid())
         user, primary_group = account.pw_name, account.pw_gid
@@ -50,7 +93,7 @@ def _permission_remedy(path: str) -> str:
     except KeyError:
         group, members = str(status.st_gid), []
     who = f"user {user} (uid {os.geteuid()})" if user else f"uid {os.geteuid()}"
-    facts = f"for {who}: its group is {group}, its mode {status.st_mode & 0o7777:04o}"
+    facts = f" for {who}: its group is {group}, its mode {status.st_mode & 0o7777:04o}"
     if user is None:
         return f"{facts}; it has no account to join a group: give this process one that may (a container: --group-add)"
     group_may = status.st_mode & 0o060 == 0o060 and status.st_gid != 0

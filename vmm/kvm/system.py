@@ -42,7 +42,9 @@ class Kvm(Descriptor):
         try:
             version = self.api_version()
         except KvmError as error:
-            raise HostError(f"{self._name} is not KVM's device: {error}; use {DEVICE}") from error
+            from vmm.kvm.access import not_kvm
+
+            raise HostError(not_kvm(self._name) or f"{self._name} does not answer as KVM's device: {error}") from error
         if version != lib.KVM_API_VERSION:
             raise HostError(
                 f"{self._name} speaks KVM API version {version}, and vmm needs {lib.KVM_API_VERSION}; "

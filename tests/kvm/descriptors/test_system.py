@@ -15,11 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mounts import own_mounts
 from vmm._native import lib
 
 import vmm.kvm
 from vmm.errors import ExitStatus, HostError, KvmError
-from vmm.kvm import Kvm, capabilities
+from vmm.kvm import Kvm, access, capabilities
 from vmm.kvm.capabilities import MACHINE, REQUIRED_BY_IOCTL
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
@@ -59,13 +60,28 @@ def test_open_absent_device() -> None:
 
 
 def test_open_something_else() -> None:
-    with pytest.raises(HostError, match=r"/dev/null is not KVM's device.*use /dev/kvm"):
+    with pytest.raises(HostError, match=r"/dev/null is a character device, number 1:3, not KVM's device") as refused:
         Kvm("/dev/null")
+    assert "modprobe" not in str(refused.value)
 
 
 def test_open_directory(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="Is a directory; check what"):
+    with pytest.raises(HostError, match=r" is a directory, not KVM's device .*container --device=/dev/kvm instead$"):
         Kvm(str(tmp_path))
+
+
+def test_open_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "kvm").symlink_to("nowhere")
+    with pytest.raises(HostError, match=r"kvm is a symbolic link to nowhere, where there is nothing, not KVM's device"):
+        Kvm(str(tmp_path / "kvm"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device, on a file system that forbids it")
+def test_open_a_device_where_devices_are_forbidden() -> None:
+    script = f"mount -t tmpfs -o nodev none /mnt; mknod /mnt/kvm c 10 232; {sys.executable} {access.__file__} /mnt/kvm"
+    told = subprocess.run([*own_mounts(), "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (told.returncode, "Permission denied; the file system that it lies on" in told.stderr) == (4, True)
+    assert "usermod" not in told.stderr
 
 
 @pytest.fixture
