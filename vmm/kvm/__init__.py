@@ -2,7 +2,8 @@
 
 `Kvm` is ``/dev/kvm``, a `Vm` comes from it, a `Vcpu` from that. Each is a context manager, closes once however often
 it is asked to, and keeps its parent alive. Layouts and numbers are the compiler's (``<linux/kvm.h>``); what a call
-returns or takes are those structs, as cffi objects. A call that KVM refuses raises `vmm.errors.KvmError`, with errno.
+returns or takes are those structs, as `Struct` or as cffi objects. A call that KVM refuses raises
+`vmm.errors.KvmError`, with errno.
 
 This package knows nothing of machines, devices or firmware, and can be used by itself. Five instructions, from creating
 the guest to its HLT:
@@ -36,7 +37,7 @@ Source of all calls: the kernel's Documentation/virt/kvm/api.rst, under the name
 """
 
 from vmm.kvm.capabilities import Capability
-from vmm.kvm.structs import CpuidEntry, GsiRoute, IrqchipRoute, MpState, MsiRoute, pc_routes
+from vmm.kvm.structs import CpuidEntry, GsiRoute, IrqchipRoute, MpState, MsiRoute, Struct, pc_routes
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import Vm
@@ -49,6 +50,7 @@ __all__ = [
     "Kvm",
     "MpState",
     "MsiRoute",
+    "Struct",
     "Vcpu",
     "Vm",
     "pc_routes",

@@ -7,6 +7,7 @@ from typing import Any, Self
 from vmm._native import ffi, lib
 from vmm.errors import KvmError
 from vmm.kvm.capabilities import REQUIRED_BY_IOCTL
+from vmm.kvm.structs import Struct
 
 _REMEDIES = {
     errno.EBADF: "it is closed already; use it inside its 'with' block",
@@ -75,6 +76,7 @@ class Descriptor:
 
     def _ioctl(self, ioctl: str, argument: Any = ffi.NULL, *, subject: str = "") -> int:
         """Call ``ioctl`` with a pointer; the GIL is released meanwhile. Returns its result, never negative."""
+        argument = argument.cdata if isinstance(argument, Struct) else argument
         result: int = lib.kvm_abi_ioctl(self.fd, getattr(lib, ioctl), argument)
         if result < 0:
             raise kvm_error(-result, ioctl, subject or self._name)
@@ -88,7 +90,11 @@ class Descriptor:
         return result
 
     def _get(self, ioctl: str, ctype: str) -> Any:
-        """A new struct that ``ioctl`` fills."""
+        """A new struct that ``ioctl`` fills, as cffi has it."""
         result = ffi.new(f"{ctype} *")
         self._ioctl(ioctl, result)
         return result
+
+    def _get_struct(self, ioctl: str, ctype: str) -> Any:
+        """The same, as users have it."""
+        return Struct(self._get(ioctl, ctype))

@@ -10,6 +10,54 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+class Struct:
+    """A struct of the kernel's with its names of fields, to be read, set, and printed.
+
+    Args:
+        cdata: cffi's object, which `vmm._native` takes in its place.
+    """
+
+    __slots__ = ("cdata",)
+
+    cdata: Any
+
+    def __init__(self, cdata: Any) -> None:
+        object.__setattr__(self, "cdata", cdata)
+
+    def __getattr__(self, name: str) -> Any:
+        return _shown(getattr(object.__getattribute__(self, "cdata"), name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.cdata, name, value.cdata if isinstance(value, Struct) else value)
+
+    def __dir__(self) -> list[str]:
+        return _fields(self.cdata)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={_text(getattr(self.cdata, name))}" for name in _fields(self.cdata))
+        return f"<{ffi.typeof(self.cdata).cname.rstrip(' *&')}: {values}>"
+
+
+def _fields(cdata: Any) -> list[str]:
+    kind = ffi.typeof(cdata)
+    names = (name for name, _ in (kind.item if kind.kind == "pointer" else kind).fields)
+    return [name for name in names if not name.startswith(("pad", "reserved", "unused"))]
+
+
+def _shown(value: Any) -> Any:
+    return Struct(value) if isinstance(value, ffi.CData) and ffi.typeof(value).kind in {"struct", "union"} else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int):
+        return hex(value)
+    if not isinstance(value, ffi.CData) or ffi.typeof(value).kind in {"struct", "union"}:
+        return repr(_shown(value))
+    if ffi.sizeof(ffi.typeof(value).item) == 1:
+        return bytes(ffi.buffer(value)).hex()
+    return f"[{', '.join(map(_text, value))}]"
+
+
 class CpuidEntry(NamedTuple):
     """One leaf of CPUID: struct kvm_cpuid_entry2. ``indexed`` says that ECX selects a ``subleaf``."""
 

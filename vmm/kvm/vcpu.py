@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmm._native import ffi, lib
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import Descriptor, kvm_error
-from vmm.kvm.structs import CpuidEntry, MpState, cpuid_from_c, cpuid_to_c, msrs_to_c
+from vmm.kvm.structs import CpuidEntry, MpState, Struct, cpuid_from_c, cpuid_to_c, msrs_to_c
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,8 +25,8 @@ _MAX_MSRS = 255
 class Vcpu(Descriptor):
     """A virtual CPU, from `Vm.create_vcpu`; all calls belong on the thread that runs it, or while none does.
 
-    Registers are KVM's own structs, with its names of fields: ``get_regs().rip``. They print as ``<cdata …>``;
-    `vmm.cpu.registers.Registers.of` reads all of them to be looked at, as `Machine.registers` does.
+    Registers are KVM's own structs, with its names of fields: ``get_regs().rip``. `vmm.cpu.registers.Registers.of`
+    reads all of them to be looked at, as `Machine.registers` does.
 
     Attributes:
         vm: the machine it belongs to.
@@ -105,7 +105,7 @@ class Vcpu(Descriptor):
 
     def get_regs(self) -> Any:
         """KVM_GET_REGS: struct kvm_regs, general registers, RIP, RFLAGS."""
-        return self._get("KVM_GET_REGS", "struct kvm_regs")
+        return self._get_struct("KVM_GET_REGS", "struct kvm_regs")
 
     def set_regs(self, regs: Any) -> None:
         """KVM_SET_REGS. Forgets a pending exception."""
@@ -116,7 +116,7 @@ class Vcpu(Descriptor):
         sregs = self._get("KVM_GET_SREGS", "struct kvm_sregs")
         if self.amend_sregs is not None:
             self.amend_sregs(sregs)
-        return sregs
+        return Struct(sregs)
 
     def set_sregs(self, sregs: Any) -> None:
         """KVM_SET_SREGS.
@@ -128,7 +128,7 @@ class Vcpu(Descriptor):
 
     def get_fpu(self) -> Any:
         """KVM_GET_FPU: struct kvm_fpu, x87 and XMM; MXCSR is not filled in, see `get_xsave` for that."""
-        return self._get("KVM_GET_FPU", "struct kvm_fpu")
+        return self._get_struct("KVM_GET_FPU", "struct kvm_fpu")
 
     def set_fpu(self, fpu: Any) -> None:
         """KVM_SET_FPU; state beyond SSE stays."""
@@ -180,7 +180,7 @@ class Vcpu(Descriptor):
 
     def get_debugregs(self) -> Any:
         """KVM_GET_DEBUGREGS: struct kvm_debugregs, the guest's own DR0-DR3, DR6, DR7."""
-        return self._get("KVM_GET_DEBUGREGS", "struct kvm_debugregs")
+        return self._get_struct("KVM_GET_DEBUGREGS", "struct kvm_debugregs")
 
     def set_debugregs(self, debugregs: Any) -> None:
         """KVM_SET_DEBUGREGS.
@@ -278,7 +278,7 @@ class Vcpu(Descriptor):
 
     def get_vcpu_events(self) -> Any:
         """KVM_GET_VCPU_EVENTS: struct kvm_vcpu_events, exceptions, interrupts, NMI and SMI in flight."""
-        return self._get("KVM_GET_VCPU_EVENTS", "struct kvm_vcpu_events")
+        return self._get_struct("KVM_GET_VCPU_EVENTS", "struct kvm_vcpu_events")
 
     def set_vcpu_events(self, events: Any) -> None:
         """KVM_SET_VCPU_EVENTS.

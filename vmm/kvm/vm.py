@@ -258,7 +258,7 @@ class Vm(Descriptor):
         Raises:
             KvmError: ENXIO without `create_pit2`.
         """
-        return self._get("KVM_GET_PIT2", "struct kvm_pit_state2")
+        return self._get_struct("KVM_GET_PIT2", "struct kvm_pit_state2")
 
     def set_pit2(self, state: Any) -> None:
         """KVM_SET_PIT2 with what `get_pit2` gave.
