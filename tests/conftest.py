@@ -1,10 +1,15 @@
 """Firmware that is built rather than installed; tests that are run more than once."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# What GNU readline says of the terminal as soon as it is loaded is not for the commands that tests start.
+os.unsetenv("COLUMNS")
+os.environ.pop("COLUMNS", None)
 
 BUILD_BHYVE_FIRMWARE = Path(__file__).parents[1] / "scripts" / "build-bhyve-firmware"
 

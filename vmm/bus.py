@@ -153,6 +153,9 @@ class Bus:
         self._entries: dict[int, _Entry] = {}
         self._past: dict[str, tuple[int, int]] = {}
 
+    def __repr__(self) -> str:
+        return f"<Bus of {self.kind} addresses, {len(self._entries)} ranges; ranges() has them>"
+
     def add(self, first: int, last: int, device: Device, name: str) -> None:
         """Give addresses ``first`` to ``last`` (inclusive) to ``device``; allowed at run time.
 

@@ -78,3 +78,15 @@ class ExpectError(VmmError):
         super().__init__(f"expected {expected}: {outcome.message}")
         self.outcome = outcome
         self.exit_status = outcome.exit_status
+
+
+class SendError(VmmError):
+    """Nobody will read what was to be typed: the guest has ended.
+
+    Args:
+        outcome: how.
+    """
+
+    def __init__(self, outcome: "Outcome") -> None:
+        super().__init__(f"nobody reads what is typed any more: {outcome.message}")
+        self.outcome = outcome

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm.errors import ConfigError, TimeoutExpired
+from vmm.legible import counted
 
 ITEM_LIMIT = 0xFFFFFFFF
 """Bytes that an fw_cfg item can have (docs/specs/fw_cfg.rst in QEMU: the directory's size field has 32 bits)."""
@@ -48,7 +49,7 @@ class InputFile(NamedTuple):
 
     def __repr__(self) -> str:
         """Leave the contents out, which may be megabytes."""
-        return f"InputFile({str(self.path)!r}, {len(self.data)} bytes)"
+        return f"InputFile({str(self.path)!r}, {counted(len(self.data), 'byte')})"
 
 
 def is_file(path: Path) -> bool:
@@ -106,6 +107,8 @@ def _open(path: Path, what: str, limit: int, *, own_pages: bool) -> Contents:
             status = os.fstat(fd)
             if stat.S_ISFIFO(status.st_mode):
                 return _drain(fd, path, what, min(limit, PIPE_LIMIT), pipe=True)
+            if stat.S_ISDIR(status.st_mode) and path == Path():
+                raise ConfigError(f"{what}: the path is empty, or the folder itself; is a variable unset?")
             if not stat.S_ISREG(status.st_mode) and status.st_rdev != _NULL_DEVICE:
                 raise ConfigError(f"{what}: {path} is {_kind(status.st_mode)}; give a file or a pipe")
             if status.st_size > limit:

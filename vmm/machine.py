@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig, MachineType
+from vmm.config.machine import Accelerator, Dispatch, FirmwareKind, Interface, MachineConfig, MachineType
 from vmm.config.outputs import Outputs
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.devices.clock import GuestClock
 from vmm.handoff import interface, tables
 from vmm.kvm import Kvm, pc_routes
+from vmm.legible import counted
 from vmm.memory import GuestMemory
+from vmm.options import check_type
 from vmm.platform import Parts, builder
 from vmm.run.console import Stream
 from vmm.run.expect import Console
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.run.exit_times import ExitTimes
+    from vmm.run.keys import TerminalType
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
     from vmm.softcpu.engine import SoftwareCpu
@@ -201,7 +204,7 @@ class Machine(Runnable):
                 poll_log = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
             runner = Runner(self._lifetime, threads, consoles, self.platform.serial.feed, self._positions)
-            super().__init__(runner, self.serial, poll_log)
+            super().__init__(runner, self.serial, poll_log, self._find_terminal)
             self._parts = parts.pop_all()
 
     def __enter__(self) -> Self:
@@ -211,7 +214,7 @@ class Machine(Runnable):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Machine {self.config.firmware.path}, {len(self.vcpus)} CPUs, {self._lifetime.state}>"
+        return f"<Machine {self.config.firmware.path}, {counted(len(self.vcpus), 'CPU')}, {self._lifetime.state}>"
 
     def close(self) -> None:
         """Give back the virtual machine, its memory and its threads; may be called twice.
@@ -253,8 +256,13 @@ class Machine(Runnable):
         Raises:
             RuntimeError: the machine runs.
             KvmError: it is closed.
+            IndexError: it has no such vCPU.
         """
         from vmm.cpu.registers import Registers
+
+        check_type(index, "index", int)
+        if not 0 <= index < len(self.vcpus):
+            raise IndexError(f"no vCPU {index}: the machine has {counted(len(self.vcpus), 'CPU')}, from 0")
 
         if self._lifetime.running:
             raise RuntimeError("the machine is running; its registers can be read once run() has returned")
@@ -304,6 +312,15 @@ class Machine(Runnable):
         if self.softcpu is None:
             return report | {"instructions": 0, "kvm_steps": 0, "interrupts": 0}
         return report | self.softcpu.counters()._asdict()
+
+    def _find_terminal(self) -> "TerminalType":
+        from vmm.run.keys import TerminalType  # few machines are sent keys
+
+        if self.platform.flash is not None:
+            from vmm.run.console_terminal import console_terminal
+
+            return console_terminal(self.platform.flash.contents())
+        return TerminalType.AUTO if self.config.firmware.kind is FirmwareKind.BHYVE else TerminalType.TTY_TERM
 
     def _positions(self) -> str:
         from vmm.run.failure import positions  # few runs fail

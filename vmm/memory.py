@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.errors import ConfigError
+from vmm.options import check_type
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -115,6 +116,12 @@ class GuestMemory:
         if self.high_size:
             self._map(layout.HIGH_RAM_BASE, self.high_size, self._ram_address + self.low_size, "ram", read_only=False)
 
+    def __repr__(self) -> str:
+        ram = f"{self.low_size:#x} bytes of RAM from 0"
+        if self.high_size:
+            ram += f", {self.high_size:#x} from {layout.HIGH_RAM_BASE:#x}"
+        return f"<GuestMemory: {ram}, {len(self._regions)} regions>"
+
     def map_ram(self, gpa: int, size: int, *, read_only: bool = False) -> None:
         """Show the RAM that belongs to ``gpa`` (below the PCI hole) there.
 
@@ -188,20 +195,24 @@ class GuestMemory:
         """``size`` bytes from ``gpa``.
 
         Raises:
-            ValueError: not all of the range is backed by memory.
+            ValueError: not all of the range is backed by memory, or the machine is closed.
         """
+        self._check(gpa, size)
         data = bytearray(size)
         done = lib.guest_memory_read(self._table, gpa, ffi.from_buffer(data), size)
         if done != size:
             raise ValueError(f"no memory at {gpa + done:#x}")
         return bytes(data)
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Store ``data`` at ``gpa``, as a device would.
 
         Raises:
-            ValueError: not all of the range is backed by writable memory.
+            ValueError: not all of the range is backed by writable memory, or the machine is closed.
         """
+        check_type(data, "data", bytes, bytearray, memoryview)
+        data = bytes(data)
+        self._check(gpa, len(data))
         done = lib.guest_memory_write(self._table, gpa, data, len(data))
         if done != len(data):
             raise ValueError(f"no writable memory at {gpa + done:#x}")
@@ -239,6 +250,20 @@ class GuestMemory:
         self._ram.release()
         ffi.release(self._ram_pin)
         self._mapping.close()
+
+    def _check(self, gpa: int, size: int) -> None:
+        """Refuse what C's types do not hold; what is mapped, C knows.
+
+        Raises:
+            ValueError: the machine is closed, or has not that much memory.
+            TypeError: no whole number.
+        """
+        if self._mapping.closed:
+            raise ValueError("the machine is closed, and its memory gone")
+        check_type(gpa, "gpa", int)
+        check_type(size, "size", int)
+        if not 0 <= gpa < 1 << 64 or not 0 <= size <= sum(region.size for region in self._regions.values()):
+            raise ValueError(f"no memory of {size} bytes at {gpa:#x}")
 
     def _map(self, gpa: int, size: int, hva: int, kind: str, *, read_only: bool) -> None:
         if any(region.gpa < gpa + size and gpa < region.gpa + region.size for region in self._regions.values()):

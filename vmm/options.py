@@ -25,7 +25,7 @@ _INTEGER = r"0[xX][0-9a-fA-F]+|\d{1,40}"
 
 def shown(option: str, value: object) -> str:
     """Return an option and its value as the user typed them: ``-m 512M``, ``unit=1``."""
-    return f"{option}{'' if option.endswith('=') else ' '}{value}"
+    return f"{option}{'' if option.endswith('=') else ' '}{value if value != '' else repr('')}"
 
 
 def check_type(value: object, option: str, *kinds: type) -> None:

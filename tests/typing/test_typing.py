@@ -45,5 +45,5 @@ def test_a_machine_takes_the_keywords_of_its_config_all_of_them_with_the_same_ty
     for module in (acpi_user, boot_order, e820, images, inputs, items, parts, smbios_options):
         names |= vars(module)
     options = get_type_hints(MachineOptions, None, names)
-    create = get_type_hints(MachineConfig.create, None, names)
-    assert {name: hint for name, hint in create.items() if name not in {"return", "firmware"}} == options
+    create = get_type_hints(MachineConfig._create, None, names)
+    assert {name: hint | None for name, hint in create.items() if name not in {"return", "firmware"}} == options

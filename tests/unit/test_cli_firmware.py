@@ -1,11 +1,12 @@
 """``vmm firmware``: what it prints, and how it fails."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from vmm.cli import main
+from vmm.cli import firmware, main
 
 SEABIOS = "/usr/share/seabios/bios-256k.bin"
 
@@ -41,3 +42,12 @@ def test_wrong_usage_is_one_line(words: list[str], complaint: str, capsys: pytes
     told = capsys.readouterr().err
     assert complaint in told
     assert told.count("\n") == 1
+
+
+def test_a_pipe_that_nobody_writes_into_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(firmware, "PIPE_SECONDS", 0.05)
+    assert main(["firmware", str(tmp_path / "fifo")]) == 3
+    assert "is its writer running?" in capsys.readouterr().err

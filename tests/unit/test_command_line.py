@@ -1,6 +1,8 @@
 """The command line's words: QEMU's and bhyve's, ours and those that we have nothing for."""
 
+import os
 import shlex
+import subprocess
 import sys
 from argparse import Namespace
 
@@ -189,6 +191,13 @@ def test_help_without_a_terminal_is_as_it_was_written(capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert EXAMPLES.strip() in printed
     assert EXIT_STATUSES.strip() in printed
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), ("1000", 118), ("0", 118), ("x", 118), ("9" * 5000, 118)])
+def test_help_without_a_terminal_has_the_width_that_columns_says(columns: str, width: int) -> None:
+    command = [sys.executable, "-m", "vmm", "boot", "--help"]
+    told = subprocess.run(command, env=os.environ | {"COLUMNS": columns}, capture_output=True, text=True, check=True)
+    assert max(len(line) for line in told.stdout.splitlines() if " " in line.strip() and "-drive" not in line) == width
 
 
 def test_what_goes_on_below_stays_together_on_a_narrow_terminal() -> None:

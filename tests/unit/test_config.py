@@ -9,6 +9,7 @@ import pytest
 
 from vmm.config.drives import PflashDrive
 from vmm.config.items import FwCfgItem, FwCtlItem
+from vmm.config.keywords import MachineOptions
 from vmm.config.machine import Accelerator, Interface, MachineConfig, MachineType, Target, TargetKind
 from vmm.config.parts import parse_memory, parse_smp
 from vmm.devices.fwctl_format import encode_value
@@ -180,6 +181,13 @@ def test_wrong_types_of_files_are_said(wrong: Any) -> None:
 def test_variables_beside_loaded_images_are_not_overlooked(image: FirmwareImages, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="loaded images have their variables"):
         MachineConfig.create(image, variables=tmp_path / "vars.fd")
+
+
+def test_none_is_as_if_it_were_left_out(image: FirmwareImages) -> None:
+    names = MachineOptions.__annotations__
+    assert len(names) > 25
+    nothing: Any = dict.fromkeys(names)
+    assert MachineConfig.create(image, **nothing) == MachineConfig.create(image)
 
 
 def test_one_where_several_may_be(image: FirmwareImages) -> None:

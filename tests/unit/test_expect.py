@@ -1,16 +1,20 @@
 """Searching consoles: read positions, pieces, escape sequences, text and bytes."""
 
 import re
+import struct
 import time
+from random import Random
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from vmm.errors import ConfigError
 from vmm.run import expect
 from vmm.run.console import Stream
+from vmm.run.console_terminal import console_terminal
 from vmm.run.expect import Console, Found, Search, compile_pattern, compile_patterns, quoted
-from vmm.run.keys import KEYS, key
+from vmm.run.keys import TerminalType, check_keys, key
 
 
 def console() -> Console:
@@ -176,7 +180,66 @@ def test_what_is_no_regular_expression_is_refused() -> None:
 
 
 def test_keys_are_found_by_name_in_any_case() -> None:
-    assert (key("UP"), key("F2"), key("Esc"), key("ctrl-C")) == (b"\x1b[A", b"\x1b[N", b"\x1b", b"\x03")
-    assert len({*KEYS.values()}) == len(KEYS) - 3  # Ctrl-H, I and M are Backspace, Tab and Enter
-    with pytest.raises(ConfigError, match=r"no key is named 'f11'; known are up, .*f10"):
-        key("f11")
+    pressed = [key(name, TerminalType.PC_ANSI) for name in ("UP", "F2", "Esc", "ctrl-C")]
+    assert pressed == [b"\x1b[A", b"\x1b[N", b"\x1b", b"\x03"]
+    assert key("page-up", TerminalType.VT_UTF8) == b"\x1b?"
+    with pytest.raises(ConfigError, match=r"no key is named 'f13'; known are up, .*f12"):
+        check_keys(["f13"], TerminalType.AUTO)
+    check_keys(["F11"], TerminalType.AUTO)
+    with pytest.raises(ConfigError, match="key F11: firmware knows no such key of a terminal of type vt100"):
+        check_keys(["F11"], TerminalType.VT100)
+
+
+def con_in(*terminals: str, uid: int = 0) -> bytes:
+    """A ConIn variable: one path over a serial port for each type, as text with its node's GUID."""
+    paths = b""
+    for guid in terminals:
+        paths += struct.pack("<BBHII", 2, 1, 12, 0x050141D0, uid) + bytes((3, 14, 19, 0)) + bytes(15)
+        paths += bytes((3, 10, 20, 0)) + UUID(guid).bytes_le + b"\x7f\x01\x04\x00"
+    return paths
+
+
+def store(*variables: tuple[int, bytes]) -> bytes:
+    """A variable store with ConIn several times, each with its state: what is replaced stays there, marked."""
+    body = b""
+    for state, data in variables:
+        name = "ConIn\0".encode("utf-16-le")
+        body += struct.pack("<HBxI28xII", 0x55AA, state, 7, len(name), len(data))
+        body += UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c").bytes_le + name + data
+        body += b"\xff" * (-len(body) % 4)
+    header = bytes(48) + struct.pack("<H", 72) + bytes(22)
+    kind = UUID("aaf32c78-947b-439a-a180-2e144ec37792").bytes_le
+    return header + kind + struct.pack("<IBB6x", 28 + len(body) + 64, 0x5A, 0xFE) + body + b"\xff" * 64
+
+
+PC_ANSI, VT100 = "e0c14753-f9be-11d2-9a0c-0090273fc14d", "dfa66065-b419-11d3-9a2d-0090273fc14d"
+
+
+@pytest.mark.parametrize(
+    ("contents", "terminal"),
+    [
+        (store((0x3F, con_in(PC_ANSI))), "pcansi"),
+        (store((0x3F, con_in(VT100, PC_ANSI))), "vt100"),
+        (store((0x3C, con_in(PC_ANSI)), (0x3F, con_in(VT100)), (0x3C, con_in(PC_ANSI))), "vt100"),
+        (store((0x3F, con_in(PC_ANSI, uid=1) + con_in(VT100))), "vt100"),
+        (store((0x3F, con_in(str(UUID(int=1))))), "auto"),
+        (store(), "auto"),
+        (b"", "auto"),
+        (b"\xff" * 4096, "auto"),
+    ],
+)
+def test_firmware_says_in_con_in_which_terminal_it_expects(contents: bytes, terminal: str) -> None:
+    assert console_terminal(contents) == terminal
+
+
+def test_a_variable_store_with_any_sizes_is_read_to_an_end() -> None:
+    whole = store((0x3F, con_in(PC_ANSI)), (0x3F, con_in(VT100)))
+    random = Random(1)
+    began = time.process_time()
+    for _ in range(2000):
+        broken = bytearray(whole[: random.randrange(len(whole))])
+        for _ in range(8):
+            if broken:
+                broken[random.randrange(len(broken))] = random.choice((0, 1, 4, 0x7F, 0xFF))
+        assert console_terminal(bytes(broken)) in TerminalType
+    assert time.process_time() - began < 5

@@ -80,10 +80,17 @@ def parser() -> Parser:
         metavar="REGEX=TEXT",
         action="append",
         default=[],
-        help=r"type TEXT into the serial port once the consoles show REGEX; may be repeated, then one after the other. "
+        help=r"type TEXT into the serial port once the consoles show REGEX; may be repeated, then one after the other; "
+        r"a guest that ends before has failed. "
         r"TEXT knows \r, \n, \t, \e (escape), \xNN and \\; in REGEX, write \x3d for =",
     )
     add("--script", metavar="FILE", help="hold the dialogue with the guest that FILE describes; see below")
+    add(
+        "--terminal",
+        metavar="TYPE",
+        help="the terminal as which a script's keys are sent: what firmware says (auto, the default), pcansi, vt100, "
+        "vt100plus, vtutf8, ttyterm, linux, xtermr6, vt400 or sco",
+    )
     add("--timeout", metavar="SECONDS", help="end with status 3 after this long (default: never)")
     add("--json", metavar="PATH", help="write the report as a JSON object; - is stdout")
     add("--html", metavar="PATH", help="write the report as one self-contained page with pictures, for people")
@@ -182,7 +189,7 @@ def _run(
         if steps:
             from vmm.cli.script import run_script
 
-            outcome = run_script(machine, steps, deadline, on_poll)
+            outcome = run_script(machine, steps, deadline, on_poll, arguments.terminal or "auto")
         else:
             outcome = machine.run(arguments.until, deadline, send, on_poll)
         if progress is not None:
@@ -219,12 +226,14 @@ def _check_page(arguments: argparse.Namespace) -> None:
 
 def _read_script(arguments: argparse.Namespace) -> list[Step]:
     if arguments.script is None:
+        if arguments.terminal is not None:
+            raise ConfigError("--terminal says how the keys of a --script are sent, and there is no script")
         return []
     if arguments.until is not None or arguments.send:
         raise ConfigError("--script says what is waited for and sent; put what --until and --send say into it")
     from vmm.cli.script import read_script
 
-    return read_script(arguments.script)
+    return read_script(arguments.script, arguments.terminal or "auto")
 
 
 def _parse_timeout(text: str | None) -> float | None:

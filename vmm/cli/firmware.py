@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm.cli import EXIT_STATUSES
 from vmm.cli.parser import Parser
+from vmm.inputs import patience
 from vmm.legible import legible
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ DESCRIPTION = """\
 Print what a firmware image contains: volumes and their compression, code or variable store, the clients of fw_cfg and
 fwctl found in its executables, with the evidence for each, and what fwcfg=auto makes of it. Needs no /dev/kvm.
 """
+
+
+PIPE_SECONDS = 60.0
+"""How long an image may take to come through a pipe."""
 
 
 def parser() -> Parser:
@@ -35,7 +40,8 @@ def run(words: list[str]) -> int:
     arguments = parser().parse_args(words)
     from vmm.firmware.clients import analyze
 
-    analysis = analyze(_path(arguments.image))
+    with patience(PIPE_SECONDS):
+        analysis = analyze(_path(arguments.image))
     if arguments.json:
         print(json.dumps(analysis.as_dict(), indent=2))
     else:

@@ -27,6 +27,7 @@ def run(words: list[str]) -> int:
     """Print what the host offers; return 4 if no machine runs on it."""
     arguments = parser().parse_args(words)
     found = info.collect()
+    # In a pipe, where grep may look at it, each line stays one.
     width = columns(sys.stdout, MAX_HELP_WIDTH) if sys.stdout.isatty() else None
     print(json.dumps(found, indent=2) if arguments.json else info.text(found, width))
     return ExitStatus.OK if found["machine"]["runs"] else ExitStatus.HOST_LACKS

@@ -25,12 +25,18 @@ _WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive"})
 _CONSOLES = frozenset({"-serial", "-debugcon"})
 
 
+_LEAST_WIDTH = 20
+
+
 def columns(stream: TextIO, most: int) -> int:
-    """Return how many columns text may have: those of the terminal, if that is one and has fewer."""
+    """Return how many columns text may have: those of the terminal, or else what COLUMNS says, if that is fewer."""
     try:
-        return min(os.get_terminal_size(stream.fileno()).columns, most)
+        wide = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
-        return most
+        wide = 0
+    wanted = os.environ.get("COLUMNS", "")
+    wide = wide or (int(wanted) if wanted.isdecimal() and len(wanted) < 6 else 0)
+    return min(max(_LEAST_WIDTH, wide), most) if wide else most
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -145,6 +151,10 @@ class Parser(argparse.ArgumentParser):
         """
         raise ConfigError(f"{message} ({self.prog} --help lists the options)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own says nothing where the help went nowhere.
+        print(message, end="", file=file or sys.stdout, flush=True)
+
     def parse(self, words: list[str], operand: str) -> argparse.Namespace:
         """Parse a command line with one optional operand, which may stand anywhere.
 
@@ -168,7 +178,9 @@ class Parser(argparse.ArgumentParser):
             from vmm.cli import foreign
 
             options, notes, refusals = foreign.sort(options, self.machine_keys)
-        refusals += [f"unknown option {word} ({self.prog} --help lists the options)" for word in unknown]
+        refusals += [
+            f"unknown option {word}{self._near(word)} ({self.prog} --help lists the options)" for word in unknown
+        ]
         if refusals:
             raise ConfigError("\n".join(refusals))
         # In one word with its value, so that argparse can't take the value for something else.
@@ -178,6 +190,14 @@ class Parser(argparse.ArgumentParser):
         setattr(arguments, operand, operands[0] if operands else None)
         arguments.notes = notes
         return arguments
+
+    def _near(self, word: str) -> str:
+        from vmm.legible import suggestion
+
+        # Without dashes, which make any two options alike.
+        names = {name.lstrip("-"): name for name in self._option_string_actions}
+        near = suggestion(word.partition("=")[0].lstrip("-"), [*names])
+        return near and f"; did you mean {names[near]}?"
 
     def _sort(self, words: list[str]) -> tuple[list[tuple[str, str | None]], list[str], list[str]]:
         """Return options, of other VMMs too, with their values; operands; and options that nobody knows."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.errors import ConfigError
+from vmm.config.parts import parse_choice
+from vmm.errors import ConfigError, SendError
 from vmm.inputs import read_file
 from vmm.run.expect import compile_pattern, encode
-from vmm.run.keys import key
+from vmm.run.keys import TerminalType, check_keys
 from vmm.run.outcome import Reason
 
 if TYPE_CHECKING:
@@ -29,23 +31,35 @@ class Step(NamedTuple):
 
     Attributes:
         place: FILE:LINE.
-        wait: a regular expression; None: the power-off; only if ``typed`` is None.
-        typed: what is sent; None: it is a wait.
+        wait: a regular expression; None: the power-off; only if nothing is typed.
+        typed: what is sent; None: it is a wait, or keys.
+        keys: the names of keys that are pressed.
         deadline: seconds that the wait may take; None: any.
     """
 
     place: str
     wait: str | None = None
     typed: bytes | None = None
+    keys: tuple[str, ...] = ()
     deadline: float | None = None
 
+    @property
+    def types(self) -> bool:
+        """Whether it is no wait."""
+        return self.typed is not None or bool(self.keys)
 
-def read_script(path: str) -> list[Step]:
+
+def read_script(path: str, terminal: str = "auto") -> list[Step]:
     """Read a script.
+
+    Args:
+        path: of the file.
+        terminal: as `run_script` takes it; keys that it has not are found now.
 
     Raises:
         ConfigError: the file cannot be read, or a line makes no sense: it is named.
     """
+    chosen = parse_choice(TerminalType, terminal, "--terminal")
     text = read_file(Path(path), "--script", limit=_LIMIT)
     lines = text.decode("utf-8", "surrogateescape").splitlines()
     steps: list[Step] = []
@@ -59,18 +73,22 @@ def read_script(path: str) -> list[Step]:
             if word == "timeout":
                 deadline = parse_seconds(rest)
             else:
-                steps.append(_step(word, rest.lstrip() if word != "send" else rest, place, deadline))
+                steps.append(_step(word, rest.lstrip() if word != "send" else rest, place, deadline, chosen))
         except ConfigError as error:
             raise ConfigError(f"--script {place}: {word}: {error}") from None
     if not steps:
         raise ConfigError(f"--script {path}: there is no step in it")
-    if steps[-1].typed is not None:
+    if steps[-1].types:
         raise ConfigError(f"--script {steps[-1].place}: nobody would read this; the last step is expect or power-off")
     return steps
 
 
 def run_script(
-    machine: Machine, steps: list[Step], deadline: float | None, on_poll: Callable[[Machine], None]
+    machine: Machine,
+    steps: list[Step],
+    deadline: float | None,
+    on_poll: Callable[[Machine], None],
+    terminal: str = "auto",
 ) -> Outcome:
     """Take one step after the other; how the last one ended.
 
@@ -79,10 +97,16 @@ def run_script(
         steps: at least one, the last a wait.
         deadline: seconds for all together.
         on_poll: as `Machine.run` takes it.
+        terminal: as `Machine.send_keys` takes it.
+
+    Raises:
+        ConfigError: firmware's terminal has no such key, or is not known yet.
     """
     for step in steps:
-        if step.typed is not None:
-            machine.send(step.typed)
+        if step.types:
+            # A guest that has ended is what the next wait tells.
+            with suppress(SendError):
+                _type(machine, step, terminal)
             continue
         left = [] if deadline is None else [max(0.0, deadline - machine.elapsed_s)]
         limits = [*left, *([] if step.deadline is None else [step.deadline])]
@@ -92,6 +116,16 @@ def run_script(
             outcome = outcome._replace(message=f"{step.place}: {what}: {outcome.message}")
             break
     return outcome._replace(elapsed_s=machine.elapsed_s)
+
+
+def _type(machine: Machine, step: Step, terminal: str) -> None:
+    if step.typed is not None:
+        machine.send(step.typed)
+        return
+    try:
+        machine.send_keys(*step.keys, terminal=terminal)
+    except ConfigError as error:
+        raise ConfigError(f"--script {step.place}: {error}") from None
 
 
 def parse_seconds(text: str) -> float:
@@ -127,7 +161,7 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(x[0-9a-fA-F]{2}|.|$)", replace, text, flags=re.DOTALL)
 
 
-def _step(word: str, rest: str, place: str, deadline: float | None) -> Step:
+def _step(word: str, rest: str, place: str, deadline: float | None, terminal: TerminalType) -> Step:
     match word:
         case "expect" if rest:
             compile_pattern(rest)
@@ -139,7 +173,8 @@ def _step(word: str, rest: str, place: str, deadline: float | None) -> Step:
         case "send-line":
             return Step(place, typed=encode(unescape(rest)) + b"\r")
         case "keys" if rest:
-            return Step(place, typed=b"".join(map(key, rest.split())))
+            check_keys(rest.split(), terminal)
+            return Step(place, keys=tuple(rest.split()))
         case "power-off":
             raise ConfigError(f"takes nothing behind it, not {rest}")
         case "expect" | "send" | "keys":

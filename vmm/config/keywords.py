@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MachineOptions(TypedDict, total=False):
-    """A machine, described in keyword arguments; each may be left out.
+    """A machine, described in keyword arguments; each may be left out, and None is as if it were.
 
     Attributes:
         variables: the user's VARS file; without it the guest writes a private copy of the template.
@@ -60,32 +60,32 @@ class MachineOptions(TypedDict, total=False):
 
     variables: str | Path | None
     persist: bool | None
-    cpus: int
+    cpus: int | None
     max_cpus: int | None
-    memory: str | int
+    memory: str | int | None
     max_ram_below_4g: str | int | None
-    machine: MachineType | str
-    fwcfg: Interface | str
-    fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str
-    fwctl: Mapping[str, Any] | Sequence[FwCtlItem | str] | str
-    fwctl_extensions: bool
-    cpu_count: bool
-    hpet: bool
+    machine: MachineType | str | None
+    fwcfg: Interface | str | None
+    fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str | None
+    fwctl: Mapping[str, Any] | Sequence[FwCtlItem | str] | str | None
+    fwctl_extensions: bool | None
+    cpu_count: bool | None
+    hpet: bool | None
     uuid: UUID | str | None
-    serial: Target | str
-    debugcon: Target | str
+    serial: Target | str | None
+    debugcon: Target | str | None
     boot: BootOptions | str | None
     kernel: str | Path | InputFile | None
     initrd: str | Path | InputFile | None
     append: str | bytes | None
-    direct: bool
-    acpi_tables: Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str
-    smbios: Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str
-    smbios_entry_point: int
-    e820: Iterable[E820Entry | str] | E820Entry | str
-    bootorder: Iterable[str] | str
-    devices: Iterable[str] | str
-    accel: Accelerator | str
-    dispatch: Dispatch | str
-    exit_times: bool
+    direct: bool | None
+    acpi_tables: Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str | None
+    smbios: Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str | None
+    smbios_entry_point: int | None
+    e820: Iterable[E820Entry | str] | E820Entry | str | None
+    bootorder: Iterable[str] | str | None
+    devices: Iterable[str] | str | None
+    accel: Accelerator | str | None
+    dispatch: Dispatch | str | None
+    exit_times: bool | None
     trace: str | Path | None

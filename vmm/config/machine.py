@@ -35,9 +35,11 @@ from vmm.tables.boot_order import BootOptions, check_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import Unpack
     from uuid import UUID
 
     from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.config.keywords import MachineOptions
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
     from vmm.tables.smbios_options import SmbiosOption
@@ -222,7 +224,20 @@ class MachineConfig(MachineFields):
         return MachineType(self.firmware.machine) if self.machine is MachineType.AUTO else self.machine
 
     @classmethod
-    def create(
+    def create(cls, firmware: FirmwareImages | str | Path, **options: Unpack[MachineOptions]) -> Self:
+        """Return the machine that these words describe.
+
+        ``firmware`` is ``ovmf``, ``seabios``, ``bhyve``, ``probe``, a path, or loaded images; ``none`` goes with
+        ``direct``. `vmm.config.keywords.MachineOptions` says what the keywords mean.
+
+        Raises:
+            ConfigError: any of these makes no sense, or names a file that is unusable.
+        """
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return cls._create(firmware, **given)
+
+    @classmethod
+    def _create(
         cls,
         firmware: FirmwareImages | str | Path,
         *,
@@ -258,14 +273,6 @@ class MachineConfig(MachineFields):
         exit_times: bool = False,
         trace: str | Path | None = None,
     ) -> Self:
-        """Return the machine that these words describe.
-
-        ``firmware`` is ``ovmf``, ``seabios``, ``bhyve``, ``probe``, a path, or loaded images; ``none`` goes with
-        ``direct``. `vmm.config.keywords.MachineOptions` says what the keywords mean.
-
-        Raises:
-            ConfigError: any of these makes no sense, or names a file that is unusable.
-        """
         # First what needs no file, then the files: one may be a pipe that makes us wait.
         fields: dict[str, Any] = {
             "cpus": cpus,

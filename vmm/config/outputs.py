@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, HostError
+from vmm.options import shown
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
@@ -208,8 +209,8 @@ class Outputs:
         if config.trace is not None and config.trace != STANDARD:
             self.trace = self._stream("--trace", config.trace, config.trace)
 
-    def _stream(self, option: str, path: str, shown: str) -> GrowingFile:
-        name = f"{option} {shown}"
+    def _stream(self, option: str, path: str, target: str) -> GrowingFile:
+        name = shown(option, target)
         with _refusing(name):
             fd = self._open(path)
             if fd is None:
@@ -220,7 +221,7 @@ class Outputs:
         return stream
 
     def _document(self, option: str, path: str) -> Document:
-        name = f"{option} {path}"
+        name = shown(option, path)
         if path == STANDARD:
             self._take(_STDOUT_ITSELF, option, name)
             return Document(name, Path(path), _STDOUT, replaced=False)
@@ -334,6 +335,8 @@ def _refusing(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if name.endswith("''"):
+            raise ConfigError(f"{name}: the path is empty; is a variable unset?") from None
         raise ConfigError(f"{name}: cannot write: {_reason(error)}") from None
 
 

@@ -80,7 +80,7 @@ class Target(NamedTuple):
             return cls(TargetKind.STDIO)
         if value.startswith("file:") and value != "file:":
             return cls(TargetKind.FILE, Path(value.removeprefix("file:")))
-        raise ConfigError(f"{option} {value}: not a target; known are stdio, none and file:PATH")
+        raise ConfigError(f"{options.shown(option, value)}: not a target; known are stdio, none and file:PATH")
 
 
 def parse_smp(value: str, option: str = "-smp") -> tuple[int, int]:

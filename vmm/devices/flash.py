@@ -156,6 +156,10 @@ class Flash(Device):
         """Program operations so far; a buffered one counts each of its bytes."""
         return self._programs + int(self._loop.programs)
 
+    def contents(self) -> bytes:
+        """A copy of the array, whatever the chip's mode."""
+        return bytes(self._contents)
+
     def read(self, offset: int, size: int) -> int:
         """Bytes of the array, the status, the ID or the CFI table, by mode."""
         value = 0

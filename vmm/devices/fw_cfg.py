@@ -295,6 +295,9 @@ class FwCfg:
                     self._native, *(state["registers"][name] for name in ("key", "offset", "dma_address"))
                 )
 
+    def __repr__(self) -> str:
+        return f"<FwCfg: {len(self._items)} items; items() has them, and what was read of each>"
+
     def items(self) -> list[ItemStatistics]:
         """Every item by key, files among them by name, with what the guest did so far."""
         result = []

@@ -21,6 +21,7 @@ from vmm.devices.fw_cfg_format import CPU_COUNT_FILE
 from vmm.firmware.contents import VARIABLE_STORE, Contents, FoundVolume, Module, read
 from vmm.firmware.images import Interface, read_image
 from vmm.layout import PORT_FW_CFG, PORT_FWCTL
+from vmm.legible import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -197,7 +198,7 @@ class FirmwareAnalysis:
     def text(self) -> str:
         """Return a report for people, lines ending in newlines."""
         what = [self.kind, self.content, *self.architectures, *self.features]
-        lines = [f"{self.path}: {self.size} bytes ({_size(self.size)}): {', '.join(what)}"]
+        lines = [f"{self.path}: {counted(self.size, 'byte')} ({_size(self.size)}): {', '.join(what)}"]
         if self.version:
             lines.append(f"version: {self.version}")
         lines += [f"volumes: {len(self.volumes) or 'none'}"]
@@ -206,7 +207,7 @@ class FirmwareAnalysis:
             at = f"{found.volume.offset:#9x} {_size(found.volume.size):>9}"
             lines.append(f"  {'  ' * found.depth}{at} {found.file_system}{within}")
         if self.volumes:
-            lines.append(f"compression: {', '.join(self.encodings) or 'none'}; {self.modules} modules")
+            lines.append(f"compression: {', '.join(self.encodings) or 'none'}; {counted(self.modules, 'module')}")
         for client in (FW_CFG, FWCTL):
             evidence = self.clients.get(client)
             lines.append(f"{client}: {'yes' if evidence else 'not found'}")

@@ -15,6 +15,7 @@ from vmm.firmware import guests
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout, VariableStore, read_image
 from vmm.firmware.volumes import Volume, volumes
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
+from vmm.legible import suggestion
 from vmm.options import quoted_drive
 
 ELF_MAGIC = b"\x7fELF"
@@ -86,6 +87,8 @@ def named_file(firmware: str | Path) -> Path | None:
     Raises:
         ConfigError: it is none of these.
     """
+    if not firmware:
+        raise ConfigError("'': an empty name of firmware; is a variable unset?")
     path = Path(firmware)
     if isinstance(firmware, Path) or "/" in firmware:
         return path
@@ -96,7 +99,10 @@ def named_file(firmware: str | Path) -> Path | None:
     if path.exists():
         return path
     if firmware not in guests.names():
-        raise ConfigError(f"{firmware}: neither a file nor a name of firmware ({', '.join(NAMES)}, or a guest of ours)")
+        known = f"({', '.join(NAMES)}, or a guest of ours)"
+        near = suggestion(firmware, (*NAMES, *guests.names()))
+        meant = near and f"; did you mean {near}?"
+        raise ConfigError(f"{firmware}: neither a file nor a name of firmware {known}{meant}")
     return guests.path(firmware)
 
 

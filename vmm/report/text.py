@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm.legible import legible
+from vmm.legible import counted, legible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,8 +113,7 @@ def _fwctl_rows(fwctl: FwctlReport) -> Iterator[tuple[str, str]]:
     if not fwctl["probes"] and not fwctl["count"]:
         yield "fwctl", "the firmware never looked for it"
         return
-    plural = "" if fwctl["count"] == 1 else "s"
-    yield "fwctl", f"{fwctl['count']} request{plural}; its signature was read {fwctl['probes']}x"
+    yield "fwctl", f"{counted(fwctl['count'], 'request')}; its signature was read {fwctl['probes']}x"
     for request in fwctl["requests"][:SHOWN_REQUESTS]:
         value = bytes.fromhex(request["value"])
         shown = f" = {value[:SHOWN_VALUE].hex(' ')}{' …' if len(value) > SHOWN_VALUE else ''}" if value else ""
@@ -128,13 +127,13 @@ def _fwctl_rows(fwctl: FwctlReport) -> Iterator[tuple[str, str]]:
 def _item_words(item: ItemReport) -> str:
     words = item["name"]
     if item["writes"]:
-        words += f" (written {item['writes']} times)"
+        words += f" (written {counted(item['writes'], 'time')})"
     elif item["selects"] > 1:
         words += f" ({item['selects']} times)"
     if item["bytes_read"] and not item["read_to_end"]:
         # Of what was read in several goes, the sum says nothing of how far that was.
-        once = item["selects"] == 1
-        words += f" [{item['bytes_read']} of {item['size']} bytes]" if once else f" [not all of {item['size']} bytes]"
+        part = item["bytes_read"] if item["selects"] == 1 else "not all"
+        words += f" [{part} of {counted(item['size'], 'byte')}]"
     return words
 
 

@@ -66,6 +66,10 @@ class Stream:
         self._lines_stride = 1
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        last = f", the last line {self.last_line()!r}; text() has all" if self.total else ""
+        return f"<Stream {self.name}: {self.total} bytes{last}>"
+
     def write(self, data: bytes) -> None:
         """Append what the guest printed."""
         with self._lock:

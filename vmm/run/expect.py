@@ -27,14 +27,18 @@ _CONTEXT = 64
 """Bytes before those where a match may begin, for what looks back: ``^``, ``\\b``, ``(?<=…)``."""
 
 
-def compile_pattern(pattern: Pattern) -> Compiled:
+def compile_pattern(pattern: Pattern, what: str = "a pattern") -> Compiled:
     """A pattern, ready to search a console with.
+
+    Args:
+        pattern: a regular expression.
+        what: the parameter that it was given for, for a TypeError.
 
     Raises:
         ConfigError: the text is no regular expression, or empty.
         TypeError: it is no text.
     """
-    check_type(pattern, "a pattern", str, bytes, re.Pattern)
+    check_type(pattern, what, str, bytes, re.Pattern)
     if not pattern:
         raise ConfigError("'': an empty pattern matches before anything is shown; is a variable unset?")
     if isinstance(pattern, re.Pattern):
@@ -45,15 +49,19 @@ def compile_pattern(pattern: Pattern) -> Compiled:
         raise ConfigError(f"{_text(pattern)}: not a regular expression: {error}") from None
 
 
-def compile_patterns(patterns: Pattern | Sequence[Pattern]) -> list[Compiled]:
+def compile_patterns(patterns: Pattern | Sequence[Pattern], what: str = "a pattern") -> list[Compiled]:
     """One pattern, or each of several.
 
     Raises:
-        ConfigError: one of them is no regular expression.
+        ConfigError: as `compile_pattern`, or there is none.
+        TypeError: as `compile_pattern`.
     """
     if not isinstance(patterns, Iterable) or isinstance(patterns, str | bytes):
-        return [compile_pattern(patterns)]
-    return [compile_pattern(pattern) for pattern in patterns]
+        return [compile_pattern(patterns, what)]
+    compiled = [compile_pattern(pattern, what) for pattern in patterns]
+    if not compiled:
+        raise ConfigError(f"{what}: a list without a pattern, which nothing can match")
+    return compiled
 
 
 def text_of(patterns: Sequence[Compiled]) -> str:
@@ -217,12 +225,16 @@ def decode(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
-def encode(text: str | bytes) -> bytes:
+def encode(text: str | bytes, what: str = "text") -> bytes:
     """The reverse of `decode`; bytes are as they are.
+
+    Args:
+        text: what is to be typed.
+        what: the parameter that it was given for, for a TypeError.
 
     Raises:
         TypeError: it is neither.
         ConfigError: surrogates that no byte became.
     """
-    check_type(text, "text", str, bytes)
+    check_type(text, what, str, bytes)
     return text if isinstance(text, bytes) else typed_bytes(text)

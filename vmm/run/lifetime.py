@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vmm.errors import DeviceError, VmmError
+from vmm.errors import DeviceError, SendError, VmmError
 from vmm.run.outcome import Outcome, Reason
 
 FINAL = frozenset({Reason.POWER_OFF, Reason.RESET, Reason.TRIPLE_FAULT, Reason.EMULATION_FAILURE, Reason.KVM_FAILURE})
@@ -141,6 +141,20 @@ class Lifetime:
             raise DeviceError(f"a device of vmm failed: {error!r}") from error
         if error is not None:
             raise error
+
+    def check_alive(self) -> None:
+        """Refuse what only a guest that can go on would notice.
+
+        Raises:
+            SendError: it has ended.
+            ValueError: the machine is closed.
+            VmmError: what `raise_failure` raises.
+        """
+        if self._closed:
+            raise ValueError("the machine is closed; type inside its 'with' block")
+        self.raise_failure()
+        if self.final is not None:
+            raise SendError(self.final)
 
     def stop(self) -> None:
         """End the run; where there is none, the next one as soon as it begins."""

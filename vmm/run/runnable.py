@@ -2,18 +2,20 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, overload
 
+from vmm.config.parts import parse_choice
 from vmm.errors import ExpectError, HostError
 from vmm.run.console import Stream
-from vmm.run.expect import Pattern, compile_pattern, compile_patterns, encode, quoted
+from vmm.run.expect import Compiled, Pattern, compile_pattern, compile_patterns, encode, quoted
 from vmm.run.outcome import Outcome, Reason
 from vmm.run.runner import Runner
 
 if TYPE_CHECKING:
     from vmm.run.expected import Expected
+    from vmm.run.keys import TerminalType
 
 
 class Runnable:
@@ -23,16 +25,24 @@ class Runnable:
         runner: runs the machine.
         serial: what its serial port printed.
         poll_log: called often while it runs; None: there is no log.
+        find_terminal: which type of terminal the guest expects at its serial port; AUTO: that is not known yet.
 
     Attributes:
         outcome: how the last run ended; None before.
     """
 
-    def __init__(self, runner: Runner, serial: Stream, poll_log: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        serial: Stream,
+        poll_log: Callable[[], None] | None,
+        find_terminal: Callable[[], "TerminalType"],
+    ) -> None:
         self.outcome: Outcome | None = None
         self._runner = runner
         self._serial = serial
         self._poll_log = poll_log
+        self._find_terminal = find_terminal
 
     def run(
         self,
@@ -61,46 +71,52 @@ class Runnable:
             KvmError: a vCPU did not stop.
             KeyboardInterrupt: never; Ctrl-C ends the run with `Reason.INTERRUPTED`.
             ConfigError: a pattern is no regular expression, or the deadline no number of seconds.
-            TypeError: nor even text, or a number.
+            TypeError: nor even text, or a number; or ``send`` is no pairs, or ``on_poll`` no function.
             ValueError: the machine is closed.
             RuntimeError: another thread is running it.
         """
+        if on_poll is not None and not callable(on_poll):
+            raise TypeError(f"on_poll: a function that takes the machine, not {type(on_poll).__name__}: {on_poll!r}")
         self.outcome, _ = self._runner.run(
-            [] if until is None else compile_patterns(until),
+            [] if until is None else compile_patterns(until, "until"),
             deadline,
-            [(compile_pattern(pattern), encode(text)) for pattern, text in send],
+            _answers(send),
             partial(self._poll, on_poll),
         )
         return self.outcome
 
     @overload
     def expect(
-        self, patterns: str | re.Pattern[str] | Sequence[str | re.Pattern[str]], deadline: float | None = None
+        self, *patterns: str | re.Pattern[str] | Sequence[str | re.Pattern[str]], deadline: float | None = None
     ) -> "Expected[str]": ...
 
     @overload
     def expect(
-        self, patterns: bytes | re.Pattern[bytes] | Sequence[bytes | re.Pattern[bytes]], deadline: float | None = None
+        self, *patterns: bytes | re.Pattern[bytes] | Sequence[bytes | re.Pattern[bytes]], deadline: float | None = None
     ) -> "Expected[bytes]": ...
 
     @overload
-    def expect(self, patterns: Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]": ...
+    def expect(self, *patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]": ...
 
-    def expect(self, patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]":
+    def expect(self, *patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]":
         """Run until the guest shows a pattern on a console, and tell which, where, and what came before.
 
         The read positions are those of `run`. A match may begin 4 KiB before what is printed last.
 
         Args:
-            patterns: regular expressions; of several that show, the one that begins first counts.
-            deadline: seconds this call may take; None waits for ever.
+            patterns: regular expressions, also as a list; of several that show, the one that begins first counts.
+            deadline: seconds this call may take, by name; None waits for ever.
 
         Raises:
             ExpectError: the guest ended first, the deadline passed, or `stop` was called; ``outcome`` says which.
             KeyboardInterrupt: Ctrl-C.
-            VmmError: as `run`, and so are ValueError and RuntimeError.
+            VmmError: as `run`, and so are TypeError, ValueError and RuntimeError.
         """
-        compiled = compile_patterns(patterns)
+        if len(patterns) > 1 and isinstance(patterns[-1], int | float | None):
+            raise TypeError(f"expect: patterns only, not {patterns[-1]!r}; a deadline has its name, deadline=…")
+        if not patterns:
+            raise TypeError("expect: no pattern to wait for; run() waits for the guest's end")
+        compiled = [pattern for each in patterns for pattern in compile_patterns(each, "expect")]
         self.outcome, found = self._runner.run(compiled, deadline, (), partial(self._poll, None))
         if found is not None:
             return found.expected()
@@ -109,24 +125,38 @@ class Runnable:
         raise ExpectError(quoted(compiled), self.outcome)
 
     def send(self, text: str | bytes) -> None:
-        """Type into the serial port; text becomes UTF-8. What the guest does not read yet waits."""
+        """Type into the serial port; text becomes UTF-8. What the guest does not read yet waits.
+
+        Raises:
+            SendError: the guest has ended.
+            VmmError: a device of vmm failed, and so `run` would raise this, too.
+            ValueError: the machine is closed.
+            TypeError: it is no text.
+        """
         self._runner.send(encode(text))
 
     def send_line(self, text: str | bytes = "") -> None:
-        """Type a line, ended by the Enter key."""
+        """Type a line, ended by the Enter key; raises what `send` does."""
         self.send(encode(text) + b"\r")
 
-    def send_keys(self, *names: str) -> None:
+    def send_keys(self, *names: str, terminal: str = "auto") -> None:
         """Press keys: ``up``, ``F2``, ``esc``, ``page-down``, ``enter``, ``ctrl-x`` …, as a terminal sends them.
 
-        The terminal is one of type PC ANSI, as OVMF takes its serial console for. `vmm.run.keys` has all names.
+        Args:
+            names: what to press; `vmm.run.keys` has all names.
+            terminal: a `vmm.run.keys.TerminalType`. ``auto`` is what UEFI firmware says that its serial console is,
+                once it has shown something, and ``ttyterm`` for other guests.
 
         Raises:
-            ConfigError: there is no key of that name.
+            ConfigError: there is no key, or no terminal, of that name; or firmware has not said yet which it expects.
+            VmmError: as `send`, and so are ValueError and TypeError.
         """
-        from vmm.run.keys import key
+        from vmm.run.keys import TerminalType, key
 
-        self.send(b"".join(key(name) for name in names))
+        chosen = parse_choice(TerminalType, terminal, "terminal=")
+        if chosen is TerminalType.AUTO:
+            chosen = self._find_terminal()
+        self.send(b"".join(key(name, chosen) for name in names))
 
     def interact(self, deadline: float | None = None) -> Outcome:
         """Give the serial port to the person at this process's terminal, until Ctrl-A X or the guest's end.
@@ -159,3 +189,15 @@ class Runnable:
             self._poll_log()
         if on_poll is not None:
             on_poll(self)
+
+
+def _answers(send: Sequence[tuple[Pattern, str | bytes]]) -> list[tuple[Compiled, bytes]]:
+    form = "send: pairs (regular expression, text) in a list"
+    if isinstance(send, str | bytes) or not isinstance(send, Iterable):
+        raise TypeError(f"{form}, not {type(send).__name__}: {send!r}")
+    answers = []
+    for pair in send:
+        if not isinstance(pair, Sequence) or isinstance(pair, str | bytes) or len(pair) != 2:
+            raise TypeError(f"{form}, but one of them is {pair!r}")
+        answers.append((compile_pattern(pair[0], "send"), encode(pair[1], "send")))
+    return answers

@@ -23,7 +23,7 @@ class Runner:
         lifetime: of the machine.
         threads: of its vCPUs.
         consoles: what it shows.
-        send: types into its serial port; any thread may.
+        feed: types into its serial port; any thread may.
         positions: tells where the vCPUs are, once they have stopped.
     """
 
@@ -32,14 +32,14 @@ class Runner:
         lifetime: Lifetime,
         threads: VcpuThreads,
         consoles: Sequence[Console],
-        send: Callable[[bytes], object],
+        feed: Callable[[bytes], object],
         positions: Callable[[], str],
     ) -> None:
         self._lifetime = lifetime
         self._threads = threads
         self._consoles = list(consoles)
         self._positions = positions
-        self.send = send
+        self._feed = feed
 
     def run(
         self,
@@ -74,7 +74,7 @@ class Runner:
         life = self._lifetime
         with life.turn():
             life.raise_failure()
-            watch = _Watch(self._consoles, goal, answers, self.send)
+            watch = _Watch(self._consoles, goal, answers, self._feed)
             # What was printed before the guest ended, or was stopped, comes first.
             executes = not watch.look(answer=life.end is None) and life.end is None
             if executes:
@@ -83,11 +83,24 @@ class Runner:
                 if life.end is not None and life.end.reason in {Reason.TIMEOUT, Reason.INTERRUPTED}:
                     life.end = life.end._replace(details=self._positions())
                 watch.look(answer=False)
+            if life.final is not None:
+                watch.note_unheard()
             watch.mark_read()
             outcome = watch.outcome(life.end, life.run_s)
             if executes:
                 life.note_end(outcome)
             return outcome, watch.found
+
+    def send(self, data: bytes) -> None:
+        """Type into the serial port of a guest that can still read it.
+
+        Raises:
+            SendError: the guest has ended.
+            ValueError: the machine is closed.
+            VmmError: a device failed.
+        """
+        self._lifetime.check_alive()
+        self._feed(data)
 
     def stop(self) -> None:
         """End the run that goes on, or else the next one."""
@@ -140,7 +153,7 @@ class _Watch:
         consoles: Sequence[Console],
         goal: Sequence[Compiled],
         answers: Sequence[tuple[Compiled, bytes]],
-        send: Callable[[bytes], object],
+        feed: Callable[[bytes], object],
     ) -> None:
         self.found: Found | None = None
         self._consoles = consoles
@@ -148,15 +161,20 @@ class _Watch:
         self._goal_search = Search(consoles)
         self._answers = deque(answers)
         self._answer_search = Search(consoles)
-        self._send = send
+        self._feed = feed
 
     def look(self, *, answer: bool = True) -> bool:
         """Search what was printed since the last call; whether the goal was found."""
         while answer and self._answers and self._answer_search.find([self._answers[0][0]]):
-            self._send(self._answers.popleft()[1])
+            self._feed(self._answers.popleft()[1])
         if self.found is None and self._goal:
             self.found = self._goal_search.find(self._goal)
         return self.found is not None
+
+    def note_unheard(self) -> None:
+        """What showed before the guest ended did show, though nobody reads the answer any more."""
+        while self._answers and self._answer_search.find([self._answers[0][0]]):
+            self._answers.popleft()
 
     def mark_read(self) -> None:
         """What was found is read, and so is what was answered."""
@@ -170,12 +188,17 @@ class _Watch:
             ended = end is not None and end.reason is Reason.UNTIL
             return end if ended and end else Outcome(Reason.UNTIL, elapsed_s, self.found_message())
         end = end or Outcome(Reason.STOPPED, elapsed_s, "stopped")
-        if not self._goal:
+        missing = self._missing()
+        if not missing:
             return end
         message = end.message
         if end.reason is Reason.POWER_OFF:  # which alone would look like success
-            message += f", and never showed {quoted(self._goal)}"
-        return end._replace(message=message, missed_until=text_of(self._goal))
+            message += f", and never showed {quoted(missing)}"
+        return end._replace(message=message, missed_until=text_of(self._goal or missing))
+
+    def _missing(self) -> Sequence[Compiled]:
+        """What has to show next."""
+        return [self._answers[0][0]] if self._answers else self._goal
 
     def found_message(self) -> str:
         """What was found, for people."""
@@ -183,7 +206,7 @@ class _Watch:
 
     def timeout_message(self, deadline: float) -> str:
         """What was not, and the last that was printed."""
-        missing = [self._answers[0][0]] if self._answers else self._goal
+        missing = self._missing()
         spoke = [console.stream for console in self._consoles if console.stream.total]
         last = f"; its last line was {shortened(spoke[0].last_line())!r}" if spoke else "; it printed nothing at all"
         what = f" and the guest never showed {quoted(missing)}" if missing else ""

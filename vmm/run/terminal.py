@@ -14,6 +14,8 @@ import select
 import termios
 from typing import TYPE_CHECKING, Any, Self
 
+from vmm.errors import SendError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -138,14 +140,16 @@ class Terminal:
             data = os.read(0, PIECE)
         except OSError:
             data = b""
-        if not data:
+        if data and self._saved is not None:
+            data = self._without_commands(data)
+        elif not data:
             self._keys = None
-        elif self._saved is None:
-            self._keys(data)
-        else:
-            self._type(data)
+        if data and self._keys is not None:
+            with contextlib.suppress(SendError):  # the guest has ended; its last words are still to be shown
+                self._keys(data)
 
-    def _type(self, data: bytes) -> None:
+    def _without_commands(self, data: bytes) -> bytes:
+        """Obey what follows Ctrl-A; return what is for the guest."""
         typed = bytearray()
         for key in data:
             if not self._after_control_a:
@@ -160,8 +164,7 @@ class Terminal:
                 self._say(f"\nvmm: {HELP}")
             elif key in b"aA\x01":
                 typed.append(CONTROL_A)
-        if typed and self._keys is not None:
-            self._keys(bytes(typed))
+        return bytes(typed)
 
 
 def is_foreground_terminal() -> bool:

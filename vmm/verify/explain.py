@@ -73,7 +73,7 @@ def _is_map(value: object) -> bool:
 
 
 def _name(value: Any) -> str:
-    return f"memory map of {len(value)} entries" if _is_map(value) else repr(value)
+    return f"memory map of {len(value)} {'entry' if len(value) == 1 else 'entries'}" if _is_map(value) else repr(value)
 
 
 def _shortened(lines: list[str]) -> list[str]:

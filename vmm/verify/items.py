@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from vmm.legible import counted
 from vmm.tables.files import VMGENID_ADDRESS_FILE
 from vmm.verify.result import Subject, Verdict
 
@@ -22,8 +23,8 @@ def compare(collected: Collected, report: GuestReport) -> Subject:
         read = ", read by firmware" if firmware is not None and firmware.selects else ", not read by firmware"
         read = "" if collected.config.direct else read
         if name not in found:
-            subject.add(name, f"{len(data)} bytes", "-", Verdict.MISSING, reason="not in the directory that it read",
-                        values=(data, None))  # fmt: skip
+            length, why = counted(len(data), "byte"), "not in the directory that it read"
+            subject.add(name, length, "-", Verdict.MISSING, reason=why, values=(data, None))
             continue
         now, size = found[name].data, found[name].size
         begin = len(now) if size is not None and len(now) < size == len(data) else len(data)
@@ -32,8 +33,8 @@ def compare(collected: Collected, report: GuestReport) -> Subject:
         difference = "" if begin == len(data) else f"the first {begin} bytes compared, Linux takes too long for more"
         subject.add(
             name,
-            f"{len(data)} bytes",
-            f"{len(now) if size is None else size} bytes{read}",
+            counted(len(data), "byte"),
+            counted(len(now) if size is None else size, "byte") + read,
             Verdict.ARRIVED if same else Verdict.ALTERED,
             difference=difference if same else f"differs from byte {at:#x} on",
             reason="" if same else "the device gave something else than what was published",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.errors import ConfigError
+from vmm.legible import counted
 from vmm.tables import e820
 from vmm.tables.e820 import E820Entry, E820Type
 from vmm.tables.files import E820_FILE
@@ -151,4 +152,4 @@ def _size(length: int) -> str:
     for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if length >= 1 << shift:
             return f"{length / (1 << shift):.2f}".rstrip("0").rstrip(".") + f" {unit}"
-    return f"{length} bytes"
+    return counted(length, "byte")

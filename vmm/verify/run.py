@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm.legible import shortened
+from vmm.legible import counted, shortened
 from vmm.verify import acpi, boot, items, linux, memory, processors, smbios, truth
 from vmm.verify.collect import DEADLINE, Collected, collect
 from vmm.verify.evidence import NAMES, Evidence
@@ -64,7 +64,7 @@ def compare(collected: Collected) -> Verification:
             else boot.compare(collected, report, evidence),
             items.compare(collected, report),
         ]
-    cpus = "1 CPU" if config.cpus == 1 else f"{config.cpus} CPUs"
+    cpus = counted(config.cpus, "CPU")
     words = f"{config.machine_type}, {cpus}, {config.memory >> 20} MiB"
     firmware = "no firmware" if config.direct else str(config.firmware.path)
     return Verification(firmware, words, collected.outcome.elapsed_s, tuple(subjects), maps, report)

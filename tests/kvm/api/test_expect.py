@@ -12,9 +12,10 @@ import pexpect
 import pytest
 
 from vmm import Reason
-from vmm.errors import ExpectError
+from vmm.errors import ConfigError, ExpectError
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.run.keys import TerminalType
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -28,35 +29,44 @@ SCAN_CODES = {
     },
     "page-up": 9,
     "page-down": 10,
-    **{f"F{number}": 10 + number for number in range(1, 11)},
+    **{f"F{number}": 10 + number for number in range(1, 13)},
     "esc": 23,
 }
 """UEFI 2.10, table 12.10 (EFI scan codes)."""
 
 CHARACTERS = {"enter": "\r", "tab": "\t", "backspace": "\b", "ctrl-a": "\x01", "ctrl-z": "\x1a"}
 
+TERMINALS = [terminal for terminal in TerminalType if terminal is not TerminalType.AUTO]
+"""In the order of tests/support/keys.c."""
+
+LACKING = {
+    **dict.fromkeys(("pcansi", "vt100"), ("F11", "F12")),
+    **dict.fromkeys(("linux", "xtermr6", "vt400", "sco"), ("home", "end", "insert", "page-up", "page-down")),
+}
+"""Keys that firmware does not know of a type of terminal."""
+
 
 def test_a_dialogue_with_the_uefi_shell(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine("ovmf")
-    assert machine.expect("any other key to continue", GENEROUS).console == "serial"
+    assert machine.expect("any other key to continue", deadline=GENEROUS).console == "serial"
     machine.send_keys("esc")
-    machine.expect("Shell> ", GENEROUS)
+    machine.expect("Shell> ", deadline=GENEROUS)
     machine.send_line("ver")
-    version = machine.expect(["nothing", re.compile(r"Shell v(\d)\.(\d+)")], GENEROUS)
+    version = machine.expect(["nothing", re.compile(r"Shell v(\d)\.(\d+)")], deadline=GENEROUS)
     assert (version.which, version.match[1]) == (1, "2")
     assert version.before.startswith("ver\n")
-    machine.expect(b"Shell> ", GENEROUS)
+    machine.expect(b"Shell> ", deadline=GENEROUS)
     machine.send_line(b"echo from history")
-    machine.expect("\nfrom history", GENEROUS)
-    machine.expect("Shell> ", GENEROUS)
+    machine.expect("\nfrom history", deadline=GENEROUS)
+    machine.expect("Shell> ", deadline=GENEROUS)
     machine.send_keys("up", "enter")
-    machine.expect("\nfrom history", GENEROUS)
+    machine.expect("\nfrom history", deadline=GENEROUS)
     with pytest.raises(ExpectError, match=r"expected 'never' or 'at all': 0.2 s passed and .* never showed") as late:
-        machine.expect(["never", "at all"], 0.2)
+        machine.expect(["never", "at all"], deadline=0.2)
     assert (late.value.outcome.reason, late.value.exit_status) == (Reason.TIMEOUT, 3)
     machine.send_line("reset -s")
     with pytest.raises(ExpectError, match="expected 'never': the guest powered the machine off") as ended:
-        machine.expect("never", GENEROUS)
+        machine.expect("never", deadline=GENEROUS)
     assert (ended.value.outcome.reason, ended.value.exit_status) == (Reason.POWER_OFF, 1)
 
 
@@ -86,25 +96,51 @@ def key_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image
 
 
-def test_every_key_arrives_in_ovmf_as_the_key_of_its_name(vmm_machine: MachineFactory, key_reader: Path) -> None:
-    machine = vmm_machine("ovmf", kernel=key_reader)
-    machine.expect("ready for keys", GENEROUS)
-    codes = SCAN_CODES
-    if debian.version("ovmf") >= (2025, 2):  # another type of terminal, see vmm.run.keys
-        codes = {name: SCAN_CODES[name] for name in ("up", "down", "right", "left", "esc")}
-    expected = [f"{code:04x} 0000" for code in codes.values()]
-    expected += [f"0000 {ord(character):04x}" for character in CHARACTERS.values()]
-    machine.send_keys(*codes, *CHARACTERS)
+@pytest.mark.parametrize("firmware", ["ovmf", "another"])
+def test_every_key_of_every_terminal_arrives_in_ovmf_as_the_key_of_its_name(
+    vmm_machine: MachineFactory, key_reader: Path, firmware: str
+) -> None:
+    path = "ovmf" if firmware == "ovmf" else debian.fetched_firmware("OVMF/OVMF_CODE_4M.fd")
+    machine = vmm_machine(path, kernel=key_reader)
+    expected: list[str] = []
+
+    def press(terminal: str, own: str) -> None:
+        pressed = [name for name in SCAN_CODES if name not in LACKING.get(own, ())]
+        machine.send_keys(*pressed, *CHARACTERS, terminal=terminal)
+        expected.extend(f"{SCAN_CODES[name]:04x} 0000" for name in pressed)
+        expected.extend(f"0000 {ord(character):04x}" for character in CHARACTERS.values())
+
+    machine.expect("ready for keys", deadline=GENEROUS)
+    new = firmware == "another" or debian.version("ovmf") >= (2025, 2)
+    press("auto", "vtutf8" if new else "pcansi")
+    for letter, terminal in zip("abcdefghi", TERMINALS, strict=True):
+        machine.send(letter)
+        machine.expect(f"terminal {letter}", deadline=GENEROUS)
+        press(terminal, terminal)
     machine.send("q")
     assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
     assert re.findall("key (.*)", machine.debugcon.text()) == [*expected, "0000 0071"]
+
+
+def test_a_key_that_depends_on_a_terminal_that_is_not_known_yet_is_refused(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("ovmf")
+    machine.send_keys("up", "enter")
+    with pytest.raises(ConfigError, match=r"key F2: .* firmware has not said that yet; wait first .*: pcansi, vt100,"):
+        machine.send_keys("F2")
+    machine.send_keys("F2", terminal="vt100plus")
+    with pytest.raises(ConfigError, match="key F11: firmware knows no such key of a terminal of type pcansi"):
+        machine.send_keys("up", "F11", terminal="pcansi")
+    with pytest.raises(ConfigError, match="terminal=vt52: not known; known are auto, pcansi, "):
+        machine.send_keys("up", terminal="vt52")
+    with pytest.raises(TypeError, match="a key: must be str, not int: 2"):
+        machine.send_keys("up", 2)  # type: ignore[arg-type]
 
 
 INTERACT = """
 from vmm import Machine
 
 with Machine("seabios", accel="kvm", serial="none", fw_cfg={}) as machine:
-    machine.expect("No bootable", 60)
+    machine.expect("No bootable", deadline=60)
     print("it was", machine.interact().reason.value)
     print("again", machine.interact(deadline=0.1).reason.value)
 """
@@ -127,4 +163,4 @@ def test_ctrl_c_during_expect_is_ctrl_c(vmm_machine: MachineFactory) -> None:
     assert main is not None
     threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        machine.expect("never", GENEROUS)
+        machine.expect("never", deadline=GENEROUS)

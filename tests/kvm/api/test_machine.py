@@ -226,7 +226,7 @@ def test_a_closed_machine_tells_what_it_counted_and_runs_no_more(vmm_machine: Ma
     )
     assert machine.fw_cfg is not None
     assert machine.fw_cfg.items()
-    with pytest.raises(ValueError, match="no memory at 0x0"):
+    with pytest.raises(ValueError, match="closed, and its memory gone"):
         machine.memory.read(0, 4)
     with pytest.raises(ValueError, match="the machine is closed"):
         machine.run(deadline=GENEROUS)
@@ -259,11 +259,45 @@ def test_what_is_printed_of_a_machine_is_short_and_readable(vmm_machine: Machine
     assert "cpus=2" in repr(config)
     assert "memory" not in repr(config)  # as it is anyway
     machine = vmm_machine("triple-fault", accel="kvm")
-    assert "triple-fault.fd, 1 CPUs, not run yet" in repr(machine)
+    assert "triple-fault.fd, 1 CPU, not run yet" in repr(machine)
+    assert repr(machine.serial) == "<Stream serial: 0 bytes>"
+    assert "0x10000000 bytes of RAM from 0" in repr(machine.memory)
+    assert "ranges" in repr(machine.ports)
+    assert "items" in repr(machine.fw_cfg)
     assert "16-bit code at RIP 0xfff0, CPL 0" in repr(machine.registers())
     assert "RIP 000000000000fff0" in str(machine.registers())
+    vcpu = machine.vcpus[0]
+    for shown in (
+        vcpu.get_sregs(),
+        vcpu.get_fpu(),
+        vcpu.get_debugregs(),
+        vcpu.get_vcpu_events(),
+        machine.vm.get_pit2(),
+    ):
+        assert "cdata" not in repr(shown)
+        assert repr(shown).startswith("<struct kvm_")
+    assert "rdx=0x" in repr(vcpu.get_regs())
+    assert "cs=<struct kvm_segment: base=0xffff0000, limit=0xffff, selector=0xf000" in repr(vcpu.get_sregs())
+    assert "xmm=[" + ", ".join(["00" * 16] * 16) + "]" in repr(vcpu.get_fpu())
+    assert {"rax", "rip"} < set(dir(vcpu.get_regs()))
+    with pytest.raises(IndexError, match="no vCPU 1: the machine has 1 CPU"):
+        machine.registers(1)
     machine.run(deadline=GENEROUS)
     assert "ended: triple-fault" in repr(machine)
+
+
+def test_memory_that_there_is_not_is_said(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("exit", memory="64M", accel="kvm")
+    for address, size in ((-1, 4), (1 << 64, 4), (0, 1 << 50), (0, -1)):
+        with pytest.raises(ValueError, match=f"no memory of {size} bytes at {address:#x}"):
+            machine.memory.read(address, size)
+    with pytest.raises(TypeError, match="data: must be bytes or bytearray or memoryview, not str"):
+        machine.memory.write(0, "x")  # type: ignore[arg-type]
+    machine.memory.write(0x1000, memoryview(b"abc"))
+    assert machine.memory.read(0x1000, 3) == b"abc"
+    machine.close()
+    with pytest.raises(ValueError, match="the machine is closed, and its memory gone"):
+        machine.memory.read(0x1000, 3)
 
 
 def test_the_public_surface_is_shown() -> None:

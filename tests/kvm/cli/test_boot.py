@@ -117,6 +117,11 @@ def test_power_off_before_until_fails() -> None:
     assert run.returncode == 1
 
 
+def test_text_to_be_sent_that_nothing_asked_for_fails() -> None:
+    run = vmm("boot", "probe", "-q", "-debugcon", "none", "--send", "no such line=x")
+    assert (run.returncode, run.stderr.count("never showed 'no such line'")) == (1, 1)
+
+
 @pytest.mark.hw
 def test_timeout() -> None:
     run = vmm("boot", guests.path("hang"), "--timeout", "0.5", "-smp", "3")
@@ -221,13 +226,23 @@ def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
     ("arguments", "complaint"),
     [
         (["/nonexistent"], "firmware image: cannot read /nonexistent: no such file or directory"),
+        ([""], "'': an empty name of firmware; is a variable unset?"),
+        (["probe", "-kernel", ""], "-kernel: the path is empty"),
+        (["probe", "--json", ""], "--json '': the path is empty; is a variable unset?"),
+        (["probe", "-smp", ""], "-smp '': an empty part"),
         (["-smp", "0"], "-smp 0: a machine has from 1 to 255 CPUs"),
         (["-smp", "2", "-c", "2"], "-smp and -c say the same"),
         (["-m", "8M", "probe"], "-m 8M: probe.fd needs 16M or more"),
         (["-m", "40M", "ovmf"], "OVMF_CODE_4M.fd needs 48M or more"),
         (["-bios", "x", "probe"], "FIRMWARE and -bios each name the firmware"),
         (["probe", "again"], "one FIRMWARE at the most"),
-        (["--no-such-option"], "unknown option --no-such-option"),
+        (["--no-such-option"], "unknown option --no-such-option (vmm boot --help"),
+        (["-serail", "none"], "unknown option -serail; did you mean -serial? (vmm boot --help"),
+        (
+            ["seabois"],
+            "seabois: neither a file nor a name of firmware (ovmf, seabios, bhyve, probe, or a guest of ours);",
+        ),
+        (["Hang"], "did you mean hang?"),
         (["probe", "-fw_cfg", "opt/x,file=/nonexistent"], "cannot read /nonexistent"),
         (["probe", "-fw_cfg", "opt/x,string=1", "-f", "opt/x,string=2"], "opt/x: the name is given twice"),
         (["probe", "-fw_cfg", f"opt/{'x' * 52},string=1"], "a name has 55 at the most"),
@@ -373,7 +388,13 @@ def test_version_and_unknown_command() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["info"], ["firmware", "exit"], ["boot", "probe"], ["boot", "seabios", "--until", "No bootable"]],
+    [
+        ["info"],
+        ["firmware", "exit"],
+        ["boot", "probe"],
+        ["boot", "--help"],
+        ["boot", "seabios", "--until", "No bootable"],
+    ],
 )
 def test_a_full_disk_is_said_in_one_line(words: list[str]) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123

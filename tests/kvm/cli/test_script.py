@@ -60,6 +60,27 @@ def test_how_a_script_ends(tmp_path: Path, guest: str, script: str, status: int,
     assert (f"{path}:{message}" if message else "") in run.stderr
 
 
+def test_keys_are_those_of_the_terminal_that_was_chosen(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("keys up F11\npower-off\n")
+    for words, status, said in (
+        (
+            ["--terminal", "vt100"],
+            2,
+            f"{script}:1: keys: key F11: firmware knows no such key of a terminal of type vt1",
+        ),
+        (["--terminal", "vt52"], 2, "--terminal vt52: not known; known are auto, pcansi, vt100, "),
+        (["--terminal", "vtutf8"], 0, ""),
+        ([], 0, ""),
+    ):
+        run = vmm("probe", "-q", "-debugcon", "none", "-accel", "kvm", "--script", script, *words)
+        assert (run.returncode, said in run.stderr) == (status, True), run.stderr
+    run = vmm("ovmf", "-q", "--script", script, "-serial", "none")
+    assert (run.returncode, "firmware has not said that yet" in run.stderr) == (2, True)
+    run = vmm("probe", "--terminal", "vt100")
+    assert (run.returncode, "there is no script" in run.stderr) == (2, True)
+
+
 def test_a_script_and_until_do_not_mix() -> None:
     run = vmm("exit", "--script", "x", "--until", "y")
     assert (run.returncode, "put what --until and --send say into it" in run.stderr) == (2, True)

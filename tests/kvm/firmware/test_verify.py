@@ -1,7 +1,6 @@
 """What firmware makes of our tables, asked from inside: OVMF and SeaBIOS, sizes and CPU counts, the user's own."""
 
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from debian import version
+from debian import fetched_firmware, version
 from virt.firmware.efi import devpath
 from virt.firmware.varstore import edk2
 
@@ -29,19 +28,6 @@ from vmm.verify.result import Row, Verdict, Verification
 from vmm.verify.run import compare, verify
 
 pytestmark = pytest.mark.needs_kvm
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmm"
-
-
-def fetched_firmware(name: str) -> Path:
-    """Return firmware of Debian 13, or skip the test."""
-    if version("ovmf") >= (2023, 5):
-        pytest.skip("the OVMF that is installed is a new one already")
-    path = CACHE / "firmware-trixie" / name
-    if not path.is_file():
-        pytest.skip("no newer firmware here; scripts/fetch-firmware gets it")
-    return path
-
 
 FIRMWARE = ["ovmf", "seabios"]
 GUID = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"
