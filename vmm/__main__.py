@@ -11,8 +11,10 @@ def main() -> None:
     # which nothing is gained: the machine is closed by then, and the kernel takes back what is left.
     gc.set_threshold(50_000)
     _open_standard_streams()
-    from vmm import cli
-
+    try:
+        from vmm import cli
+    except KeyboardInterrupt:
+        os._exit(130)  # vmm.errors.ExitStatus.INTERRUPTED, which may be what could not be loaded
     os._exit(cli.main())
 
 

@@ -106,7 +106,7 @@ def machine_facts() -> Info:
 
     try:
         with Machine(str(guests.path("exit"))) as machine:
-            outcome = machine.run(deadline=_DEADLINE_S)
+            outcome = machine.run(deadline=_DEADLINE_S).raise_interrupt()
     except VmmError as error:
         return {"runs": False, "error": str(error)}
     except OSError as error:

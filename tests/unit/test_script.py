@@ -29,7 +29,7 @@ def test_every_step(tmp_path: Path) -> None:
     )
     assert read_script(path) == [
         Step(f"{path}:3", wait="any other key to continue"),
-        Step(f"{path}:4", typed=b"\x1b\x1b[N"),
+        Step(f"{path}:4", keys=("esc", "F2")),
         Step(f"{path}:6", wait="^Größe: \\d+ $", deadline=5),
         Step(f"{path}:7", typed=b" two spaces\x1b\\"),
         Step(f"{path}:8", typed=b"ver\r"),

@@ -88,7 +88,7 @@ def test_a_table_of_megabytes_is_not_disassembled() -> None:
 @pytest.mark.parametrize(
     ("left", "right", "lines"),
     [
-        ((RAM, NVS), (RAM,), ["memory map of 2 entries == memory map of 1 entries", "- 0x100000-0x10ffff nvs"]),
+        ((RAM, NVS), (RAM,), ["memory map of 2 entries == memory map of 1 entry", "- 0x100000-0x10ffff nvs"]),
         ((RAM, NVS), (NVS, RAM), ["memory map of 2 entries == memory map of 2 entries", "the same, in another order"]),
         (
             Table("SSDT", b"SSDT" + bytes(40)),

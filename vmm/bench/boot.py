@@ -76,7 +76,7 @@ def _machine_once(limit_s: float) -> float:
     image = str(guests.path("exit"))
     began = time.monotonic()
     with Machine(image, accel="kvm") as machine:
-        outcome = machine.run(deadline=min(limit_s, DEADLINE_S))
+        outcome = machine.run(deadline=min(limit_s, DEADLINE_S)).raise_interrupt()
         elapsed = time.monotonic() - began
     if not outcome.reached:
         raise ContenderFailedError(f"Machine() in a warm Python: {outcome.message}")

@@ -216,7 +216,7 @@ def _vmm_times(plan: latency.Plan, mode: str, bulk: Path, limit_s: float) -> lis
         fw_cfg={"opt/vmm/latency": plan.options(mode), "opt/vmm/bulk": bulk},
         exit_times=True,
     ) as machine:
-        outcome = machine.run(deadline=max(0.0, min(limit_s, DEADLINE_S)))
+        outcome = machine.run(deadline=max(0.0, min(limit_s, DEADLINE_S))).raise_interrupt()
         if outcome.reason is Reason.TIMEOUT:
             raise ContenderFailedError(not_done(limit_s))
         if not outcome.reached:

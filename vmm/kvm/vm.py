@@ -35,8 +35,11 @@ class Vm(Descriptor):
 
     def close(self) -> None:
         """Give the descriptor back. The kernel keeps the machine until its last vCPU is closed too."""
-        super().close()
-        self._pins.clear()
+        try:
+            super().close()
+        finally:
+            # Where Ctrl-C comes meanwhile, the memory's owner closes that next.
+            self._pins.clear()
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION on this machine; for some capabilities the answer is more exact than `Kvm`'s."""

@@ -1,7 +1,7 @@
 """How a run ended."""
 
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from vmm.errors import ExitStatus
 
@@ -51,6 +51,16 @@ class Outcome(NamedTuple):
     def reached(self) -> bool:
         """Did the guest reach what the caller waited for: ``until``, or power-off where none was given?"""
         return self.exit_status is ExitStatus.OK
+
+    def raise_interrupt(self) -> Self:
+        """Give back the outcome, for callers who have nothing to do with one that Ctrl-C made.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C ended the run.
+        """
+        if self.reason is Reason.INTERRUPTED:
+            raise KeyboardInterrupt
+        return self
 
     @property
     def exit_status(self) -> ExitStatus:

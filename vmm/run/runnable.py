@@ -10,7 +10,7 @@ from vmm.config.parts import parse_choice
 from vmm.errors import ExpectError, HostError
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Pattern, compile_pattern, compile_patterns, encode, quoted
-from vmm.run.outcome import Outcome, Reason
+from vmm.run.outcome import Outcome
 from vmm.run.runner import Runner
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ class Runnable:
         self.outcome, found = self._runner.run(compiled, deadline, (), partial(self._poll, None))
         if found is not None:
             return found.expected()
-        if self.outcome.reason is Reason.INTERRUPTED:
-            raise KeyboardInterrupt
-        raise ExpectError(quoted(compiled), self.outcome)
+        raise ExpectError(quoted(compiled), self.outcome.raise_interrupt())
 
     def send(self, text: str | bytes) -> None:
         """Type into the serial port; text becomes UTF-8. What the guest does not read yet waits.

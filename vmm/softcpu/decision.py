@@ -50,7 +50,8 @@ def ring0_speed(kvm: Kvm) -> float:
         KvmError: KVM refuses to make or run that guest.
     """
     code = b"\xb9" + _PROBE_ITERATIONS.to_bytes(2, "little") + b"\xe2\xfe\xf4"  # mov cx, n; loop $; hlt
-    with mmap.mmap(-1, mmap.PAGESIZE) as memory, kvm.create_vm() as vm:
+    memory = mmap.mmap(-1, mmap.PAGESIZE)  # goes with its last user: what Ctrl-C interrupts may still hold it
+    with kvm.create_vm() as vm:
         memory[: len(code)] = code
         vm.set_user_memory_region(0, 0, len(memory), memory)
         with vm.create_vcpu(0) as vcpu:

@@ -189,7 +189,7 @@ def collect(
         files = [item.name for item in fw_cfg.items() if _is_file(item)]
         writable = frozenset(name for name in files if fw_cfg.is_writable(name))
         initial = {name: fw_cfg.contents(name) for name in writable}
-        outcome = machine.run(deadline=deadline, on_poll=host.poll)
+        outcome = machine.run(deadline=deadline, on_poll=host.poll).raise_interrupt()
         published = {name: fw_cfg.contents(name) for name in files} | initial
         written = {name: fw_cfg.contents(name) for name in writable - {guest_report.STREAM_FILE}}
         log = machine.serial.text() if linux else machine.debugcon.text()

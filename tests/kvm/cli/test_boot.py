@@ -160,6 +160,32 @@ def test_interrupted_run_is_still_reported(number: signal.Signals, tmp_path: Pat
     assert json.loads(report.read_text())["outcome"]["reason"] == "interrupted"
 
 
+def test_interrupted_verify_has_no_result() -> None:
+    with subprocess.Popen([*VMM, "verify", "ovmf"], stdout=-1, stderr=-1, text=True) as process:
+        wait_for_vcpu(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "vmm: interrupted\n")
+    assert process.returncode == 130
+
+
+def test_an_interrupt_before_the_command_is_loaded_is_one() -> None:
+    program = """
+import sys
+
+class Interrupting:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "vmm.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting)
+from vmm.__main__ import main
+main()
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (130, "")
+
+
 def test_a_run_that_is_killed_leaves_the_report_of_the_last_one(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     report.write_text("yesterday's")

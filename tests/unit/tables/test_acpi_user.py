@@ -56,7 +56,7 @@ def test_a_wrong_length_is_repaired_and_said(files: Path) -> None:
         ("file={}/good.bin,rev=256", "must be from 0 to 255"),
         ("file={}/good.bin,sig=TOOLONG", "at most 4 characters"),
         ("file={}/good.bin,oem_id=ä", "must be ASCII"),
-        ("file=", "is a directory"),
+        ("file=", "the path is empty"),
     ],
 )
 def test_errors(option: str, reason: str, files: Path) -> None:
