@@ -21,6 +21,7 @@ ANSWERS = [
     ("vmm boot -seri", {"-serial"}),
     ("vmm boot -serial st", {"stdio"}),
     ("vmm boot seabios -accel kv", {"kvm", "kvm+softcpu"}),
+    ("vmm boot --terminal vt1", {"vt100", "vt100plus"}),
     ("vmm boot --json ./rep", {"./report-of-mine"}),
     ("vmm boot ./rep", {"./report-of-mine"}),
     ("vmm firmware seab", {"seabios"}),

@@ -183,6 +183,14 @@ def test_variables_beside_loaded_images_are_not_overlooked(image: FirmwareImages
         MachineConfig.create(image, variables=tmp_path / "vars.fd")
 
 
+def test_an_option_that_there_is_not_is_refused_by_name(image: FirmwareImages) -> None:
+    for wrong in ({"cpu": 3}, {"cpu": None}):
+        with pytest.raises(TypeError, match=r"^a machine has no option 'cpu'; did you mean cpus\?$"):
+            MachineConfig.create(image, **wrong)
+    with pytest.raises(TypeError, match=r"^a machine has no option 'nonsense'$"):
+        MachineConfig.create(image, nonsense=1)  # type: ignore[call-arg]
+
+
 def test_none_is_as_if_it_were_left_out(image: FirmwareImages) -> None:
     names = MachineOptions.__annotations__
     assert len(names) > 25

@@ -232,7 +232,14 @@ class MachineConfig(MachineFields):
 
         Raises:
             ConfigError: any of these makes no sense, or names a file that is unusable.
+            TypeError: an option that there is not, or a value of another type.
         """
+        known = cls._create.__kwdefaults__ or {}
+        for name in options.keys() - known.keys():
+            from vmm.legible import suggestion
+
+            near = suggestion(name, [*known])
+            raise TypeError(f"a machine has no option {name!r}{near and f'; did you mean {near}?'}")
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         return cls._create(firmware, **given)
 

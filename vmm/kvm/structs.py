@@ -30,6 +30,12 @@ class Struct:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.cdata, name, value.cdata if isinstance(value, Struct) else value)
 
+    def __copy__(self) -> "Struct":
+        kind = ffi.typeof(self.cdata)
+        copied = ffi.new(f"{(kind.item if kind.kind == 'pointer' else kind).cname} *")
+        ffi.memmove(copied, self.cdata if kind.kind == "pointer" else ffi.addressof(self.cdata), ffi.sizeof(copied[0]))
+        return Struct(copied)
+
     def __dir__(self) -> list[str]:
         return _fields(self.cdata)
 

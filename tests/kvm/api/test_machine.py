@@ -1,5 +1,6 @@
 """The machine as its users hold it: every way a run ends, and what is left afterwards."""
 
+import copy
 import gc
 import pydoc
 import signal
@@ -280,6 +281,10 @@ def test_what_is_printed_of_a_machine_is_short_and_readable(vmm_machine: Machine
     assert "cs=<struct kvm_segment: base=0xffff0000, limit=0xffff, selector=0xf000" in repr(vcpu.get_sregs())
     assert "xmm=[" + ", ".join(["00" * 16] * 16) + "]" in repr(vcpu.get_fpu())
     assert {"rax", "rip"} < set(dir(vcpu.get_regs()))
+    regs = vcpu.get_regs()
+    kept, segment = copy.copy(regs), copy.copy(vcpu.get_sregs().cs)
+    regs.rip = 1
+    assert (kept.rip, segment.selector) == (0xFFF0, 0xF000)
     with pytest.raises(IndexError, match="no vCPU 1: the machine has 1 CPU"):
         machine.registers(1)
     machine.run(deadline=GENEROUS)
