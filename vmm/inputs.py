@@ -108,7 +108,7 @@ def _open(path: Path, what: str, limit: int, *, own_pages: bool) -> Contents:
             if stat.S_ISFIFO(status.st_mode):
                 return _drain(fd, path, what, min(limit, PIPE_LIMIT), pipe=True)
             if stat.S_ISDIR(status.st_mode) and path == Path():
-                raise ConfigError(f"{what}: the path is empty, or the folder itself; is a variable unset?")
+                raise ConfigError(f"{what}: {path} is a directory, or the path is empty; is a variable unset?")
             if not stat.S_ISREG(status.st_mode) and status.st_rdev != _NULL_DEVICE:
                 raise ConfigError(f"{what}: {path} is {_kind(status.st_mode)}; give a file or a pipe")
             if status.st_size > limit:

@@ -151,6 +151,7 @@ class Runnable:
         """
         from vmm.run.keys import TerminalType, key
 
+        self._runner.check_alive()
         chosen = parse_choice(TerminalType, terminal, "terminal=")
         if chosen is TerminalType.AUTO:
             chosen = self._find_terminal()

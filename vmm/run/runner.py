@@ -92,7 +92,12 @@ class Runner:
             return outcome, watch.found
 
     def send(self, data: bytes) -> None:
-        """Type into the serial port of a guest that can still read it.
+        """Type into the serial port of a guest that can still read it; raises what `check_alive` does."""
+        self.check_alive()
+        self._feed(data)
+
+    def check_alive(self) -> None:
+        """Refuse what only a guest that can go on would notice.
 
         Raises:
             SendError: the guest has ended.
@@ -100,7 +105,6 @@ class Runner:
             VmmError: a device failed.
         """
         self._lifetime.check_alive()
-        self._feed(data)
 
     def stop(self) -> None:
         """End the run that goes on, or else the next one."""
