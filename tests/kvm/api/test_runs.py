@@ -13,7 +13,7 @@ import pytest
 from vmm import Machine, Reason, layout
 from vmm.bus import Device
 from vmm.devices.fw_cfg import FwCfg
-from vmm.errors import ConfigError, DeviceError, KvmError, SendError
+from vmm.errors import ConfigError, DeviceError, KvmError
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.run import threads
@@ -150,62 +150,6 @@ def test_a_deadline_is_a_number(vmm_machine: MachineFactory, deadline: Any) -> N
     with pytest.raises(TypeError, match="deadline: must be int or float, not"):
         machine.run(deadline=deadline)
     assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF  # it is as it was
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"send": [("a",)]}, r"send: pairs \(regular expression, text\) in a list, but one of them is \('a',\)$"),
-        ({"send": ["ab"]}, "send: pairs .* but one of them is 'ab'$"),
-        ({"send": "ab"}, "send: pairs .*, not str: 'ab'$"),
-        ({"send": 5}, "send: pairs .*, not int: 5$"),
-        ({"send": [("a", 5)]}, "send: must be str or bytes, not int: 5$"),
-        ({"send": [(5, "a")]}, "send: must be str or bytes or Pattern, not int: 5$"),
-        ({"on_poll": 5}, "on_poll: a function that takes the machine, not int: 5$"),
-    ],
-)
-def test_what_is_wrong_for_a_run_is_said_by_its_name(
-    vmm_machine: MachineFactory, options: dict[str, Any], complaint: str
-) -> None:
-    machine = vmm_machine(guests.path("exit"), accel="kvm")
-    with pytest.raises(TypeError, match=complaint):
-        machine.run(deadline=GENEROUS, **options)
-
-
-@pytest.mark.parametrize("wrong", [("a", 5), ("a", None), (), (5,)])
-def test_expect_takes_patterns_and_a_deadline_by_its_name(vmm_machine: MachineFactory, wrong: tuple[Any, ...]) -> None:
-    machine = vmm_machine("probe", accel="kvm")
-    with pytest.raises(TypeError, match=r"^expect: "):
-        machine.expect(*wrong)
-    with pytest.raises(ConfigError, match="a list without a pattern"):
-        machine.expect([], deadline=GENEROUS)
-    found = machine.expect("never", ["nowhere", "vmm (probe)"], b"never", deadline=GENEROUS)
-    assert (found.which, found.match[1]) == (2, "probe")
-
-
-def test_what_nobody_can_read_any_more_is_not_typed(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", accel="kvm")
-    machine.send("x")
-    assert machine.run(deadline=GENEROUS).reached
-    for send in (machine.send, machine.send_line, machine.send_keys):
-        with pytest.raises(SendError, match="nobody reads what is typed any more: the guest powered the machine off"):
-            send("up")
-    flash = vmm_machine("ovmf")
-    for closed in (machine, flash):
-        closed.close()
-        for send in (closed.send, closed.send_keys):
-            with pytest.raises(ValueError, match="the machine is closed; type inside"):
-                send("f1")
-
-
-def test_a_pattern_that_was_to_be_answered_and_never_came_is_no_success(vmm_machine: MachineFactory) -> None:
-    outcome = vmm_machine("probe", accel="kvm").run(deadline=GENEROUS, send=[("vmm probe", "x"), ("never", "y")])
-    assert (outcome.reason, outcome.missed_until, outcome.exit_status) == (Reason.POWER_OFF, "never", 1)
-    assert outcome.message.endswith("powered the machine off, and never showed 'never'")
-    for pattern in ("vmm probe", "status: 0"):  # the last one comes when nobody reads an answer any more
-        assert vmm_machine("probe", accel="kvm").run(deadline=GENEROUS, send=[(pattern, "x")]).reached
-    wanted = vmm_machine("probe", accel="kvm").run("vmm probe", GENEROUS, [("never", "y")])
-    assert (wanted.reason, wanted.reached) == (Reason.UNTIL, True)
 
 
 def test_a_deadline_that_never_passes_is_refused(vmm_machine: MachineFactory) -> None:
