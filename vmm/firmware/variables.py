@@ -6,28 +6,17 @@ somebody else truncates, or a disk that is full, is an error with a name, where 
 The file is locked as QEMU locks its disks, so that two machines, ours or QEMU's, do not write into one variable store.
 """
 
-import fcntl
 import mmap
 import os
-import struct
 from contextlib import suppress
-from errno import EAGAIN, EINVAL, ENOLCK, EOPNOTSUPP
+from errno import EINVAL, EOPNOTSUPP
 from pathlib import Path
 from typing import Final, NoReturn
 
+from vmm.disks import locks
 from vmm.errors import ConfigError, HostError
 
 _BLOCK: Final = 4096
-
-_HELD, _DENIED = 100, 200
-"""Bytes of the file that QEMU locks: 100 + n says that its owner has a permission, 200 + n that others may not have it
-(RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE in QEMU's block/file-posix.c)."""
-
-_READ, _WRITE, _RESIZE = 0, 1, 3
-"""The permissions: BLK_PERM_CONSISTENT_READ, BLK_PERM_WRITE and BLK_PERM_RESIZE in QEMU's block-common.h, as bits."""
-
-_FLOCK: Final = struct.Struct("hhqqi4x")
-"""struct flock of fcntl.h, on x86-64: type, whence, start, length, pid."""
 
 
 class VariableFile:
@@ -123,54 +112,17 @@ class VariableFile:
 
 
 def _lock(fd: int, path: Path) -> None:
-    """Take the locks of a writer that lets nobody else write.
+    """Let nobody else write, as long as the file is open.
 
     Raises:
-        ConfigError: somebody else has a lock that excludes this.
+        ConfigError: somebody else does.
     """
-    try:
-        for byte in (_HELD + _READ, _HELD + _WRITE, _DENIED + _WRITE, _DENIED + _RESIZE):
-            _control(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, byte)
-        excluding = (_DENIED + _READ, _DENIED + _WRITE, _HELD + _WRITE, _HELD + _RESIZE)
-        taken = any(_control(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK for byte in excluding)
-    except OSError as error:
-        # A file system without locks; QEMU goes on without, too.
-        if error.errno in {ENOLCK, EOPNOTSUPP, EINVAL}:
-            return
-        if error.errno != EAGAIN:
-            raise
-        taken = True
-    if taken:
+    owner = locks.lock(fd, writes=True)
+    if owner is not None:
         raise ConfigError(
-            f"{path}: {_owner(fd)} keeps its variables there; end it first, or give this machine a copy of the file, "
+            f"{path}: {owner} keeps its variables there; end it first, or give this machine a copy of the file, "
             "or a private one: readonly=on behind -drive, persist=False in Python"
         )
-
-
-def _control(fd: int, command: int, kind: int, byte: int) -> int:
-    """One fcntl about the lock of one byte; returns the kind of lock that comes back."""
-    answer = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-    return int(_FLOCK.unpack(answer)[0])
-
-
-def _owner(fd: int) -> str:
-    """Name the processes that hold a lock on the file: the kernel names no owner of these locks."""
-    there, own = os.fstat(fd), str(os.getpid())
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and _has_locked(process, there, but=str(fd) if process.name == own else ""):
-            name = (process / "comm").read_text().strip()
-            return "another machine of this process" if process.name == own else f"process {process.name} ({name})"
-    return "another process"
-
-
-def _has_locked(process: Path, there: os.stat_result, *, but: str) -> bool:
-    with suppress(OSError):  # somebody else's process, or one that has just ended
-        for info in (process / "fdinfo").iterdir():
-            with suppress(OSError):
-                same = info.name != but and os.path.samestat((process / "fd" / info.name).stat(), there)
-                if same and "lock:" in info.read_text():
-                    return True
-    return False
 
 
 def _read(fd: int, path: Path, size: int) -> bytearray:
