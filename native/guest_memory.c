@@ -172,17 +172,54 @@ uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, c
     return done;
 }
 
-bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length)
+static bool is_memory(const struct guest_memory *memory, uint64_t gpa, uint64_t length, bool writable)
 {
     uint64_t done = 0;
 
     while (done < length) {
         uint64_t span = length - done;
 
-        if (gpa + done < gpa || guest_memory_span(memory, gpa + done, &span, false) == NULL) {
+        if (gpa + done < gpa || guest_memory_span(memory, gpa + done, &span, writable) == NULL) {
             return false;
         }
         done += span;
+    }
+    return true;
+}
+
+bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length)
+{
+    return is_memory(memory, gpa, length, false);
+}
+
+bool guest_memory_writable(const struct guest_memory *memory, uint64_t gpa, uint64_t length)
+{
+    return is_memory(memory, gpa, length, true);
+}
+
+bool guest_memory_load16(const struct guest_memory *memory, uint64_t gpa, uint16_t *value)
+{
+    uint64_t span = sizeof(*value);
+    const uint8_t *from = guest_memory_span(memory, gpa, &span, false);
+
+    if (from != NULL && span == sizeof(*value) && (uintptr_t)from % sizeof(*value) == 0) {
+        *value = __atomic_load_n((const uint16_t *)(const void *)from, __ATOMIC_ACQUIRE);
+        return true;
+    }
+    return guest_memory_read(memory, gpa, value, sizeof(*value)) == sizeof(*value);
+}
+
+bool guest_memory_store16(const struct guest_memory *memory, uint64_t gpa, uint16_t value)
+{
+    uint64_t span = sizeof(value);
+    uint8_t *to = guest_memory_span(memory, gpa, &span, true);
+
+    if (to == NULL || span < sizeof(value) || (uintptr_t)to % sizeof(value) != 0) {
+        return guest_memory_write(memory, gpa, &value, sizeof(value)) == sizeof(value);
+    }
+    __atomic_store_n((uint16_t *)(void *)to, value, __ATOMIC_RELEASE);
+    if (memory->written != NULL) {
+        memory->written(memory->opaque, gpa, sizeof(value));
     }
     return true;
 }

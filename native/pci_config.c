@@ -36,6 +36,13 @@ static void read_config(const uint8_t *config, uint32_t at, struct io_access *ac
     }
 }
 
+static void fill_view(const struct pci_view *view, uint64_t at, uint32_t size)
+{
+    if (view != NULL && at <= view->last && at + size > view->first) {
+        view->fill(view->opaque);
+    }
+}
+
 /* An access to what ECAM has at `at`; false: it is a write to a function. */
 static bool access_config(const struct pci_bus *pci, uint64_t at, struct io_access *access)
 {
@@ -45,6 +52,7 @@ static bool access_config(const struct pci_bus *pci, uint64_t at, struct io_acce
     if (config == NULL) {
         read_nobody(access);
     } else if (!access->is_write) {
+        fill_view(pci->views[function], at & ECAM_REGISTER, access->size);
         read_config(config, at & ECAM_REGISTER, access);
     }
     return config == NULL || !access->is_write;

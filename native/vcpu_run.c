@@ -115,6 +115,11 @@ void vmm_io_unlock(struct vmm_vm *vm)
     pthread_mutex_unlock(&vm->io_lock);
 }
 
+pthread_mutex_t *vmm_io_mutex(struct vmm_vm *vm)
+{
+    return &vm->io_lock;
+}
+
 bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
 {
     pthread_mutex_lock(&vcpu->thread_lock);

@@ -62,6 +62,10 @@ Q35_PCIEXBAR_ADDR); newer OVMF chooses 0xe0000000. Firmware decides: nothing is 
 ECAM_SIZES = (256 * MIB, 128 * MIB, 64 * MIB)
 """Intel 3 Series (316966) 5.1.18, PCIEXBAR LENGTH 0-2: 256, 128 or 64 buses of 32 devices x 8 functions x 4 KiB."""
 
+BHYVE_BARS = range(0xC000_0000, 0xE000_0000)
+"""bhyve: usr.sbin/bhyve/pci_emul.c, where PCI devices get their addresses before the guest starts: from the end of low
+RAM's largest size to PCI_EMUL_ECFG_BASE."""
+
 IOAPIC_BASE = 0xFEC0_0000
 """Intel 82093AA; KVM's in-kernel IOAPIC (arch/x86/kvm/ioapic.h, IOAPIC_DEFAULT_BASE_ADDRESS)."""
 

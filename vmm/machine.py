@@ -143,6 +143,9 @@ class Machine(Runnable):
                     variables=outputs.variables,
                     hpet=config.hpet,
                     boot_order=config.boot.once or config.boot.order,
+                    core=core,
+                    disks=outputs.disks,
+                    ioeventfd=self._ioeventfd if self.accelerator.name is Accelerator.KVM else None,
                 )
             )
             parts.callback(self.platform.close)
@@ -321,6 +324,9 @@ class Machine(Runnable):
 
             return console_terminal(self.platform.flash.contents())
         return TerminalType.AUTO if self.config.firmware.kind is FirmwareKind.BHYVE else TerminalType.TTY_TERM
+
+    def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
+        self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
 
     def _positions(self) -> str:
         from vmm.run.failure import positions  # few runs fail

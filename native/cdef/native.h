@@ -15,3 +15,4 @@
 #include "vmm/python_device.h"
 #include "vmm/trace.h"
 #include "vmm/vcpu_run.h"
+#include "vmm/virtio_blk.h"

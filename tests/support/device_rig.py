@@ -80,6 +80,11 @@ class Rig:
         self.edges: list[tuple[int, bool]] = []
         self.messages: list[tuple[int, int]] = []
         self.printed = bytearray()
+        self._callbacks = (
+            ffi.callback("void(void *, uint32_t, bool)", lambda _, gsi, level: self.irq(gsi, level)),
+            ffi.callback("void(void *, uint64_t, uint32_t)", lambda _, address, data: self.msi(address, data)),
+        )
+        self.sink = ffi.new("struct interrupt_sink *", {"line": self._callbacks[0], "message": self._callbacks[1]})
 
     def irq(self, gsi: int, level: bool) -> None:
         if self.lines.get(gsi, False) != level:

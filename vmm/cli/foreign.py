@@ -7,6 +7,7 @@ such words; it is loaded only for a command line that has one, or that names dev
 import re
 from typing import NamedTuple
 
+from vmm.disks.drives import from_bhyve
 from vmm.options import split_commas
 
 ANY = r".*"
@@ -33,7 +34,7 @@ class Sorted(NamedTuple):
     """What can't be served; not empty: there must be no machine."""
 
 
-DISKS = "there are no disks; firmware's flash is -drive if=pflash"
+DISKS = "the only disks are virtio ones: -drive if=virtio,format=raw,file=PATH"
 DISPLAY = "there is no display; the consoles are -serial and -debugcon"
 MONITOR = "there is no monitor; Ctrl-A X ends the machine, and Python or pytest steer it"
 NETWORK = "there is no network"
@@ -50,7 +51,7 @@ XEN = "there is no Xen"
 NO_CONFIG = "there are no configuration files"
 MEMORY = "RAM is anonymous memory, taken when the guest first touches it"
 RESET = "a reset by the guest ends the machine, with status 1"
-DEVICES = "no such device here; known are vmgenid and vmcoreinfo"
+DEVICES = "no such device here; known are virtio-blk-pci, vmgenid and vmcoreinfo"
 
 _RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
 _ACTION = r"(reboot=shutdown|shutdown=poweroff)"
@@ -70,9 +71,8 @@ WORDS: dict[str, Word] = {
     # QEMU 7.2
     **_values(DISKS, *(f"-{name}" for name in ("hda", "hdb", "hdc", "hdd", "fda", "fdb", "cdrom", "sd", "mtdblock"))),
     **_values(DISKS, "-blockdev", "-iscsi"),
-    **_flags("there are no disks; readonly=on behind VARS' -drive keeps its file as it is", "-snapshot"),
     **_flags("there are no floppy disks", "-no-fd-bootchk", harmless=ANY),
-    **_flags("there are no disks", "-win2k-hack", harmless=ANY),
+    **_flags("there are no IDE disks", "-win2k-hack", harmless=ANY),
     **_values(DISPLAY, "-display", "-vga", "-vnc", harmless="none"),
     **_flags(DISPLAY, "-nographic", harmless=ANY),
     **_values(DISPLAY, "-spice", "-rotate"),
@@ -152,7 +152,8 @@ _BHYVE_SLOT = re.compile(r"\d+(:\d+){0,2},(?P<device>.*)")
 """What stands behind bhyve's -s; QEMU's has no value."""
 
 _DEVICES = {
-    r"virtio-(blk|scsi).*|vhost-user-blk.*|(ide|scsi|nvme|ahci|ich9-ahci|floppy|lsi|megasas|sdhci)\b.*": DISKS,
+    r"virtio-blk-(ccw|device|pci-transitional)\b.*|virtio-scsi.*|vhost-user-blk.*": DISKS,
+    r"(ide|scsi|nvme|ahci|ich9-ahci|floppy|lsi|megasas|sdhci)\b.*": DISKS,
     r"virtio-net.*|e1000.*|rtl8139.*|vmxnet3.*|pcnet.*|ne2k.*|igb.*": NETWORK,
     r"usb-.*|.*[xeuo]hci.*": USB,
     r"VGA.*|.*vga.*|virtio-gpu.*|qxl.*|ramfb.*|bochs-display.*": DISPLAY,
@@ -160,7 +161,7 @@ _DEVICES = {
     r"isa-debugcon.*|isa-serial.*": CONSOLES,
     r"virtio-9p.*|vhost-user-fs.*": DIRECTORIES,
     r"isa-debug-exit.*": "there is no such port; a guest ends the run by powering off",
-    r"(?!vmgenid\b|vmcoreinfo\b).*": DEVICES,
+    r"(?!(driver=)?(vmgenid|vmcoreinfo|virtio-blk(-pci(-non-transitional)?)?)(,|$)).*": DEVICES,
 }
 
 _MACHINE_HARMLESS = (
@@ -204,16 +205,16 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         elif word == "-device" and value is not None:
             why = next((why for names, why in _DEVICES.items() if re.fullmatch(names, value)), None)
             _take(word, value, why, result)
-        elif word == "-drive" and value is not None:
-            _take(word, value, None if "if=pflash" in split_commas(value) else DISKS, result)
         elif word == "-machine" and value is not None:
             _machine(value, machine_keys, result)
         elif word == "-s" and value is not None:
             slot = _BHYVE_SLOT.fullmatch(value)
             if slot is not None and slot["device"] in {"hostbridge", "lpc", "amd_hostbridge"}:
                 result.notes.append(f"{text} changes nothing: it is always there")
+            elif (disk := from_bhyve(value)) is not None:
+                result.options.extend(zip(("-drive", "-device"), disk, strict=True))
             else:
-                result.refusals.append(f"{text}: there are no devices in slots: neither disks nor network")
+                result.refusals.append(f"{text}: no such device here; known are virtio-blk, hostbridge and lpc")
         elif word in WORDS:
             known = WORDS[word]
             if known.harmless is not None and re.fullmatch(known.harmless, value or "", re.DOTALL):

@@ -54,11 +54,11 @@ def add_machine_arguments(parser: Parser) -> None:
     add("-bios", metavar="PATH", help="QEMU's spelling of FIRMWARE")
     add(
         "-drive",
-        metavar="if=pflash,...",
+        metavar="if=...,file=PATH",
         action="append",
         default=[],
         help="if=pflash,format=raw,file=PATH[,readonly=on][,unit=0|1]: CODE first, then VARS. The guest's variables go "
-        "into this VARS file; without -drive they go into a private copy",
+        "into this VARS file; without -drive they go into a private copy. if=virtio (the default) is a disk, see below",
     )
     add(
         "-l",
@@ -66,6 +66,7 @@ def add_machine_arguments(parser: Parser) -> None:
         dest="bootrom",
         help="bhyve's spelling: bootrom,ROM[,VARS][,fwcfg=qemu|bhyve|auto]",
     )
+    _add_disk_arguments(parser)
     kernel = parser.add_argument_group("kernel")
     add = kernel.add_argument
     add(
@@ -146,7 +147,8 @@ def add_machine_arguments(parser: Parser) -> None:
         metavar="DEVICE",
         action="append",
         default=[],
-        help="vmgenid[,guid=UUID|auto]: a VM generation id; vmcoreinfo: take the address of a kernel's crash notes",
+        help="vmgenid[,guid=UUID|auto]: a VM generation id; vmcoreinfo: take the address of a kernel's crash notes; "
+        "virtio-blk-pci,drive=ID[,bootindex=N][,serial=TEXT][,addr=SLOT]: the device that shows -drive if=none,id=ID",
     )
     consoles = parser.add_argument_group("consoles")
     add = consoles.add_argument
@@ -185,6 +187,19 @@ def add_machine_arguments(parser: Parser) -> None:
         action="store_true",
         help="time every exit and device access; --json has the histograms",
     )
+
+
+def _add_disk_arguments(parser: Parser) -> None:
+    disks = parser.add_argument_group(
+        "disks",
+        "-drive [if=virtio,]file=PATH,format=raw is a disk (virtio-blk), that the guest may write; readonly=on forbids "
+        "it, and snapshot=on puts what is written into a private file that is gone in the end (the default for files "
+        "below /usr). cache=writeback|none|writethrough|directsync|unsafe is as in QEMU; discard=unmap gives what the "
+        "guest discards back to the file system. if=none,id=ID is for a -device virtio-blk-pci. Images are locked as "
+        "QEMU does it. bhyve's spelling is -s SLOT,virtio-blk,PATH[,ro][,nocache][,direct][,ser=TEXT][,bootindex=N]",
+    )
+    add = disks.add_argument
+    add("-snapshot", action="store_true", help="snapshot=on for every disk, and VARS as they are")
 
 
 def config_from(arguments: argparse.Namespace) -> MachineConfig:
@@ -233,6 +248,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         direct=arguments.direct,
         bootorder=arguments.bootorder,
         devices=arguments.device,
+        drives=_disks(arguments),
         accel=arguments.accel,
         dispatch=arguments.dispatch,
         trace=arguments.trace,
@@ -264,10 +280,11 @@ def _machine_keys(text: str | None) -> dict[str, str]:
 
 def _firmware(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
     """Return the files in the words of `MachineConfig.create`, and the interface that ``-l`` asks for."""
+    flash = [text for text in arguments.drive if _is_flash(text)]
     given = {
         "FIRMWARE": arguments.firmware,
         "-bios": arguments.bios,
-        "-drive": arguments.drive or None,
+        "-drive": flash or None,
         "-l": arguments.bootrom,
     }
     named = [name for name, value in given.items() if value is not None]
@@ -277,13 +294,26 @@ def _firmware(arguments: argparse.Namespace) -> tuple[dict[str, Any], str | None
         raise ConfigError(f"-direct starts the kernel without firmware; leave out {named[0]}")
     if arguments.direct:
         return {"firmware": "none"}, None
-    if arguments.drive:
+    if flash:
         from vmm.config.drives import PflashDrive, flash_files
 
-        return flash_files(PflashDrive.parse(text) for text in arguments.drive), None
+        files = flash_files(PflashDrive.parse(text) for text in flash)
+        return files | ({"persist": False} if arguments.snapshot else {}), None
     if arguments.bootrom is not None:
         return _bootrom(arguments.bootrom)
     return {"firmware": _given(arguments.firmware, arguments.bios, DEFAULT_FIRMWARE)}, None
+
+
+def _is_flash(text: str) -> bool:
+    return "if=pflash" in split_commas(text)
+
+
+def _disks(arguments: argparse.Namespace) -> list[str]:
+    """Return the ``-drive`` texts that are disks."""
+    texts = [text for text in arguments.drive if not _is_flash(text)]
+    if not arguments.snapshot:
+        return texts
+    return [text if "snapshot=" in text.replace(",,", "") else f"{text},snapshot=on" for text in texts]
 
 
 def _bootrom(text: str) -> tuple[dict[str, Any], str | None]:

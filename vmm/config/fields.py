@@ -12,12 +12,13 @@ from vmm.tables.boot_order import BootOptions
 
 if TYPE_CHECKING:
     from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.disks.drives import Drive
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
     from vmm.tables.smbios_options import SmbiosOption
 else:
     # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
-    FwCfgItem = FwCtlItem = UserTable = E820Entry = SmbiosOption = Any
+    FwCfgItem = FwCtlItem = UserTable = E820Entry = SmbiosOption = Drive = Any
 
 DEFAULT_MEMORY = 256 << 20
 
@@ -65,6 +66,8 @@ class MachineFields(NamedTuple):
     """The VM generation id, 16 bytes in GUID order; None: the machine has no such device."""
     vmcoreinfo: bool = False
     """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
+    drives: tuple[Drive, ...] = ()
+    """The disks."""
     accel: Accelerator = Accelerator.AUTO
     dispatch: Dispatch = Dispatch.C
     exit_times: bool = False

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.parts import Accelerator, Dispatch, MachineType, Target
+    from vmm.disks.drives import Drive
     from vmm.firmware.images import Interface
     from vmm.inputs import InputFile
     from vmm.tables.acpi_user import UserTable
@@ -51,7 +52,9 @@ class MachineOptions(TypedDict, total=False):
         smbios_entry_point: 32 for SMBIOS 2.8, which is the default, 64 for SMBIOS 3.0.
         e820: entries, or ``-e820`` texts.
         bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
-        devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``.
+        devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``.
+        drives: disks: a ``Path`` is a raw image that the guest may write; `vmm.disks.drives.Drive` says more, and so
+            do ``-drive`` texts.
         accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
         exit_times: time every exit and device access; False.
@@ -85,6 +88,7 @@ class MachineOptions(TypedDict, total=False):
     e820: Iterable[E820Entry | str] | E820Entry | str | None
     bootorder: Iterable[str] | str | None
     devices: Iterable[str] | str | None
+    drives: Iterable[Drive | Path | str] | Drive | Path | str | None
     accel: Accelerator | str | None
     dispatch: Dispatch | str | None
     exit_times: bool | None

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.keywords import MachineOptions
+    from vmm.disks.drives import Drive
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
     from vmm.tables.smbios_options import SmbiosOption
@@ -101,6 +102,10 @@ class MachineConfig(MachineFields):
             raise ConfigError("-machine hpet=off: a bhyve machine has an HPET, which is its firmware's only clock")
         self._check_tables()
         self._check_kernel()
+        if self.drives:
+            from vmm.disks import drives
+
+            drives.check_together(self.drives)
 
     def _check_firmware(self) -> None:
         if self.firmware.needs_smm:
@@ -200,6 +205,8 @@ class MachineConfig(MachineFields):
                 yield option, file.path
         for table in self.acpi_tables:
             yield from (("-acpitable", path) for path in table.paths)
+        for drive in self.drives:
+            yield drive.option, drive.path
         for structure in self.smbios:
             yield from (("-smbios", path) for path in structure.paths)
 
@@ -275,6 +282,7 @@ class MachineConfig(MachineFields):
         e820: Iterable[E820Entry | str] | E820Entry | str = (),
         bootorder: Iterable[str] | str = (),
         devices: Iterable[str] | str = (),
+        drives: Iterable[Drive | Path | str] | Drive | Path | str = (),
         accel: Accelerator | str = Accelerator.AUTO,
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
@@ -304,8 +312,15 @@ class MachineConfig(MachineFields):
             "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
             "exit_times": exit_times,
             "trace": None if trace is None else str(trace),
-            **parse_devices(several(devices, "devices", str)),
         }
+        shown = several(devices, "devices", str)
+        if drives or any(text.removeprefix("driver=").startswith("virtio-blk") for text in shown):
+            from vmm.disks.drives import Drive, is_disk, parse_drives
+
+            given = several(drives, "drives", str, Path, Drive)
+            fields["drives"] = parse_drives(given, filter(is_disk, shown))
+            shown = tuple(text for text in shown if not is_disk(text))
+        fields |= parse_devices(shown)
         if e820:
             from vmm.tables.e820 import E820Entry
 

@@ -20,6 +20,8 @@ from vmm.options import shown
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
+    from vmm.disks.drives import Drive
+    from vmm.disks.image import DiskImage
     from vmm.firmware.images import VariableStore
     from vmm.firmware.variables import VariableFile
 
@@ -126,6 +128,7 @@ class Outputs:
         debugcon: likewise, of the debug port.
         trace: where the access log goes, if to a file.
         variables: the VARS file that the guest's variables are kept in, if there is one.
+        disks: the images of the guest's disks, also those that are only read.
         documents: what was asked for, by option.
 
     Raises:
@@ -142,10 +145,13 @@ class Outputs:
         self.debugcon: GrowingFile | None = None
         self.trace: GrowingFile | None = None
         self.variables: VariableFile | None = None
+        self.disks: tuple[DiskImage, ...] = ()
         self.documents: dict[str, Document] = {}
         try:
             if config is not None:
                 self._open_variables(config.firmware.variables)
+                if config.drives:
+                    self._open_disks(config.drives)
                 self._open_streams(config)
             for option, path in (documents or {}).items():
                 if path is not None:
@@ -197,6 +203,11 @@ class Outputs:
 
             self.variables = VariableFile(store.path, len(store.data))
             self._closers.callback(self.variables.close)
+
+    def _open_disks(self, drives: "Iterable[Drive]") -> None:
+        from vmm.disks.image import DiskImage
+
+        self.disks = tuple(self._closers.enter_context(DiskImage(drive)) for drive in drives)
 
     def _open_streams(self, config: "MachineConfig") -> None:
         consoles = {"-serial": config.serial, "-debugcon": config.debugcon}

@@ -7,6 +7,7 @@ from vmm import layout
 from vmm.bus import Bus
 from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.pci import INTERRUPT_PIN, Ecam, PciBus, PciFunction
+from vmm.devices.pirq import PIRQ_OFF, PirqRouter
 from vmm.devices.shadow import PAM_REGISTERS, ShadowArea
 from vmm.errors import ConfigError
 
@@ -15,9 +16,6 @@ HOST_BRIDGE = 0x060000
 ISA_BRIDGE = 0x060100
 OTHER_BRIDGE = 0x068000
 """PCI Code and ID Assignment: class codes."""
-
-PIRQ_OFF = 0x80
-"""PIRQ routing control: bit 7 set, not routed."""
 
 _I440FX_PAM = 0x59
 _Q35_PAM = 0x90
@@ -61,6 +59,7 @@ class HostBridge(PciFunction):
 
     def config_written(self, first: int, last: int) -> None:
         """Follow the PAM registers."""
+        super().config_written(first, last)
         if first < self._pam + PAM_REGISTERS and self._pam <= last:
             self._update_shadow()
 
@@ -129,35 +128,58 @@ class Q35HostBridge(HostBridge):
         self._ecam_at = wanted
 
 
-class Ich9Lpc(PciFunction):
+class IsaBridge(PciFunction):
+    """An ISA bridge with routing registers for PIRQ A to D at 0x60, and with eight PIRQs for E to H at 0x68.
+
+    Args:
+        device: device ID.
+        revision: revision ID.
+        pirqs: what the registers route.
+        multifunction: the device has more functions.
+    """
+
+    def __init__(self, device: int, pirqs: PirqRouter, *, revision: int = 0, multifunction: bool = False) -> None:
+        super().__init__(INTEL, device, ISA_BRIDGE, revision=revision, multifunction=multifunction)
+        self._pirqs = pirqs
+        self._routed = {0x60: 0} if multifunction else {0x60: 0, 0x68: 4}
+        for register in self._routed:
+            self.config[register : register + 4] = bytes((PIRQ_OFF,)) * 4
+
+    def config_written(self, first: int, last: int) -> None:
+        """Follow the routing registers."""
+        super().config_written(first, last)
+        for register, pirq in self._routed.items():
+            if first < register + 4 and register <= last:
+                self._pirqs.route(pirq, bytes(self.config[register : register + 4]))
+
+
+class Ich9Lpc(IsaBridge):
     """0:31.0: ISA bridge, PMBASE, interrupt routing registers.
 
     Args:
         pm: the ACPI block that PMBASE and ACPI_CNTL place.
+        pirqs: what the routing registers route.
     """
 
-    def __init__(self, pm: AcpiPm) -> None:
-        super().__init__(INTEL, 0x2918, ISA_BRIDGE, revision=2)
+    def __init__(self, pm: AcpiPm, pirqs: PirqRouter) -> None:
+        super().__init__(0x2918, pirqs, revision=2)
         self._pm = pm
         self.set_dword(_ICH9_PMBASE, _IO_SPACE)
         self.writable[_ICH9_PMBASE : _ICH9_PMBASE + 4] = (0xFF80).to_bytes(4, "little")
         self.writable[_ICH9_RCBA : _ICH9_RCBA + 4] = (0xFFFF_C001).to_bytes(4, "little")
-        for pirqs in (0x60, 0x68):
-            self.config[pirqs : pirqs + 4] = bytes((PIRQ_OFF,)) * 4
 
     def config_written(self, first: int, last: int) -> None:
         """Move the ACPI block."""
+        super().config_written(first, last)
         if first <= _ICH9_ACPI_CONTROL and last >= _ICH9_PMBASE:
             base = self.dword(_ICH9_PMBASE) & ~_IO_SPACE
             enabled = self.config[_ICH9_ACPI_CONTROL] & _ICH9_ACPI_ENABLE
             self._pm.move(base if enabled and base else None)
 
 
-def piix3_isa_bridge() -> PciFunction:
+def piix3_isa_bridge(pirqs: PirqRouter) -> IsaBridge:
     """82371SB, 0:1.0; 0:1.3 exists besides."""
-    bridge = PciFunction(INTEL, 0x7000, ISA_BRIDGE, multifunction=True)
-    bridge.config[0x60:0x64] = bytes((PIRQ_OFF,)) * 4
-    return bridge
+    return IsaBridge(0x7000, pirqs, multifunction=True)
 
 
 class Piix4Pm(PciFunction):
@@ -178,6 +200,7 @@ class Piix4Pm(PciFunction):
 
     def config_written(self, first: int, last: int) -> None:
         """Move the ACPI block."""
+        super().config_written(first, last)
         if first <= _PIIX4_PMREGMISC and last >= _PIIX4_PMBASE:
             base = self.dword(_PIIX4_PMBASE) & ~_IO_SPACE
             enabled = self.config[_PIIX4_PMREGMISC] & _PIIX4_PM_IO_ENABLE

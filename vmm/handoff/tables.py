@@ -26,9 +26,8 @@ PCI_HOLES_64 = {MachineType.Q35: (layout.GIB, 32 * layout.GIB), MachineType.PC: 
 """Alignment and size of the window behind RAM: QEMU, include/hw/pci-host/q35.h and hw/pci-host/i440fx.c,
 pci-hole64-size."""
 
-BHYVE_PCI_HOLE = range(3 * layout.GIB, 0xE000_0000)
 BHYVE_PCI_HOLE_64 = (32 * layout.GIB, 32 * layout.GIB)
-"""bhyve: usr.sbin/bhyve/pci_emul.c, PCI_EMUL_MEMLIMIT32 and PCI_EMUL_MEMSIZE64."""
+"""bhyve: usr.sbin/bhyve/pci_emul.c, PCI_EMUL_MEMSIZE64."""
 
 
 def e820_map(config: MachineConfig, low: int, high: int) -> tuple[e820.E820Entry, ...]:
@@ -136,10 +135,13 @@ def acpi_description(config: MachineConfig, low: int, high: int, standing: Stand
     """The machine as its ACPI tables describe it; arguments as `AcpiFiles`."""
     from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # loaded with the boards anyway
     from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
+    from vmm.devices.pirq import BHYVE as BHYVE_WIRING
+    from vmm.devices.pirq import FIRST_GSI, PC, Q35
     from vmm.tables.acpi_tables import AcpiDescription
 
     machine = config.machine_type
     pm = {MachineType.Q35: ICH9, MachineType.PC: PIIX4, MachineType.BHYVE: BHYVE}[machine]
+    wiring = {MachineType.Q35: Q35, MachineType.PC: PC, MachineType.BHYVE: BHYVE_WIRING}[machine]
     gpe0, ecam = standing.gpe0, standing.ecam
     return AcpiDescription(
         cpus=config.cpus,
@@ -159,6 +161,10 @@ def acpi_description(config: MachineConfig, low: int, high: int, standing: Stand
         ecam_size=0 if ecam is None else len(ecam),
         pci_windows=pci_windows(machine, low, high, ecam),
         isa_bridge=(1, 0) if machine is MachineType.PC else (31, 0),
+        pci_slots=standing.pci_slots,
+        pirqs=wiring.pirqs,
+        first_pirq=wiring.first,
+        first_gsi=FIRST_GSI,
         hpet_base=None if standing.hpet is None else standing.hpet.start,
         hpet_id=BLOCK_ID,
         hpet_minimum=MINIMUM_TICKS,
@@ -178,7 +184,7 @@ def pci_windows(machine: MachineType, low: int, high: int, ecam: range | None) -
     """
     hole, (align, size) = range(low, PCI_HOLE_END), PCI_HOLES_64.get(machine, BHYVE_PCI_HOLE_64)
     if machine is MachineType.BHYVE:
-        hole = BHYVE_PCI_HOLE
+        hole = layout.BHYVE_BARS
     start = -(-(layout.HIGH_RAM_BASE + high) // align) * align
     windows = []
     for window in (hole, range(start, start + size)):

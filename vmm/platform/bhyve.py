@@ -1,13 +1,15 @@
 """A PC as FreeBSD's bhyve makes it: fixed ACPI ports, an HPET, RAM all the way up to 1 MiB with SMBIOS in it.
 
-Sources: FreeBSD, usr.sbin/bhyve (pci_hostbridge.c, pci_lpc.c, amd64/pm.c); edk2, OvmfPkg/Bhyve. Nothing has a base
-address register, so there is none to assign before the guest starts, as bhyve does for its PCI devices.
+Sources: FreeBSD, usr.sbin/bhyve (pci_hostbridge.c, pci_lpc.c, pci_emul.c, amd64/pm.c); edk2, OvmfPkg/Bhyve, which takes
+the base addresses of PCI devices as they are at power-on.
 """
 
 from vmm import layout
 from vmm.devices.acpi_pm import BHYVE, AcpiPm
-from vmm.devices.chipset import HOST_BRIDGE, INTEL, ISA_BRIDGE, PIRQ_OFF
+from vmm.devices.chipset import HOST_BRIDGE, IsaBridge
 from vmm.devices.pci import SUBSYSTEM_ID, PciFunction
+from vmm.devices.pirq import BHYVE as WIRING
+from vmm.devices.pirq import PirqRouter
 from vmm.platform.parts import Board, Parts, Platform, Standing
 
 _NETAPP = 0x1275
@@ -15,8 +17,6 @@ _HOSTBRIDGE = 0x1275
 """pci_hostbridge.c: bhyve's host bridge is NetApp's, and edk2 knows the platform by its device ID."""
 
 _LPC = 0x7000
-_PIRQS = (0x60, 0x68)
-"""pci_irq.c: PIRQ A to D and E to H, not routed after reset."""
 
 
 def build(parts: Parts) -> Platform:
@@ -25,32 +25,35 @@ def build(parts: Parts) -> Platform:
     Raises:
         ConfigError: two devices claim the same addresses.
     """
-    board = Board("bhyve", parts)
+    board = Board("bhyve", parts, WIRING)
     board.map_rom()
     parts.memory.map_ram(layout.LEGACY_ROM.start, len(layout.LEGACY_ROM))
     flash = board.map_variables()
     board.add_config_and_reset()
     pm = board.add_acpi(BHYVE)
     board.pci.add(0, 0, _plain(PciFunction(_NETAPP, _HOSTBRIDGE, HOST_BRIDGE)))
-    board.pci.add(31, 0, Lpc(pm))
+    board.pci.add(31, 0, Lpc(pm, board.pirqs))
+    board.add_disks()
+    board.assign_bars(layout.BHYVE_BARS)
     hpet = board.add_hpet()
     # QEMU's port for it, 0x402, is in the middle of this board's PM1a enable register.
     consoles = board.add_consoles(layout.PORT_DEBUG_BOCHS)
-    return board.finish(pm, consoles, board.add_clock(), flash, lambda: Standing(pm.decoded, hpet=hpet))
+    return board.finish(
+        pm, consoles, board.add_clock(), flash, lambda: Standing(pm.decoded, hpet=hpet, pci_slots=board.pci_slots)
+    )
 
 
-class Lpc(PciFunction):
+class Lpc(IsaBridge):
     """0:31.0: the ISA bridge; the ACPI ports belong to it and never move.
 
     Args:
         pm: the ACPI block.
+        pirqs: what its routing registers route.
     """
 
-    def __init__(self, pm: AcpiPm) -> None:
-        super().__init__(INTEL, _LPC, ISA_BRIDGE)
+    def __init__(self, pm: AcpiPm, pirqs: PirqRouter) -> None:
+        super().__init__(_LPC, pirqs)
         _plain(self)
-        for register in _PIRQS:
-            self.config[register : register + 4] = bytes((PIRQ_OFF,)) * 4
         self._pm = pm
         pm.move(layout.PORT_PM_BHYVE.start)
 

@@ -2,8 +2,9 @@
 
 import mmap
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import layout
 from vmm.bus import Bus, Device
@@ -13,6 +14,7 @@ from vmm.devices.debugcon import DebugConsole
 from vmm.devices.flash import Flash, WriteBack
 from vmm.devices.hpet import Hpet
 from vmm.devices.pci import PciBus, PciConfigPorts
+from vmm.devices.pirq import PirqRouter, Wiring, kvm_sink
 from vmm.devices.reset import I8042Reset, ResetControl, SystemControlA
 from vmm.devices.rtc import Rtc
 from vmm.devices.serial import Serial
@@ -23,6 +25,12 @@ from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages
 from vmm.firmware.variables import VariableFile
 from vmm.tables.boot_order import cmos_boot_bytes
+
+if TYPE_CHECKING:
+    from vmm.devices.virtio.block import VirtioBlk
+    from vmm.disks.image import DiskImage
+else:
+    VirtioBlk = DiskImage = Any  # loaded for machines that have disks
 
 _BIOS_ALIAS = 128 * layout.KIB
 """How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
@@ -48,10 +56,14 @@ class Parts(NamedTuple):
         clock: the guest's time.
         serial: gets what is printed on COM1.
         debugcon: gets what is printed on the debug port.
+        core: the machine for devices in C, a ``struct vmm_vm *``.
         variables: the file that the variable store is kept in; None: the guest writes a private copy.
         hpet: whether there is one, where a board can do without.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
         images: by `CODE` and `VARIABLES`, what the images became in an earlier machine; to be used in place.
+        disks: images that the guest gets as disks; they stay the caller's.
+        ioeventfd: lets the kernel signal an eventfd for a 16-bit store to a guest address, or not any more: descriptor,
+            address, whether; None where the kernel sees no such stores.
     """
 
     ports: Bus
@@ -67,10 +79,13 @@ class Parts(NamedTuple):
     clock: GuestClock
     serial: Sink
     debugcon: Sink
+    core: Any
     variables: VariableFile | None = None
     hpet: bool = True
     boot_order: str | None = None
     images: Mapping[str, mmap.mmap] = MappingProxyType({})
+    disks: tuple[DiskImage, ...] = ()
+    ioeventfd: Callable[[int, int, bool], None] | None = None
 
     def line(self, gsi: int) -> Irq:
         """One interrupt line."""
@@ -86,12 +101,14 @@ class Standing(NamedTuple):
         gpe0: ports of GPE0; None for none.
         ecam: addresses of PCIe configuration space; None for none.
         hpet: addresses of the HPET; None for none.
+        pci_slots: device numbers of PCI devices with interrupt pins.
     """
 
     pm_base: int | None = None
     gpe0: range | None = None
     ecam: range | None = None
     hpet: range | None = None
+    pci_slots: tuple[int, ...] = ()
 
 
 class Platform(NamedTuple):
@@ -108,6 +125,7 @@ class Platform(NamedTuple):
         timers: the thread that devices get called back on.
         devices: all that a reset reaches, by name.
         images: by `CODE` and `VARIABLES`, the memory of the images that there are.
+        disks: the disks, in the order in which they were given.
         standing: tells what stands where now; io_lock is held.
     """
 
@@ -121,6 +139,7 @@ class Platform(NamedTuple):
     timers: TimerService
     devices: dict[str, Device]
     images: dict[str, mmap.mmap]
+    disks: list[VirtioBlk]
     standing: Callable[[], Standing]
 
     def state(self) -> dict[str, Any]:
@@ -155,8 +174,10 @@ class Platform(NamedTuple):
             self.flash.flush()
 
     def close(self) -> None:
-        """Stop the timers and let go of the images; no vCPU runs any more, and io_lock is not held."""
+        """Stop the timers and threads, and let go of the images; no vCPU runs any more, and io_lock is not held."""
         self.timers.close()
+        for disk in self.disks:
+            disk.close()
         if self.flash is not None:
             try:
                 self.flash.flush()
@@ -170,12 +191,15 @@ class Board:
     Args:
         name: of the board.
         parts: what it is built from.
+        wiring: of the interrupt pins of its PCI devices.
     """
 
-    def __init__(self, name: str, parts: Parts) -> None:
+    def __init__(self, name: str, parts: Parts, wiring: Wiring) -> None:
         self.name = name
         self.parts = parts
-        self.pci = PciBus()
+        self.pci = PciBus(parts.mmio)
+        self.pirqs = PirqRouter(wiring, kvm_sink(parts.core))
+        self._disks: list[VirtioBlk] = []
         self.timers = TimerService(parts.ports.lock, parts.ports.fail, parts.clock)
         self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
         self._devices: dict[str, Device] = {}
@@ -261,6 +285,47 @@ class Board:
         self.add_at_ports(layout.PORT_SYSTEM_CONTROL_A, SystemControlA(power), "system control A")
         self.add_at_ports(layout.PORT_I8042_COMMAND, I8042Reset(power), "i8042 command")
 
+    @property
+    def pci_slots(self) -> tuple[int, ...]:
+        """Device numbers of PCI devices with interrupt pins of their own, beside the chipset."""
+        return tuple(sorted(disk.slot for disk in self._disks))
+
+    def add_disks(self) -> None:
+        """Add the disks, those without a slot of their own to the first that are free.
+
+        Raises:
+            ConfigError: a slot is taken, or none is left.
+            HostError: the host has no room for one more.
+        """
+        parts = self.parts
+        if not parts.disks:
+            return
+        from vmm.devices.virtio.block import VirtioBlk
+        from vmm.devices.virtio.transport import Backplane
+
+        backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd)
+        with ExitStack() as closers:
+            for image in sorted(parts.disks, key=lambda image: image.drive.slot is None):
+                slot = image.drive.slot
+                slot = self.pci.free_slot() if slot is None else slot
+                disk = VirtioBlk(image, backplane, slot)
+                closers.callback(disk.close)
+                try:
+                    self.pci.add(slot, 0, disk.function)
+                except ConfigError as error:
+                    raise ConfigError(f"{image.drive.option}: {error}; give another addr=, or none") from None
+                self._disks.append(disk)
+                self._devices[disk.name] = disk
+            closers.pop_all()
+
+    def assign_bars(self, room: range) -> None:
+        """Give every BAR an address, the largest first."""
+        at = room.start
+        bars = [(bar, function) for function in self.pci.functions().values() for bar in function.bars]
+        for bar, function in sorted(bars, key=lambda pair: -pair[0].size):
+            function.assign_bar(bar, at)
+            at += bar.size
+
     def finish(
         self, pm: AcpiPm, serial: Serial, rtc: Rtc, flash: Flash | None, standing: Callable[[], Standing]
     ) -> Platform:
@@ -276,6 +341,7 @@ class Board:
             timers=self.timers,
             devices=self._devices,
             images=self._images,
+            disks=self._disks,
             standing=standing,
         )
 

@@ -3,6 +3,7 @@
 from vmm import layout
 from vmm.devices.acpi_pm import ICH9
 from vmm.devices.chipset import Ich9Lpc, Q35HostBridge
+from vmm.devices.pirq import Q35 as WIRING
 from vmm.platform.parts import Board, Parts, Platform, Standing
 
 
@@ -12,20 +13,21 @@ def build(parts: Parts) -> Platform:
     Raises:
         ConfigError: two devices claim the same addresses.
     """
-    board = Board("q35", parts)
+    board = Board("q35", parts, WIRING)
     shadow = board.map_code()
     flash = board.map_variables()
     board.add_config_and_reset()
     pm = board.add_acpi(ICH9)
     host = Q35HostBridge(shadow, board.pci, parts.mmio)
     board.pci.add(0, 0, host)
-    board.pci.add(31, 0, Ich9Lpc(pm))
+    board.pci.add(31, 0, Ich9Lpc(pm, board.pirqs))
+    board.add_disks()
 
     hpet = board.add_hpet()
 
     def standing() -> Standing:
         base = pm.decoded
         gpe0 = None if base is None else range(base + layout.ICH9_GPE0.start, base + layout.ICH9_GPE0.stop)
-        return Standing(base, gpe0, ecam=host.ecam, hpet=hpet)
+        return Standing(base, gpe0, ecam=host.ecam, hpet=hpet, pci_slots=board.pci_slots)
 
     return board.finish(pm, board.add_consoles(), board.add_clock(), flash, standing)

@@ -1,7 +1,8 @@
 r"""The DSDT, and the SSDT of the VM generation counter, in AML.
 
-The DSDT declares only what the machine has: the PCI root with its windows, the
-ISA bridge with COM1 and RTC, fw_cfg's QEMU0002, HPET, processors, and ``\_S5``.
+The DSDT declares only what the machine has: the PCI root with its windows and
+interrupts, the ISA bridge with COM1 and RTC, fw_cfg's QEMU0002, HPET,
+processors, and ``\_S5``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm import layout
-from vmm.tables import acpi_tables, aml, resources
+from vmm.tables import acpi_interrupts, acpi_tables, aml, resources
 
 if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription
@@ -28,7 +29,7 @@ all tables take to build."""
 
 def dsdt(machine: AcpiDescription) -> bytes:
     """Build the DSDT; revision 2, so that integers have 64 bits."""
-    system = [_pci_root(machine), _motherboard(machine)]
+    system = [_pci_root(machine), *acpi_interrupts.links(machine), _motherboard(machine)]
     if machine.hpet_base is not None:
         system.append(_hpet(machine.hpet_base))
     if machine.fw_cfg:
@@ -36,7 +37,7 @@ def dsdt(machine: AcpiDescription) -> bytes:
     system.append(_processors(machine))
     sleep_type = aml.integer(machine.s5_type)
     off = aml.name("_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
-    body = aml.scope("_SB", *system) + off
+    body = acpi_interrupts.mode(machine) + aml.scope("_SB", *system) + off
     return acpi_tables.table("DSDT", 2, body, machine.oem)
 
 
@@ -62,6 +63,7 @@ def _pci_root(machine: AcpiDescription) -> bytes:
     if machine.express:
         identity.append(_osc())
     if machine.isa_bridge is not None:
+        identity.append(acpi_interrupts.routing(machine))
         identity.append(_isa_bridge(machine, *machine.isa_bridge))
     return aml.device("PCI0", *identity)
 
@@ -93,7 +95,7 @@ def _osc() -> bytes:
 
 
 def _isa_bridge(machine: AcpiDescription, device: int, function: int) -> bytes:
-    children = []
+    children = [acpi_interrupts.registers(machine)]
     if machine.com1:
         com1 = _ports(layout.PORT_COM1), resources.irq(layout.COM1_IRQ)
         children.append(_isa_device("COM1", "PNP0501", *com1, unit=1))

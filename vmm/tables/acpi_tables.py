@@ -66,6 +66,11 @@ class AcpiDescription(NamedTuple):
         pci_windows: (first, last) of each memory window of the PCI root, below
             or above 4 GiB.
         isa_bridge: device and function of the ISA bridge; None for none.
+        pci_slots: numbers of the PCI devices that have interrupt pins; they need an ISA bridge.
+        pirqs: how many inputs the ISA bridge has for these pins, 4 or 8; with I/O APICs, input n has GSI
+            ``first_gsi`` + n.
+        first_pirq: the input of device 0's pin A; each further pin, and each further device, takes the next.
+        first_gsi: see ``pirqs``.
         com1: whether there is a serial port at 0x3f8, IRQ 4.
         rtc: whether there is an RTC at 0x70, IRQ 8.
         i8042: whether there is a keyboard controller at 0x60/0x64.
@@ -103,6 +108,10 @@ class AcpiDescription(NamedTuple):
     ecam_size: int = 256 << 20
     pci_windows: tuple[tuple[int, int], ...] = ((0xC000_0000, 0xFBFF_FFFF),)
     isa_bridge: tuple[int, int] | None = (31, 0)
+    pci_slots: tuple[int, ...] = ()
+    pirqs: int = 4
+    first_pirq: int = 0
+    first_gsi: int = 16
     com1: bool = True
     rtc: bool = True
     i8042: bool = False
@@ -132,6 +141,8 @@ class AcpiDescription(NamedTuple):
             raise ConfigError(f"ACPI: ECAM of {self.ecam_size:#x} bytes is not a whole number of buses of 1 MiB")
         if self.vmgenid is not None and len(self.vmgenid) != 16:
             raise ConfigError(f"ACPI: a VM generation id has 16 bytes, not {len(self.vmgenid)}")
+        if self.pci_slots and self.isa_bridge is None:
+            raise ConfigError("ACPI: without an ISA bridge, no interrupt of a PCI device is routed")
         for first, last in self.pci_windows:
             if last < first:
                 raise ConfigError(f"ACPI: PCI window {first:#x} to {last:#x} is empty")

@@ -19,6 +19,7 @@ _DUAL_NAME, _MULTI_NAME, _EXTENDED = 0x2E, 0x2F, 0x5B
 _STORE, _ADD, _AND, _OR, _INDEX, _CREATE_DWORD = 0x70, 0x72, 0x7B, 0x7D, 0x88, 0x8A
 _NOT, _EQUAL, _IF, _ELSE, _RETURN = 0x92, 0x93, 0xA0, 0xA1, 0xA4
 _DEVICE = 0x82
+_OPERATION_REGION, _FIELD, _PCI_CONFIG, _BYTE_ACCESS, _RESERVED_FIELD = 0x80, 0x81, 0x02, 0x01, 0x00
 
 
 def path(text: str) -> bytes:
@@ -174,6 +175,31 @@ def index(source: bytes, position: bytes) -> bytes:
 def create_dword_field(source: bytes, offset: bytes, target: str) -> bytes:
     """Encode ``CreateDWordField (source, offset, target)``; the offset is in bytes."""
     return bytes([_CREATE_DWORD]) + source + offset + path(target)
+
+
+def pci_config_region(target: str, offset: int, length: int) -> bytes:
+    """Encode ``OperationRegion (target, PCI_Config, offset, length)``; both in bytes."""
+    return (
+        bytes([_EXTENDED, _OPERATION_REGION]) + path(target) + bytes([_PCI_CONFIG]) + integer(offset) + integer(length)
+    )
+
+
+def byte_fields(region: str, fields: dict[int, str]) -> bytes:
+    """Encode ``Field (region, ByteAcc, NoLock, Preserve)`` with one-byte fields at rising offsets."""
+    body, at = path(region) + bytes([_BYTE_ACCESS]), 0
+    for offset, target in fields.items():
+        if offset > at:
+            body += bytes([_RESERVED_FIELD]) + _bits(8 * (offset - at))
+        body += path(target) + _bits(8)
+        at = offset + 1
+    return bytes([_EXTENDED]) + _sized(bytes([_FIELD]), body)
+
+
+def _bits(count: int) -> bytes:
+    """Encode a field's width, a PkgLength that does not count itself."""
+    if count >= 1 << 6:
+        raise ValueError(f"{count} bits: a field here has fewer than 64")
+    return bytes([count])
 
 
 def eisa_id(text: str) -> bytes:

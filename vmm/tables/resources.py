@@ -12,6 +12,10 @@ _CONSUMER = 0x01  # general flags: the device uses the range itself
 _READ_WRITE = 0x01
 _CACHEABLE = 0x02
 _ENTIRE_IO_RANGE = 0x03
+_LEVEL_HIGH_SHARED = 0x09  # interrupt vector flags: consumer, level, active high, shared
+
+INTERRUPT_NUMBER = 5
+"""Where the first number is in `interrupts`: behind tag, length, flags and count."""
 
 
 def template(*descriptors: bytes) -> bytes:
@@ -27,6 +31,12 @@ def io(base: int, length: int) -> bytes:
 def irq(number: int) -> bytes:
     """Encode an edge-triggered, active-high, exclusive ISA interrupt, 0 to 15."""
     return struct.pack("<BH", 0x22, 1 << number)
+
+
+def interrupts(*numbers: int) -> bytes:
+    """Encode ``Interrupt (ResourceConsumer, Level, ActiveHigh, Shared)``: one interrupt, or a choice of several."""
+    body = struct.pack(f"<BB{len(numbers)}I", _LEVEL_HIGH_SHARED, len(numbers), *numbers)
+    return struct.pack("<BH", 0x89, len(body)) + body
 
 
 def memory32(base: int, length: int, *, writable: bool = True) -> bytes:

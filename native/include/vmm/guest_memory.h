@@ -69,6 +69,15 @@ uint64_t guest_memory_scatter(const struct guest_memory *memory, uint64_t gpa, c
 /* Whether every byte of a range can be read. */
 bool guest_memory_readable(const struct guest_memory *memory, uint64_t gpa, uint64_t length);
 
+/* Whether every byte of a range can be written. */
+bool guest_memory_writable(const struct guest_memory *memory, uint64_t gpa, uint64_t length);
+
+/* One 16-bit load, what is read after it included (acquire). False: there is no memory. */
+bool guest_memory_load16(const struct guest_memory *memory, uint64_t gpa, uint16_t *value);
+
+/* One 16-bit store, what was written before it included (release). False: there is no writable memory. */
+bool guest_memory_store16(const struct guest_memory *memory, uint64_t gpa, uint16_t value);
+
 /* One 32-bit store, or byte by byte what of it is writable memory, if that isn't all in one region. */
 void guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value);
 

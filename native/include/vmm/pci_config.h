@@ -18,8 +18,17 @@
 #define PCI_FUNCTIONS 256   /* of one bus: 32 devices of 8 */
 #define PCI_CONFIG_SIZE 256 /* bytes of a conventional function; what ECAM shows beyond reads as all-ones */
 
+/* Registers of a function that show something else: they are filled in right before they are read. */
+struct pci_view {
+    uint32_t first;
+    uint32_t last; /* inclusive */
+    void (*fill)(void *opaque);
+    void *opaque;
+};
+
 struct pci_bus {
     const uint8_t *config[PCI_FUNCTIONS]; /* by device << 3 | function: PCI_CONFIG_SIZE bytes; NULL: not there */
+    const struct pci_view *views[PCI_FUNCTIONS]; /* NULL: none */
 };
 
 struct pci_ports {

@@ -122,6 +122,9 @@ bool vmm_io_trylock(struct vmm_vm *vm);
 void vmm_io_lock(struct vmm_vm *vm);
 void vmm_io_unlock(struct vmm_vm *vm);
 
+/* For devices with threads of their own. */
+pthread_mutex_t *vmm_io_mutex(struct vmm_vm *vm);
+
 /* Pieces that the software CPU shares with the KVM loop. */
 
 static inline bool vmm_stop_requested(const struct vmm_vm *vm)

@@ -40,6 +40,7 @@ class BoardRig(Rig):
                 clock=self.clock,
                 serial=self.printed.extend,
                 debugcon=self.printed.extend,
+                core=self.core,
             )
         )
 

@@ -7,6 +7,7 @@ from vmm import layout
 from vmm.devices.acpi_pm import ICH9, PIIX4, AcpiPm
 from vmm.devices.chipset import Ich9Lpc, Piix4Pm, Q35HostBridge, i440fx_host_bridge, piix3_isa_bridge
 from vmm.devices.pci import INTERRUPT_LINE, PciBus, PciConfigPorts, PciFunction
+from vmm.devices.pirq import Q35, PirqRouter
 from vmm.devices.reset import ResetControl
 from vmm.devices.shadow import ShadowArea
 
@@ -17,7 +18,8 @@ ECAM = 0xB000_0000
 class PciRig(Rig):
     def __init__(self) -> None:
         super().__init__()
-        self.pci = PciBus()
+        self.pci = PciBus(self.mmio)
+        self.pirqs = PirqRouter(Q35, self.sink)
         self.shadow = ShadowArea(self.memory, memoryview(bytearray(0x20000)))
         self.config = PciConfigPorts(self.pci, ResetControl(self.power))
         self.ports.add(ADDRESS, DATA + 3, self.config, "PCI configuration")
@@ -37,7 +39,9 @@ class PciRig(Rig):
 def q35_rig() -> PciRig:
     rig = PciRig()
     rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio))
-    rig.pci.add(31, 0, Ich9Lpc(AcpiPm(ICH9, rig.ports, lambda level: rig.irq(9, level), rig.power, rig.clock)))
+    rig.pci.add(
+        31, 0, Ich9Lpc(AcpiPm(ICH9, rig.ports, lambda level: rig.irq(9, level), rig.power, rig.clock), rig.pirqs)
+    )
     return rig
 
 
@@ -50,7 +54,7 @@ def q35() -> PciRig:
 def pc() -> PciRig:
     rig = PciRig()
     rig.pci.add(0, 0, i440fx_host_bridge(rig.shadow))
-    rig.pci.add(1, 0, piix3_isa_bridge())
+    rig.pci.add(1, 0, piix3_isa_bridge(rig.pirqs))
     rig.pci.add(1, 3, Piix4Pm(AcpiPm(PIIX4, rig.ports, lambda level: rig.irq(9, level), rig.power, rig.clock)))
     return rig
 

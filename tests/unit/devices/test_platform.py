@@ -48,6 +48,7 @@ class PlatformRig(Rig):
                 clock=self.clock,
                 serial=self.printed.extend,
                 debugcon=self.printed.extend,
+                core=self.core,
                 variables=VariableFile(variables.path, len(variables.data)) if variables.persist else None,
                 boot_order=boot_order,
                 images=images,

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The threads of a disk: when they run, wait, and end. */
+#include "blk.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define STACK_BYTES (1u << 18)
+
+void virtio_blk_notify(struct virtio_blk *blk)
+{
+    const uint64_t one = 1;
+
+    /* It cannot fail but for a counter at its end, and then there is a wake-up on its way already. */
+    (void)!write(blk->event_fd, &one, sizeof(one));
+}
+
+void virtio_blk_wake(struct virtio_blk *blk)
+{
+    if (blk->idle != 0) {
+        virtio_blk_notify(blk);
+    }
+}
+
+static void wait_for_event(struct virtio_blk *blk)
+{
+    uint64_t events;
+
+    blk->idle++;
+    pthread_mutex_unlock(blk->io_lock);
+    (void)!read(blk->event_fd, &events, sizeof(events));
+    pthread_mutex_lock(blk->io_lock);
+    blk->idle--;
+}
+
+static void *work(void *opaque)
+{
+    struct virtio_blk_worker *worker = opaque;
+    struct virtio_blk *blk = worker->blk;
+
+    pthread_mutex_lock(blk->io_lock);
+    while (!blk->closing) {
+        if (!virtio_blk_serve(worker)) {
+            wait_for_event(blk);
+        } else {
+            /* However many requests there are, vCPUs get at their devices in between. */
+            pthread_mutex_unlock(blk->io_lock);
+            pthread_mutex_lock(blk->io_lock);
+        }
+    }
+    pthread_mutex_unlock(blk->io_lock);
+    /* One event wakes one thread: pass it on to the next. */
+    virtio_blk_notify(blk);
+    return NULL;
+}
+
+struct virtio_blk *virtio_blk_new(const struct guest_memory *memory, pthread_mutex_t *io_lock, struct pci_pirqs *pirqs)
+{
+    struct virtio_blk *blk = calloc(1, sizeof(*blk));
+
+    if (blk == NULL) {
+        return NULL;
+    }
+    blk->event_fd = eventfd(0, EFD_CLOEXEC);
+    if (blk->event_fd < 0) {
+        free(blk);
+        return NULL;
+    }
+    pthread_cond_init(&blk->settled, NULL);
+    blk->io_lock = io_lock;
+    blk->image = (struct disk_image){.fd = -1, .direct_fd = -1, .direct_alignment = SECTOR_SIZE, .overlay_fd = -1};
+    blk->pci.memory = memory;
+    blk->pci.class = &virtio_blk_class;
+    blk->pci.opaque = blk;
+    blk->pci.pirqs = pirqs;
+    blk->pci.queue_count = 1;
+    blk->pci.msix.sink = pirqs->sink;
+    blk->pci.msix.vectors = 2; /* configuration changes, and the queue */
+    return blk;
+}
+
+int virtio_blk_start(struct virtio_blk *blk)
+{
+    pthread_attr_t attributes;
+    sigset_t all;
+    sigset_t before;
+    int error = 0;
+
+    virtio_blk_offer(blk);
+    virtio_pci_reset(&blk->pci);
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    /* Signals are the interpreter's and the vCPUs' business, but for those that say that this thread has a fault. */
+    sigfillset(&all);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
+    sigdelset(&all, SIGABRT);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (error == 0 && blk->running < VIRTIO_BLK_THREADS) {
+        struct virtio_blk_worker *worker = &blk->workers[blk->running];
+
+        worker->blk = blk;
+        worker->buffer = mmap(NULL, VIRTIO_BLK_PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (worker->buffer == MAP_FAILED) {
+            error = errno;
+        } else {
+            error = pthread_create(&worker->thread, &attributes, work, worker);
+            if (error != 0) {
+                munmap(worker->buffer, VIRTIO_BLK_PIECE);
+            } else {
+                blk->running++;
+            }
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+void virtio_blk_stop(struct virtio_blk *blk)
+{
+    pthread_mutex_lock(blk->io_lock);
+    blk->closing = true;
+    virtio_blk_notify(blk);
+    pthread_mutex_unlock(blk->io_lock);
+    for (uint32_t i = 0; i < blk->running; i++) {
+        pthread_join(blk->workers[i].thread, NULL);
+        munmap(blk->workers[i].buffer, VIRTIO_BLK_PIECE);
+    }
+    blk->running = 0;
+}
+
+void virtio_blk_free(struct virtio_blk *blk)
+{
+    virtio_blk_stop(blk);
+    close(blk->event_fd);
+    pthread_cond_destroy(&blk->settled);
+    free(blk);
+}
+
+void virtio_blk_settle(struct virtio_blk *blk)
+{
+    pthread_mutex_lock(blk->io_lock);
+    while (!virtio_blk_is_settled(blk)) {
+        virtio_blk_wake(blk);
+        pthread_cond_wait(&blk->settled, blk->io_lock);
+    }
+    pthread_mutex_unlock(blk->io_lock);
+}

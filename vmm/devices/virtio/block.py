@@ -1,0 +1,92 @@
+"""A disk: virtio-blk in front of a raw image, whose requests threads in C serve (`native/virtio/blk.c`)."""
+
+import os
+from typing import Any
+
+from vmm._native import ffi, lib
+from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.transport import Backplane, VirtioFunction
+from vmm.disks.image import SECTOR, DiskImage
+from vmm.errors import HostError
+
+_BLOCK_DEVICE = 2
+"""Virtio 1.2, chapter 5."""
+
+_MASS_STORAGE = 0x010000
+"""PCI Code and ID Assignment: a SCSI storage controller, which QEMU's virtio-blk says it is."""
+
+
+class VirtioBlk(VirtioDevice):
+    """A disk.
+
+    Args:
+        image: what is on it; stays open as long as the device.
+        backplane: what it is plugged into.
+        slot: PCI device number.
+
+    Attributes:
+        drive: what it is made of.
+        name: of its ranges on the bus.
+
+    Raises:
+        HostError: no memory, descriptors or threads for it.
+    """
+
+    def __init__(self, image: DiskImage, backplane: Backplane, slot: int) -> None:
+        self.drive = drive = image.drive
+        self._image = image
+        self._backplane = backplane
+        memory, mutex = ffi.addressof(backplane.core, "memory"), lib.vmm_io_mutex(backplane.core)
+        blk = lib.virtio_blk_new(memory, mutex, backplane.pirqs.core)
+        if not blk:
+            raise HostError(f"{drive.option}: no memory, or no descriptor for it (ulimit -n)")
+        self._blk = blk = ffi.gc(blk, lib.virtio_blk_free)
+        blk.read_only = drive.read_only
+        blk.write_back = drive.cache.write_back
+        core = blk.image
+        core.fd, core.direct_fd, core.direct_alignment = image.fd, image.direct_fd, image.direct_alignment
+        core.overlay_fd, core.sectors = image.overlay_fd, image.size // SECTOR
+        core.unmap, core.never_sync = drive.unmap, drive.cache == "unsafe"
+        if image.overlaid is not None:
+            self._bitmap_pin = ffi.from_buffer("uint8_t[]", image.overlaid)
+            core.overlaid = self._bitmap_pin
+        serial = drive.serial.encode("ascii")
+        ffi.memmove(blk.serial, serial, len(serial))
+        registers = ffi.addressof(blk, "pci")
+        self.name = f"virtio-blk {slot}"
+        function = VirtioFunction(_BLOCK_DEVICE, _MASS_STORAGE, registers, backplane, slot, self.name, blk.event_fd)
+        super().__init__(function, registers, backplane.lock)
+        error = lib.virtio_blk_start(blk)
+        if error:
+            self.close()
+            raise HostError(f"{drive.option}: no thread for it: {os.strerror(error).lower()} (ulimit -u)")
+
+    def settle(self) -> None:
+        """Wait until every request is served that the guest has made; no vCPU runs, and io_lock is not held."""
+        lib.virtio_blk_settle(self._blk)
+
+    def state(self) -> dict[str, Any]:
+        """As `VirtioDevice.state`, and the requests that are being served; what is on the disk is not part of it."""
+        heads = ffi.new("uint16_t[]", lib.VIRTIO_BLK_THREADS)
+        count = lib.virtio_blk_begun(self._blk, heads)
+        return super().state() | {"begun": [heads[i] for i in range(count)]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `VirtioDevice.restore`; requests that had been begun are served from their beginning."""
+        heads = state["begun"]
+        if len(heads) > lib.VIRTIO_BLK_THREADS:
+            raise ValueError(f"{len(heads)} requests that were being served")
+        self._blk.again_count = len(heads)
+        for i, head in enumerate(heads):
+            self._blk.again[i] = head
+        super().restore(state)
+
+    def counters(self) -> dict[str, int]:
+        """Requests served so far, by kind, bytes moved, and how many requests the image failed."""
+        with self._backplane.lock:
+            counters = self._blk.counters
+            return {name: getattr(counters, name) for name, _ in ffi.typeof(counters).fields}
+
+    def close(self) -> None:
+        """End the threads; no vCPU runs, and io_lock is not held. May be called twice."""
+        lib.virtio_blk_stop(self._blk)

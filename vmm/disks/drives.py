@@ -1,0 +1,291 @@
+"""Disks as people write them: QEMU's ``-drive`` and ``-device virtio-blk-pci``, and bhyve's ``-s N,virtio-blk``.
+
+QEMU tells what a disk is made of (``-drive``) from what the guest sees of it (``-device``); ``if=virtio`` says both.
+Here, one `Drive` is both.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from vmm import options
+from vmm.errors import ConfigError
+
+DEVICES = ("virtio-blk-pci", "virtio-blk-pci-non-transitional", "virtio-blk")
+"""QEMU's names for the device; here it is always a modern one."""
+
+_DRIVE_KEYS = ("if", "format", "file", "readonly", "read-only", "id", "snapshot", "cache", "discard", "media", "aio")
+_DEVICE_KEYS = ("driver", "drive", "id", "bootindex", "serial", "addr", "bus", "disable-legacy", "disable-modern")
+_BHYVE_FLAGS = {
+    "ro": "readonly=on",
+    "nocache": "cache=none",
+    "direct": "cache=directsync",
+    "nodelete": "discard=ignore",
+}
+_INTERFACES = ("virtio", "none")
+_MAX_BOOTINDEX = (1 << 31) - 1
+_MAX_SERIAL = 20
+"""Bytes (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID)."""
+
+_ROOT_BUSES = {"pcie.0", "pci.0"}
+
+DEFAULT_INTERFACE = "virtio"
+"""QEMU's is IDE, which there is none of."""
+
+
+class Cache(StrEnum):
+    """How writes reach the disk, as QEMU's ``cache=`` names it."""
+
+    WRITEBACK = "writeback"
+    """Through the host's page cache; on the disk once the guest flushes."""
+    NONE = "none"
+    """Past the host's page cache (O_DIRECT); on the disk once the guest flushes."""
+    WRITETHROUGH = "writethrough"
+    """Through the page cache, and on the disk before the guest hears of it."""
+    DIRECTSYNC = "directsync"
+    """Past the page cache, and on the disk before the guest hears of it."""
+    UNSAFE = "unsafe"
+    """Through the page cache; the guest's flushes do nothing."""
+
+    @property
+    def direct(self) -> bool:
+        """Past the host's page cache."""
+        return self in {Cache.NONE, Cache.DIRECTSYNC}
+
+    @property
+    def write_back(self) -> bool:
+        """Whether a write that the guest was told of may be lost with the host's power."""
+        return self not in {Cache.WRITETHROUGH, Cache.DIRECTSYNC}
+
+
+class Drive(NamedTuple):
+    """A raw image, and the virtio-blk device that shows it to the guest."""
+
+    path: Path
+    read_only: bool = False
+    snapshot: bool = False
+    """Writes go into a private file that is gone with the machine; the image stays as it is."""
+    cache: Cache = Cache.WRITEBACK
+    unmap: bool = False
+    """What the guest discards is given back to the file system, ``discard=unmap``."""
+    raw: bool = False
+    """It was said that the image is raw: then it is, whatever it looks like."""
+    id: str | None = None
+    serial: str = ""
+    """What the guest can ask for, up to 20 ASCII characters."""
+    bootindex: int | None = None
+    """Its place among what firmware boots, the lowest first; None: it has none."""
+    slot: int | None = None
+    """PCI device number, ``addr=``; None: the first that is free."""
+
+    @property
+    def option(self) -> str:
+        """What messages call it."""
+        return f"-drive file={self.path}"
+
+    @property
+    def only_read(self) -> bool:
+        """Whether the image stays as it is, whatever the guest writes."""
+        return self.read_only or self.snapshot
+
+    def check(self) -> None:
+        """Refuse what no disk can be.
+
+        Raises:
+            ConfigError: says what.
+        """
+        if len(self.serial) > _MAX_SERIAL or not self.serial.isascii() or not self.serial.isprintable():
+            raise ConfigError(f"{self.option}: serial={self.serial}: {_MAX_SERIAL} ASCII characters at the most")
+
+    @classmethod
+    def parse(cls, value: "Drive | Path | str") -> "Drive":
+        """Return the disk of a ``-drive`` text, or of a path: a raw image that the guest may write.
+
+        Raises:
+            ConfigError: what the text has to say is not known.
+        """
+        if isinstance(value, Drive):
+            return value
+        if isinstance(value, str):
+            return _Backend.parse(value).drive
+        return cls(value, snapshot=is_of_a_package(value))
+
+
+class _Backend(NamedTuple):
+    """A ``-drive``, and whether a ``-device`` is to come."""
+
+    drive: Drive
+    waits: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        keys = options.parse_keys(text, "-drive", known=_DRIVE_KEYS)
+        what = f"-drive {text}"
+        interface = keys.get("if", DEFAULT_INTERFACE)
+        if interface not in _INTERFACES:
+            raise ConfigError(f"{what}: if={interface} is not known; there are virtio, none (with -device) and pflash")
+        if keys.get("format", "raw") != "raw":
+            raise ConfigError(f"{what}: format={keys['format']} is not known; raw is (qemu-img convert -O raw)")
+        if keys.get("media", "disk") != "disk":
+            raise ConfigError(
+                f"{what}: media={keys['media']}: there are no CD drives; an image of a CD boots as a disk"
+            )
+        if keys.get("aio", "threads") != "threads":
+            raise ConfigError(f"{what}: aio={keys['aio']} is not known; threads is")
+        if not keys.get("file"):
+            raise ConfigError(f"{what}: file=PATH is missing")
+        if interface == "none" and not keys.get("id"):
+            raise ConfigError(f"{what}: if=none needs an id=, for -device virtio-blk-pci,drive=ID")
+        discard = keys.get("discard", "ignore")
+        if discard not in {"ignore", "off", "unmap", "on"}:
+            raise ConfigError(f"{what}: discard={discard}: write ignore or unmap")
+        if keys.get("cache", "writeback") not in set(Cache):
+            raise ConfigError(f"{what}: cache={keys['cache']} is not known; known are {', '.join(Cache)}")
+        path = Path(keys["file"])
+        drive = Drive(
+            path,
+            read_only=options.parse_bool(keys.get("readonly", keys.get("read-only", "off")), "-drive readonly"),
+            snapshot=is_of_a_package(path)
+            if "snapshot" not in keys
+            else options.parse_bool(keys["snapshot"], "-drive snapshot"),
+            cache=Cache(keys.get("cache", "writeback")),
+            unmap=discard in {"unmap", "on"},
+            raw="format" in keys,
+            id=keys.get("id"),
+        )
+        return cls(drive, interface == "none")
+
+
+def is_of_a_package(path: Path) -> bool:
+    """Whether a file belongs to what a distribution installed, and is not the user's to be changed by a guest.
+
+    Below /usr, and not below /usr/local (Filesystem Hierarchy Standard 3.0, 4.1 and 4.9).
+    """
+    real = path.resolve()
+    return real.is_relative_to("/usr") and not real.is_relative_to("/usr/local")
+
+
+def is_disk(device: str) -> bool:
+    """Whether a ``-device`` text names a disk."""
+    return device.partition(",")[0].removeprefix("driver=") in DEVICES
+
+
+def parse_drives(drives: Iterable[Drive | Path | str], devices: Iterable[str]) -> tuple[Drive, ...]:
+    """Return the disks of a machine, in the order in which they were given.
+
+    Args:
+        drives: disks, images, or ``-drive`` texts.
+        devices: ``-device virtio-blk-pci`` texts.
+
+    Raises:
+        ConfigError: one of them makes no sense, or does not go with the others.
+    """
+    backends = [
+        _Backend.parse(value) if isinstance(value, str) else _Backend(Drive.parse(value), waits=False)
+        for value in drives
+    ]
+    names = [backend.drive.id for backend in backends if backend.drive.id is not None]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"-drive id={name}: the id is given twice")
+    shown: dict[str, Drive] = {}
+    for text in devices:
+        name, drive = _device(text, {backend.drive.id: backend for backend in backends})
+        if name in shown:
+            raise ConfigError(f"-device {text}: the drive {name} has a device already")
+        shown[name] = drive
+    result = []
+    for backend in backends:
+        drive = shown.get(backend.drive.id or "", backend.drive)
+        if backend.waits and drive is backend.drive:
+            raise ConfigError(f"-drive id={drive.id}: no device shows it; add -device virtio-blk-pci,drive={drive.id}")
+        result.append(drive)
+    return tuple(result)
+
+
+def _device(text: str, backends: dict[str | None, _Backend]) -> tuple[str, Drive]:
+    """Return which drive a ``-device`` shows, and the drive as it is then."""
+    what = f"-device {text}"
+    keys = options.parse_keys(text, "-device", known=_DEVICE_KEYS, implied="driver")
+    name = keys.get("drive", "")
+    backend = backends.get(name)
+    if backend is None or not name:
+        raise ConfigError(f"{what}: drive={name}: there is no -drive if=none,id={name or 'ID'},file=PATH,format=raw")
+    if not backend.waits:
+        raise ConfigError(f"{what}: the drive {name} has a device already: its -drive says if=virtio, not if=none")
+    if keys.get("bus", "pci.0") not in _ROOT_BUSES:
+        raise ConfigError(f"{what}: bus={keys['bus']}: there is one bus, pcie.0 or pci.0")
+    if options.parse_bool(keys.get("disable-modern", "off"), "-device disable-modern"):
+        raise ConfigError(f"{what}: disable-modern=on: the device has no legacy interface to fall back on")
+    bootindex = keys.get("bootindex")
+    return name, backend.drive._replace(
+        serial=keys.get("serial", ""),
+        bootindex=None
+        if bootindex is None
+        else options.parse_int(bootindex, "-device bootindex=", minimum=0, maximum=_MAX_BOOTINDEX),
+        slot=None if "addr" not in keys else _slot(keys["addr"], what),
+    )
+
+
+def _slot(text: str, what: str) -> int:
+    """Read ``addr=``: a PCI device number, in hexadecimal as QEMU's, of which the function can only be 0."""
+    device, _, function = text.partition(".")
+    try:
+        slot = int(device, 16)
+    except ValueError:
+        slot = -1
+    if not 0 <= slot < 32 or function not in {"", "0"}:
+        raise ConfigError(f"{what}: addr={text}: a PCI device number, from 1 to 1f (hexadecimal)")
+    return slot
+
+
+def check_together(drives: Iterable[Drive]) -> None:
+    """Refuse disks that contradict each other.
+
+    Raises:
+        ConfigError: two are the same image, or have the same place in the boot order, or in PCI.
+    """
+    images: dict[Path, Drive] = {}
+    indices: dict[int, Drive] = {}
+    slots: dict[int, Drive] = {}
+    for drive in drives:
+        drive.check()
+        other = images.setdefault(drive.path.resolve(), drive)
+        if other is not drive and not (drive.only_read and other.only_read):
+            raise ConfigError(f"{drive.option}: the image is another disk's already")
+        for what, number, taken in (("bootindex", drive.bootindex, indices), ("addr", drive.slot, slots)):
+            if number is not None and taken.setdefault(number, drive) is not drive:
+                raise ConfigError(f"{drive.option}: {what}={number:x} is {taken[number].path}'s already")
+
+
+def from_bhyve(text: str) -> tuple[str, str] | None:
+    """Return ``-drive`` and ``-device`` texts for bhyve's ``SLOT,virtio-blk,PATH[,OPTION…]``; None: no such disk.
+
+    Raises:
+        ConfigError: an option that is not known.
+    """
+    place, *parts = options.split_commas(text)
+    if len(parts) < 2 or parts[0] != "virtio-blk":
+        return None
+    what = f"-s {text}"
+    numbers = place.split(":")
+    bus = numbers.pop(0) if len(numbers) == 3 else "0"
+    slot, function = numbers if len(numbers) == 2 else (place, "0")
+    if bus != "0" or function != "0" or not slot.isdecimal() or not 0 < int(slot) < 32:
+        raise ConfigError(f"{what}: the bus is 0, the slot from 1 to 31, the function 0")
+    name = f"slot{int(slot)}"
+    backend = [f"if=none,id={name},file={parts[1].replace(',', ',,')}"]
+    frontend = [f"virtio-blk-pci,drive={name},addr={int(slot):x}"]
+    for option in parts[2:]:
+        key, separator, value = option.partition("=")
+        if option in _BHYVE_FLAGS:
+            backend.append(_BHYVE_FLAGS[option])
+        elif separator and key == "ser":
+            frontend.append(f"serial={value}")
+        elif separator and key == "bootindex":
+            frontend.append(option)
+        else:
+            known = ", ".join((*_BHYVE_FLAGS, "ser=", "bootindex="))
+            raise ConfigError(f"{what}: unknown option '{option}'; known: {known}")
+    return ",".join(backend), ",".join(frontend)
