@@ -24,6 +24,15 @@ def path(name: str) -> Path:
     return _existing(name, ".fd")
 
 
+def boot_sector() -> Path:
+    """Return the first sector of a disk that a BIOS boots: it prints the text in the second, and powers off.
+
+    Raises:
+        ConfigError: It was not built.
+    """
+    return _existing("boot-sector", ".img")
+
+
 def report(image: str) -> Path:
     """Return a report guest: ``report.efi``, a UEFI driver, or ``report.bin``, an option ROM.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError
 from vmm.inputs import is_file
-from vmm.verify.linux_guest import FILES, cache
+from vmm.verify.linux_guest import DISK_MODULES, FILES, cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,7 @@ _MEMBERS: Final = {
     "vmlinuz": re.compile(r"boot/vmlinuz-[^/]+"),
     "qemu_fw_cfg.ko": re.compile(r".*/qemu_fw_cfg\.ko(\.xz)?"),
     "busybox": re.compile(r"(usr/)?bin/busybox"),
+    **{f"{name}.ko": re.compile(rf".*/{name}\.ko(\.xz)?") for name in DISK_MODULES},
 }
 
 
@@ -65,7 +66,7 @@ def fetch(*, again: bool, say: Callable[[str], object]) -> None:
 
 
 def _complete(place: Path) -> bool:
-    return all(is_file(place / name) for name in (*FILES, "packages"))
+    return all(is_file(place / name) for name in (*_MEMBERS, "packages"))
 
 
 def _fetch(work: Path, place: Path, say: Callable[[str], object]) -> None:
@@ -88,7 +89,7 @@ def _fetch(work: Path, place: Path, say: Callable[[str], object]) -> None:
     for package in sorted(work.glob("*.deb")):
         names.append(_output("dpkg-deb", "--show", str(package)).strip())
         _unpack(package, new)
-    missing = [name for name in FILES if not (new / name).is_file()]
+    missing = [name for name in _MEMBERS if not (new / name).is_file()]
     if missing:
         raise HostError(f"{' and '.join(names)} have no {', '.join(missing)}")
     (new / "packages").write_text("\n".join(names) + "\n", encoding="utf-8")

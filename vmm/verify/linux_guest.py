@@ -25,6 +25,9 @@ leaves that check out by itself (kvm_guest_init in arch/x86/kernel/kvm.c)."""
 
 FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
 
+DISK_MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
+"""Drivers of a virtio disk, in the order in which they can be loaded; not of this report, but of the same package."""
+
 
 def cache() -> Path:
     """Return the directory, outside of any clone, where they are kept."""

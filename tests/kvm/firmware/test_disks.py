@@ -1,0 +1,182 @@
+"""Disks of real guests: Linux reads and writes them, OVMF and bhyve's UEFI read them, SeaBIOS boots from them."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disk_images import write_fat
+
+from vmm.disks.drives import Drive
+from vmm.firmware import guests
+from vmm.machine import Machine
+from vmm.run.outcome import Reason
+from vmm.verify import initramfs, linux_guest
+from vmm.verify.linux_guest import LinuxFiles
+
+pytestmark = pytest.mark.needs_kvm
+
+DEADLINE = 120.0
+MachineMaker = Callable[..., Machine]
+
+
+def initial_ram_disk(script: str) -> bytes:
+    """A static busybox, the drivers, and a script that begins once /dev/vda is there."""
+
+    def entry(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
+        return initramfs.header(name, mode, len(data), device=device) + data + initramfs.padding(len(data))
+
+    files = LinuxFiles.find()
+    modules = [linux_guest.cache() / f"{name}.ko" for name in linux_guest.DISK_MODULES]
+    busybox = "/bin/busybox"
+    init = f"#!{busybox} sh\n{busybox} mkdir /proc /sys\n{busybox} --install -s /bin\nexport PATH=/bin\n"
+    init += "mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n"
+    init += "".join(f"insmod /{module.name}\n" for module in modules)
+    init += f"{script}\npoweroff -f\n"
+    return b"".join(
+        (
+            *(entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev")),
+            entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+            entry("bin/busybox", stat.S_IFREG | 0o755, files.busybox.read_bytes()),
+            *(entry(module.name, stat.S_IFREG | 0o644, module.read_bytes()) for module in modules),
+            entry("init", stat.S_IFREG | 0o755, init.encode()),
+            initramfs.header(initramfs.TRAILER, 0),
+        )
+    )
+
+
+@pytest.fixture
+def linux(vmm_machine: Callable[..., Any], tmp_path: Path) -> MachineMaker:
+    """Make a machine whose Linux runs a shell script beside its disks, and powers off."""
+
+    def make(script: str, append: str = "", **fields: Any) -> Machine:
+        initrd = tmp_path / "initrd"
+        initrd.write_bytes(initial_ram_disk(script))
+        words = f"{linux_guest.COMMAND_LINE} {append}"
+        machine = vmm_machine(
+            "none", direct=True, kernel=LinuxFiles.find().kernel, initrd=initrd, append=words, **fields
+        )
+        assert isinstance(machine, Machine)
+        return machine
+
+    return make
+
+
+def printed(machine: Machine) -> str:
+    outcome = machine.run(deadline=DEADLINE)
+    text = machine.serial.text()
+    assert outcome.reason is Reason.POWER_OFF, f"{outcome.message}\n{text[-2000:]}"
+    return text
+
+
+SCRIPT = """
+set -e
+echo "whole $(md5sum /dev/vda)"
+dd if=/dev/vda of=/tail bs=4k skip=100 count=50 iflag=direct
+dd if=/tail of=/dev/vda bs=4k seek=7 conv=fsync
+cat /sys/block/vda/serial; echo
+grep -E 'virtio' /proc/interrupts
+dd if=/dev/vda of=/dev/null bs=64k iflag=direct & dd if=/dev/vda of=/dev/null bs=4k iflag=direct & wait
+blkdiscard -o 1048576 -l 1048576 /dev/vda
+echo 0000:00:0$SLOT.0 >/sys/bus/pci/drivers/virtio-pci/unbind
+echo 0000:00:0$SLOT.0 >/sys/bus/pci/drivers/virtio-pci/bind
+echo "again $(md5sum /dev/vda)"
+"""
+
+
+@pytest.mark.parametrize(
+    ("board", "slot", "append", "interrupt"),
+    [
+        pytest.param("q35", 1, "", "PCI-MSI", marks=pytest.mark.hw_long),
+        ("pc", 2, "pci=nomsi", "IO-APIC"),
+        ("pc", 2, "pci=nomsi noapic", "XT-PIC"),
+    ],
+)
+def test_linux_reads_and_writes(
+    linux: MachineMaker, tmp_path: Path, board: str, slot: int, append: str, interrupt: str
+) -> None:
+    image = tmp_path / "disk.img"
+    before = os.urandom(4 << 20)
+    image.write_bytes(before)
+    drive = Drive(image, unmap=True, serial="vmm-1")
+    text = printed(linux(SCRIPT.replace("$SLOT", str(slot)), append, machine=board, drives=[drive]))
+    expected = bytearray(before)
+    expected[7 * 4096 : 57 * 4096] = before[100 * 4096 : 150 * 4096]
+    expected[1 << 20 : 2 << 20] = bytes(1 << 20)
+    assert f"whole {hashlib.md5(before, usedforsecurity=False).hexdigest()}" in text
+    assert f"again {hashlib.md5(expected, usedforsecurity=False).hexdigest()}" in text
+    assert "vmm-1" in text
+    assert any(interrupt in line and "virtio0" in line for line in text.splitlines()), text
+    assert image.read_bytes() == expected
+
+
+def test_linux_sees_errors_and_goes_on(linux: MachineMaker, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    script = """
+    dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct && echo "first read"
+    read line
+    dd if=/dev/vda of=/dev/null bs=4k skip=200 count=1 iflag=direct || echo "second failed"
+    dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct && echo "still there"
+    """
+    machine = linux(script, drives=[image])
+    machine.expect("first read", deadline=DEADLINE)
+    os.truncate(image, 64 << 10)
+    machine.send("\n")
+    text = printed(machine)
+    assert "I/O error, dev vda, sector 1600" in text
+    assert "second failed" in text
+    assert "still there" in text
+
+
+def test_linux_cannot_write_what_is_read_only(linux: MachineMaker, tmp_path: Path) -> None:
+    images = [tmp_path / "one.img", tmp_path / "two.img"]
+    for image in images:
+        image.write_bytes(b"x" * (1 << 20))
+    script = """
+    dd if=/dev/zero of=/dev/vda bs=4k count=1 || echo "refused"
+    dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync && cmp -n 4096 /dev/vdb /dev/zero && echo "written"
+    """
+    text = printed(linux(script, drives=[Drive(images[0], read_only=True), Drive(images[1], snapshot=True)]))
+    assert "refused" in text
+    assert "written" in text
+    assert [image.read_bytes() for image in images] == [b"x" * (1 << 20)] * 2
+
+
+@pytest.mark.parametrize("board", ["pc", "q35"])
+def test_seabios_boots_from_a_disk(vmm_machine: Callable[..., Any], tmp_path: Path, board: str) -> None:
+    image = tmp_path / "disk.img"
+    token = os.urandom(8).hex()
+    image.write_bytes((guests.boot_sector().read_bytes() + token.encode()).ljust(1 << 20, b"\0"))
+    text = printed(vmm_machine("seabios", machine=board, drives=[image]))
+    assert f"boot-sector: {token}" in text
+
+
+@pytest.fixture
+def fat(tmp_path: Path) -> Iterator[Path]:
+    image = tmp_path / "fat.img"
+    write_fat(image, "HELLO.TXT", b"hello from a FAT\n")
+    before = image.read_bytes()
+    yield image
+    assert image.read_bytes() == before, "nobody wrote"
+
+
+def in_the_shell(machine: Machine, *commands: str) -> str:
+    machine.expect("any other key to continue", deadline=DEADLINE)
+    machine.send_line()
+    machine.expect("Shell>", deadline=60)
+    for command in commands:
+        machine.send_line(command)
+        machine.expect("Shell>", deadline=60)
+    return machine.serial.text()
+
+
+@pytest.mark.parametrize("firmware", ["ovmf", "bhyve"])
+def test_uefi_reads_a_file(vmm_machine: Callable[..., Any], fat: Path, firmware: str) -> None:
+    text = in_the_shell(vmm_machine(firmware, drives=[Drive(fat, slot=4)]), r"type fs0:\hello.txt")
+    assert "PciRoot(0x0)/Pci(0x4,0x0)" in text
+    assert "BLK0:" in text
+    assert "hello from a FAT" in text
