@@ -1,6 +1,6 @@
-"""Write the seed inputs of both fuzz targets: what real guests do, and the ends of everything.
+"""Write the seed inputs of libFuzzer's targets: what real guests do, and the ends of everything.
 
-usage: make_corpus.py DIRECTORY      writes DIRECTORY/fw_cfg/* and DIRECTORY/guest_memory/*
+usage: make_corpus.py DIRECTORY      writes DIRECTORY/fw_cfg/*, DIRECTORY/guest_memory/* and DIRECTORY/virtio_blk/*
 """
 
 import struct
@@ -11,6 +11,8 @@ from typing import Any
 SELECT, READ_DATA, PORT_IN, PORT_OUT, RESET, TRACE, DMA = range(7)
 DMA_READ, DMA_SKIP, DMA_SELECT, DMA_WRITE = 2, 4, 8, 16
 ADD, REMOVE, COPY = range(3)
+START, OFFER, REQUEST = 0, 2, 8
+QUEUE_SIZE = 16
 
 PLACE_LOW, PLACE_LOW_END, PLACE_ROM_END, PLACE_HIGH, PLACE_HIGH_END, PLACE_TOP, PLACE_ANY_RAM, PLACE_ANYWHERE = range(8)
 
@@ -83,10 +85,26 @@ def guest_memory_seeds() -> dict[str, bytes]:
     return seeds
 
 
+def virtio_blk_seeds() -> dict[str, bytes]:
+    """A driver that starts the disk and asks for each kind of request, right and spoiled in each way."""
+    ring_features = 1 << 28 | 1 << 29 | 1 << 13 | 1 << 14 | 1 << 11
+    seeds = {}
+    for name, features in (("plain", 0), ("negotiated", ring_features)):
+        for kind in range(8):
+            for spoiled in range(8):
+                begin = record(START, address=features, data=b"\6")
+                wrong = record(REQUEST, number=kind, length=1024, address=3, data=bytes((0, spoiled, 100, kind & 1, 2)))
+                seeds[f"{name}_{kind}_{spoiled}"] = begin + wrong + begin + wrong
+    seeds["read_only"] = record(START, data=b"\1") + record(REQUEST, number=1, length=512)
+    seeds["ahead"] = record(START) + record(OFFER, place=QUEUE_SIZE + 1)
+    return seeds
+
+
 def main() -> None:
-    """Write both corpora."""
+    """Write all corpora."""
     top = Path(sys.argv[1])
-    for target, seeds in (("fw_cfg", fw_cfg_seeds()), ("guest_memory", guest_memory_seeds())):
+    targets = {"fw_cfg": fw_cfg_seeds(), "guest_memory": guest_memory_seeds(), "virtio_blk": virtio_blk_seeds()}
+    for target, seeds in targets.items():
         directory = top / target
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in seeds.items():
