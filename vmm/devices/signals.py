@@ -28,6 +28,16 @@ class PowerControl(Protocol):
         """The guest entered ACPI's S5."""
 
 
+class FlashFile(Protocol):
+    """Where flash is kept from one run to the next; `vmm.firmware.variables.VariableFile` is one."""
+
+    contents: mmap.mmap
+    """What the flash holds."""
+
+    def store(self, first: int, end: int) -> None:
+        """Keep what changed from ``first`` to before ``end``."""
+
+
 class MemoryMapper(Protocol):
     """The part of guest memory that a chipset rearranges; `vmm.memory.GuestMemory` has more."""
 

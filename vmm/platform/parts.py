@@ -19,11 +19,10 @@ from vmm.devices.reset import I8042Reset, ResetControl, SystemControlA
 from vmm.devices.rtc import Rtc
 from vmm.devices.serial import Serial
 from vmm.devices.shadow import LegacyArea, ShadowArea
-from vmm.devices.signals import Irq, MemoryMapper, Msi, PowerControl, Sink
+from vmm.devices.signals import FlashFile, Irq, MemoryMapper, Msi, PowerControl, Sink
 from vmm.devices.timer import TimerService
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages
-from vmm.firmware.variables import VariableFile
 from vmm.tables.boot_order import cmos_boot_bytes
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class Parts(NamedTuple):
     serial: Sink
     debugcon: Sink
     core: Any
-    variables: VariableFile | None = None
+    variables: FlashFile | None = None
     hpet: bool = True
     boot_order: str | None = None
     images: Mapping[str, mmap.mmap] = MappingProxyType({})
