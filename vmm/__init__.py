@@ -6,18 +6,20 @@ if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
     from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
-    from vmm.run.expected import Expected
+    from vmm.run.expected import Expected, ExpectError, SendError
     from vmm.run.outcome import Outcome, Reason
 
-__all__ = ["Expected", "Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
+__all__ = ["ExpectError", "Expected", "Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason", "SendError"]
 
 _HOMES = {
+    "ExpectError": "vmm.run.expected",
     "Expected": "vmm.run.expected",
     "Machine": "vmm.machine",
     "MachineConfig": "vmm.config.machine",
     "MachineOptions": "vmm.config.keywords",
     "Outcome": "vmm.run.outcome",
     "Reason": "vmm.run.outcome",
+    "SendError": "vmm.run.expected",
 }
 
 

@@ -1,14 +1,10 @@
-"""Every error that vmm raises on purpose.
+"""Every error that vmm raises on purpose, but for those of `vmm.run.expected`.
 
 The text of each says what failed, with which value, and what to do about it;
 the command line prints it as one line and exits with ``exit_status``.
 """
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vmm.run.outcome import Outcome
 
 
 class ExitStatus(IntEnum):
@@ -64,29 +60,3 @@ class KvmError(VmmError):
 
 class DeviceError(VmmError):
     """A device of ours failed while it served the guest: a defect of vmm, kept for the caller of ``run``."""
-
-
-class ExpectError(VmmError):
-    """What `Machine.expect` waited for did not show.
-
-    Args:
-        expected: what that was.
-        outcome: how the run ended instead.
-    """
-
-    def __init__(self, expected: str, outcome: "Outcome") -> None:
-        super().__init__(f"expected {expected}: {outcome.message}")
-        self.outcome = outcome
-        self.exit_status = outcome.exit_status
-
-
-class SendError(VmmError):
-    """Nobody will read what was to be typed: the guest has ended.
-
-    Args:
-        outcome: how.
-    """
-
-    def __init__(self, outcome: "Outcome") -> None:
-        super().__init__(f"nobody reads what is typed any more: {outcome.message}")
-        self.outcome = outcome

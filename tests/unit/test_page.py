@@ -8,7 +8,8 @@ import pytest
 from vmm.errors import ExitStatus, HostError
 from vmm.report import html as pages
 from vmm.verify import show
-from vmm.verify.result import Subject, Verdict, Verification
+from vmm.verify.result import Subject, Verification
+from vmm.verify.values import Verdict
 
 
 def verification(name: str) -> Verification:

@@ -18,8 +18,9 @@ from vmm.verify import linux_report, show, smbios
 from vmm.verify.collect import Collected
 from vmm.verify.facts import Facts
 from vmm.verify.guest_report import GuestReport, Kind, ReportError, decode
-from vmm.verify.result import Subject, Verdict
+from vmm.verify.result import Subject
 from vmm.verify.run import compare
+from vmm.verify.values import Verdict
 
 LOW = 128 << 20
 STANDING = Standing(pm_base=0x600)

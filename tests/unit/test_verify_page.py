@@ -4,7 +4,8 @@ from html_page import check_self_contained, read
 
 from vmm.tables.e820 import E820Entry, E820Type
 from vmm.verify import picture, show
-from vmm.verify.result import Subject, Verdict, Verification
+from vmm.verify.result import Subject, Verification
+from vmm.verify.values import Verdict
 
 KIB = 1 << 10
 OFFERED = [E820Entry(0, 1024 * KIB, E820Type.RAM), E820Entry(2048 * KIB, 64 * KIB, E820Type.NVS)]

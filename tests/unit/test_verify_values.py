@@ -9,8 +9,8 @@ import vmm.verify
 from vmm.tables.e820 import E820Entry, E820Type
 from vmm.verify import aml
 from vmm.verify.explain import explain
-from vmm.verify.result import Subject, Verdict, Verification
-from vmm.verify.values import Cpus, Side, Structure, Table
+from vmm.verify.result import Subject, Verification
+from vmm.verify.values import Cpus, Side, Structure, Table, Verdict
 
 RAM = E820Entry(0, 1 << 20, E820Type.RAM)
 NVS = E820Entry(1 << 20, 1 << 16, E820Type.NVS)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TextIO
 from vmm.errors import ConfigError
 from vmm.options import split_commas
 
-# All words here are English, argparse's own too: it would ask gettext, which loads `locale` only to find no translation.
+# Words here are English, argparse's own too: it would ask gettext, which loads `locale` only to find no translation.
 argparse._ = str  # type: ignore[attr-defined]
 
 MAX_HELP_WIDTH = 100

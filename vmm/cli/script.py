@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.config.parts import parse_choice
-from vmm.errors import ConfigError, SendError
+from vmm.errors import ConfigError
 from vmm.inputs import read_file
 from vmm.run.expect import compile_pattern, encode
+from vmm.run.expected import SendError
 from vmm.run.keys import TerminalType, check_keys
 from vmm.run.outcome import Reason
 

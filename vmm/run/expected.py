@@ -1,7 +1,10 @@
-"""What `Machine.expect` returns."""
+"""What `Machine.expect` returns, or raises."""
 
 import re
 from typing import AnyStr, Generic, NamedTuple
+
+from vmm.errors import VmmError
+from vmm.run.outcome import Outcome
 
 
 class Expected(NamedTuple, Generic[AnyStr]):
@@ -18,3 +21,29 @@ class Expected(NamedTuple, Generic[AnyStr]):
     match: re.Match[AnyStr]
     before: AnyStr
     console: str
+
+
+class ExpectError(VmmError):
+    """What `Machine.expect` waited for did not show.
+
+    Args:
+        expected: what that was.
+        outcome: how the run ended instead.
+    """
+
+    def __init__(self, expected: str, outcome: Outcome) -> None:
+        super().__init__(f"expected {expected}: {outcome.message}")
+        self.outcome = outcome
+        self.exit_status = outcome.exit_status
+
+
+class SendError(VmmError):
+    """Nobody will read what was to be typed: the guest has ended.
+
+    Args:
+        outcome: how.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"nobody reads what is typed any more: {outcome.message}")
+        self.outcome = outcome

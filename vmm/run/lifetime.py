@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vmm.errors import DeviceError, SendError, VmmError
+from vmm.errors import DeviceError, VmmError
 from vmm.run.outcome import Outcome, Reason
 
 FINAL = frozenset({Reason.POWER_OFF, Reason.RESET, Reason.TRIPLE_FAULT, Reason.EMULATION_FAILURE, Reason.KVM_FAILURE})
@@ -154,6 +154,8 @@ class Lifetime:
             raise ValueError("the machine is closed; type inside its 'with' block")
         self.raise_failure()
         if self.final is not None:
+            from vmm.run.expected import SendError
+
             raise SendError(self.final)
 
     def stop(self) -> None:

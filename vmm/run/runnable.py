@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from vmm.config.parts import parse_choice
-from vmm.errors import ExpectError, HostError
+from vmm.errors import HostError
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Pattern, compile_pattern, compile_patterns, encode, quoted
 from vmm.run.outcome import Outcome
@@ -120,6 +120,8 @@ class Runnable:
         self.outcome, found = self._runner.run(compiled, deadline, (), partial(self._poll, None))
         if found is not None:
             return found.expected()
+        from vmm.run.expected import ExpectError
+
         raise ExpectError(quoted(compiled), self.outcome.raise_interrupt())
 
     def send(self, text: str | bytes) -> None:

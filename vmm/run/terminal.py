@@ -14,8 +14,6 @@ import select
 import termios
 from typing import TYPE_CHECKING, Any, Self
 
-from vmm.errors import SendError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

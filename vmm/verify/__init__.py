@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmm.verify.guest_report import GuestReport
-    from vmm.verify.result import Verdict, Verification
+    from vmm.verify.result import Verification
     from vmm.verify.run import verify
-    from vmm.verify.values import Compared, Cpus, Side, Structure, Table
+    from vmm.verify.values import Compared, Cpus, Side, Structure, Table, Verdict
 
 __all__ = ["Compared", "Cpus", "GuestReport", "Side", "Structure", "Table", "Verdict", "Verification", "verify"]
 
@@ -17,7 +17,7 @@ _HOMES = {
     "Side": "vmm.verify.values",
     "Structure": "vmm.verify.values",
     "Table": "vmm.verify.values",
-    "Verdict": "vmm.verify.result",
+    "Verdict": "vmm.verify.values",
     "Verification": "vmm.verify.result",
     "verify": "vmm.verify.run",
 }

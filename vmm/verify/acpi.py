@@ -11,8 +11,8 @@ from vmm.tables.files import LOADER_FILE, RSDP_FILE, VMGENID_GUID_FILE
 from vmm.tables.table_loader import AddPointer
 from vmm.verify import aml
 from vmm.verify.acpi_fields import field_at
-from vmm.verify.result import Subject, Verdict
-from vmm.verify.values import Table
+from vmm.verify.result import Subject
+from vmm.verify.values import Table, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator

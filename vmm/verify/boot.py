@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from vmm.tables.boot_order import BOOT_ORDER_FILE, HALT, cmos_boot_bytes
 from vmm.verify.guest_report import GuestReport, Kind
-from vmm.verify.result import Subject, Verdict
+from vmm.verify.result import Subject
+from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
     from vmm.verify.collect import Collected

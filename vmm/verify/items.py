@@ -7,7 +7,8 @@ from uuid import UUID
 
 from vmm.legible import counted
 from vmm.tables.files import VMGENID_ADDRESS_FILE
-from vmm.verify.result import Subject, Verdict
+from vmm.verify.result import Subject
+from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
     from vmm.verify.collect import Collected

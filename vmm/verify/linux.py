@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.config.machine import MachineType
 from vmm.run.outcome import Reason
-from vmm.verify.result import Subject, Verdict
+from vmm.verify.result import Subject
+from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
     from vmm.verify.collect import Collected

@@ -12,7 +12,8 @@ from vmm.tables.e820 import E820Entry, E820Type
 from vmm.tables.files import E820_FILE
 from vmm.verify.e820_views import ovmf_view, seabios_view
 from vmm.verify.guest_report import GuestReport, Kind
-from vmm.verify.result import Subject, Verdict
+from vmm.verify.result import Subject
+from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from vmm.tables.in_ram import processors
 from vmm.verify.guest_report import GuestReport, Kind
-from vmm.verify.result import Subject, Verdict
-from vmm.verify.values import Cpus
+from vmm.verify.result import Subject
+from vmm.verify.values import Cpus, Verdict
 
 if TYPE_CHECKING:
     from vmm.verify.collect import Collected

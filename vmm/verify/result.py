@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from vmm.legible import legible
-from vmm.verify.values import Compared, Cpus, Side, Structure, Table
+from vmm.verify.values import Compared, Cpus, Side, Structure, Table, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmm.tables.e820 import E820Entry
     from vmm.verify.guest_report import GuestReport
-
-
-class Verdict(StrEnum):
-    """What became of something that was offered."""
-
-    ARRIVED = "arrived"
-    """The guest found what was offered, apart from what firmware has to fill in."""
-    EXTRA = "not ours"
-    """The guest found more than was offered: firmware's own."""
-    ALTERED = "altered"
-    """The guest found something else."""
-    MISSING = "missing"
-    """The guest found nothing."""
-    TRUE = "true"
-    """The machine is as the guest was told."""
-    UNTRUE = "untrue"
-    """The machine is otherwise."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the user got what they asked for."""
-        return self in {Verdict.ARRIVED, Verdict.EXTRA, Verdict.TRUE}
 
 
 @dataclass(frozen=True)

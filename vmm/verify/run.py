@@ -9,7 +9,8 @@ from vmm.verify import acpi, boot, items, linux, memory, processors, smbios, tru
 from vmm.verify.collect import DEADLINE, Collected, collect
 from vmm.verify.evidence import NAMES, Evidence
 from vmm.verify.guest_report import Kind
-from vmm.verify.result import Subject, Verdict, Verification
+from vmm.verify.result import Subject, Verification
+from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig

@@ -11,7 +11,7 @@ from vmm.legible import legible
 from vmm.report import html
 from vmm.report.text import size
 from vmm.verify import picture
-from vmm.verify.result import Verdict
+from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, split_structures
-from vmm.verify.result import Subject, Verdict
-from vmm.verify.values import Structure
+from vmm.verify.result import Subject
+from vmm.verify.values import Structure, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

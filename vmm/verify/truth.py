@@ -16,7 +16,8 @@ from vmm.tables.in_ram import processors
 from vmm.verify.acpi import offered_tables
 from vmm.verify.guest_report import GuestReport, Look
 from vmm.verify.memory import found_map
-from vmm.verify.result import Subject, Verdict
+from vmm.verify.result import Subject
+from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

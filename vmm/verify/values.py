@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmm.tables.e820 import E820Entry
-    from vmm.verify.result import Verdict
+
+
+class Verdict(StrEnum):
+    """What became of something that was offered."""
+
+    ARRIVED = "arrived"
+    """The guest found what was offered, apart from what firmware has to fill in."""
+    EXTRA = "not ours"
+    """The guest found more than was offered: firmware's own."""
+    ALTERED = "altered"
+    """The guest found something else."""
+    MISSING = "missing"
+    """The guest found nothing."""
+    TRUE = "true"
+    """The machine is as the guest was told."""
+    UNTRUE = "untrue"
+    """The machine is otherwise."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the user got what they asked for."""
+        return self in {Verdict.ARRIVED, Verdict.EXTRA, Verdict.TRUE}
+
 
 T = TypeVar("T")
 

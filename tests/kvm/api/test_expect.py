@@ -12,8 +12,8 @@ import debian
 import pexpect
 import pytest
 
-from vmm import Reason
-from vmm.errors import ConfigError, ExpectError, SendError
+from vmm import ExpectError, Reason, SendError
+from vmm.errors import ConfigError
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.run.keys import TerminalType

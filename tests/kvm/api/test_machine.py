@@ -306,7 +306,16 @@ def test_memory_that_there_is_not_is_said(vmm_machine: MachineFactory) -> None:
 
 
 def test_the_public_surface_is_shown() -> None:
-    assert dir(vmm) == ["Expected", "Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason"]
+    assert dir(vmm) == [
+        "ExpectError",
+        "Expected",
+        "Machine",
+        "MachineConfig",
+        "MachineOptions",
+        "Outcome",
+        "Reason",
+        "SendError",
+    ]
     text = pydoc.plain(pydoc.render_doc(vmm.Machine))
     for name in ("serial", "debugcon", "fw_cfg", "fwctl", "memory", "vcpus", "run(", "timeline"):
         assert name in text

@@ -24,8 +24,9 @@ from vmm.tables.smbios_options import split_structures
 from vmm.tables.table_loader import AddPointer, Allocate
 from vmm.verify.collect import Collected, collect
 from vmm.verify.memory import found_map
-from vmm.verify.result import Row, Verdict, Verification
+from vmm.verify.result import Row, Verification
 from vmm.verify.run import compare, verify
+from vmm.verify.values import Verdict
 
 pytestmark = pytest.mark.needs_kvm
 

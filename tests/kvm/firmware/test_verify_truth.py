@@ -8,8 +8,9 @@ import pytest
 from vmm.config.machine import MachineConfig
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET
 from vmm.tables.files import ACPI_FILE
-from vmm.verify.result import Row, Verdict
+from vmm.verify.result import Row
 from vmm.verify.run import verify
+from vmm.verify.values import Verdict
 
 pytestmark = pytest.mark.needs_kvm
 
