@@ -38,6 +38,7 @@ from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from inspect import Signature
 
     from vmm.config.keywords import MachineOptions
     from vmm.cpu.registers import Registers
@@ -49,6 +50,28 @@ if TYPE_CHECKING:
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
     from vmm.softcpu.engine import SoftwareCpu
+
+
+class _SpelledOut:
+    """A constructor with its `MachineOptions` spelled out, for help() and `inspect`; editors and mypy see them anyway.
+
+    The signature is made when somebody asks: loading `inspect` takes longer than making a machine.
+    """
+
+    def __init__(self, constructor: "Callable[..., None]") -> None:
+        self._constructor = constructor
+
+    def __call__(self, *values: Any, **options: Any) -> None:
+        self._constructor(*values, **options)
+
+    @property
+    def __signature__(self) -> "Signature":
+        from inspect import signature
+
+        own = signature(self._constructor, follow_wrapped=False)
+        options = signature(MachineConfig.create).parameters.values()
+        parameters = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        return own.replace(parameters=[*parameters, *(each for each in options if each.kind is each.KEYWORD_ONLY)])
 
 
 class Machine(Runnable):
@@ -209,6 +232,8 @@ class Machine(Runnable):
             runner = Runner(self._lifetime, threads, consoles, self.platform.serial.feed, self._positions)
             super().__init__(runner, self.serial, poll_log, self._find_terminal)
             self._parts = parts.pop_all()
+
+    __init__.__wrapped__ = _SpelledOut(__init__)  # type: ignore[attr-defined]
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,8 @@ import select
 import termios
 from typing import TYPE_CHECKING, Any, Self
 
+from vmm.run.expected import SendError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import pydoc
 import signal
 import threading
@@ -316,6 +317,9 @@ def test_the_public_surface_is_shown() -> None:
         "Reason",
         "SendError",
     ]
+    own = ["config", "customize", "alter", "outputs"]
+    assert list(inspect.signature(vmm.Machine).parameters) == [*own, *vmm.MachineOptions.__annotations__]
     text = pydoc.plain(pydoc.render_doc(vmm.Machine))
+    assert "Unpack" not in text
     for name in ("serial", "debugcon", "fw_cfg", "fwctl", "memory", "vcpus", "run(", "timeline"):
         assert name in text
