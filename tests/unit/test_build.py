@@ -12,6 +12,7 @@ import pytest
 import scikit_build_core
 
 from vmm import installation
+from vmm.cli import COMMANDS
 
 NATIVE = Path(__file__).parents[2] / "native"
 
@@ -86,15 +87,16 @@ def test_unicorn_is_configured_in_any_folder(tmp_path: Path) -> None:
     assert (build / "x86_64-softmmu/config-target.mak").exists()
 
 
-def test_the_manual_page_is_made_with_what_pip_installs_for_the_build(tmp_path: Path) -> None:
+def test_the_manual_pages_are_made_with_what_pip_installs_for_the_build(tmp_path: Path) -> None:
     build = tmp_path / "build"
     bare = Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info))
     required = {"PYTHONPATH": str(Path(argparse_manpage.__file__).parents[1])}
     data = f"-DSKBUILD_DATA_DIR={tmp_path}", "-DSKBUILD_PROJECT_VERSION=1.2"
     status, said = configure(build, "-DVMM_SOFTCPU=OFF", f"-DPython_EXECUTABLE={bare}", *data, **required)
     assert status == 0, said
-    subprocess.run(["cmake", "--build", build, "--target", "man_page"], env=os.environ | required, check=True)
-    assert (build / "vmm-boot.1").read_text(encoding="utf-8").startswith('.TH VMM\\-BOOT "1"')
+    subprocess.run(["cmake", "--build", build, "--target", "man_pages"], env=os.environ | required, check=True)
+    assert {page.stem for page in (build / "man").iterdir()} == {"vmm", *(f"vmm-{command}" for command in COMMANDS)}
+    assert (build / "man/vmm-boot.1").read_text(encoding="utf-8").startswith('.TH VMM\\-BOOT "1"')
 
 
 def test_both_licences_are_stated_and_included() -> None:
