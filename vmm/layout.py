@@ -22,6 +22,9 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
+PAGE = 4 * KIB
+"""The smallest page of x86 (SDM volume 3, 4.2): what firmware and tables align and count by."""
+
 LEGACY_VIDEO = range(0xA0000, 0xC0000)
 """IBM PC: display memory. Nothing is there, for there is no display."""
 

@@ -14,7 +14,7 @@ from vmm.errors import ConfigError
 from vmm.firmware import guests
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout, VariableStore, read_image
 from vmm.firmware.volumes import Volume, volumes
-from vmm.layout import FOUR_GIB, IMAGE_WINDOW
+from vmm.layout import FOUR_GIB, IMAGE_WINDOW, PAGE
 from vmm.legible import suggestion
 from vmm.options import quoted_drive
 
@@ -122,8 +122,10 @@ def _check_whole(path: Path, data: bytes, found: list[Volume]) -> None:
             f"{path}: truncated: the firmware volume at {last.offset:#x} has {last.size:#x} bytes, "
             f"the file ends after {len(data) - last.offset:#x} of them"
         )
-    if len(data) % 4096:
-        raise ConfigError(f"{path}: {len(data)} bytes is not a multiple of 4096; the file is truncated or no raw image")
+    if len(data) % PAGE:
+        raise ConfigError(
+            f"{path}: {len(data)} bytes is not a multiple of {PAGE}; the file is truncated or no raw image"
+        )
     if len(found) > 1 or not last.is_variable_store:
         _check_reset_vector(path, data)
 

@@ -43,7 +43,6 @@ ACPI_LOW: Final = range(0xE0000, 0xF0000)
 SMBIOS: Final = range(0xF0000, 0x100000)
 """Linux looks for an RSDP in 0xe0000-0xfffff and for an SMBIOS entry point in 0xf0000-0xfffff."""
 
-_PAGE: Final = 4096
 _BOOT_CS, _BOOT_DS = 0x10, 0x18
 _FLAT_CODE, _FLAT_DATA = 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
 """SDM volume 3, 3.4.5: base 0, 4 GiB, accessed, present."""
@@ -173,7 +172,7 @@ def _place_acpi(fw_cfg: FwCfg, memory: GuestMemory) -> tuple[int, int]:
             low += size
         else:
             bases[command.file] = top = (top - size) & -align
-    top &= -_PAGE
+    top &= -layout.PAGE
     if low > ACPI_LOW.stop:
         raise ConfigError(f"-direct: {low - ACPI_LOW.start} bytes of tables belong below 1 MiB, {len(ACPI_LOW)} fit")
     writable = [name for name in names if fw_cfg.is_writable(name)]

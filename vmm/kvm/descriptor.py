@@ -7,7 +7,7 @@ from typing import Any, Self
 from vmm._native import ffi, lib
 from vmm.errors import KvmError
 from vmm.kvm.capabilities import REQUIRED_BY_IOCTL
-from vmm.kvm.structs import Struct
+from vmm.kvm.structs import CpuidEntry, Struct, cpuid_from_c
 
 _REMEDIES = {
     errno.EBADF: "it is closed already; use it inside its 'with' block",
@@ -98,3 +98,17 @@ class Descriptor:
     def _get_struct(self, ioctl: str, ctype: str) -> Any:
         """The same, as users have it."""
         return Struct(self._get(ioctl, ctype))
+
+    def _get_cpuid(self, ioctl: str) -> list[CpuidEntry]:
+        """The leaves that ``ioctl`` lists; how many there are it does not say."""
+        room = 128
+        while True:
+            table = ffi.new("struct kvm_cpuid2 *", {"nent": room, "entries": room})
+            try:
+                self._ioctl(ioctl, table)
+            except KvmError as error:
+                if error.errno != errno.E2BIG or room > 4096:
+                    raise
+                room *= 2
+            else:
+                return cpuid_from_c(table)

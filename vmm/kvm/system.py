@@ -8,7 +8,7 @@ from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
 from vmm.kvm.capabilities import MACHINE, Capability, known
 from vmm.kvm.descriptor import Descriptor
-from vmm.kvm.structs import CpuidEntry, cpuid_from_c, msrs_to_c
+from vmm.kvm.structs import CpuidEntry, msrs_to_c
 from vmm.kvm.vm import Vm
 
 DEVICE = "/dev/kvm"
@@ -103,17 +103,7 @@ class Kvm(Descriptor):
         It may differ between CPUs of the host, and it has TSC_DEADLINE clear even where KVM_CAP_TSC_DEADLINE_TIMER
         says that the timer works.
         """
-        room = 128
-        while True:
-            table = ffi.new("struct kvm_cpuid2 *", {"nent": room, "entries": room})
-            try:
-                self._ioctl("KVM_GET_SUPPORTED_CPUID", table)
-            except KvmError as error:
-                if error.errno != errno.E2BIG or room > 4096:
-                    raise
-                room *= 2
-            else:
-                return cpuid_from_c(table)
+        return self._get_cpuid("KVM_GET_SUPPORTED_CPUID")
 
     def msr_index_list(self) -> list[int]:
         """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a guest's state, as to be saved and restored."""

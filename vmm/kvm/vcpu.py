@@ -8,9 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
-from vmm.errors import KvmError
 from vmm.kvm.descriptor import Descriptor, kvm_error
-from vmm.kvm.structs import CpuidEntry, MpState, Struct, cpuid_from_c, cpuid_to_c, msrs_to_c
+from vmm.kvm.structs import CpuidEntry, MpState, Struct, cpuid_to_c, msrs_to_c
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -223,21 +222,11 @@ class Vcpu(Descriptor):
 
     def get_cpuid2(self) -> list[CpuidEntry]:
         """KVM_GET_CPUID2: what the guest sees, some bits as its control registers make them."""
-        room = 256
-        while True:
-            table = ffi.new("struct kvm_cpuid2 *", {"nent": room, "entries": room})
-            try:
-                self._ioctl("KVM_GET_CPUID2", table)
-            except KvmError as error:
-                if error.errno != errno.E2BIG or room > 4096:
-                    raise
-                room *= 2
-            else:
-                entries = cpuid_from_c(table)
-                # Older kernels (Linux 6.1 is one) don't say how many they filled in: the rest is zeros.
-                while entries and not any(entries[-1]):
-                    entries.pop()
-                return entries
+        entries = self._get_cpuid("KVM_GET_CPUID2")
+        # Older kernels (Linux 6.1 is one) don't say how many they filled in: the rest is zeros.
+        while entries and not any(entries[-1]):
+            entries.pop()
+        return entries
 
     def set_cpuid2(self, entries: Iterable[CpuidEntry]) -> None:
         """KVM_SET_CPUID2; before the first KVM_RUN.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vmm.kvm.system import Kvm
-
-PAGE_SIZE = 4096
 
 
 class Vm(Descriptor):
@@ -109,7 +108,7 @@ class Vm(Descriptor):
         Raises:
             KvmError: ENOENT if the slot has no log.
         """
-        words = (size // PAGE_SIZE + 63) // 64
+        words = (size // mmap.PAGESIZE + 63) // 64
         bitmap = ffi.new("uint64_t[]", words)
         log = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap})
         self._ioctl("KVM_GET_DIRTY_LOG", log, subject=f"slot {slot}")

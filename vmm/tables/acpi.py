@@ -7,6 +7,7 @@ VM generation counter ``etc/vmgenid_guid`` and the writable ``etc/vmgenid_addr``
 
 from __future__ import annotations
 
+from vmm.layout import PAGE
 from vmm.tables import acpi_dsdt, acpi_tables, acpi_user
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, AcpiDescription
 from vmm.tables.files import ACPI_FILE, LOADER_FILE, RSDP_FILE, VMGENID_ADDRESS_FILE, VMGENID_GUID_FILE
@@ -14,7 +15,6 @@ from vmm.tables.table_loader import Script, Zone
 
 _TABLES_ALIGN = 64  # the FACS must lie on a 64-byte boundary
 _RSDP_ALIGN = 16
-_PAGE = 4096
 _RSDP_V1_SIZE, _RSDP_SIZE = 20, 36
 _RSDP_CHECKSUM, _RSDP_RSDT, _RSDP_XSDT, _RSDP_EXTENDED_CHECKSUM = 8, 16, 24, 32
 
@@ -91,9 +91,9 @@ def build_acpi(machine: AcpiDescription) -> dict[str, bytes]:
 
 def _add_vmgenid(tables: _Tables, machine: AcpiDescription, guid: bytes, files: dict[str, bytes]) -> int:
     page = bytes(acpi_dsdt.VMGENID_GUID_OFFSET) + guid
-    files[VMGENID_GUID_FILE] = page.ljust(_PAGE, b"\0")
+    files[VMGENID_GUID_FILE] = page.ljust(PAGE, b"\0")
     files[VMGENID_ADDRESS_FILE] = bytes(8)
-    tables.script.allocate(VMGENID_GUID_FILE, align=_PAGE)
+    tables.script.allocate(VMGENID_GUID_FILE, align=PAGE)
     ssdt, field = acpi_dsdt.vmgenid_ssdt(machine)
     offset = tables.append(ssdt)
     tables.link(offset + field, 4, VMGENID_GUID_FILE)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.layout import PAGE
 from vmm.tables import table_loader
 from vmm.tables.acpi_tables import checksum
 from vmm.tables.loader_result import Blob, LoaderResult, Rules, Step
@@ -30,7 +31,6 @@ from vmm.tables.table_loader import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-_PAGE = 4096
 _SEABIOS_MIN_ALIGN = 16  # MALLOC_MIN_ALIGN in src/malloc.h
 _SEABIOS_FSEG = (0xF5000, 0xFFFF0)
 
@@ -140,8 +140,8 @@ class _Loader:
     def _allocate(self, command: Allocate) -> None:
         blobs = self._result.blobs
         if self._ovmf:
-            if command.align > _PAGE:
-                raise _RefusedError(f"alignment {command.align} is above {_PAGE}")
+            if command.align > PAGE:
+                raise _RefusedError(f"alignment {command.align} is above {PAGE}")
         elif command.align & (command.align - 1):
             raise _RefusedError(f"alignment {command.align} is not a power of two")
         elif command.zone not in {Zone.HIGH, Zone.FSEG}:
@@ -164,7 +164,7 @@ class _Loader:
             return known
         if self._ovmf:
             pool = "low" if command.file in self._below_4g else "high"
-            align = _PAGE
+            align = PAGE
         else:
             pool = "fseg" if command.zone == Zone.FSEG else "low"
             align = max(command.align, _SEABIOS_MIN_ALIGN)

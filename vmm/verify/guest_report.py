@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from vmm.errors import VmmError
+from vmm.layout import PAGE
 from vmm.tables.e820 import RECORD, E820Entry
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ _ADDRESS = struct.Struct("<Q")
 _ITEM = struct.Struct("<IHH56s")
 _LOOK = struct.Struct("<IQQQ")
 _DESCRIPTOR = struct.Struct("<I4xQQQQ")
-_PAGE = 4096
 
 
 class ReportError(VmmError):
@@ -203,7 +203,7 @@ def _memory_map(report: GuestReport, payload: bytes) -> None:
         raise ValueError(f"descriptors of {size} bytes")
     for offset in range(_TWO_WORDS.size, len(payload) - size + 1, size):
         kind, base, _virtual, pages, attributes = _DESCRIPTOR.unpack_from(payload, offset)
-        report.memory_map.append(MemoryDescriptor(base, pages * _PAGE, kind, attributes))
+        report.memory_map.append(MemoryDescriptor(base, pages * PAGE, kind, attributes))
 
 
 def _e820(report: GuestReport, payload: bytes) -> None:
