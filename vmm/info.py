@@ -58,7 +58,7 @@ def cpu_facts() -> Info:
 def kvm_facts() -> Info:
     """Return what ``/dev/kvm`` says of itself, or under "error" why it can't be asked."""
     from vmm.kvm import Kvm  # loads the native module, which the rest does without
-    from vmm.kvm.capabilities import MACHINE
+    from vmm.kvm.system import MACHINE
 
     try:
         with Kvm() as kvm:

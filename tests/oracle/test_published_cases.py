@@ -11,7 +11,7 @@ from fw_cfg_rig import BUFFER, SELECT, WRITE, Rig
 from qemu_qtest import Qemu, QemuSide
 
 from vmm.devices.fw_cfg_format import Key
-from vmm.devices.fw_cfg_items import Hpet, PcItems, add_pc_items
+from vmm.devices.fw_cfg_items import Hpet, add_pc_items
 from vmm.devices.vmcoreinfo import VmCoreInfo, add_vmcoreinfo
 
 pytestmark = pytest.mark.usefixtures("each_qemu")
@@ -84,7 +84,7 @@ CASES = [
 def our_side(**facts: object) -> Rig:
     rig = Rig()
     known: dict[str, object] = {"memory": MEMORY, "cpus": 1, "apic_id_limit": 1, "e820": b""} | facts
-    add_pc_items(rig.device, PcItems(**known))  # type: ignore[arg-type]  # the table's words
+    add_pc_items(rig.device, **known)  # type: ignore[arg-type]  # the table's words
     return rig.start()
 
 

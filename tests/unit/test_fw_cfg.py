@@ -3,6 +3,7 @@
 import logging
 import struct
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fw_cfg_rig import BUFFER, ERROR, RAM_SIZE, READ, SELECT, SKIP, WRITE, Rig
 from vmm._native import ffi, lib
 
 from vmm.devices.fw_cfg_format import Buffer, Key
-from vmm.devices.fw_cfg_items import PcItems, add_pc_items
+from vmm.devices.fw_cfg_items import add_pc_items
 from vmm.errors import ConfigError
 from vmm.inputs import load_file
 from vmm.layout import PORT_FW_CFG
@@ -250,7 +251,7 @@ def test_transfer_through_4_gib_of_nothing_takes_no_time() -> None:
 def test_msr_feature_control_is_there_for_cpus_that_have_it() -> None:
     for value, expected in ((5, bytes.fromhex("0500000000000000")), (None, None)):
         rig = Rig()
-        add_pc_items(rig.device, PcItems(memory=RAM_SIZE, cpus=1, apic_id_limit=1, e820=b"", feature_control=value))
+        add_pc_items(rig.device, memory=RAM_SIZE, cpus=1, apic_id_limit=1, e820=b"", feature_control=value)
         rig.start()
         found = {item.name for item in rig.device.items()}
         assert ("etc/msr_feature_control" in found) == (expected is not None)
@@ -260,8 +261,8 @@ def test_msr_feature_control_is_there_for_cpus_that_have_it() -> None:
 
 def test_boot_menu_and_waits_are_little_endian_milliseconds() -> None:
     rig = Rig()
-    pc = PcItems(memory=RAM_SIZE, cpus=1, apic_id_limit=1, e820=b"", boot_menu=True, splash_time=12, reboot_timeout=15)
-    add_pc_items(rig.device, pc)
+    machine = partial(add_pc_items, rig.device, memory=RAM_SIZE, cpus=1, apic_id_limit=1, e820=b"")
+    machine(boot_menu=True, splash_time=12, reboot_timeout=15)
     rig.start()
     assert rig.device.contents("etc/boot-menu-wait") == b"\x0c\x00"
     assert rig.device.contents("etc/boot-fail-wait") == b"\x0f\x00\x00\x00"

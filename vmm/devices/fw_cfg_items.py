@@ -33,69 +33,76 @@ class Hpet(NamedTuple):
     minimum_ticks: int
 
 
-class PcItems(NamedTuple):
-    """Facts about the machine that its items state; sizes in bytes, times in milliseconds."""
+def add_pc_items(
+    fw_cfg: FwCfg,
+    *,
+    memory: int,
+    cpus: int,
+    apic_id_limit: int,
+    e820: bytes,
+    uuid: bytes = bytes(16),
+    numa_nodes: Sequence[int] = (),
+    graphics: bool = False,
+    bootorder: bytes = b"",
+    boot_menu: bool = False,
+    splash_time: int | None = None,
+    reboot_timeout: int = BOOT_FAIL_WAIT_FOREVER,
+    acpi_tables: bytes = b"",
+    system_states: bytes = SYSTEM_STATES,
+    hpet: Hpet | None = None,
+    feature_control: int | None = None,
+) -> None:
+    """Register the items that QEMU publishes on every PC; sizes in bytes, times in milliseconds.
 
-    memory: int
-    cpus: int
-    """CPUs present at boot."""
-    apic_id_limit: int
-    """One more than the highest APIC id that a CPU may have: what key 0x0f really is."""
-    e820: bytes
-    """Records of 20 bytes: u64 base, u64 length, u32 type."""
-    uuid: bytes = bytes(16)
-    """In the order in which a UUID is written (RFC 4122)."""
-    numa_nodes: Sequence[int] = ()
-    """RAM of each node; CPUs all belong to node 0."""
-    graphics: bool = False
-    """A display exists; without one, SeaBIOS puts its screen on COM1."""
-    bootorder: bytes = b""
-    """OpenFirmware device paths, one a line, NUL at the end; empty if there is no order."""
-    boot_menu: bool = False
-    splash_time: int | None = None
-    reboot_timeout: int = BOOT_FAIL_WAIT_FOREVER
-    acpi_tables: bytes = b""
-    """Key 0x8000, the user's tables: u16 count, then u16 length and bytes of each."""
-    system_states: bytes = SYSTEM_STATES
-    hpet: Hpet | None = None
-    feature_control: int | None = None
-    """What firmware should write into MSR 0x3a of every CPU; None where the CPUs don't have it."""
-
-
-def add_pc_items(fw_cfg: FwCfg, items: PcItems) -> None:
-    """Register the items that QEMU publishes on every PC.
+    Args:
+        fw_cfg: not yet published.
+        memory: size of RAM.
+        cpus: CPUs present at boot.
+        apic_id_limit: one more than the highest APIC id that a CPU may have: what key 0x0f really is.
+        e820: records of 20 bytes: u64 base, u64 length, u32 type.
+        uuid: 16 bytes, in the order in which a UUID is written (RFC 4122).
+        numa_nodes: RAM of each node; CPUs all belong to node 0.
+        graphics: a display exists; without one, SeaBIOS puts its screen on COM1.
+        bootorder: OpenFirmware device paths, one a line, NUL at the end; empty if there is no order.
+        boot_menu: firmware shows its menu.
+        splash_time: how long a picture or the menu stays; None leaves it to firmware.
+        reboot_timeout: wait before another attempt to boot; -1 for ever.
+        acpi_tables: key 0x8000, the user's tables: u16 count, then u16 length and bytes of each.
+        system_states: contents of etc/system-states.
+        hpet: of the machine; None: it has none.
+        feature_control: what firmware should write into MSR 0x3a of every CPU; None where the CPUs don't have it.
 
     Raises:
         ConfigError: a key or name is taken.
     """
     numbers = {
-        Key.RAM_SIZE: struct.pack("<Q", items.memory),
-        Key.NOGRAPHIC: struct.pack("<H", not items.graphics),
-        Key.NB_CPUS: struct.pack("<H", items.cpus),
-        Key.BOOT_MENU: struct.pack("<H", items.boot_menu),
-        Key.MAX_CPUS: struct.pack("<H", items.apic_id_limit),
+        Key.RAM_SIZE: struct.pack("<Q", memory),
+        Key.NOGRAPHIC: struct.pack("<H", not graphics),
+        Key.NB_CPUS: struct.pack("<H", cpus),
+        Key.BOOT_MENU: struct.pack("<H", boot_menu),
+        Key.MAX_CPUS: struct.pack("<H", apic_id_limit),
         Key.IRQ0_OVERRIDE: struct.pack("<I", 1),
     }
     for key, data in numbers.items():
         fw_cfg.add_item(key, data)
-    fw_cfg.add_item(Key.UUID, items.uuid)
-    fw_cfg.add_item(Key.NUMA, _numa(items))
-    if items.acpi_tables:
-        fw_cfg.add_item(Key.ACPI_TABLES, items.acpi_tables)
-    fw_cfg.add_item(Key.HPET, _hpet(items.hpet))
-    fw_cfg.add_file("bootorder", items.bootorder)
-    fw_cfg.add_file(E820_FILE, items.e820)
-    fw_cfg.add_file("etc/system-states", items.system_states)
-    fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", items.reboot_timeout))
-    if items.feature_control is not None:
-        fw_cfg.add_file("etc/msr_feature_control", struct.pack("<Q", items.feature_control))
-    if items.splash_time is not None:
-        fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", items.splash_time))
+    fw_cfg.add_item(Key.UUID, uuid)
+    fw_cfg.add_item(Key.NUMA, _numa(apic_id_limit, numa_nodes))
+    if acpi_tables:
+        fw_cfg.add_item(Key.ACPI_TABLES, acpi_tables)
+    fw_cfg.add_item(Key.HPET, _hpet(hpet))
+    fw_cfg.add_file("bootorder", bootorder)
+    fw_cfg.add_file(E820_FILE, e820)
+    fw_cfg.add_file("etc/system-states", system_states)
+    fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", reboot_timeout))
+    if feature_control is not None:
+        fw_cfg.add_file("etc/msr_feature_control", struct.pack("<Q", feature_control))
+    if splash_time is not None:
+        fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", splash_time))
 
 
-def _numa(items: PcItems) -> bytes:
+def _numa(apic_id_limit: int, nodes: Sequence[int]) -> bytes:
     """The number of nodes, the node of each APIC id, the RAM of each node: all u64."""
-    words = [len(items.numa_nodes), *([0] * items.apic_id_limit), *items.numa_nodes]
+    words = [len(nodes), *([0] * apic_id_limit), *nodes]
     return struct.pack(f"<{len(words)}Q", *words)
 
 

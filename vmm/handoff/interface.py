@@ -10,7 +10,7 @@ from vmm import layout
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import CPU_COUNT_FILE
-from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, Hpet, PcItems, add_pc_items
+from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, Hpet, add_pc_items
 from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
 from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
@@ -90,21 +90,19 @@ def build_fw_cfg(
         memory_map = files.pop(E820_FILE)
     add_pc_items(
         fw_cfg,
-        PcItems(
-            memory=config.memory,
-            cpus=config.cpus,
-            apic_id_limit=config.max_cpus,
-            e820=memory_map,
-            uuid=config.uuid or bytes(16),
-            hpet=Hpet(layout.HPET.start, BLOCK_ID, MINIMUM_TICKS) if config.hpet else None,
-            bootorder=encode_boot_order(config.bootorder, strict=config.boot.strict),
-            boot_menu=config.boot.menu,
-            splash_time=config.boot.splash_time_ms,
-            reboot_timeout=BOOT_FAIL_WAIT_FOREVER
-            if config.boot.reboot_timeout_ms is None
-            else config.boot.reboot_timeout_ms,
-            feature_control=feature_control,
-        ),
+        memory=config.memory,
+        cpus=config.cpus,
+        apic_id_limit=config.max_cpus,
+        e820=memory_map,
+        uuid=config.uuid or bytes(16),
+        hpet=Hpet(layout.HPET.start, BLOCK_ID, MINIMUM_TICKS) if config.hpet else None,
+        bootorder=encode_boot_order(config.bootorder, strict=config.boot.strict),
+        boot_menu=config.boot.menu,
+        splash_time=config.boot.splash_time_ms,
+        reboot_timeout=BOOT_FAIL_WAIT_FOREVER
+        if config.boot.reboot_timeout_ms is None
+        else config.boot.reboot_timeout_ms,
+        feature_control=feature_control,
     )
     own = {item.name for item in config.fw_cfg}
     if config.machine_type is MachineType.BHYVE and config.cpu_count and CPU_COUNT_FILE not in own:

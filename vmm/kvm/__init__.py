@@ -36,8 +36,7 @@ port 0x3f8: 4
 Source of all calls: the kernel's Documentation/virt/kvm/api.rst, under the name of the ioctl that each method names.
 """
 
-from vmm.kvm.capabilities import Capability
-from vmm.kvm.structs import CpuidEntry, GsiRoute, IrqchipRoute, MpState, MsiRoute, Struct, pc_routes
+from vmm.kvm.structs import Capability, CpuidEntry, GsiRoute, IrqchipRoute, MpState, MsiRoute, Struct, pc_routes
 from vmm.kvm.system import Kvm
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import Vm

@@ -5,7 +5,6 @@ the numbers in ``<linux/kvm.h>``. "Basic" there is None here: what has no capabi
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from vmm._native import lib
 
@@ -70,37 +69,6 @@ REQUIRED_BY_IOCTL: Mapping[str, str | None] = {
     "KVM_GET_TSC_KHZ": "KVM_CAP_GET_TSC_KHZ",
     "KVM_SET_TSC_KHZ": "KVM_CAP_TSC_CONTROL",
 }
-
-MACHINE: tuple[str, ...] = (
-    "KVM_CAP_USER_MEMORY",
-    "KVM_CAP_DESTROY_MEMORY_REGION_WORKS",
-    "KVM_CAP_JOIN_MEMORY_REGIONS_WORKS",
-    "KVM_CAP_READONLY_MEM",
-    "KVM_CAP_IRQCHIP",
-    "KVM_CAP_IRQ_ROUTING",
-    "KVM_CAP_SIGNAL_MSI",
-    "KVM_CAP_PIT2",
-    "KVM_CAP_PIT_STATE2",
-    "KVM_CAP_SET_TSS_ADDR",
-    "KVM_CAP_SET_IDENTITY_MAP_ADDR",
-    "KVM_CAP_EXT_CPUID",
-    "KVM_CAP_MP_STATE",
-    "KVM_CAP_VCPU_EVENTS",
-    "KVM_CAP_DEBUGREGS",
-    "KVM_CAP_XSAVE",
-    "KVM_CAP_XCRS",
-    "KVM_CAP_SET_GUEST_DEBUG",
-    "KVM_CAP_IMMEDIATE_EXIT",
-)
-"""What a machine of vmm cannot do without."""
-
-
-class Capability(NamedTuple):
-    """One answer of KVM_CHECK_EXTENSION: 0 is absent; what a larger value means is the capability's own."""
-
-    name: str
-    number: int
-    value: int
 
 
 def known() -> dict[str, int]:

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from vmm._native import ffi, lib
 from vmm.errors import KvmError
-from vmm.kvm.capabilities import REQUIRED_BY_IOCTL
 from vmm.kvm.structs import CpuidEntry, Struct, cpuid_from_c
 
 _REMEDIES = {
@@ -27,6 +26,8 @@ _REMEDIES = {
 
 def kvm_error(error: int, ioctl: str, subject: str) -> KvmError:
     """The exception for ``error`` (an errno) of the call ``ioctl`` on ``subject``."""
+    from vmm.kvm.capabilities import REQUIRED_BY_IOCTL
+
     needed = REQUIRED_BY_IOCTL.get(ioctl)
     if error == errno.ENOTTY and needed:
         remedy = f"it needs {needed}, which this kernel does not have"

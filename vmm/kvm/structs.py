@@ -88,6 +88,14 @@ class MpState(IntEnum):
     SIPI_RECEIVED = lib.KVM_MP_STATE_SIPI_RECEIVED
 
 
+class Capability(NamedTuple):
+    """One answer of KVM_CHECK_EXTENSION: 0 is absent; what a larger value means is the capability's own."""
+
+    name: str
+    number: int
+    value: int
+
+
 class IrqchipRoute(NamedTuple):
     """A GSI that is wired to a pin of an in-kernel chip (KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE or _IOAPIC)."""
 

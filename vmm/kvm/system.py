@@ -6,12 +6,34 @@ from collections.abc import Iterable
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError, KvmError
-from vmm.kvm.capabilities import MACHINE, Capability, known
 from vmm.kvm.descriptor import Descriptor
-from vmm.kvm.structs import CpuidEntry, msrs_to_c
+from vmm.kvm.structs import Capability, CpuidEntry, msrs_to_c
 from vmm.kvm.vm import Vm
 
 DEVICE = "/dev/kvm"
+
+MACHINE = (
+    "KVM_CAP_USER_MEMORY",
+    "KVM_CAP_DESTROY_MEMORY_REGION_WORKS",
+    "KVM_CAP_JOIN_MEMORY_REGIONS_WORKS",
+    "KVM_CAP_READONLY_MEM",
+    "KVM_CAP_IRQCHIP",
+    "KVM_CAP_IRQ_ROUTING",
+    "KVM_CAP_SIGNAL_MSI",
+    "KVM_CAP_PIT2",
+    "KVM_CAP_PIT_STATE2",
+    "KVM_CAP_SET_TSS_ADDR",
+    "KVM_CAP_SET_IDENTITY_MAP_ADDR",
+    "KVM_CAP_EXT_CPUID",
+    "KVM_CAP_MP_STATE",
+    "KVM_CAP_VCPU_EVENTS",
+    "KVM_CAP_DEBUGREGS",
+    "KVM_CAP_XSAVE",
+    "KVM_CAP_XCRS",
+    "KVM_CAP_SET_GUEST_DEBUG",
+    "KVM_CAP_IMMEDIATE_EXIT",
+)
+"""What a machine of vmm cannot do without."""
 
 
 class Kvm(Descriptor):
@@ -61,6 +83,8 @@ class Kvm(Descriptor):
 
     def capabilities(self) -> list[Capability]:
         """What KVM_CHECK_EXTENSION says of each capability that this build knows, by number."""
+        from vmm.kvm.capabilities import known
+
         found = [Capability(name, number, self.check_extension(number)) for name, number in known().items()]
         return sorted(found, key=lambda capability: capability.number)
 

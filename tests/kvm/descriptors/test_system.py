@@ -21,7 +21,8 @@ from vmm._native import lib
 import vmm.kvm
 from vmm.errors import ExitStatus, HostError, KvmError
 from vmm.kvm import Kvm, access, capabilities
-from vmm.kvm.capabilities import MACHINE, REQUIRED_BY_IOCTL
+from vmm.kvm.capabilities import REQUIRED_BY_IOCTL
+from vmm.kvm.system import MACHINE
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
 
