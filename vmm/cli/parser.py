@@ -47,6 +47,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return text if width >= MAX_HELP_WIDTH else fitted(text, width)
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    width = columns(sys.stdout, MAX_HELP_WIDTH + 2) - 2
+    return _Formatter(prog, max_help_position=min(26, width // 3), width=width)
+
+
 def fitted(text: str, width: int) -> str:
     """Return help of a terminal's width: paragraphs filled anew, what stands in columns put below one another.
 
@@ -135,15 +140,18 @@ class Parser(argparse.ArgumentParser):
     """Keys of -machine; where there are any, the command describes a machine, and knows other VMMs' words for that."""
 
     def __init__(self, command: str, usage: str, description: str, epilog: str) -> None:
-        # argparse makes a formatter for each option, and without a width each asks shutil, which is slow to load.
-        width = columns(sys.stdout, MAX_HELP_WIDTH + 2) - 2
         super().__init__(
             prog=f"vmm {command}",
             usage=f"vmm {command} {usage}",
             description=description,
             epilog=epilog,
-            formatter_class=partial(_Formatter, max_help_position=min(26, width // 3), width=width),
+            formatter_class=_formatter,
             allow_abbrev=False,
+            add_help=False,
+        )
+        # In a group, as all others: options of the parser itself argparse tries with a formatter.
+        self.add_argument_group("options").add_argument(
+            "-h", "--help", action="help", help="show this help message and exit"
         )
 
     def error(self, message: str) -> NoReturn:
