@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from qemu_qtest import Qemu
 
-from vmm.devices.fw_cfg_format import Key
+from vmm.devices.fw_cfg_format import KEY_NAMES
 from vmm.tables.smbios_options import split_structures
 
 MEMORY = 128 << 20
@@ -34,7 +34,7 @@ def published(directory: Path, machine: str) -> dict[str, tuple[int, bytes]]:
     """Return all that a QEMU publishes: key and contents, by name."""
     with Qemu(directory, MEMORY, OPTIONS, machine) as qemu:
         items = {name: (key, qemu.item(key, size)) for name, (key, size) in qemu.files().items()}
-        return items | {key.name: (key, qemu.item(key, KEY_BYTES)) for key in Key}
+        return items | {name: (key, qemu.item(key, KEY_BYTES)) for key, name in KEY_NAMES.items()}
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from vmm.config.parts import (
     MachineType,
     Target,
     TargetKind,
+    low_memory,
     parse_choice,
     parse_devices,
     parse_memory,
     several,
 )
-from vmm.config.ram import low_memory
 from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
 from vmm.firmware.load import find

@@ -23,6 +23,7 @@ from vmm.devices.fw_cfg_format import (
     DIRECTORY_ENTRY,
     FILE_FIRST,
     INDEX_MASK,
+    KEY_NAMES,
     MAX_FILES,
     Buffer,
     Key,
@@ -91,7 +92,7 @@ class FwCfg:
         if key in self._items or key == Key.FILE_DIR:
             raise ConfigError(f"fw_cfg key {key:#x} is taken")
         self._refuse_if_published()
-        name = Key(key).name.lower() if key in list(Key) else f"key {key:#x}"
+        name = KEY_NAMES.get(key, f"key {key:#x}")
         self._items[key] = new_item(name, key, data, writable, on_select, on_write)
 
     def add_file(

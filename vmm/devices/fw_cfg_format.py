@@ -6,7 +6,6 @@ include/standard-headers/linux/qemu_fw_cfg.h there.
 
 import mmap
 import struct
-from enum import IntEnum
 
 from vmm.errors import ConfigError
 
@@ -37,8 +36,8 @@ CPU_COUNT_FILE = "opt/bhyve/hw.ncpu"
 bytes, little-endian; where it is missing it assumes one CPU and does not turn to fwctl."""
 
 
-class Key(IntEnum):
-    """The fixed keys that a PC publishes."""
+class Key:
+    """The fixed keys that a PC publishes. Not an enumeration: to make one of so many takes as long as three modules."""
 
     SIGNATURE = 0x00
     ID = 0x01
@@ -68,6 +67,10 @@ class Key(IntEnum):
     IRQ0_OVERRIDE = 0x8002
     E820_TABLE = 0x8003
     HPET = 0x8004
+
+
+KEY_NAMES = {key: name.lower() for name, key in vars(Key).items() if name.isupper()}
+"""What reports call the items with fixed keys."""
 
 
 def check_name(name: str, what: str = "fw_cfg file ") -> None:
