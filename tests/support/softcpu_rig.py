@@ -160,6 +160,25 @@ load_tss:                               # ring 3 comes back on the stack at 0x7f
     push %rax
     iretq
 .endm
+.macro leave_long_mode                  # on to 32 bits without paging, in the segments 08 and 10
+    pushq $0x08
+    lea protected(%rip), %rax
+    push %rax
+    lretq
+.code32
+protected:
+    mov %cr0, %eax
+    and $0x7fffffff, %eax
+    mov %eax, %cr0
+    mov $0xc0000080, %ecx
+    rdmsr
+    and $~0x100, %eax                   # LME
+    wrmsr
+    mov $0x10, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+.endm
 .macro start_others                     # INIT, SIPI to all but self, vector 1 (0x1000)
     mov $0xfee00000, %rax
     movl $0x1ff, 0xf0(%rax)

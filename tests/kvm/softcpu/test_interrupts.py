@@ -24,6 +24,20 @@ LAPIC_TIMER = """
     .endm
 """
 
+COUNTING_TIMER = (
+    LAPIC_TIMER
+    + """
+    timer:
+        push %rax
+        incl ticks
+        eoi
+        pop %rax
+        iretq
+    .align 64
+    ticks: .long 0
+"""
+)
+
 
 def test_interrupts_reach_ring_3_and_return_to_it() -> None:
     source = (
@@ -87,14 +101,8 @@ def test_hlt_waits_for_each_kind_of_timer(mode: str) -> None:
         "deadline": "rdtsc\n add $3000000, %eax\n adc $0, %edx\n mov $0x6e0, %ecx\n wrmsr",
     }[mode]
     source = (
-        LAPIC_TIMER
+        COUNTING_TIMER
         + f"""
-    timer:
-        push %rax
-        incl ticks
-        eoi
-        pop %rax
-        iretq
     main:
         gate 0x40, timer
         start_timer 0x40, {number}, 3000000
@@ -107,8 +115,6 @@ def test_hlt_waits_for_each_kind_of_timer(mode: str) -> None:
         jb 1b
         report %r15d
         done
-    .align 64
-    ticks: .long 0
     """
     )
     assert values_of(source) == [0x900D]
@@ -116,14 +122,8 @@ def test_hlt_waits_for_each_kind_of_timer(mode: str) -> None:
 
 def test_a_timer_interrupts_code_that_never_waits() -> None:
     source = (
-        LAPIC_TIMER
+        COUNTING_TIMER
         + """
-    timer:
-        push %rax
-        incl ticks
-        eoi
-        pop %rax
-        iretq
     main:
         gate 0x40, timer
         start_timer 0x40, 1, 1000000
@@ -144,8 +144,6 @@ def test_a_timer_interrupts_code_that_never_waits() -> None:
         jb 2b
         report $0x900d
         done
-    .align 64
-    ticks: .long 0
     """
     )
     assert values_of(source) == [0x900D]
@@ -153,14 +151,8 @@ def test_a_timer_interrupts_code_that_never_waits() -> None:
 
 def test_a_lower_cr8_lets_a_waiting_interrupt_through() -> None:
     source = (
-        LAPIC_TIMER
+        COUNTING_TIMER
         + """
-    timer:
-        push %rax
-        incl ticks
-        eoi
-        pop %rax
-        iretq
     main:
         gate 0x40, timer
         mov $8, %ebx
@@ -177,8 +169,6 @@ def test_a_lower_cr8_lets_a_waiting_interrupt_through() -> None:
         jne 2b
         report ticks
         done
-    .align 64
-    ticks: .long 0
     """
     )
     assert values_of(source) == [0, 1]

@@ -188,22 +188,7 @@ def test_syscall_from_compatibility_mode() -> None:
 def test_sysenter_and_sysexit_in_32_bits() -> None:
     source = """
     main:
-        pushq $0x08
-        lea leave(%rip), %rax
-        push %rax
-        lretq
-    .code32
-    leave:
-        mov %cr0, %eax
-        and $0x7fffffff, %eax
-        mov %eax, %cr0                      # out of long mode, where AMD has no SYSENTER
-        mov $0xc0000080, %ecx
-        rdmsr
-        and $~0x100, %eax
-        wrmsr
-        mov $0x10, %eax
-        mov %eax, %ds
-        mov %eax, %ss
+        leave_long_mode                     # where AMD has no SYSENTER
         xor %edx, %edx
         mov $0x174, %ecx
         mov $0x08, %eax                     # kernel 08/10; SYSEXIT goes to 18/20 with RPL 3

@@ -21,23 +21,7 @@ PAGING = 0x80000000
 
 LEAVE_LONG_MODE = """
     main:
-        pushq $0x08
-        lea protected(%rip), %rax
-        push %rax
-        lretq
-    .code32
-    protected:
-        mov %cr0, %eax
-        and $0x7fffffff, %eax
-        mov %eax, %cr0
-        mov $0xc0000080, %ecx
-        rdmsr
-        and $~0x100, %eax                   # LME
-        wrmsr
-        mov $0x10, %eax
-        mov %eax, %ds
-        mov %eax, %es
-        mov %eax, %ss
+        leave_long_mode
 """
 
 TIMER_32 = f"""
