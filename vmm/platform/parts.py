@@ -11,7 +11,6 @@ from vmm.bus import Bus, Device
 from vmm.devices.acpi_pm import AcpiPm, ApmPorts, PmModel
 from vmm.devices.clock import GuestClock
 from vmm.devices.debugcon import DebugConsole
-from vmm.devices.flash import Flash, WriteBack
 from vmm.devices.hpet import Hpet
 from vmm.devices.pci import PciBus, PciConfigPorts
 from vmm.devices.pirq import PirqRouter, Wiring, kvm_sink
@@ -26,10 +25,11 @@ from vmm.firmware.images import FirmwareImages
 from vmm.tables.boot_order import cmos_boot_bytes
 
 if TYPE_CHECKING:
+    from vmm.devices.flash import Flash
     from vmm.devices.virtio.block import VirtioBlk
     from vmm.disks.image import DiskImage
 else:
-    VirtioBlk = DiskImage = Any  # loaded for machines that have disks
+    Flash = VirtioBlk = DiskImage = Any  # loaded for machines that have variables, or disks
 
 _BIOS_ALIAS = 128 * layout.KIB
 """How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
@@ -234,6 +234,8 @@ class Board:
         store = firmware.variables
         if store is None:
             return None
+        from vmm.devices.flash import Flash, WriteBack
+
         file, write_back = self.parts.variables, None
         if file is not None:
             contents = file.contents

@@ -27,7 +27,7 @@ NOT_WANTED = {
     *("vmm.cli.foreign", "vmm.cli.progress", "vmm.cli.script"),
     *("vmm.config.drives", "vmm.config.items"),
     *("vmm.cpu.registers", "vmm.kvm.capabilities", "vmm.kvm.exits"),
-    *("vmm.devices.fw_cfg_python", "vmm.devices.fwctl", "vmm.devices.vmcoreinfo"),
+    *("vmm.devices.flash", "vmm.devices.fw_cfg_python", "vmm.devices.fwctl", "vmm.devices.vmcoreinfo"),
     *("vmm.firmware.identity", "vmm.firmware.search", "vmm.firmware.variables"),
     *("vmm.handoff.direct", "vmm.handoff.kernel"),
     *("vmm.platform.bhyve", "vmm.platform.pc"),
