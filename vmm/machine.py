@@ -66,12 +66,16 @@ class _SpelledOut:
 
     @property
     def __signature__(self) -> "Signature":
-        from inspect import signature
+        from inspect import Parameter, signature
+
+        from vmm.config.keywords import MachineOptions
 
         own = signature(self._constructor, follow_wrapped=False)
-        options = signature(MachineConfig.create).parameters.values()
         parameters = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        return own.replace(parameters=[*parameters, *(each for each in options if each.kind is each.KEYWORD_ONLY)])
+        for name, hint in MachineOptions.__annotations__.items():
+            text = getattr(hint, "__forward_arg__", hint)
+            parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=text))
+        return own.replace(parameters=parameters)
 
 
 class Machine(Runnable):
