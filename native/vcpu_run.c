@@ -64,6 +64,18 @@ void vmm_vcpu_free(struct vmm_vcpu *vcpu)
     free(vcpu);
 }
 
+int vmm_vcpu_reset(struct vmm_vcpu *vcpu)
+{
+    struct kvm_guest_debug off = {0};
+
+    vcpu->started_ns = 0;
+    if (vcpu->start_watched) {
+        vcpu->start_watched = false;
+        return ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &off) == 0 ? 0 : -errno;
+    }
+    return 0;
+}
+
 uint64_t vmm_vcpu_rip(struct vmm_vcpu *vcpu)
 {
     struct kvm_regs regs;

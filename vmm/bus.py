@@ -112,13 +112,14 @@ class BusRange(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A row of the table as Python knows it; the last two keep alive what C's pointers lead to."""
+    """A row of the table as Python knows it; opaque and keep keep alive what C's pointers lead to."""
 
     name: str
     first: int
     last: int
     opaque: Any
     keep: Any = None
+    device: Device | None = None
 
 
 class _Binding:
@@ -165,11 +166,11 @@ class Bus:
         handle = ffi.new_handle(_Binding(self, device, name))
         handler = ffi.addressof(lib, "python_device_access")
         if device.front is None:
-            self._insert(_Entry(name, first, last, handle), handler)
+            self._insert(_Entry(name, first, last, handle, device=device), handler)
         else:
             behind = ffi.cast("struct io_behind *", device.front.state)
             behind.handler, behind.opaque = handler, handle
-            self._insert(_Entry(name, first, last, device.front.state, handle), device.front.handler)
+            self._insert(_Entry(name, first, last, device.front.state, handle, device), device.front.handler)
 
     def add_native(self, first: int, last: int, handler: Any, opaque: Any, name: str) -> None:
         """Give a range to ``handler``, a C ``io_handler *`` that is called with ``opaque``, which is kept alive.
@@ -202,6 +203,11 @@ class Bus:
                 reads, writes = self._past.get(name, (0, 0))
                 result.append(BusRange(name, row.first, row.last, reads + row.reads, writes + row.writes))
             return result
+
+    def devices(self) -> list[Device]:
+        """Every device of Python's, once for each of its ranges."""
+        with self.lock:
+            return [entry.device for entry in self._entries.values() if entry.device is not None]
 
     def fail(self, error: BaseException) -> None:
         """Keep the first failure of a device and stop the machine."""

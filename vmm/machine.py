@@ -34,6 +34,7 @@ from vmm.run.runnable import Runnable
 from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads, execute_vcpu
 from vmm.softcpu import decision
+from vmm.tables.boot_order import cmos_boot_bytes
 from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.run.exit_times import ExitTimes
     from vmm.run.keys import TerminalType
+    from vmm.run.outcome import Reset, ResetKind
+    from vmm.run.reset import MachineReset
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
     from vmm.softcpu.engine import SoftwareCpu
@@ -129,6 +132,7 @@ class Machine(Runnable):
             config = MachineConfig.create(config, **options)
         self.config = config
         self.vmcoreinfo: VmCoreInfo | None = None
+        self._reset_machine: MachineReset | None = None
         # Each part is closed after those that were built on it, also where a later one cannot be built.
         with ExitStack() as parts:
             if outputs is None:
@@ -145,7 +149,7 @@ class Machine(Runnable):
             # C's structures hold what a closed machine can still be asked, so they live as long as this object.
             core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
             threads = VcpuThreads(core)
-            self._lifetime = Lifetime(threads.kick)
+            self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
             self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
@@ -169,6 +173,7 @@ class Machine(Runnable):
                     debugcon=self.debugcon.write,
                     variables=outputs.variables,
                     hpet=config.hpet,
+                    s3=config.s3,
                     boot_order=config.boot.once or config.boot.order,
                     core=core,
                     disks=outputs.disks,
@@ -196,11 +201,10 @@ class Machine(Runnable):
                     self.memory,
                     self.softcpu,
                     self._lifetime.finish,
+                    self._lifetime.reset,
                     self.platform.flush,
                 )
                 threads.add(core_vcpu, execute)
-            if config.machine_type is MachineType.BHYVE:
-                tables.place_smbios(config, self.memory, self._processors.processor_id)
             self.interface_choice = config.interface_choice
             self.fw_cfg: FwCfg | None = None
             self.fwctl: Fwctl | None = None
@@ -221,10 +225,7 @@ class Machine(Runnable):
             else:
                 self.fwctl = interface.build_fwctl(config)
                 self.fwctl.attach(self.ports)
-            if config.direct:
-                from vmm.handoff import direct
-
-                direct.prepare(config, self.memory, self.fw_cfg, self.platform, self.io_lock, self.vcpus)
+            self._hand_over()
             poll_log: Callable[[], None] | None = None
             device = self.fw_cfg or self.fwctl
             if config.trace is not None and device is not None:
@@ -233,7 +234,9 @@ class Machine(Runnable):
                 cores = self._processors.cores
                 poll_log = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
-            runner = Runner(self._lifetime, threads, consoles, self.platform.serial.feed, self._positions)
+            runner = Runner(
+                self._lifetime, threads, consoles, self.platform.serial.feed, self._positions, self._reset_in_place
+            )
             super().__init__(runner, self.serial, poll_log, self._find_terminal)
             self._parts = parts.pop_all()
 
@@ -301,7 +304,7 @@ class Machine(Runnable):
         return Registers.of(self.vcpus[index])
 
     def started_s(self) -> list[float | None]:
-        """For each vCPU: seconds after vCPU 0's that its first instruction came; None if it never did."""
+        """For each vCPU: seconds after vCPU 0's that its first instruction since the last reset came; or None."""
         return self._processors.started_s()
 
     def exit_counts(self) -> dict[str, int]:
@@ -331,12 +334,22 @@ class Machine(Runnable):
         return self._lifetime.elapsed_s
 
     @property
+    def reset_count(self) -> int:
+        """How often the machine was reset and went on."""
+        return self._lifetime.reset_count
+
+    @property
+    def resets(self) -> "list[Reset]":
+        """The latest of these resets, 100 at the most: when, by whom, and by what."""
+        return list(self._lifetime.resets)
+
+    @property
     def timeline(self) -> "list[TimelineEvent]":
         """What happened when, in order."""
         from vmm.run.timeline import collect_timeline
 
         streams = (self.serial, self.debugcon)
-        return collect_timeline(self._lifetime, self._processors.cores, streams, self.fw_cfg, self.fwctl)
+        return collect_timeline(self._lifetime, self._processors.starts(), streams, self.fw_cfg, self.fwctl)
 
     def accelerator_report(self) -> dict[str, Any]:
         """Who executed the guest's instructions, why, and how many ran where."""
@@ -356,6 +369,32 @@ class Machine(Runnable):
 
     def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
+
+    def _hand_over(self) -> None:
+        """Do what must be done before the guest's first instruction, after a reset again."""
+        if self.config.machine_type is MachineType.BHYVE:
+            tables.place_smbios(self.config, self.memory, self._processors.processor_id)
+        if self.config.direct:
+            from vmm.handoff import direct
+
+            direct.prepare(self.config, self.memory, self.fw_cfg, self.platform, self.io_lock, self.vcpus)
+
+    def _reset_in_place(self, kind: "ResetKind") -> None:
+        if self._reset_machine is None:
+            from vmm.run.reset import MachineReset  # few machines are reset
+
+            boot = self.config.boot
+            self._reset_machine = MachineReset(
+                self.vm,
+                self._processors,
+                self.softcpu,
+                (self.ports, self.mmio),
+                self.platform,
+                self.fw_cfg,
+                self._hand_over,
+                cmos_boot_bytes(boot.order) if boot.once else {},
+            )
+        self._reset_machine(kind)
 
     def _positions(self) -> str:
         from vmm.run.failure import positions  # few runs fail

@@ -1,6 +1,7 @@
 /*
  * What another CPU runs, copied to ap_start_page: real mode, CS = ap_start_page / 16, IP = 0.
- * It counts itself, notes its APIC id (CPUID leaf 1, EBX 31:24), and parks.
+ * It counts itself, notes its APIC id (CPUID leaf 1, EBX 31:24), and parks; where ap_busy is set, the one with id 1
+ * computes for ever instead, and the one with id 2 uses a device.
  */
     .section .rodata.ap, "a"
     .code16
@@ -18,15 +19,28 @@ ap_code:
     shrl    $4, %eax
     movw    %ax, %ds
     lock incl 0
+    movl    $ap_busy, %eax
+    shrl    $4, %eax
+    movw    %ax, %ds
+    cmpb    $0, 0
+    je      1f
+    cmpb    $2, %bl
+    ja      1f
+    je      3f
+2:  jmp     2b
+3:  inb     $0x71, %al
+    jmp     3b
 1:  hlt
     jmp     1b
 ap_code_end:
 
-/* Both are paragraphs, so that a real-mode segment can begin at each. */
+/* All are paragraphs, so that a real-mode segment can begin at each. */
     .bss
     .balign 16
-    .globl ap_seen, ap_count
+    .globl ap_seen, ap_count, ap_busy
 ap_seen:
     .skip   256
 ap_count:
+    .skip   16
+ap_busy:
     .skip   16

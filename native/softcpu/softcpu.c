@@ -179,7 +179,7 @@ static int share_tsc(struct softcpu_vcpu *vcpu)
         .addr = (uintptr_t)&vcpu->tsc_offset,
     };
 
-    if (softcpu->vcpu_count == 0) {
+    if (softcpu->vcpu_count == 0 || softcpu->vcpus[0] == vcpu) {
         return ioctl(vcpu->core->fd, KVM_GET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
     }
     vcpu->tsc_offset = softcpu->vcpus[0]->tsc_offset;
@@ -212,6 +212,23 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core, const struc
     core->engine_rip = engine_io_rip;
     softcpu->vcpus[softcpu->vcpu_count++] = vcpu;
     return 0;
+}
+
+int softcpu_reset_vcpu(struct vmm_vcpu *core)
+{
+    struct softcpu_vcpu *vcpu = core->engine;
+    CPUX86State *env = &vcpu->cpu.env;
+
+    /* Registers and MSRs come from KVM when it runs, but for those that KVM lacks. */
+    vcpu->stored = false;
+    env->tsc_aux = 0;
+    env->hflags2 &= ~(uint32_t)HF2_NMI_MASK;
+    vcpu->nmi_masked = false;
+    vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
+    CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
+    vcpu->tsc_deadline = 0;
+    vcpu->timer_due_ns = 0;
+    return share_tsc(vcpu);
 }
 
 void softcpu_read_counters(const struct softcpu *softcpu, struct softcpu_counters *counters)

@@ -73,6 +73,13 @@ struct softcpu_cpuid_leaf {
 int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *vcpu, const struct softcpu_cpuid_leaf *leaves,
                     uint32_t count);
 
+/*
+ * Between runs, once KVM's vCPU is as after power-on: forget what the engine
+ * knows of the guest beyond that. Of all vCPUs, the first one first: the others
+ * get its TSC offset again. 0 or a negative errno.
+ */
+int softcpu_reset_vcpu(struct vmm_vcpu *vcpu);
+
 /* vcpu_end.detail where the outcome is VCPU_INTERNAL_ERROR: none of KVM's suberrors, which are small. */
 enum softcpu_end {
     SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the engine cannot run what the guest set up (ring 3 without a TSS) */

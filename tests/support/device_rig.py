@@ -30,6 +30,9 @@ class Power:
     def reset(self, reason: str) -> None:
         self.events.append(f"reset: {reason}")
 
+    def suspend(self) -> None:
+        self.events.append("suspend")
+
     def power_off(self) -> None:
         self.events.append("off")
 

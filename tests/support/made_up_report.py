@@ -66,6 +66,7 @@ def seabios_report() -> Report:
             "notes": [],
         },
         "machine": "pc",
+        "resets": {"count": 0, "latest": []},
         "cpus": {"requested": 2, "max": 2, "started": 2, "all_started_s": 0.03, "madt": None},
         "memory": {
             "size": 128 << 20,

@@ -62,6 +62,10 @@ def refused(line: str) -> list[str]:
         ("ovmf --", "firmware", "ovmf"),
         ("-direct ovmf -smp 2", "firmware", "ovmf"),
         ("-", "firmware", "-"),
+        ("-global ICH9-LPC.disable_s3=0", "machine", "s3=on"),
+        ("-machine pc -global PIIX4_PM.disable_s3=off", "machine", "type=pc,s3=on"),
+        ("-no-reboot", "no_reboot", True),
+        ("--no-reboot", "no_reboot", True),
     ],
 )
 def test_words_are_taken_as_qemu_takes_them(line: str, field: str, value: object) -> None:
@@ -76,7 +80,6 @@ def test_words_are_taken_as_qemu_takes_them(line: str, field: str, value: object
         "-nographic",
         "-display none",
         "--display none",
-        "-no-reboot",
         "-nodefaults",
         "-enable-kvm",
         "-name a,b=c",
@@ -87,7 +90,6 @@ def test_words_are_taken_as_qemu_takes_them(line: str, field: str, value: object
         "-rtc base=utc,clock=host",
         "-parallel none",
         "-k de",
-        "-action reboot=shutdown",
         "-global ICH9-LPC.disable_s3=1",
         "-global isa-debugcon.iobase=0x402",
         "-audiodev none,id=x",

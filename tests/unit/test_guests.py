@@ -31,6 +31,7 @@ def test_all_guests_are_there() -> None:
         "exit",
         "hang",
         "refused",
+        "reset",
         "silent",
         "triple-fault",
         "conformance-fw-cfg",

@@ -107,7 +107,7 @@ class Vmm(Contender):
 
     @staticmethod
     def _boot() -> list[str]:
-        return [sys.executable, "-m", "vmm", "boot"]
+        return [sys.executable, "-m", "vmm", "boot", "-no-reboot"]
 
 
 @dataclass(frozen=True)

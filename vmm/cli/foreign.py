@@ -50,12 +50,11 @@ PRIVILEGES = "vmm does not change its user; start it as the user that it should 
 XEN = "there is no Xen"
 NO_CONFIG = "there are no configuration files"
 MEMORY = "RAM is anonymous memory, taken when the guest first touches it"
-RESET = "a reset by the guest ends the machine, with status 1"
 DEVICES = "no such device here; known are virtio-blk-pci, vmgenid and vmcoreinfo"
 
 _RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
-_ACTION = r"(reboot=shutdown|shutdown=poweroff)"
 _S3 = r"(ICH9-LPC|PIIX4_PM)\.disable_s[34]=(1|on)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s[34],value=(1|on)"
+_S3_ON = r"(ICH9-LPC|PIIX4_PM)\.disable_s3=(0|off)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s3,value=(0|off)"
 _DEBUGCON = r"isa-debugcon\.iobase=0x402|driver=isa-debugcon,property=iobase,value=0x402"
 
 
@@ -109,8 +108,6 @@ WORDS: dict[str, Word] = {
     **_values("devices have no such properties", "-global", harmless=rf"{_S3}|{_DEBUGCON}"),
     **_values("devices have no such properties", "-set"),
     **_values("there are no such objects", "-object", "-add-fd"),
-    **_flags(RESET, "-no-reboot", harmless=ANY),
-    **_values(f"{RESET}; powering off, with status 0", "-action", harmless=rf"{_ACTION}(,{_ACTION})*"),
     **_flags("powering off ends the machine, with status 0", "-no-shutdown"),
     **_flags(DEBUGGER, "-s", "-S", "-singlestep"),
     **_values(DEBUGGER, "-gdb"),
@@ -200,6 +197,8 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
             result.options.append(("-drive", f"if=pflash,format=raw,file={value.replace(',', ',,')}"))
         elif word == "-no-hpet":
             result.options.append(("-machine", "hpet=off"))
+        elif word == "-global" and value is not None and re.fullmatch(_S3_ON, value):
+            result.options.append(("-machine", "s3=on"))
         elif word in {"-serial", "-debugcon"} and value is not None:
             _console(word, value, result, again=word in given)
         elif word == "-device" and value is not None:

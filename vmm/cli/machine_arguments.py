@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.cli.parser import AddUp
-from vmm.config.fields import DEFAULT_MEMORY
+from vmm.config.fields import DEFAULT_MAX_RESETS, DEFAULT_MEMORY
 from vmm.config.machine import MachineConfig
 from vmm.config.parts import Target, parse_smp
 from vmm.errors import ConfigError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmm.config.items import FwCfgItem
 
 DEFAULT_FIRMWARE = "ovmf"
-MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet")
+MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet", "s3")
 
 
 def add_machine_arguments(parser: Parser) -> None:
@@ -46,7 +46,7 @@ def add_machine_arguments(parser: Parser) -> None:
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
         "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8; max-ram-below-4g=SIZE moves more of RAM "
-        "above 4 GiB; hpet=off leaves the HPET out",
+        "above 4 GiB; hpet=off leaves the HPET out; s3=on offers suspend to RAM",
     )
     add("-uuid", "-U", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
@@ -133,7 +133,7 @@ def add_machine_arguments(parser: Parser) -> None:
         metavar="KEY=...",
         action=AddUp,
         const="order",
-        help="[order=]LETTERS,menu=on|off,splash=PATH,splash-time=MS,reboot-timeout=MS,strict=on|off",
+        help="[order=]LETTERS,once=LETTERS,menu=on|off,splash=PATH,splash-time=MS,reboot-timeout=MS,strict=on|off",
     )
     add(
         "-bootorder",
@@ -162,6 +162,26 @@ def add_machine_arguments(parser: Parser) -> None:
         metavar="TARGET",
         help="port 0x402, firmware's log: stdio, file:PATH or none (default: stdio; for SeaBIOS, which prints the same "
         "on the serial port, none)",
+    )
+    resets = parser.add_argument_group("resets")
+    add = resets.add_argument
+    add(
+        "-no-reboot",
+        action="store_true",
+        help="a reset by the guest, or a triple fault, ends the machine, with status 1; else the machine starts again, "
+        "unless it is a guest of ours, which so says that it failed",
+    )
+    add(
+        "-action",
+        metavar="reboot=reset|shutdown",
+        help="QEMU's other spelling: reboot=shutdown is -no-reboot; reboot=reset restarts a guest of ours, too",
+    )
+    add(
+        "--max-resets",
+        metavar="N",
+        default=str(DEFAULT_MAX_RESETS),
+        help=f"end with status 1 when the guest resets the machine once more than this often (default "
+        f"{DEFAULT_MAX_RESETS})",
     )
     host = parser.add_argument_group("host")
     host.add_argument(
@@ -234,6 +254,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
         smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", 32), "-machine smbios-entry-point-type="),
         hpet=parse_bool(machine.get("hpet", "on"), "-machine hpet"),
+        s3=parse_bool(machine.get("s3", "off"), "-machine s3"),
         cpu_count=parse_bool(machine.get("hw.ncpu", "on"), "-machine hw.ncpu"),
         uuid=arguments.uuid,
         serial=_given(arguments.serial, "stdio"),
@@ -249,6 +270,8 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         bootorder=arguments.bootorder,
         devices=arguments.device,
         drives=_disks(arguments),
+        reboot=_reboot(arguments),
+        max_resets=parse_int(arguments.max_resets, "--max-resets "),
         accel=arguments.accel,
         dispatch=arguments.dispatch,
         trace=arguments.trace,
@@ -270,6 +293,19 @@ def _fw_cfg(arguments: argparse.Namespace) -> list[FwCfgItem | str]:
 def _given(*values: Any) -> Any:
     """Return the first that the user gave; an empty text counts as given, and is refused where it means nothing."""
     return next(value for value in values if value is not None)
+
+
+def _reboot(arguments: argparse.Namespace) -> bool | None:
+    """Return whether a reset restarts the machine; None: nothing was said."""
+    wanted = None if arguments.action is None else parse_keys(arguments.action, "-action", known=("reboot", "shutdown"))
+    reboot = None if wanted is None else wanted.get("reboot")
+    if reboot not in {None, "reset", "shutdown"}:
+        raise ConfigError(f"-action reboot={reboot}: must be reset or shutdown")
+    if wanted is not None and wanted.get("shutdown", "poweroff") != "poweroff":
+        raise ConfigError(f"-action shutdown={wanted['shutdown']}: powering off ends the machine, with status 0")
+    if arguments.no_reboot:
+        return False
+    return None if reboot is None else reboot == "reset"
 
 
 def _machine_keys(text: str | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ else:
     FwCfgItem = FwCtlItem = UserTable = E820Entry = SmbiosOption = Drive = Any
 
 DEFAULT_MEMORY = 256 << 20
+DEFAULT_MAX_RESETS = 10
 
 
 class MachineFields(NamedTuple):
@@ -42,6 +43,8 @@ class MachineFields(NamedTuple):
     """Offer the number of CPUs as bhyve does: fwctl's hw.ncpu, or opt/bhyve/hw.ncpu in fw_cfg of a bhyve machine."""
     hpet: bool = True
     """Have an HPET."""
+    s3: bool = False
+    """Offer S3, suspend to RAM."""
     uuid: bytes | None = None
     """16 bytes, in the order in which a UUID is written (RFC 4122)."""
     serial: Target = Target()
@@ -68,6 +71,10 @@ class MachineFields(NamedTuple):
     """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
     drives: tuple[Drive, ...] = ()
     """The disks."""
+    reboot: bool | None = None
+    """Whether a reset by the guest restarts the machine, or ends it; None: it ends guests of ours, which so fail."""
+    max_resets: int = DEFAULT_MAX_RESETS
+    """How often the guest may reset the machine within one run."""
     accel: Accelerator = Accelerator.AUTO
     dispatch: Dispatch = Dispatch.C
     exit_times: bool = False

@@ -39,6 +39,7 @@ class MachineOptions(TypedDict, total=False):
         fwctl_extensions: answer fwctl's NULL, ECHO and SET; False.
         cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
         hpet: have an HPET; True.
+        s3: offer S3, suspend to RAM, from which `Machine.wakeup` wakes; False.
         uuid: fw_cfg key 2 and SMBIOS type 1.
         serial: COM1: ``none``, ``stdio`` or ``file:PATH``; read it from Python in any case.
         debugcon: port 0x402, likewise.
@@ -55,6 +56,9 @@ class MachineOptions(TypedDict, total=False):
         devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``.
         drives: disks: a ``Path`` is a raw image that the guest may write; `vmm.disks.drives.Drive` says more, and so
             do ``-drive`` texts.
+        reboot: whether a reset by the guest restarts the machine, or ends it; it ends guests of ours, which say so that
+            they fail, and restarts all others.
+        max_resets: how often the guest may reset the machine within one run; 10.
         accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
         exit_times: time every exit and device access; False.
@@ -74,6 +78,7 @@ class MachineOptions(TypedDict, total=False):
     fwctl_extensions: bool | None
     cpu_count: bool | None
     hpet: bool | None
+    s3: bool | None
     uuid: UUID | str | None
     serial: Target | str | None
     debugcon: Target | str | None
@@ -89,6 +94,8 @@ class MachineOptions(TypedDict, total=False):
     bootorder: Iterable[str] | str | None
     devices: Iterable[str] | str | None
     drives: Iterable[Drive | Path | str] | Drive | Path | str | None
+    reboot: bool | None
+    max_resets: int | None
     accel: Accelerator | str | None
     dispatch: Dispatch | str | None
     exit_times: bool | None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vmm import inputs, layout, options
-from vmm.config.fields import DEFAULT_MEMORY, MachineFields
+from vmm.config.fields import DEFAULT_MAX_RESETS, DEFAULT_MEMORY, MachineFields
 from vmm.config.interface import InterfaceChoice, check_options, choose
 from vmm.config.parts import (
     MAX_CPUS,
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from vmm.tables.smbios_options import SmbiosOption
 
 _TYPES = {
-    **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point"), int),
-    **dict.fromkeys(("fwctl_extensions", "cpu_count", "hpet", "direct", "vmcoreinfo", "exit_times"), bool),
+    **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point", "max_resets"), int),
+    **dict.fromkeys(("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "exit_times"), bool),
     "firmware": FirmwareImages,
 }
 """Fields that a Python caller could give in another type without an error anywhere."""
@@ -93,6 +93,10 @@ class MachineConfig(MachineFields):
             raise ConfigError(f"-smp {self.cpus}: a machine has from 1 to {MAX_CPUS} CPUs")
         if not self.cpus <= self.max_cpus <= MAX_CPUS:
             raise ConfigError(f"-smp {self.cpus},maxcpus={self.max_cpus}: maxcpus is from {self.cpus} to {MAX_CPUS}")
+        if self.reboot is not None:
+            options.check_type(self.reboot, "reboot", bool)
+        if self.max_resets < 1:
+            raise ConfigError(f"--max-resets {self.max_resets}: must be 1 or more; -no-reboot ends at the first reset")
         self._check_firmware()
         self._check_memory()
         for item in self.fw_cfg:
@@ -100,6 +104,8 @@ class MachineConfig(MachineFields):
         self._check_interface()
         if not self.hpet and self.machine_type is MachineType.BHYVE:
             raise ConfigError("-machine hpet=off: a bhyve machine has an HPET, which is its firmware's only clock")
+        if self.s3 and (self.direct or self.machine_type is MachineType.BHYVE):
+            raise ConfigError("-machine s3=on: for q35 and pc with firmware, which wakes the guest up")
         self._check_tables()
         self._check_kernel()
         if self.drives:
@@ -221,6 +227,11 @@ class MachineConfig(MachineFields):
         return tuple(warning for table in self.acpi_tables for warning in table.warnings)
 
     @property
+    def resets(self) -> bool:
+        """Whether a reset by the guest restarts the machine."""
+        return self.firmware.kind is not FirmwareKind.PROBE if self.reboot is None else self.reboot
+
+    @property
     def low_memory(self) -> int:
         """Bytes of RAM below 4 GiB, the rest is from there on."""
         return low_memory(self.machine_type, self.memory, self.max_ram_below_4g)
@@ -268,6 +279,7 @@ class MachineConfig(MachineFields):
         fwctl_extensions: bool = False,
         cpu_count: bool = True,
         hpet: bool = True,
+        s3: bool = False,
         uuid: UUID | str | None = None,
         serial: Target | str = "none",
         debugcon: Target | str = "none",
@@ -283,6 +295,8 @@ class MachineConfig(MachineFields):
         bootorder: Iterable[str] | str = (),
         devices: Iterable[str] | str = (),
         drives: Iterable[Drive | Path | str] | Drive | Path | str = (),
+        reboot: bool | None = None,
+        max_resets: int = DEFAULT_MAX_RESETS,
         accel: Accelerator | str = Accelerator.AUTO,
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
@@ -301,6 +315,7 @@ class MachineConfig(MachineFields):
             "fwctl_extensions": fwctl_extensions,
             "cpu_count": cpu_count,
             "hpet": hpet,
+            "s3": s3,
             "uuid": None if uuid is None else options.parse_uuid(uuid).bytes,
             "serial": Target.parse(serial, "-serial"),
             "debugcon": Target.parse(debugcon, "-debugcon"),
@@ -308,6 +323,8 @@ class MachineConfig(MachineFields):
             "direct": direct,
             "smbios_entry_point": smbios_entry_point,
             "bootorder": several(bootorder, "bootorder", str),
+            "reboot": reboot,
+            "max_resets": max_resets,
             "accel": parse_choice(Accelerator, accel, "-accel"),
             "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
             "exit_times": exit_times,

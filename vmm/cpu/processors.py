@@ -1,5 +1,6 @@
 """The vCPUs of one machine, each with what the C core counts of it."""
 
+from collections import deque
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -7,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 from vmm._native import ffi, lib
 from vmm.cpu import cpuid
 from vmm.cpu.reset import reset_vcpu
+from vmm.kvm.descriptor import kvm_error
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
     from vmm.kvm import CpuidEntry, Vcpu, Vm
     from vmm.softcpu.engine import SoftwareCpu
+
+
+_KEPT_STARTS = 1024
 
 
 class Processors:
@@ -21,13 +26,16 @@ class Processors:
         vcpus: KVM's part of each.
         cores: the ``struct vmm_vcpu`` of each, which outlives KVM's part: a closed machine tells what it counted.
         times: the ``struct exit_times`` of each; empty where nobody asked.
+        cpuid: what CPUID says on the last of them; on the others only their APIC ids differ.
+        earlier_starts: index and CLOCK_MONOTONIC of first instructions before the last reset, as many as are kept.
     """
 
     def __init__(self) -> None:
         self.vcpus: list[Vcpu] = []
         self.cores: list[Any] = []
         self.times: list[Any] = []
-        self._cpuid: list[CpuidEntry] = []
+        self.cpuid: list[CpuidEntry] = []
+        self.earlier_starts: deque[tuple[int, int]] = deque(maxlen=_KEPT_STARTS)
 
     def add(self, vcpu: "Vcpu", core: Any, times: Any, entries: "list[CpuidEntry]") -> None:
         """The next one.
@@ -42,20 +50,36 @@ class Processors:
         self.cores.append(core)
         if times is not None:
             self.times.append(times)
-        self._cpuid = entries
+        self.cpuid = entries
 
     @property
     def processor_id(self) -> int:
         """CPUID leaf 1: EAX (the signature) in the low half, EDX (features) in the high one."""
-        return next((entry.edx << 32 | entry.eax for entry in self._cpuid if entry.function == 1), 0)
+        return next((entry.edx << 32 | entry.eax for entry in self.cpuid if entry.function == 1), 0)
 
     @property
     def feature_control(self) -> int | None:
         """What firmware should write into MSR 0x3a, if the CPUs have it."""
-        return cpuid.feature_control(self._cpuid)
+        return cpuid.feature_control(self.cpuid)
+
+    def starts(self) -> list[tuple[int, int]]:
+        """Index, and CLOCK_MONOTONIC in ns, of each first instruction after power-on or a reset."""
+        now = ((index, core.started_ns) for index, core in enumerate(self.cores) if core.started_ns)
+        return [*self.earlier_starts, *now]
+
+    def forget_starts(self) -> None:
+        """At a reset, none has started.
+
+        Raises:
+            KvmError: KVM does not let go of one that was watched for that.
+        """
+        self.earlier_starts.extend(self.starts()[len(self.earlier_starts) :])
+        for index, core in enumerate(self.cores):
+            if error := -lib.vmm_vcpu_reset(core):
+                raise kvm_error(error, "KVM_SET_GUEST_DEBUG", f"vCPU {index}")
 
     def started_s(self) -> list[float | None]:
-        """For each: seconds after vCPU 0's that its first instruction came; None if it never did."""
+        """For each: seconds after vCPU 0's that its first instruction since the last reset came; None if none did."""
         times = [core.started_ns for core in self.cores]
         return [(time_ns - times[0]) / 1e9 if time_ns else None for time_ns in times]
 

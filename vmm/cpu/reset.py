@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError
@@ -14,12 +14,16 @@ from vmm.kvm.structs import MpState
 from vmm.layout import LAPIC_BASE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmm.kvm import Vcpu
 
 _CR0_ET_NW_CD = 0x60000010
 _APIC_BASE_ENABLE = 1 << 11
 _APIC_BASE_BSP = 1 << 8
 
+_MSR_TSC = 0x10
+_MSR_APIC_BASE = 0x1B
 _MSR_MISC_ENABLE = 0x1A0
 _MSR_PAT = 0x277
 MSR_MTRR_DEF_TYPE = 0x2FF
@@ -41,6 +45,9 @@ _RESET_MSRS: dict[int, int] = {
 _NEEDED_MSRS = frozenset((MSR_MTRR_DEF_TYPE, _MSR_PAT))
 """Without these at their reset values, no firmware finds what it expects."""
 
+_NOT_KEPT = frozenset((_MSR_TSC, _MSR_APIC_BASE, 0x40000002, 0x40000010, 0x40000020))
+"""MSRs that differ from one new vCPU to another; the last three are Hyper-V's index, run time and clock of a vCPU."""
+
 # LAPIC registers (SDM volume 3, table 11-1), and their values after reset (11.4.7.1).
 _LAPIC_VERSION = 0x30
 _LAPIC_RESET: dict[int, int] = {
@@ -54,7 +61,7 @@ _DELIVERY_NMI = 4 << 8
 _DELIVERY_EXTINT = 7 << 8
 
 
-def reset_vcpu(vcpu: Vcpu, index: int) -> None:
+def reset_vcpu(vcpu: Vcpu, index: int, power_on: PowerOn | None = None) -> None:
     """Bring ``vcpu`` to the state after power-on (SDM volume 3, table 9-1); the BSP is the one with index 0.
 
     The BSP will fetch its first instruction at 0xfffffff0; the others wait for INIT and SIPI. CPUID must be set
@@ -68,21 +75,61 @@ def reset_vcpu(vcpu: Vcpu, index: int) -> None:
     VMX enters with no others (SDM volume 3, 27.3.1.2); KVM interprets until CS is reloaded with a base of 16 times its
     selector.
 
+    Args:
+        vcpu: the vCPU.
+        index: its index.
+        power_on: what a new vCPU has and this one, which was run before, may have lost.
+
     Raises:
         KvmError: KVM refuses a part of that state.
         HostError: KVM refuses MSRs that every firmware needs.
     """
     bootstrap = index == 0
+    if power_on is not None:
+        vcpu.get_mp_state()  # which lets an INIT or SIPI that waits take effect now, not later
+        vcpu.set_nested_state(power_on.nested)
     vcpu.set_sregs(_reset_sregs(bootstrap=bootstrap))
     vcpu.set_regs(ffi.new("struct kvm_regs *", {"rip": 0xFFF0, "rflags": 2, "rdx": _signature(vcpu)}))
     vcpu.set_xcrs({0: 1})
     vcpu.set_xsave(_reset_xsave(len(vcpu.get_xsave())))
     vcpu.set_debugregs(ffi.new("struct kvm_debugregs *", {"dr6": 0xFFFF0FF0, "dr7": 0x400}))
-    _reset_msrs(vcpu)
+    _reset_msrs(vcpu, _RESET_MSRS if power_on is None else {**power_on.msrs, **_RESET_MSRS})
     vcpu.set_lapic(_reset_lapic(vcpu, index, bootstrap=bootstrap))
     valid = lib.KVM_VCPUEVENT_VALID_NMI_PENDING | lib.KVM_VCPUEVENT_VALID_SIPI_VECTOR | lib.KVM_VCPUEVENT_VALID_SHADOW
+    if vcpu.vm.check_extension(lib.KVM_CAP_X86_SMM):
+        valid |= lib.KVM_VCPUEVENT_VALID_SMM
     vcpu.set_vcpu_events(ffi.new("struct kvm_vcpu_events *", {"flags": valid}))
     vcpu.set_mp_state(MpState.RUNNABLE if bootstrap else MpState.UNINITIALIZED)
+
+
+class PowerOn(NamedTuple):
+    """What KVM gives a new vCPU, beyond what `reset_vcpu` knows by itself.
+
+    Attributes:
+        msrs: values by index.
+        nested: as `Vcpu.get_nested_state` gives it.
+    """
+
+    msrs: Mapping[int, int]
+    nested: bytes
+
+    @classmethod
+    def of(cls, vcpu: Vcpu) -> PowerOn:
+        """Ask a vCPU that was reset and never ran.
+
+        Raises:
+            KvmError: it is closed.
+        """
+        msrs: dict[int, int] = {}
+        pending = [index for index in vcpu.vm.kvm.msr_index_list() if index not in _NOT_KEPT]
+        while pending:
+            got = vcpu.get_msrs(pending)
+            msrs |= got
+            # KVM stops at the first one that a guest with this CPUID does not have: go on behind it.
+            pending = pending[len(got) + 1 :]
+        # What is written here as 0 becomes, on each vCPU, the TSC that all of them started with (kvm_synchronize_tsc in
+        # the kernel's arch/x86/kvm/x86.c), whatever the guest has written.
+        return cls({_MSR_TSC: 0, **msrs}, vcpu.get_nested_state())
 
 
 def _signature(vcpu: Vcpu) -> int:
@@ -117,8 +164,8 @@ def _reset_xsave(size: int) -> bytearray:
     return area
 
 
-def _reset_msrs(vcpu: Vcpu) -> None:
-    pending = dict(_RESET_MSRS)
+def _reset_msrs(vcpu: Vcpu, values: Mapping[int, int]) -> None:
+    pending = dict(values)
     while pending:
         accepted = vcpu.set_msrs(pending)
         if accepted < len(pending) and (refused := list(pending)[accepted]) in _NEEDED_MSRS:

@@ -1,8 +1,8 @@
 """The ACPI fixed hardware (ACPI 6.5, 4.8): PM1a event and control registers, PM timer, GPE0, SMI_CMD.
 
 The blocks move with the chipset's PMBASE register, at run time. The PM timer itself is C's. Not there: the timer's
-overflow status, sleep states other than S5, and SMIs; `SMI_EN` says that firmware set SMM up before, so that nobody
-waits for one.
+overflow status, sleep states other than S3 and S5, and SMIs; `SMI_EN` says that firmware set SMM up before, so that
+nobody waits for one.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,9 @@ from vmm.errors import ConfigError
 
 POWER_BUTTON = 1 << 8
 """PM1 status and enable, bit PWRBTN."""
+
+WAKE = 1 << 15
+"""PM1 status, bit WAK_STS."""
 
 _SCI_ENABLE = 0x01
 _SLEEP_ENABLE = 1 << 5
@@ -41,12 +44,14 @@ class PmModel(NamedTuple):
     smi_enable: int | None
     """Offset of ICH9's SMI_EN."""
     timer_bits: int = 24
+    s3_sleep_type: int | None = None
+    """SLP_TYP for suspend to RAM, on a machine that offers it."""
 
 
-ICH9 = PmModel(layout.ICH9_PM_SIZE, 0x02, 0x03, 0, layout.ICH9_GPE0, layout.ICH9_SMI_ENABLE)
+ICH9 = PmModel(layout.ICH9_PM_SIZE, 0x02, 0x03, 0, layout.ICH9_GPE0, layout.ICH9_SMI_ENABLE, s3_sleep_type=1)
 """SMI_CMD and SLP_TYP values as in QEMU's q35 (hw/isa/lpc_ich9.c, hw/acpi/core.c), which OVMF has built in."""
 
-PIIX4 = PmModel(layout.PIIX4_PM_SIZE, 0xF1, 0xF0, 0, None, None)
+PIIX4 = PmModel(layout.PIIX4_PM_SIZE, 0xF1, 0xF0, 0, None, None, s3_sleep_type=1)
 """As in QEMU's pc (hw/acpi/piix4.c)."""
 
 BHYVE = PmModel(len(layout.PORT_PM_BHYVE), 0xA0, 0xA1, 5, None, None, timer_bits=32)
@@ -170,6 +175,10 @@ class AcpiPm(Device):
             self._control[0] &= ~_SCI_ENABLE
         self._update_sci()
 
+    def wake_up(self) -> None:
+        """Tell the OS that the machine was asleep."""
+        self.event.raise_event(WAKE)
+
     def press_power_button(self) -> None:
         """Ask the guest's OS to shut down (ACPI 6.5, 4.8.3.1.1.1)."""
         self.event.raise_event(POWER_BUTTON)
@@ -234,8 +243,8 @@ class AcpiPm(Device):
             self.event.write(at, 1, byte)
         elif at == layout.PM_CONTROL + 1:
             self._control[1] = byte & ~_SLEEP_ENABLE
-            if byte & _SLEEP_ENABLE and byte >> _SLEEP_TYPE_SHIFT & 7 == self.model.s5_sleep_type:
-                self._power.power_off()
+            if byte & _SLEEP_ENABLE:
+                self._sleep(byte >> _SLEEP_TYPE_SHIFT & 7)
         elif at < layout.PM_TIMER:
             self._control[at - layout.PM_CONTROL] = byte
             self._update_sci()
@@ -243,6 +252,12 @@ class AcpiPm(Device):
             self.gpe0.write(at - gpe0.start, 1, byte)
         elif smi is not None and smi <= at < smi + 4:
             self._smi_enable[at - smi] = byte
+
+    def _sleep(self, sleep_type: int) -> None:
+        if sleep_type == self.model.s5_sleep_type:
+            self._power.power_off()
+        elif sleep_type == self.model.s3_sleep_type:
+            self._power.suspend()
 
     def _update_sci(self) -> None:
         enabled = self._control[0] & _SCI_ENABLE

@@ -66,6 +66,7 @@ class FwCfg:
         self._tables: tuple[Any, Any] | None = None
         self._registers: Device | None = None
         self._late: list[LateFiles] = []
+        self._at_reset: list[Callable[[], object]] = []
         self.failure: BaseException | None = None
         self.add_item(Key.SIGNATURE, b"QEMU")
         self.add_item(Key.ID, struct.pack("<I", 3 if dma else 1))
@@ -157,6 +158,10 @@ class FwCfg:
             log.warning("fw_cfg file %s: names for users begin with opt/ (docs/specs/fw_cfg.rst)", name)
         self.add_file(name, data)
 
+    def at_reset(self, callback: Callable[[], object]) -> None:
+        """Have something done at the end of each reset of the machine but a wake-up, with io_lock held."""
+        self._at_reset.append(callback)
+
     def publish(self, first: Iterable[str] = ()) -> None:
         """Seal the table: give files their keys, in the order of their names, and hand all items to C.
 
@@ -239,8 +244,8 @@ class FwCfg:
         """
         return self._files[name].writable
 
-    def reset(self) -> None:
-        """Reset of the machine: key 0 is selected, writable items contain what they did at first."""
+    def reset(self, *, wakeup: bool = False) -> None:
+        """Reset of the machine, from S3 for ``wakeup``: key 0 is selected, writable items are as they were at first."""
         lib.vmm_io_lock(self._core)
         try:
             lib.fw_cfg_reset(self._native)
@@ -251,6 +256,8 @@ class FwCfg:
             for item in self._items.values():
                 if item.initial is not None and item.key != Key.FILE_DIR:
                     ffi.buffer(item.contents)[:] = item.initial
+            for callback in self._at_reset if not wakeup else ():
+                callback()
         finally:
             lib.vmm_io_unlock(self._core)
 

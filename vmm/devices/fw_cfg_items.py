@@ -18,6 +18,9 @@ from vmm.tables.files import E820_FILE
 SYSTEM_STATES = bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80))
 """etc/system-states: byte x is Sx, bit 7 says that it is there, low bits are its SLP_TYP. Here S0 and S5."""
 
+SYSTEM_STATES_S3 = bytes((0x80, 0x00, 0x00, 0x81, 0x02, 0x80))
+"""The same with S3."""
+
 BOOT_FAIL_WAIT_FOREVER = -1
 """etc/boot-fail-wait: do not boot again."""
 

@@ -246,6 +246,11 @@ class PciBus:
         for devfn, what in self._functions.items():
             what.restore(state[f"{devfn >> 3}.{devfn & 7}"])
 
+    def place(self) -> None:
+        """Put again what functions decode to where their registers say."""
+        for function in self._functions.values():
+            function.config_written(0, CONFIG_SIZE - 1)
+
     def reset(self) -> None:
         """Every function as at power-on."""
         for function in self._functions.values():

@@ -24,7 +24,7 @@ _TIME_REGISTERS = (_SECONDS, _MINUTES, _HOURS, _WEEKDAY, _DAY, _MONTH, _YEAR, _C
 _A_UPDATING = 0x80
 _A_DIVIDER = 0x70
 _A_DIVIDER_32768 = 0x20
-_B_SET, _B_BINARY, _B_24_HOURS = 0x80, 0x04, 0x02
+_B_SET, _B_SQUARE_WAVE, _B_BINARY, _B_24_HOURS = 0x80, 0x08, 0x04, 0x02
 _FLAG_PERIODIC, _FLAG_ALARM, _FLAG_UPDATE = 0x40, 0x20, 0x10
 """In C: what happened; in B: which of it interrupts."""
 _C_INTERRUPT = 0x80
@@ -64,8 +64,7 @@ class Rtc(Device):
         self._bytes = bytearray(128)
         self._bytes[_A] = _A_POWER_ON
         self._bytes[_B] = _B_24_HOURS
-        for register, value in (cmos or {}).items():
-            self._bytes[register] = value
+        self.store(cmos or {})
         self._offset = (time.time_ns() if utc_ns is None else utc_ns) - self._clock()
         self._seen = self._clock()
 
@@ -95,9 +94,14 @@ class Rtc(Device):
         self._seen = state["seen_ns"]
         self._reschedule()
 
+    def store(self, cmos: Mapping[int, int]) -> None:
+        """Set registers of CMOS, 0x0e to 0x7f, from outside, by number; they are not the clock's."""
+        for register, value in cmos.items():
+            self._bytes[register] = value
+
     def reset(self) -> None:
-        """The reset pin: interrupts off; time and CMOS stay (data sheet, RESET)."""
-        self._bytes[_B] &= ~(_FLAG_PERIODIC | _FLAG_ALARM | _FLAG_UPDATE)
+        """The reset pin: interrupts and square wave off; time and CMOS stay (data sheet, RESET)."""
+        self._bytes[_B] &= ~(_FLAG_PERIODIC | _FLAG_ALARM | _FLAG_UPDATE | _B_SQUARE_WAVE)
         self._bytes[_C] = 0
         self._index = 0
         self._reschedule()

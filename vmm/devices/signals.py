@@ -24,6 +24,9 @@ class PowerControl(Protocol):
     def reset(self, reason: str) -> None:
         """The guest asked for a reset; ``reason`` names the register it used."""
 
+    def suspend(self) -> None:
+        """The guest entered ACPI's S3."""
+
     def power_off(self) -> None:
         """The guest entered ACPI's S5."""
 

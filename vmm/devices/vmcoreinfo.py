@@ -33,7 +33,7 @@ def add_vmcoreinfo(fw_cfg: "FwCfg", on_info: Callable[[VmCoreInfo | None], None]
     Args:
         fw_cfg: not yet published.
         on_info: called after each write, with None if it makes no valid note: the write must cover the whole
-            item, and name a format.
+            item, and name a format. Called with None at a reset, too.
 
     Raises:
         ConfigError: the file is there already.
@@ -48,3 +48,4 @@ def add_vmcoreinfo(fw_cfg: "FwCfg", on_info: Callable[[VmCoreInfo | None], None]
 
     initial = _RECORD.pack(_FORMAT_ELF, 0, 0, 0)
     fw_cfg.add_file(FILE, initial, writable=True, on_write=on_write)
+    fw_cfg.at_reset(lambda: on_info(None))

@@ -10,7 +10,13 @@ from vmm import layout
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import CPU_COUNT_FILE
-from vmm.devices.fw_cfg_items import BOOT_FAIL_WAIT_FOREVER, Hpet, add_pc_items
+from vmm.devices.fw_cfg_items import (
+    BOOT_FAIL_WAIT_FOREVER,
+    SYSTEM_STATES,
+    SYSTEM_STATES_S3,
+    Hpet,
+    add_pc_items,
+)
 from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
 from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
@@ -103,6 +109,7 @@ def build_fw_cfg(
         if config.boot.reboot_timeout_ms is None
         else config.boot.reboot_timeout_ms,
         feature_control=feature_control,
+        system_states=SYSTEM_STATES_S3 if config.s3 else SYSTEM_STATES,
     )
     own = {item.name for item in config.fw_cfg}
     if config.machine_type is MachineType.BHYVE and config.cpu_count and CPU_COUNT_FILE not in own:
@@ -117,6 +124,7 @@ def build_fw_cfg(
         kernel = load_kernel(config.kernel, config.initrd, config.append or b"", memory.low_size)
         kernel.add_to(fw_cfg)
         kernel.store(memory.write)
+        fw_cfg.at_reset(lambda: kernel.store(memory.write))
         if config.firmware.kind is FirmwareKind.SEABIOS:
             kernel.add_option_rom(fw_cfg)
     if config.vmcoreinfo:

@@ -153,6 +153,7 @@ def acpi_description(config: MachineConfig, low: int, high: int, standing: Stand
         smi_command=layout.PORT_APM.start,
         acpi_enable=pm.acpi_enable,
         acpi_disable=pm.acpi_disable,
+        s3_type=pm.s3_sleep_type if config.s3 else None,
         s5_type=pm.s5_sleep_type,
         gpe0=None if gpe0 is None else (gpe0.start, len(gpe0)),
         power_button=True,

@@ -277,6 +277,30 @@ class Vcpu(Descriptor):
         """
         self._ioctl("KVM_SET_VCPU_EVENTS", events)
 
+    def get_nested_state(self) -> bytes:
+        """KVM_GET_NESTED_STATE: struct kvm_nested_state with its data; b"" where KVM offers no nested guests.
+
+        Raises:
+            KvmError: the vCPU is closed.
+        """
+        size = self.vm.check_extension(lib.KVM_CAP_NESTED_STATE)
+        if not size:
+            return b""
+        # Bytes 4 to 7: the buffer's size, then the state's.
+        state = bytearray(size)
+        state[4:8] = size.to_bytes(4, "little")
+        self._ioctl("KVM_GET_NESTED_STATE", ffi.from_buffer(state))
+        return bytes(state[: int.from_bytes(state[4:8], "little")])
+
+    def set_nested_state(self, state: bytes) -> None:
+        """KVM_SET_NESTED_STATE with what `get_nested_state` gave; b"" does nothing.
+
+        Raises:
+            KvmError: EINVAL for what does not go with EFER or CR4.
+        """
+        if state:
+            self._ioctl("KVM_SET_NESTED_STATE", ffi.from_buffer(bytearray(state)))
+
     def nmi(self) -> None:
         """KVM_NMI: a non-maskable interrupt, from any thread."""
         self._ioctl_value("KVM_NMI")

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 else:
     Flash = VirtioBlk = DiskImage = Any  # loaded for machines that have variables, or disks
 
+_CMOS_SHUTDOWN_STATUS, _RESUME = 0x0F, 0xFE
+"""What SeaBIOS (src/resume.c) and OVMF (OvmfPkg/PlatformPei) take for a wake-up from S3."""
+
 _BIOS_ALIAS = 128 * layout.KIB
 """How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
 
@@ -58,6 +61,7 @@ class Parts(NamedTuple):
         core: the machine for devices in C, a ``struct vmm_vm *``.
         variables: the file that the variable store is kept in; None: the guest writes a private copy.
         hpet: whether there is one, where a board can do without.
+        s3: whether the guest can suspend the machine to RAM.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
         images: by `CODE` and `VARIABLES`, what the images became in an earlier machine; to be used in place.
         disks: images that the guest gets as disks; they stay the caller's.
@@ -81,6 +85,7 @@ class Parts(NamedTuple):
     core: Any
     variables: FlashFile | None = None
     hpet: bool = True
+    s3: bool = False
     boot_order: str | None = None
     images: Mapping[str, mmap.mmap] = MappingProxyType({})
     disks: tuple[DiskImage, ...] = ()
@@ -160,11 +165,22 @@ class Platform(NamedTuple):
                 raise ConfigError(f"the state of {name} is of version {version}; this vmm knows {device.state_version}")
             device.restore(its)
 
-    def reset(self) -> None:
-        """Every device as after a reset of the machine; vCPUs are stopped. RAM, CMOS and flash keep their contents."""
+    def reset(self, *, wakeup: bool = False) -> None:
+        """Every device as after a reset of the machine; vCPUs are stopped. RAM, CMOS and flash keep their contents.
+
+        Args:
+            wakeup: from S3: the chipset's registers stay, for SeaBIOS wakes up in the RAM that PAM shows, and sets no
+                ACPI ports of ICH9 again; firmware is told by CMOS, the OS by PM1's status (QEMU, rtc_notify_suspend and
+                acpi_notify_wakeup).
+        """
         for device in self.devices.values():
             device.reset()
-        self.pci.reset()
+        if not wakeup:
+            self.pci.reset()
+        else:
+            self.pci.place()
+            self.rtc.store({_CMOS_SHUTDOWN_STATUS: _RESUME})
+            self.pm.wake_up()
 
     def flush(self) -> None:
         """Let out what devices hold back for a moment; for when no vCPU runs any more, and io_lock is not held."""
@@ -272,6 +288,8 @@ class Board:
     def add_acpi(self, model: PmModel) -> AcpiPm:
         """Add the ACPI block, placed nowhere yet, and SMI_CMD."""
         parts = self.parts
+        if not parts.s3:
+            model = model._replace(s3_sleep_type=None)
         pm = AcpiPm(model, parts.ports, parts.line(layout.SCI_IRQ), parts.power, parts.clock)
         self._devices["ACPI"] = pm
         self.add_at_ports(layout.PORT_APM, ApmPorts(pm), "APM")

@@ -69,6 +69,18 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
             "notes": list(images.notes),
         },
         "machine": cast("Literal['q35', 'pc', 'bhyve']", config.machine_type.value),
+        "resets": {
+            "count": machine.reset_count,
+            "latest": [
+                {
+                    "t_s": round(reset.t_s, 6),
+                    "kind": reset.kind.value,
+                    "cause": reset.cause,
+                    "details": reset.details,
+                }
+                for reset in machine.resets
+            ],
+        },
         "cpus": _cpus(machine),
         "memory": {
             "size": config.memory,

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
     from vmm.report.schema import ItemReport, Report, TimesReport
 
-_FACTS = ("firmware", "variables", "machine", "interface", "CPUs", "vmgenid", "vmcoreinfo", "host")
+_FACTS = ("firmware", "variables", "machine", "interface", "resets", "CPUs", "vmgenid", "vmcoreinfo", "host")
 """Rows of the text that say what was booted; the page has sections for the others."""
 
 _MEANINGS = {
     "until": "A console showed what --until asked for, and vmm stopped the machine there.",
     "power-off": "The guest switched the machine off by itself.",
-    "reset": "The guest asked for a reset, which vmm takes for the end: nobody had expected one.",
+    "suspended": "The guest suspended the machine to RAM, from which a program can wake it up.",
+    "reset": "The guest asked for a reset, which was to be the end: -no-reboot, or a guest of ours, which so fails.",
+    "reset-loop": "The guest reset the machine so often that it seems to get nowhere.",
     "triple-fault": (
         "A CPU could deliver neither an exception nor the double fault that came of it; hardware resets here without "
         "a word."

@@ -119,6 +119,9 @@ def timeline(report: Report) -> Timeline:
     requests = [axis.mark(event, timed=False) for event in events if event["kind"] == "fwctl-request"]
     if requests:
         lanes.append(Lane("fwctl", "fwctl", tuple(requests)))
+    resets = [axis.mark(event, timed=False) for event in events if event["kind"] == "reset"]
+    if resets:
+        lanes.append(Lane("end", "resets", tuple(resets)))
     ends = [event for event in events if event["kind"] == "end"]
     if ends:
         *earlier, last = ends
@@ -145,11 +148,14 @@ def _phase_lane(found: Sequence[Phase], axis: _Axis) -> Iterator[Lane]:
 
 
 def _cpu_lane(report: Report, axis: _Axis) -> Lane:
-    starts = [event for event in report["timeline"] if event["kind"] == "vcpu-started"]
+    events = report["timeline"]
+    starts = [event for event in events if event["kind"] == "vcpu-started"]
+    reset_s = max((event["t_s"] for event in events if event["kind"] == "reset"), default=-1.0)
+    last = [event for event in starts if event["t_s"] >= reset_s]
     requested = report["cpus"]["requested"]
     marks = [axis.mark(event, timed=False) for event in starts] if len(starts) <= _MARKED_STARTS else []
-    area = _growth([axis.place(event["t_s"]) for event in starts], requested)
-    return Lane("cpus", "vCPUs", tuple(marks), f"{len(starts)} of {requested}", area)
+    area = _growth([axis.place(event["t_s"]) for event in last], requested)
+    return Lane("cpus", "vCPUs", tuple(marks), f"{len(last)} of {requested}", area)
 
 
 def _console_lanes(events: Sequence[EventReport], axis: _Axis) -> Iterator[Lane]:
@@ -201,8 +207,8 @@ def events(report: Report) -> list[tuple[float, str]]:
             starts.append(event)
         elif event["kind"] != "fwctl-request":
             take_starts()
-            line = event["kind"] == "console-line"
-            lines.append((event["t_s"], f"{event['subject']}: {event['event']}" if line else event["event"]))
+            named = event["kind"] in {"console-line", "reset"}
+            lines.append((event["t_s"], f"{event['subject']}: {event['event']}" if named else event["event"]))
     take_starts()
     return lines
 

@@ -49,7 +49,9 @@ class OutcomeReport(TypedDict):
     reason: Literal[
         "until",
         "power-off",
+        "suspended",
         "reset",
+        "reset-loop",
         "triple-fault",
         "emulation-failure",
         "kvm-failure",
@@ -84,6 +86,27 @@ class FirmwareReport(TypedDict):
     """What was decided about the files, one sentence each."""
 
 
+class ResetReport(TypedDict):
+    """A reset of the machine, which then went on."""
+
+    t_s: float
+    kind: Literal["guest", "triple-fault", "user", "wakeup"]
+    """Who reset it: the guest by a register, or by a triple fault, or the program that ran the machine, which may also
+    have woken it up from S3."""
+    cause: str
+    """For people: the register and what was written there, or the vCPU of the triple fault."""
+    details: str
+    """Of a triple fault, the registers; else empty."""
+
+
+class ResetsReport(TypedDict):
+    """Resets of the machine."""
+
+    count: int
+    latest: list[ResetReport]
+    """In order; 100 at the most."""
+
+
 class MadtReport(TypedDict):
     """ACPI's list of processors, as firmware left it in guest RAM."""
 
@@ -103,6 +126,7 @@ class CpusReport(TypedDict):
     max: int
     """That the tables have room for."""
     started: int
+    """Since the last reset, as the next one, too."""
     all_started_s: float | None
     """When the last one executed its first instruction, after the first one did; null: not all have."""
     madt: MadtReport | None
@@ -266,10 +290,10 @@ class EventReport(TypedDict):
     """Something that happened."""
 
     t_s: float
-    kind: Literal["vcpu-started", "first-output", "console-line", "fw-cfg-item", "fwctl-request", "end"]
+    kind: Literal["vcpu-started", "first-output", "console-line", "fw-cfg-item", "fwctl-request", "reset", "end"]
     subject: int | str
     """Of vcpu-started the vCPU's index, of first-output and console-line the console, of fw-cfg-item the item that was
-    selected for the first time, of fwctl-request the OID, of end the reason."""
+    selected for the first time, of fwctl-request the OID, of reset the same as kind in resets, of end the reason."""
     event: str
     """The same for people; of console-line the line that ended then, or its first 200 bytes. Where a console has more
     than 512 lines, an even choice of them."""
@@ -284,6 +308,7 @@ class Report(TypedDict):
     outcome: OutcomeReport
     firmware: FirmwareReport
     machine: Literal["q35", "pc", "bhyve"]
+    resets: ResetsReport
     cpus: CpusReport
     memory: MemoryReport
     consoles: dict[str, int]

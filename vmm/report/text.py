@@ -17,12 +17,16 @@ if TYPE_CHECKING:
         FwctlReport,
         ItemReport,
         Report,
+        ResetsReport,
     )
 
 INTERFACE_NAMES = {"qemu": "QEMU's fw_cfg", "bhyve": "bhyve's fwctl"}
 
 SHOWN_PORTS = 5
 """How many of the busiest ports the text names."""
+
+SHOWN_RESETS = 5
+"""How many of the resets, the latest ones, the text names."""
 
 SHOWN_REQUESTS = 16
 SHOWN_VALUE = 16
@@ -59,6 +63,8 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "variables", f"{firmware['variables']} ({kept})"
     yield "machine", f"{report['machine']}, {size(report['memory']['size'])} of RAM"
     yield "interface", f"{INTERFACE_NAMES[firmware['interface']]} ({firmware['interface_why']})"
+    if report["resets"]["count"]:
+        yield "resets", _reset_words(report["resets"])
     yield "CPUs", _cpu_words(cpus)
     if "fw_cfg" in report:
         yield from _fw_cfg_rows(report["fw_cfg"])
@@ -78,6 +84,12 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "host", _host_words(report["accelerator"])
     if not any(report["consoles"].values()):
         yield "consoles", SILENT
+
+
+def _reset_words(resets: ResetsReport) -> str:
+    latest = resets["latest"][-SHOWN_RESETS:]
+    words = "; ".join(f"{reset['cause']} at {seconds(reset['t_s'])}" for reset in latest)
+    return f"{resets['count']}: {'… ' if resets['count'] > len(latest) else ''}{words}"
 
 
 def _cpu_words(cpus: CpusReport) -> str:

@@ -6,14 +6,28 @@ the next one is told.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vmm.errors import DeviceError, VmmError
-from vmm.run.outcome import Outcome, Reason
+from vmm.run.outcome import Outcome, Reason, Reset, ResetKind
 
-FINAL = frozenset({Reason.POWER_OFF, Reason.RESET, Reason.TRIPLE_FAULT, Reason.EMULATION_FAILURE, Reason.KVM_FAILURE})
-"""After these there is no guest that could go on."""
+FINAL = frozenset(
+    {
+        Reason.POWER_OFF,
+        Reason.SUSPENDED,
+        Reason.RESET,
+        Reason.RESET_LOOP,
+        Reason.TRIPLE_FAULT,
+        Reason.EMULATION_FAILURE,
+        Reason.KVM_FAILURE,
+    }
+)
+"""After these there is no guest that could go on, unless the machine is reset, or woken up."""
+
+KEPT_RESETS = 100
+"""Resets that are remembered, the latest ones: a guest may reset for ever."""
 
 
 class Lifetime:
@@ -21,6 +35,7 @@ class Lifetime:
 
     Args:
         kick: makes all vCPUs leave the guest soon.
+        max_resets: how often the guest may reset the machine within one run; None: its first reset ends it.
 
     Attributes:
         started_ns: when the first run began, CLOCK_MONOTONIC; 0 before.
@@ -28,17 +43,25 @@ class Lifetime:
         ends: when each run ended, in seconds since the first began, and why.
         final: how the guest ended for good; None while it could go on.
         end: what ended the run that goes on now, or the last one; None until something has.
+        reset_count: how often the machine was reset.
+        resets: the last `KEPT_RESETS` of these.
+        reset_asked: the reset that is to be carried out once no vCPU runs, its time not known yet; None: there is none.
     """
 
-    def __init__(self, kick: Callable[[], None]) -> None:
+    def __init__(self, kick: Callable[[], None], max_resets: int | None = None) -> None:
         self.started_ns = 0
         self.elapsed_s = 0.0
         self.ends: list[tuple[float, Reason]] = []
         self.final: Outcome | None = None
         self.end: Outcome | None = None
+        self.reset_count = 0
+        self.resets: deque[Reset] = deque(maxlen=KEPT_RESETS)
+        self.reset_asked: Reset | None = None
         self._kick = kick
+        self._max_resets = max_resets
+        self._guest_resets = 0  # in this run
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._wake = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
         self._owner: int | None = None
@@ -87,7 +110,8 @@ class Lifetime:
                 raise RuntimeError("the machine is already running: run() or expect() has not returned yet")
             self._owner = threading.get_ident()
             self._idle.clear()
-            self._over.clear()
+            self._wake.clear()
+            self._guest_resets = 0
             self._began = time.monotonic()
             self.end = self.final
             if self.end is None and self._stop_asked:
@@ -109,19 +133,57 @@ class Lifetime:
         self.ends.append((self._began - self.started_ns / 1e9 + outcome.elapsed_s, outcome.reason))
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but not beyond the end of the run; whether that has come."""
-        return self._over.wait(seconds)
+        """Sleep, but not beyond the end of the run or a reset; whether the run has ended."""
+        self._wake.wait(seconds)
+        return self.end is not None
 
     def finish(self, reason: Reason, message: str, details: str = "") -> None:
         """End the run, unless something else did before; between runs, only the end of the guest counts."""
         with self._lock:
-            outcome = Outcome(reason, self.run_s, message, details)
-            if self.final is None and reason in FINAL:
-                self.final = outcome
+            self._finish(reason, message, details)
+
+    def reset(self, kind: ResetKind, cause: str, details: str = "") -> None:
+        """Let whoever runs the machine reset it, or end the run where the guest may not reset it (again).
+
+        Args:
+            kind: who wants it.
+            cause: in a few words.
+            details: lines of evidence.
+        """
+        with self._lock:
+            if self.reset_asked is not None:
+                # The software CPU goes on for some instructions, and there may be other vCPUs.
+                if not kind.by_guest:
+                    self.reset_asked = Reset(0.0, kind, cause, details)
+                return
+            if kind.by_guest:
+                if self._max_resets is None:
+                    self._finish(kind.end, kind.message(cause), details)
+                    return
+                if self._guest_resets >= self._max_resets:
+                    loop = f"the guest resets the machine again and again, after {self._guest_resets} resets still"
+                    self._finish(Reason.RESET_LOOP, f"{loop}: {cause} (--max-resets allows more)", details)
+                    return
+                self._guest_resets += 1
+            self.reset_asked = Reset(0.0, kind, cause, details)
+            self._signal()
+
+    @property
+    def wants_reset(self) -> bool:
+        """Whether a reset is to be carried out: that of a guest which has ended is not."""
+        asked = self.reset_asked
+        return asked is not None and (self.final is None or not asked.kind.by_guest)
+
+    def note_reset(self) -> None:
+        """The machine was reset, and no vCPU has run since; what was asked for meanwhile has happened, too."""
+        with self._lock:
+            if self.reset_asked is not None:
+                t_s = time.monotonic() - self.started_ns / 1e9 if self.started_ns else 0.0
+                self.resets.append(self.reset_asked._replace(t_s=t_s))
+            self.reset_count += 1
+            self.reset_asked = self.final = None
             if self.end is None:
-                self.end = outcome
-        self._kick()
-        self._over.set()
+                self._wake.clear()
 
     def fail(self, error: BaseException) -> None:
         """Let the caller of this run, and of every later one, see what a device or a thread of ours raised."""
@@ -158,6 +220,19 @@ class Lifetime:
 
             raise SendError(self.final)
 
+    def _finish(self, reason: Reason, message: str, details: str) -> None:
+        outcome = Outcome(reason, self.run_s, message, details)
+        if self.final is None and reason in FINAL:
+            self.final = outcome
+        if self.end is None:
+            self.end = outcome
+        self._signal()
+
+    def _signal(self) -> None:
+        # With the lock held: a late kick would stop the vCPUs of the next run, or those after a reset.
+        self._kick()
+        self._wake.set()
+
     def stop(self) -> None:
         """End the run; where there is none, the next one as soon as it begins."""
         with self._lock:
@@ -186,8 +261,12 @@ class Power:
         self._lifetime = lifetime
 
     def reset(self, reason: str) -> None:
-        """End the machine; ``reason`` names the register that the guest used."""
-        self._lifetime.finish(Reason.RESET, f"the guest reset the machine: {reason}")
+        """Reset the machine; ``reason`` names the register that the guest used."""
+        self._lifetime.reset(ResetKind.GUEST, reason)
+
+    def suspend(self) -> None:
+        """End the run, until somebody wakes the machine up."""
+        self._lifetime.finish(Reason.SUSPENDED, "the guest suspended the machine to RAM (ACPI's S3)")
 
     def power_off(self) -> None:
         """End the machine."""

@@ -1,6 +1,6 @@
-"""How a run ended."""
+"""How a run ended, and how a machine was reset in it."""
 
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple, Self
 
 from vmm.errors import ExitStatus
@@ -11,7 +11,9 @@ class Reason(Enum):
 
     UNTIL = "until"
     POWER_OFF = "power-off"
+    SUSPENDED = "suspended"
     RESET = "reset"
+    RESET_LOOP = "reset-loop"
     TRIPLE_FAULT = "triple-fault"
     EMULATION_FAILURE = "emulation-failure"
     KVM_FAILURE = "kvm-failure"
@@ -24,6 +26,7 @@ class Reason(Enum):
 _EXIT_STATUS = {
     Reason.UNTIL: ExitStatus.OK,
     Reason.POWER_OFF: ExitStatus.OK,
+    Reason.SUSPENDED: ExitStatus.OK,
     Reason.STOPPED: ExitStatus.OK,
     Reason.TIMEOUT: ExitStatus.TIMEOUT,
     Reason.INTERRUPTED: ExitStatus.INTERRUPTED,
@@ -65,8 +68,50 @@ class Outcome(NamedTuple):
     @property
     def exit_status(self) -> ExitStatus:
         """The process status that the command line returns; what ends before ``--until`` showed is no success."""
-        if self.missed_until is not None and self.reason is Reason.POWER_OFF:
+        if self.missed_until is not None and self.reason in {Reason.POWER_OFF, Reason.SUSPENDED}:
             return ExitStatus.GUEST_FAILED
         if self.missed_until is not None and self.reason is Reason.STOPPED:
             return ExitStatus.INTERRUPTED
         return _EXIT_STATUS.get(self.reason, ExitStatus.GUEST_FAILED)
+
+
+class ResetKind(StrEnum):
+    """Who reset a machine."""
+
+    GUEST = "guest"
+    """By a register."""
+    TRIPLE_FAULT = "triple-fault"
+    USER = "user"
+    """`Machine.reset`."""
+    WAKEUP = "wakeup"
+    """`Machine.wakeup`, after S3."""
+
+    @property
+    def by_guest(self) -> bool:
+        """Whether it is the guest's doing, which may become too much."""
+        return self in {ResetKind.GUEST, ResetKind.TRIPLE_FAULT}
+
+    @property
+    def end(self) -> Reason:
+        """How a run ends where the guest must not reset the machine."""
+        return Reason.TRIPLE_FAULT if self is ResetKind.TRIPLE_FAULT else Reason.RESET
+
+    def message(self, cause: str) -> str:
+        """One line for people."""
+        return f"the guest reset the machine: {cause}" if self is ResetKind.GUEST else cause
+
+
+class Reset(NamedTuple):
+    """A reset of a machine that went on.
+
+    Attributes:
+        t_s: when, in seconds since the first run began.
+        kind: who wanted it.
+        cause: in a few words: the register and what was written to it, or the vCPU with the triple fault.
+        details: of a triple fault, the registers; else empty.
+    """
+
+    t_s: float
+    kind: ResetKind
+    cause: str
+    details: str = ""

@@ -10,7 +10,7 @@ from vmm.config.parts import parse_choice
 from vmm.errors import HostError
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Pattern, compile_pattern, compile_patterns, encode, quoted
-from vmm.run.outcome import Outcome
+from vmm.run.outcome import Outcome, Reason, ResetKind
 from vmm.run.runner import Runner
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class Runnable:
 
         May be called again: the guest goes on where it was stopped, and what it printed meanwhile is not lost. Each
         console has a read position, from which ``until`` and ``send`` are searched and behind which they move it. A
-        guest that has ended is not started again: every later call returns the same outcome.
+        reset by the guest restarts the machine, and the run goes on; which resets there were is in `Machine.resets`. A
+        guest that has ended is not started again, but by `reset`: every later call returns the same outcome.
 
         Args:
             until: a regular expression to be found in what the serial port or the debug port prints.
@@ -184,6 +185,30 @@ class Runnable:
     def stop(self) -> None:
         """End the current `run` from another thread, with `Reason.STOPPED`; if there is none, the next one at once."""
         self._runner.stop()
+
+    def reset(self) -> None:
+        """Reset the machine, as its reset button does: at once, or as soon as its vCPUs have stopped if it runs.
+
+        RAM, CMOS and the variable store keep their contents. A guest that has ended starts again with the next run.
+
+        Raises:
+            ValueError: the machine is closed.
+            VmmError: as `run`.
+        """
+        self._runner.reset(ResetKind.USER, "machine.reset()")
+
+    def wakeup(self) -> None:
+        """Wake a machine up that the guest has suspended to RAM; the next run goes on with it.
+
+        Raises:
+            RuntimeError: it is not suspended: the last run did not end with `Reason.SUSPENDED`.
+            ValueError: the machine is closed.
+            VmmError: as `run`.
+        """
+        if self.outcome is None or self.outcome.reason is not Reason.SUSPENDED:
+            raise RuntimeError("the machine is not suspended; run it until its outcome says so (Reason.SUSPENDED)")
+        self._runner.reset(ResetKind.WAKEUP, "machine.wakeup()")
+        self.outcome = None
 
     def _poll(self, on_poll: Callable[[Self], None] | None) -> None:
         if self._poll_log is not None:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from vmm.errors import ConfigError
 from vmm.legible import shortened
@@ -9,7 +10,7 @@ from vmm.options import check_type
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
 from vmm.run.lifetime import Lifetime
-from vmm.run.outcome import Outcome, Reason
+from vmm.run.outcome import Outcome, Reason, ResetKind
 from vmm.run.threads import JOIN_SECONDS, VcpuThreads
 
 POLL_SECONDS = 0.004
@@ -25,6 +26,7 @@ class Runner:
         consoles: what it shows.
         feed: types into its serial port; any thread may.
         positions: tells where the vCPUs are, once they have stopped.
+        reset: brings the machine, whose vCPUs have stopped, to its state after power-on.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Runner:
         consoles: Sequence[Console],
         feed: Callable[[bytes], object],
         positions: Callable[[], str],
+        reset: Callable[[ResetKind], None],
     ) -> None:
         self._lifetime = lifetime
         self._threads = threads
         self._consoles = list(consoles)
         self._positions = positions
         self._feed = feed
+        self._reset_machine = reset
 
     def run(
         self,
@@ -110,6 +114,22 @@ class Runner:
         """End the run that goes on, or else the next one."""
         self._lifetime.stop()
 
+    def reset(self, kind: ResetKind, cause: str) -> None:
+        """Reset the machine: at once, or soon if it runs.
+
+        Raises:
+            ValueError: it is closed.
+            VmmError: as `run`.
+        """
+        life = self._lifetime
+        life.reset(kind, cause)
+        if life.running:
+            return
+        # Another thread may begin a run meanwhile, which then does it.
+        with suppress(RuntimeError), life.turn():
+            self._carry_out_reset()
+            life.raise_failure()
+
     def mark_read(self, stream: Stream) -> None:
         """Let no later run find what a console has shown."""
         for console in self._consoles:
@@ -133,8 +153,11 @@ class Runner:
         life = self._lifetime
         life.note_start()
         try:
-            self._threads.start(life.fail)
+            self._start()
             while not life.wait(POLL_SECONDS):
+                if life.wants_reset:
+                    self._threads.stop()
+                    self._start()
                 if watch.look():
                     life.finish(Reason.UNTIL, watch.found_message())
                 elif deadline is not None and life.run_s > deadline:
@@ -145,8 +168,27 @@ class Runner:
         finally:
             try:
                 self._threads.stop()
+                self._carry_out_reset()
             finally:
                 life.elapsed_s += life.run_s
+
+    def _start(self) -> None:
+        self._carry_out_reset()
+        if self._lifetime.end is None:
+            self._threads.start(self._lifetime.fail)
+
+    def _carry_out_reset(self) -> None:
+        """Reset the machine, if that was asked for; one that is interrupted is still asked for."""
+        life = self._lifetime
+        asked = life.reset_asked
+        if asked is None or not life.wants_reset:
+            return
+        try:
+            self._reset_machine(asked.kind)
+        except Exception as error:  # noqa: BLE001 - a device's; this machine has no state that it could go on from
+            life.fail(error)
+        else:
+            life.note_reset()
 
 
 class _Watch:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm._native import lib
 from vmm.errors import HostError, KvmError
-from vmm.run.outcome import Reason
+from vmm.run.outcome import Reason, ResetKind
 
 if TYPE_CHECKING:
     from vmm.kvm import Vcpu
@@ -117,6 +117,7 @@ def execute_vcpu(
     memory: "GuestMemory",
     softcpu: "SoftwareCpu | None",
     finish: Callable[[Reason, str, str], None],
+    reset: Callable[[ResetKind, str, str], None],
     flush: Callable[[], None],
 ) -> None:
     """Run one vCPU on the calling thread.
@@ -127,11 +128,16 @@ def execute_vcpu(
         memory: of the machine.
         softcpu: what executes it; None: KVM does.
         finish: told why it ended by itself.
+        reset: told of its triple fault instead.
         flush: passes on what devices hold back for a moment.
     """
     run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
     if run(core_vcpu) != lib.VCPU_STOPPED:
         from vmm.run import failure
 
-        finish(*failure.describe(vcpu, core_vcpu.end, memory, software_cpu=softcpu is not None))
+        reason, message, details = failure.describe(vcpu, core_vcpu.end, memory, software_cpu=softcpu is not None)
+        if reason is Reason.TRIPLE_FAULT:
+            reset(ResetKind.TRIPLE_FAULT, message, details)
+        else:
+            finish(reason, message, details)
     flush()

@@ -1,8 +1,8 @@
 """What happened in a machine's runs, and when."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
@@ -24,6 +24,8 @@ class EventKind(StrEnum):
     """The name of an item of fw_cfg that was selected for the first time."""
     FWCTL_REQUEST = "fwctl-request"
     """The OID."""
+    RESET = "reset"
+    """Who wanted it: guest, triple-fault or user."""
     END = "end"
     """Of a run; the reason."""
 
@@ -40,7 +42,7 @@ class TimelineEvent(NamedTuple):
 
 def collect_timeline(
     lifetime: "Lifetime",
-    vcpus: Sequence[Any],
+    starts: Iterable[tuple[int, int]],
     streams: "Iterable[Stream]",
     fw_cfg: "FwCfg | None",
     fwctl: "Fwctl | None",
@@ -49,7 +51,7 @@ def collect_timeline(
 
     Args:
         lifetime: of the machine.
-        vcpus: C's ``struct vmm_vcpu``, by index.
+        starts: index, and CLOCK_MONOTONIC in ns, of each vCPU's first instruction after power-on or a reset.
         streams: what the guest printed on.
         fw_cfg: what it read, if the machine has that.
         fwctl: what it asked, if the machine has that.
@@ -57,9 +59,8 @@ def collect_timeline(
     start = lifetime.started_ns
     latest = lifetime.ends[-1][0] if lifetime.ends and not lifetime.running else float("inf")
     events = [
-        TimelineEvent((vcpu.started_ns - start) / 1e9, EventKind.VCPU_STARTED, index, f"vCPU {index} started")
-        for index, vcpu in enumerate(vcpus)
-        if vcpu.started_ns
+        TimelineEvent((at_ns - start) / 1e9, EventKind.VCPU_STARTED, index, f"vCPU {index} started")
+        for index, at_ns in starts
     ]
     for stream in streams:
         if stream.first_at is not None:
@@ -78,5 +79,6 @@ def collect_timeline(
             TimelineEvent((request.time_ns - start) / 1e9, EventKind.FWCTL_REQUEST, request.oid, f"fwctl {request}")
             for request in fwctl.requests
         ]
+    events += [TimelineEvent(reset.t_s, EventKind.RESET, reset.kind.value, reset.cause) for reset in lifetime.resets]
     events += [TimelineEvent(t_s, EventKind.END, reason.value, reason.value) for t_s, reason in lifetime.ends]
     return sorted(events, key=lambda event: event.t_s)

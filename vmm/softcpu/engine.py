@@ -137,6 +137,16 @@ class SoftwareCpu:
         if error:
             raise KvmError(f"the software CPU cannot take over a vCPU: errno {error}", error)
 
+    def reset_vcpu(self, core_vcpu: Any) -> None:
+        """Forget, between runs, what the engine knows of a vCPU that KVM has reset; the first vCPU first.
+
+        Raises:
+            KvmError: there is no TSC offset to be had from KVM.
+        """
+        error = -self._lib.softcpu_reset_vcpu(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu))
+        if error:
+            raise KvmError(f"the software CPU cannot reset a vCPU: errno {error}", error)
+
     def run(self, core_vcpu: Any) -> int:
         """Run on this thread until the guest or a stop ends it, like ``vmm_vcpu_run``; returns ``end.outcome``."""
         outcome: int = self._lib.softcpu_vcpu_run(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu))

@@ -2,7 +2,7 @@ r"""The DSDT, and the SSDT of the VM generation counter, in AML.
 
 The DSDT declares only what the machine has: the PCI root with its windows and
 interrupts, the ISA bridge with COM1 and RTC, fw_cfg's QEMU0002, HPET,
-processors, and ``\_S5``.
+processors, ``\_S3`` and ``\_S5``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ def dsdt(machine: AcpiDescription) -> bytes:
     if machine.fw_cfg:
         system.append(_fw_cfg(dma=machine.fw_cfg_dma))
     system.append(_processors(machine))
-    sleep_type = aml.integer(machine.s5_type)
-    off = aml.name("_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
-    body = acpi_interrupts.mode(machine) + aml.scope("_SB", *system) + off
+    body = acpi_interrupts.mode(machine) + aml.scope("_SB", *system)
+    for name, number in (("_S3", machine.s3_type), ("_S5", machine.s5_type)):
+        if number is not None:
+            sleep_type = aml.integer(number)
+            body += aml.name(name, aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
     return acpi_tables.table("DSDT", 2, body, machine.oem)
 
 

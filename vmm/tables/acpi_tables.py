@@ -54,6 +54,7 @@ class AcpiDescription(NamedTuple):
         smi_command: port of SMI_CMD; 0 where ACPI mode is always on.
         acpi_enable: value that turns ACPI mode on at ``smi_command``.
         acpi_disable: value that turns it off.
+        s3_type: SLP_TYP that suspends the machine to RAM, 0 to 7; None: it can't.
         s5_type: SLP_TYP that powers the machine off, 0 to 7.
         reset_port: I/O port that resets the machine; None for no reset register.
         reset_value: the byte that does.
@@ -97,6 +98,7 @@ class AcpiDescription(NamedTuple):
     smi_command: int = 0
     acpi_enable: int = 0
     acpi_disable: int = 0
+    s3_type: int | None = None
     s5_type: int = 0
     reset_port: int | None = layout.PORT_PCI_CONFIG.start + 1
     reset_value: int = 6

@@ -182,6 +182,8 @@ def collect(
     if config.kernel is not None and not linux:
         raise ConfigError("verify: -kernel is taken, the report guest starts that way; leave it out")
     host = _LinuxHost(kind, alter) if linux else _Host(kind, alter)
+    # What is compared is one boot: a guest that resets has failed.
+    config = config._replace(reboot=bool(config.reboot))
     with Machine(config, customize=host.customize, alter=host.alter, outputs=outputs) as machine:
         fw_cfg = machine.fw_cfg
         if fw_cfg is None:

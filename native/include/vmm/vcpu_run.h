@@ -104,6 +104,9 @@ void vmm_vcpu_free(struct vmm_vcpu *vcpu);
  */
 int vmm_vcpu_run(struct vmm_vcpu *vcpu);
 
+/* Between runs: forget that the vCPU ever started, as after power-on. 0 or a negative errno. */
+int vmm_vcpu_reset(struct vmm_vcpu *vcpu);
+
 /* RIP of the instruction that a device now serves, or right behind it; on the vCPU's thread. 0: not to be had. */
 uint64_t vmm_vcpu_rip(struct vmm_vcpu *vcpu);
 

@@ -36,7 +36,7 @@ def test_everything_is_in_the_file(tmp_path: Path, accel: str, end: str, reason:
     rom, log = tmp_path / "rom.bin", tmp_path / "log"
     rom.write_bytes(image(PRINT + end))
     expected = bytes(count & 0xFF for count in range(COUNT, 0, -1))
-    with Machine(str(rom), machine="pc", accel=accel, debugcon=f"file:{log}") as machine:
+    with Machine(str(rom), machine="pc", accel=accel, debugcon=f"file:{log}", reboot=False) as machine:
         outcome = machine.run(deadline=3 if reason is Reason.TIMEOUT else 60)
         assert outcome.reason is reason
         assert log.read_bytes() == expected

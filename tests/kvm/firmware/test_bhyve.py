@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vmm import Machine, Reason
+from vmm import Machine, Reason, layout
 from vmm.config.machine import FirmwareKind, Interface, MachineType
 from vmm.devices.fwctl_format import Error
 from vmm.tables.in_ram import Table, find_tables, processors
@@ -162,9 +162,11 @@ def test_the_firmware_finds_smbios_and_ram_and_can_reset(create: Create) -> None
     assert "ProductName: Shelf" in printed
     assert "32 CB 00 46 EC 38 2F 4B-8A CB 81 C6 EA 54 F2 D8" in printed  # the first three fields are little-endian
     assert 254 <= total_memory(machine) <= 256
+    machine.memory.write(layout.SMBIOS_BHYVE.start, bytes(len(layout.SMBIOS_BHYVE)))
     machine.send("reset\r")
-    outcome = machine.run(deadline=DEADLINE)
-    assert (outcome.reason, "0xcf9" in outcome.message) == (Reason.RESET, True), outcome.message
+    boot_to_shell(machine)
+    assert [reset.cause for reset in machine.resets] == ["port 0xcf9 <- 0x06"]
+    assert "ProductName: Shelf" in in_shell(machine, "smbiosview -t 1")
 
 
 def test_the_shell_powers_the_machine_off(create: Create) -> None:

@@ -60,10 +60,23 @@ def test_writing_zeros_clears_no_status(rig: PmRig) -> None:
     assert rig.inp(STATUS, 2) == POWER_BUTTON
 
 
+@pytest.mark.parametrize("model", [ICH9, PIIX4])
+def test_s3_suspends_where_it_is_offered_and_is_told_at_the_wake_up(model: PmModel) -> None:
+    rig = PmRig(model)
+    rig.out(CONTROL, 2, 1 << 13 | 1 << 10)
+    assert rig.power.events == ["suspend"]
+    assert rig.pm.event.read(0, 2) == 0
+    rig.pm.wake_up()
+    assert rig.pm.event.read(0, 2) == 1 << 15
+    without = PmRig(model._replace(s3_sleep_type=None))
+    without.out(CONTROL, 2, 1 << 13 | 1 << 10)
+    assert without.power.events == []
+
+
 @pytest.mark.parametrize(("model", "sleep_type"), [(ICH9, 0), (PIIX4, 0), (BHYVE, 5)])
 def test_s5_powers_off_and_other_states_do_not(model: PmModel, sleep_type: int) -> None:
     rig = PmRig(model)
-    for other in set(range(8)) - {sleep_type}:
+    for other in set(range(8)) - {sleep_type, model.s3_sleep_type}:
         rig.out(CONTROL, 2, 1 << 13 | other << 10)
     rig.out(CONTROL, 2, sleep_type << 10)
     assert rig.power.events == []

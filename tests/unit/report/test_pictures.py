@@ -2,8 +2,10 @@
 
 import pytest
 from made_up_report import Report, event, histogram, text_of
+from report_schema import check_report
 
 from vmm.report import page as report_page
+from vmm.report import text
 from vmm.report.phases import phases
 from vmm.report.pictures import DRAWN_ITEMS, Lane, bar, events, memory, sparks, ticks, timeline
 
@@ -24,6 +26,27 @@ def test_many_vcpus_are_one_line_and_a_staircase(report: Report) -> None:
     assert corners[0][1] == corners[-1][1] == 100
     assert min(y for _, y in corners) == 0
     text_of(report)
+
+
+def test_resets_are_told_drawn_and_begin_the_vcpus_again(report: Report) -> None:
+    causes = [("guest", "port 0xcf9 <- 0x06"), ("triple-fault", "triple fault on vCPU 1 at RIP 0xfff0")]
+    resets: list[Report] = [
+        {"t_s": number / 100, "kind": kind, "cause": cause, "details": ""}
+        for number, (kind, cause) in enumerate(causes)
+    ]
+    report["resets"] = {"count": 7, "latest": resets}
+    report["timeline"] = [
+        event(-0.01, "vcpu-started", 0, "vCPU 0 started"),
+        *(event(reset["t_s"], "reset", reset["kind"], reset["cause"]) for reset in resets),
+        event(0.02, "vcpu-started", 0, "vCPU 0 started"),
+    ]
+    check_report(report)
+    assert lane_of(report, "cpus").note == "1 of 2"
+    (lane,) = (lane for lane in timeline(report).lanes if lane.name == "resets")
+    assert [mark.tip for mark in lane.marks] == [f"0 ms: {causes[0][1]}", f"10 ms: {causes[1][1]}"]
+    assert (0.0, "guest: port 0xcf9 <- 0x06") in events(report)
+    words = dict(text.rows(report))["resets"]
+    assert words == "7: … port 0xcf9 <- 0x06 at 0 ms; triple fault on vCPU 1 at RIP 0xfff0 at 10 ms"
 
 
 def test_few_vcpus_are_told_one_by_one(report: Report) -> None:
