@@ -44,3 +44,16 @@ END
   export APT_CONFIG=$2/apt.conf
   [ -s "$2/sources.list" ]
 }
+
+# Unpack what such an apt has downloaded, without what people read, into the merged /usr of a Debian: newer packages have
+# no /lib.
+#
+# usage: unpack_packages APT-DIRECTORY DIRECTORY
+unpack_packages() {
+  local package
+  mkdir -p "$2"
+  for package in "$1"/archives/*.deb; do
+    dpkg-deb --fsys-tarfile "$package" | tar -x -C "$2" --exclude='./usr/share/doc' --exclude='./usr/share/man' \
+      --exclude='./usr/share/locale' --transform='s,^\./lib,./usr/lib,' --no-same-owner
+  done
+}
