@@ -1,5 +1,6 @@
-"""Firmware that is built rather than installed; tests that are run more than once."""
+"""Firmware that is built rather than installed; tests that are run more than once; a locale that there is."""
 
+import locale
 import os
 import subprocess
 import sys
@@ -16,6 +17,17 @@ BUILD_BHYVE_FIRMWARE = Path(__file__).parents[1] / "scripts" / "build-bhyve-firm
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--repeat", type=int, metavar="N", help="run each selected test N times")
+
+
+def pytest_configure() -> None:
+    # Of a locale that the host lacks bash warns on each script's stderr, where tests look for the script's own words.
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, "")
+    except locale.Error:
+        os.environ["LC_ALL"] = "C.UTF-8"
+    else:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
