@@ -302,7 +302,7 @@ class SoftcpuRig:
     ) -> None:
         self._closers.close()
 
-    def run(self, seconds: float = 60) -> list[int]:
+    def run(self, seconds: float = 240) -> list[int]:
         """Run until the guest is done, a vCPU ends, or the time is over; the outcome of each vCPU."""
         outcomes = [-1] * len(self.vcpus)
         lib.vmm_vm_resume(self.core)
