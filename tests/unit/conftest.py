@@ -3,6 +3,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is up to what else the machine does.
+settings.register_profile("at any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("at any load")
 
 CAPABILITY_VERSION_3 = 0x20080522  # <linux/capability.h>
 DAC_OVERRIDE_AND_READ_SEARCH = 1 << 1 | 1 << 2

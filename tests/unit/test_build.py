@@ -21,8 +21,9 @@ def configure(build: Path, *definitions: str, **variables: str) -> tuple[int, st
     """Let CMake configure; return its exit status, and what it said with its own line breaks taken out."""
     # CMake 3.25's module knows no stable ABI; scikit-build-core, which runs CMake otherwise, brings a later one.
     modules = Path(scikit_build_core.__file__).parent / "resources/find_python"
-    # Sanitizers of this process are none of its business.
-    inherited = {name: value for name, value in os.environ.items() if name not in {"LD_PRELOAD", "PYTHONPATH"}}
+    # Sanitizers of this process are none of its business. What pip makes for a build has a pip, unlike Debian's Python.
+    inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    inherited["PYTHONPATH"] = str(Path(scikit_build_core.__file__).parents[1])
     found = (f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MODULE_PATH={modules}")
     done = subprocess.run(
         ["cmake", "-S", NATIVE, "-B", build, *found, *definitions],

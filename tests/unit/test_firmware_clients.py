@@ -275,7 +275,7 @@ def check_any(data: bytes) -> None:
 
 
 @given(changes, st.integers(0, len(SEED)))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_damaged_and_truncated_images_never_raise(damage: list[tuple[int, int]], length: int) -> None:
     data = bytearray(SEED)
     for at, value in damage:
@@ -289,7 +289,6 @@ def test_damaged_and_truncated_images_never_raise(damage: list[tuple[int, int]],
 
 
 @given(st.binary(min_size=1, max_size=300), st.sampled_from([0x10, 0x12, 0x17, 1, 2, 0x15]))
-@settings(deadline=None)
 def test_random_sections_never_raise(body: bytes, kind: int) -> None:
     check_any(volume(file(section(kind, body), body)))
     check_any(body)

@@ -116,7 +116,7 @@ burst = st.one_of(
 
 
 @given(st.lists(burst, max_size=60).map(lambda bursts: [access for part in bursts for access in part]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_accesses_agree_with_the_model_and_stay_bounded(sequence: list[Access]) -> None:
     fwctl = Fwctl()
     for oid, value in VALUES.items():
@@ -136,7 +136,6 @@ def test_any_accesses_agree_with_the_model_and_stay_bounded(sequence: list[Acces
 
 
 @given(st.lists(burst, max_size=40).map(lambda bursts: [access for part in bursts for access in part]))
-@settings(deadline=None)
 def test_with_extensions_any_accesses_stay_bounded_and_recoverable(sequence: list[Access]) -> None:
     fwctl = device(extensions=True)
     for is_write, offset, size, number in sequence:

@@ -98,7 +98,7 @@ def record(tag: bytes, payload: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("firmware", ["ovmf", "seabios"])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data(), kind=st.sampled_from([Kind.UEFI, Kind.BIOS]), log=st.text(max_size=40))
 def test_any_records_become_a_verification(firmware: str, data: st.DataObject, kind: Kind, log: str) -> None:
     records = data.draw(st.lists(payloads(firmware), max_size=8))
@@ -111,7 +111,7 @@ def test_any_records_become_a_verification(firmware: str, data: st.DataObject, k
         check(collected(firmware, report, log=f"boot order:\n1: {log}"))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     files=st.dictionaries(
         st.sampled_from(

@@ -199,7 +199,7 @@ def perform(rig: Rig, action: Action) -> object:
 
 
 @pytest.mark.parametrize("board", BOARDS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(actions=ACTIONS)
 def test_no_sequence_of_accesses_makes_a_device_fail(board: MachineType, actions: list[Action]) -> None:
     rig = PlatformRig(board)
@@ -228,7 +228,7 @@ def copy_of(image: mmap.mmap) -> mmap.mmap:
 
 
 @pytest.mark.parametrize("board", BOARDS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(before=ACTIONS, after=ACTIONS)
 def test_a_restored_board_goes_on_like_the_first_one(
     board: MachineType, before: list[Action], after: list[Action]

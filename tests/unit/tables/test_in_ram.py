@@ -3,7 +3,7 @@
 import struct
 
 from device_rig import Rig
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.tables import acpi, loader_rules
@@ -46,7 +46,6 @@ def test_what_is_damaged_is_not_found() -> None:
     assert find_tables(Rig().memory) == {}
 
 
-@settings(deadline=None)
 @given(st.integers(0, (1 << 64) - 1), st.binary(max_size=200), st.integers(0, 0xFFFF_FFFF))
 def test_no_guest_makes_it_fail(address: int, table: bytes, length: int) -> None:
     rig = Rig()
