@@ -19,7 +19,7 @@
 #include "vmm/virtio_pci.h"
 
 #define VIRTIO_BLK_THREADS 4
-#define VIRTIO_BLK_PIECE (1u << 19) /* bytes of a thread's buffer */
+#define VIRTIO_BLK_PIECE (1u << 20) /* bytes of a thread's buffer */
 #define VIRTIO_BLK_SERIAL 20        /* bytes; no NUL at the end if all are used (5.2.6) */
 
 struct virtio_blk_counters {
