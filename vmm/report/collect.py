@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
+    from vmm.devices.virtio.block import VirtioBlk
     from vmm.machine import Machine
     from vmm.report.schema import (
         AcceleratorReport,
         CpusReport,
+        DiskReport,
         EventReport,
         ExitsReport,
         FwCfgReport,
@@ -111,11 +113,30 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
         report["vmcoreinfo"] = (
             None if note is None else {"guest_format": note.guest_format, "size": note.size, "address": note.address}
         )
+    if machine.platform.disks:
+        report["disks"] = [_disk(disk) for disk in machine.platform.disks]
     if machine.fwctl is not None:
         report["fwctl"] = _fwctl(machine, machine.fwctl)
     elif machine.fw_cfg is not None:
         report["fw_cfg"] = _fw_cfg(machine.fw_cfg)
     return report
+
+
+def _disk(disk: VirtioBlk) -> DiskReport:
+    import os
+
+    counters = disk.counters()
+    errno = counters.pop("last_error")
+    told = {
+        "path": str(disk.drive.path),
+        "slot": disk.slot,
+        "size": disk.size,
+        "read_only": disk.drive.read_only,
+        "snapshot": disk.drive.snapshot,
+        **counters,
+        "last_error": os.strerror(errno).lower() if counters["errors"] else None,
+    }
+    return cast("DiskReport", told)
 
 
 def _event(event: TimelineEvent) -> EventReport:

@@ -266,6 +266,30 @@ class ExitsReport(TypedDict):
     """How many measurements are not in there."""
 
 
+class DiskReport(TypedDict):
+    """A disk, and what the guest did with it."""
+
+    path: str
+    slot: int
+    """PCI device number."""
+    size: int
+    """Bytes."""
+    read_only: bool
+    snapshot: bool
+    """What the guest wrote is gone."""
+    reads: int
+    writes: int
+    flushes: int
+    discards: int
+    """And write-zeroes."""
+    bytes_read: int
+    bytes_written: int
+    errors: int
+    """Requests that the image failed; the guest was told."""
+    last_error: str | None
+    """Why the last of these failed."""
+
+
 class AcceleratorReport(TypedDict):
     """Who executed the guest's instructions, and how many where."""
 
@@ -320,6 +344,8 @@ class Report(TypedDict):
     """null: the machine has the device, and no kernel has written to it."""
     fw_cfg: NotRequired[FwCfgReport]
     fwctl: NotRequired[FwctlReport]
+    disks: NotRequired[list[DiskReport]]
+    """In the order in which they were given."""
     exits: ExitsReport
     accelerator: AcceleratorReport
     timeline: list[EventReport]

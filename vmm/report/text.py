@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vmm.report.schema import (
         AcceleratorReport,
         CpusReport,
+        DiskReport,
         ExitsReport,
         FwCfgReport,
         FwctlReport,
@@ -80,6 +81,8 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
         if note is not None:
             words = f"ELF note of {size(note['size'])} at GPA {note['address']:#x}, format {note['guest_format']}"
         yield "vmcoreinfo", words
+    for disk in report.get("disks", ()):
+        yield "disk", _disk_words(disk)
     yield "exits", _exit_words(report["exits"])
     yield "host", _host_words(report["accelerator"])
     if not any(report["consoles"].values()):
@@ -134,6 +137,23 @@ def _fwctl_rows(fwctl: FwctlReport) -> Iterator[tuple[str, str]]:
         yield "  request", f"and {fwctl['count'] - SHOWN_REQUESTS} more"
     if fwctl["never_asked"]:
         yield "  never asked", ", ".join(fwctl["never_asked"])
+
+
+def _disk_words(disk: DiskReport) -> str:
+    read, written = size(disk["bytes_read"]), size(disk["bytes_written"])
+    words = f"{disk['path']}, {size(disk['size'])}: {counted(disk['reads'], 'read')} of {read}"
+    if disk["read_only"]:
+        words += "; the guest cannot write"
+    else:
+        words += f", {counted(disk['writes'], 'write')} of {written}, {_flushes(disk['flushes'])}"
+        words += "; what it wrote is gone (snapshot=on)" if disk["snapshot"] and disk["writes"] else ""
+    if disk["errors"]:
+        words += f"; {counted(disk['errors'], 'request')} failed, the last with: {disk['last_error']}"
+    return words
+
+
+def _flushes(count: int) -> str:
+    return "1 flush" if count == 1 else f"{count} flushes"
 
 
 def _item_words(item: ItemReport) -> str:

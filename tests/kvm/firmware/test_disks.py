@@ -13,6 +13,8 @@ from disk_images import write_fat
 from vmm.disks.drives import Drive
 from vmm.firmware import guests
 from vmm.machine import Machine
+from vmm.report.collect import collect
+from vmm.report.text import text as report_text
 from vmm.run.outcome import Reason
 from vmm.verify import initramfs, linux_guest
 from vmm.verify.linux_guest import LinuxFiles
@@ -130,6 +132,14 @@ def test_linux_sees_errors_and_goes_on(linux: MachineMaker, tmp_path: Path) -> N
     assert "I/O error, dev vda, sector 1600" in text
     assert "second failed" in text
     assert "still there" in text
+    assert machine.outcome is not None
+    report = collect(machine, machine.outcome)
+    (disk,) = report["disks"]
+    assert (disk["slot"], disk["size"], disk["writes"]) == (1, 1 << 20, 1)
+    assert disk["errors"] >= 1
+    words = report_text(report, 1000)
+    assert f"disk          {image}, 1 MiB: " in words
+    assert "failed, the last with: input/output error" in words
 
 
 def test_linux_cannot_write_what_is_read_only(linux: MachineMaker, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class VirtioBlk(VirtioDevice):
     Attributes:
         drive: what it is made of.
         name: of its ranges on the bus.
+        size: bytes of the image.
 
     Raises:
         HostError: no memory, descriptors or threads for it.
@@ -34,6 +35,7 @@ class VirtioBlk(VirtioDevice):
 
     def __init__(self, image: DiskImage, backplane: Backplane, slot: int) -> None:
         self.drive = drive = image.drive
+        self.size = image.size
         self._image = image
         self._backplane = backplane
         memory, mutex = ffi.addressof(backplane.core, "memory"), lib.vmm_io_mutex(backplane.core)
@@ -82,7 +84,7 @@ class VirtioBlk(VirtioDevice):
         super().restore(state)
 
     def counters(self) -> dict[str, int]:
-        """Requests served so far, by kind, bytes moved, and how many requests the image failed."""
+        """Requests served so far, by kind, bytes moved, how many the image failed, and the last of these's errno."""
         with self._backplane.lock:
             counters = self._blk.counters
             return {name: getattr(counters, name) for name, _ in ffi.typeof(counters).fields}
