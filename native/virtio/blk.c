@@ -230,7 +230,8 @@ static bool has_more(struct virtio_blk *blk, struct virtq_features features)
 
 bool virtio_blk_is_settled(struct virtio_blk *blk)
 {
-    return blk->in_flight == 0 && !(may_begin(blk) && has_more(blk, virtio_pci_ring_features(&blk->pci)));
+    return blk->running == 0 ||
+           (blk->in_flight == 0 && !(may_begin(blk) && has_more(blk, virtio_pci_ring_features(&blk->pci))));
 }
 
 uint32_t virtio_blk_begun(const struct virtio_blk *blk, uint16_t heads[VIRTIO_BLK_THREADS])

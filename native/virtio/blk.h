@@ -13,7 +13,7 @@ void virtio_blk_offer(struct virtio_blk *blk);
 /* virtio_blk_notify, if one has nothing to do: those that have will look by themselves. */
 void virtio_blk_wake(struct virtio_blk *blk);
 
-/* Whether no request is being served, and none waits. */
+/* Whether no request is being served, and none waits; or nobody is there who would. */
 bool virtio_blk_is_settled(struct virtio_blk *blk);
 
 #endif

@@ -104,6 +104,14 @@ def test_disks_that_contradict_each_other(pair: tuple[Drive, Drive], message: st
         MachineConfig.create(guests.path("probe"), drives=pair)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "loop"])
+def test_a_path_that_leads_nowhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    config = MachineConfig.create(guests.path("probe"), drives=[tmp_path / name])
+    with pytest.raises(ConfigError, match="cannot open it: "):
+        Outputs(config)
+
+
 def test_two_may_read_one_image(image: Path) -> None:
     config = MachineConfig.create(
         guests.path("probe"), drives=[Drive(image, read_only=True), Drive(image, snapshot=True)]
@@ -162,6 +170,9 @@ def test_images_that_are_none(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     refused(Drive(fifo), "is neither a file nor a block device")
     refused(Drive(tmp_path / "a\0b"), "cannot open it: embedded null byte")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    refused(Drive.parse(loop), "cannot open it: too many levels of symbolic links")
     path = tmp_path / "image"
     path.touch()
     refused(Drive(path), f"is empty; truncate -s 64M {path} gives it a size")

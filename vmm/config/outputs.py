@@ -286,7 +286,7 @@ def _identities(files: Iterable[tuple[str, Path]]) -> dict[_Identity, str]:
     """Return what the inputs are called, by identity."""
     found: dict[_Identity, str] = {}
     for name, path in files:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # who opens it will say
             identity = _identity(path.stat())
             if identity is not None:
                 found.setdefault(identity, name)

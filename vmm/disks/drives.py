@@ -162,8 +162,16 @@ def is_of_a_package(path: Path) -> bool:
 
     Below /usr, and not below /usr/local (Filesystem Hierarchy Standard 3.0, 4.1 and 4.9).
     """
-    real = path.resolve()
+    real = _real(path)
     return real.is_relative_to("/usr") and not real.is_relative_to("/usr/local")
+
+
+def _real(path: Path) -> Path:
+    """Return where links lead; a path that leads nowhere as it is, for opening it says why."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path
 
 
 def is_disk(device: str) -> bool:
@@ -251,7 +259,7 @@ def check_together(drives: Iterable[Drive]) -> None:
     slots: dict[int, Drive] = {}
     for drive in drives:
         drive.check()
-        other = images.setdefault(drive.path.resolve(), drive)
+        other = images.setdefault(_real(drive.path), drive)
         if other is not drive and not (drive.only_read and other.only_read):
             raise ConfigError(f"{drive.option}: the image is another disk's already")
         for what, number, taken in (("bootindex", drive.bootindex, indices), ("addr", drive.slot, slots)):

@@ -88,7 +88,7 @@ def _letter(pirq: int) -> str:
 
 
 def _link(pirq: int) -> bytes:
-    register = aml.path(rf"\_SB.PCI0.ISA.{_register(pirq)}")
+    register = aml.path(f"^^PCI0.ISA.{_register(pirq)}")  # from a method of the link device
     number = aml.path("PIRN")
     return aml.device(
         _link_name(pirq),

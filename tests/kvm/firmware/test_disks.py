@@ -156,7 +156,7 @@ def test_linux_cannot_write_what_is_read_only(linux: MachineMaker, tmp_path: Pat
     assert [image.read_bytes() for image in images] == [b"x" * (1 << 20)] * 2
 
 
-@pytest.mark.parametrize("board", ["pc", "q35"])
+@pytest.mark.parametrize("board", [pytest.param("pc", marks=pytest.mark.hw), "q35"])
 def test_seabios_boots_from_a_disk(vmm_machine: Callable[..., Any], tmp_path: Path, board: str) -> None:
     image = tmp_path / "disk.img"
     token = os.urandom(8).hex()

@@ -47,6 +47,8 @@ MACHINES = {
             table("OEM1", 1, aml.name("OEM1", aml.integer(1)), Oem()),
         ),
     ),
+    "disks": AcpiDescription(pci_slots=(1, 4, 30)),
+    "disks of bhyve": AcpiDescription(pci_slots=(3, 4), pirqs=8, first_pirq=5),
     "many": AcpiDescription(cpus=300, max_cpus=400),
 }
 ANY_MACHINE = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
@@ -127,6 +129,30 @@ def test_vmgenid_method_gives_the_address_of_the_guid(tmp_path: Path) -> None:
     values = [int(number, 16) for number in re.findall(r"\[Integer\] = ([0-9A-F]{16})", output)]
     seabios = loader_rules.run(files[LOADER_FILE], files, Rules.SEABIOS, writable=WRITABLE_FILES)
     assert values == [seabios.blobs[VMGENID_GUID_FILE].base + 40, 0]
+
+
+@pytest.mark.parametrize(
+    ("machine", "pic", "routes"),
+    [
+        ("disks", 1, {(1, 0): 17, (1, 1): 18, (1, 2): 19, (1, 3): 16, (4, 0): 16, (4, 3): 19, (30, 0): 18}),
+        ("disks", 0, {(1, 0): "LNKB", (4, 0): "LNKA", (30, 1): "LNKD"}),
+        ("disks of bhyve", 1, {(3, 0): 16, (4, 0): 17, (4, 3): 20}),
+        ("disks of bhyve", 0, {(3, 0): "LNKA", (4, 3): "LNKE"}),
+    ],
+)
+def test_interrupts_of_pci_devices(
+    tmp_path: Path, machine: str, pic: int, routes: dict[tuple[int, int], int | str]
+) -> None:
+    output = evaluate(linked(MACHINES[machine]), tmp_path, f"evaluate \\_PIC {pic}; evaluate \\_SB.PCI0._PRT")
+    found: dict[tuple[int, int], int | str] = {}
+    for entry in re.split(r"\[Package\] Contains 4 Elements", output)[1:]:
+        values = re.findall(r"\[Integer\] = ([0-9A-F]{16})|(LNK[A-H])", entry)
+        numbers = [int(number, 16) for number, _ in values if number]
+        link = next((name for _, name in values if name), None)
+        assert numbers[0] & 0xFFFF == 0xFFFF
+        found[numbers[0] >> 16, numbers[1]] = numbers[3] if link is None else link
+    assert len(found) == 4 * len(MACHINES[machine].pci_slots)
+    assert routes.items() <= found.items()
 
 
 @pytest.mark.parametrize(
