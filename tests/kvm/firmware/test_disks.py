@@ -142,6 +142,24 @@ def test_linux_sees_errors_and_goes_on(linux: MachineMaker, tmp_path: Path) -> N
     assert "failed, the last with: input/output error" in words
 
 
+def test_a_reset_in_the_middle_of_reading(linux: MachineMaker, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(64 << 20))
+    script = """
+    if [ "$(head -c 5 /dev/vda)" = again ]; then
+        cmp -s -n 1048576 /dev/vda /dev/zero 512 && echo "second boot"
+    else
+        printf again | dd of=/dev/vda conv=notrunc,fsync
+        for i in 1 2 3 4; do dd if=/dev/vda of=/dev/null bs=1M iflag=direct & done
+        reboot -f
+    fi
+    """
+    machine = linux(script, drives=[image], reboot=True)
+    assert "second boot" in printed(machine)
+    assert machine.reset_count == 1
+    assert image.read_bytes() == b"again".ljust(64 << 20, b"\0")
+
+
 def test_linux_cannot_write_what_is_read_only(linux: MachineMaker, tmp_path: Path) -> None:
     images = [tmp_path / "one.img", tmp_path / "two.img"]
     for image in images:
