@@ -98,6 +98,25 @@ static void scatter(uint64_t gpa, const uint8_t *from, uint64_t length, uint64_t
     }
 }
 
+/* Words lie anywhere here, also across regions; none is half stored that fits, and none is loaded that is not there. */
+static void word(uint64_t gpa, uint16_t value)
+{
+    const struct cell *first = cell_at(gpa);
+    const struct cell *second = cell_at(gpa + 1);
+    bool fits = first->host != NULL && second->host != NULL && gpa + 1 > gpa;
+    bool stores = fits && first->writable && second->writable;
+    uint16_t loaded;
+
+    PROMISE(guest_memory_store16(&memory, gpa, value) == stores);
+    PROMISE(guest_memory_load16(&memory, gpa, &loaded) == fits);
+    if (fits) {
+        PROMISE(loaded == (uint16_t)(*first->host | *second->host << 8));
+    }
+    if (stores) {
+        PROMISE(loaded == value);
+    }
+}
+
 static void copy(uint32_t operation, uint32_t cell, uint64_t length, const uint8_t *pattern)
 {
     uint8_t buffer[SPACE];
@@ -138,6 +157,10 @@ static void copy(uint32_t operation, uint32_t cell, uint64_t length, const uint8
         break;
     case 4:
         PROMISE(guest_memory_readable(&memory, gpa, length) == (readable == length));
+        PROMISE(guest_memory_writable(&memory, gpa, length) == (writable == length));
+        break;
+    case 5:
+        word(gpa, (uint16_t)(pattern[0] | pattern[1] << 8));
         break;
     default:
         guest_memory_store32(&memory, gpa, (uint32_t)pattern[0] * 0x01010101u);
@@ -165,7 +188,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             remove_at(cell);
             break;
         default:
-            copy(record.number % 6, cell, record.length % SPACE, record.bytes);
+            copy(record.number % 7, cell, record.length % SPACE, record.bytes);
             break;
         }
     }

@@ -70,7 +70,7 @@ def guest_memory_seeds() -> dict[str, bytes]:
     neighbours = record(ADD, address=0x10, length=0x20) + record(ADD, address=0x30, length=0x20, place=1)
     wrap = record(ADD, address=0x70, length=0x10) + record(ADD, address=0, length=0x10)
     seeds = {}
-    for number, name in enumerate(("read", "write", "scatter", "zero", "readable", "store32")):
+    for number, name in enumerate(("read", "write", "scatter", "zero", "readable", "word", "store32")):
         for length in (0, 1, 0x20, 0x3F, 0x7F):
             step: dict[str, Any] = {"number": number, "length": length, "data": b"abcdefgh"}
             seeds[f"{name}_{length}"] = (
