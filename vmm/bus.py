@@ -141,6 +141,10 @@ class Bus:
         table: pointer to the ``struct io_table``.
         lock: the machine's io_lock.
         on_failure: called once, with the exception, when a device raises: should stop the machine.
+
+    Attributes:
+        failure: that exception.
+        foreign: whether a device was added that is none of vmm's.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class Bus:
         self.kind = kind
         self.lock = lock
         self.failure: BaseException | None = None
+        self.foreign = False
         self._table = table
         self._on_failure = on_failure
         self._entries: dict[int, _Entry] = {}
@@ -163,6 +168,7 @@ class Bus:
         Raises:
             ConfigError: the range is empty, overlaps another (both are named), or the table is full.
         """
+        self.foreign |= not type(device).__module__.startswith("vmm.")
         handle = ffi.new_handle(_Binding(self, device, name))
         handler = ffi.addressof(lib, "python_device_access")
         if device.front is None:

@@ -33,6 +33,7 @@ from vmm.run.lifetime import Lifetime, Power
 from vmm.run.runnable import Runnable
 from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads, execute_vcpu
+from vmm.sandbox import Sandbox
 from vmm.softcpu import decision
 from vmm.tables.boot_order import cmos_boot_bytes
 from vmm.tables.files import VMGENID_ADDRESS_FILE
@@ -106,6 +107,7 @@ class Machine(Runnable):
         vm: KVM's part of it all, and ``kvm`` of that.
         softcpu: the software CPU; None if KVM executes the guest.
         accelerator: who executes the guest, and why.
+        sandbox: what its threads, or the whole process, cannot do once it runs.
         interface_choice: what answers at ports 0x510 and 0x511, and why.
         vmcoreinfo: where a guest's kernel says that its crash notes are; only with ``-device vmcoreinfo``.
         outcome: how the last run ended; None before.
@@ -148,7 +150,9 @@ class Machine(Runnable):
             self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
             # C's structures hold what a closed machine can still be asked, so they live as long as this object.
             core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
-            threads = VcpuThreads(core)
+            self.sandbox = Sandbox(config.sandbox, core, outputs.descriptors, cpus=config.cpus, user=config.user)
+            self.sandbox.close_files()
+            threads = VcpuThreads(core, self.sandbox)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
             self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory)
             parts.callback(self.memory.close)
@@ -181,6 +185,9 @@ class Machine(Runnable):
                 )
             )
             parts.callback(self.platform.close)
+            threads.helpers = [self.platform.timers.start]
+            own_code = customize is not None or alter is not None
+            threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
             self.softcpu: SoftwareCpu | None = None
             if self.accelerator.name is Accelerator.KVM_SOFTCPU:
                 from vmm.softcpu.engine import create_softcpu

@@ -13,6 +13,7 @@
 #include "vmm/pci_config.h"
 #include "vmm/pm_timer.h"
 #include "vmm/python_device.h"
+#include "vmm/sandbox.h"
 #include "vmm/trace.h"
 #include "vmm/vcpu_run.h"
 #include "vmm/virtio_blk.h"

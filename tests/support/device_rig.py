@@ -1,6 +1,7 @@
 """Devices without a virtual machine: the real buses and guest memory of the C core, lines and power written down."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from vmm._native import ffi, lib
@@ -53,7 +54,7 @@ class ManualTimers(TimerService):
     def now(self, nanoseconds: int) -> None:
         self.clock.stand(nanoseconds)
 
-    def _start(self) -> threading.Thread | None:
+    def _start(self, first: Callable[[], None] | None = None) -> threading.Thread | None:
         return None
 
     def advance(self, nanoseconds: int) -> None:

@@ -54,12 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             say(f"vmm: {(error.strerror or '').lower()}; raise the limit of open files: ulimit -n")
             return ExitStatus.HOST_LACKS
+        if error.errno == errno.EPERM and (call := _refused()):
+            say(f"vmm: the sandbox refused {call}: {error}; --sandbox off runs without it")
+            return ExitStatus.GUEST_FAILED
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO}:
             raise
         with contextlib.suppress(OSError):  # it may be stderr that nobody reads any more
             say(f"vmm: cannot write all of the output: {error.strerror}")
         return ExitStatus.HOST_LACKS
     return status
+
+
+def _refused() -> str | None:
+    sandbox = sys.modules.get("vmm.sandbox")  # nothing was refused where it was not loaded
+    return None if sandbox is None else sandbox.refused()
 
 
 def say(line: str) -> None:

@@ -11,7 +11,7 @@ from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import Outputs
-from vmm.config.parts import TargetKind
+from vmm.config.parts import Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.run.expect import compile_pattern
 
@@ -68,7 +68,7 @@ def parser() -> Parser:
     made = Parser(
         "boot", "[FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", f"{SCRIPT}{EXAMPLES}{EXIT_STATUSES}"
     )
-    add_machine_arguments(made)
+    add_machine_arguments(made, Sandboxing.WHOLE)
     add = made.add_argument_group("run").add_argument
     add(
         "--until",
@@ -113,7 +113,11 @@ def run(words: list[str]) -> int:
         # Slow to load: what is wrong so far is said without it.
         from vmm.cli.interrupts import Interrupts
         from vmm.machine import Machine
+        from vmm.run.outcome import Reason
+        from vmm.sandbox import refused
 
+        if config.sandbox is Sandboxing.WHOLE:
+            outputs.separate()
         if not arguments.quiet:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
@@ -128,6 +132,9 @@ def run(words: list[str]) -> int:
             raise HostError(lost)
     if outputs.failed and not outcome.exit_status:
         return ExitStatus.HOST_LACKS
+    if outcome.reason is not Reason.REFUSED and (call := refused()):
+        say(f"vmm: the sandbox refused {call}, outside of the guest's threads; the report may lack something")
+        return outcome.exit_status or ExitStatus.GUEST_FAILED
     return outcome.exit_status
 
 

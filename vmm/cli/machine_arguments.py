@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vmm.cli.parser import AddUp
 from vmm.config.fields import DEFAULT_MAX_RESETS, DEFAULT_MEMORY
 from vmm.config.machine import MachineConfig
-from vmm.config.parts import Target, parse_smp
+from vmm.config.parts import Sandboxing, Target, parse_smp
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
@@ -22,8 +22,14 @@ DEFAULT_FIRMWARE = "ovmf"
 MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet", "s3")
 
 
-def add_machine_arguments(parser: Parser) -> None:
-    """Add the options of the machine to a command's parser; FIRMWARE is :meth:`Parser.parse`'s."""
+def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) -> None:
+    """Add the options of the machine to a command's parser; FIRMWARE is :meth:`Parser.parse`'s.
+
+    Args:
+        parser: the command's.
+        sandbox: how far the command can restrict itself.
+    """
+    parser.set_defaults(widest_sandbox=sandbox)
     parser.machine_keys = MACHINE_KEYS
     machine = parser.add_argument_group("machine")
     add = machine.add_argument
@@ -203,6 +209,17 @@ def add_machine_arguments(parser: Parser) -> None:
         help="log every access to fw_cfg, as JSON lines, and in the end what was never read; - is text on stderr",
     )
     host.add_argument(
+        "--sandbox",
+        metavar="on|off",
+        help="before the guest's first instruction, give up other programs, files, sockets and privileges; on (the "
+        "default) does what this kernel offers, which vmm info tells",
+    )
+    host.add_argument(
+        "--user",
+        metavar="NAME|UID",
+        help="before that, become this user; root can, and the files that were named are open by then",
+    )
+    host.add_argument(
         "--exit-times",
         action="store_true",
         help="time every exit and device access; --json has the histograms",
@@ -220,6 +237,15 @@ def _add_disk_arguments(parser: Parser) -> None:
     )
     add = disks.add_argument
     add("-snapshot", action="store_true", help="snapshot=on for every disk, and VARS as they are")
+
+
+def sandboxing(text: str | None, widest: Sandboxing) -> Sandboxing:
+    """Return what ``--sandbox`` stands for: ``widest`` where it is on.
+
+    Raises:
+        ConfigError: it is neither on nor off.
+    """
+    return widest if text is None or parse_bool(text, "--sandbox") else Sandboxing.OFF
 
 
 def config_from(arguments: argparse.Namespace) -> MachineConfig:
@@ -276,6 +302,8 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         dispatch=arguments.dispatch,
         trace=arguments.trace,
         exit_times=arguments.exit_times,
+        sandbox=sandboxing(arguments.sandbox, arguments.widest_sandbox),
+        user=arguments.user,
     )
     if arguments.debugcon is None and config.firmware.kind is FirmwareKind.SEABIOS:
         config = config._replace(debugcon=Target())  # it prints the same on the serial port

@@ -12,6 +12,7 @@ from vmm.cli import say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import STANDARD, Outputs
+from vmm.config.parts import Sandboxing
 from vmm.errors import ConfigError, ExitStatus
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ exit status:
 def parser() -> Parser:
     """Return the command's options."""
     options = Parser("verify", "[linux] [FIRMWARE] [OPTION ...]", f"{DESCRIPTION}\n{FIRMWARE_HELP}", EPILOG)
-    add_machine_arguments(options)
+    add_machine_arguments(options, Sandboxing.THREADS)
     add = options.add_argument_group("run").add_argument
     add("--timeout", metavar="SECONDS", help="give up after this long (default 120)")
     add("--json", metavar="PATH", help="write the result as a JSON object; - is stdout, instead of the tables")

@@ -5,7 +5,7 @@ Sizes are in bytes unless a name says otherwise.
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmm.config.parts import Accelerator, Dispatch, MachineType, Target
+from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, Target
 from vmm.firmware.images import FirmwareImages, Interface
 from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions
@@ -81,3 +81,6 @@ class MachineFields(NamedTuple):
     """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
+    sandbox: Sandboxing = Sandboxing.OFF
+    user: str | None = None
+    """Whom the process belongs to before the guest executes; None: it stays as it is."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from vmm.config.items import FwCfgItem, FwCtlItem
-    from vmm.config.parts import Accelerator, Dispatch, MachineType, Target
+    from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, Target
     from vmm.disks.drives import Drive
     from vmm.firmware.images import Interface
     from vmm.inputs import InputFile
@@ -63,6 +63,11 @@ class MachineOptions(TypedDict, total=False):
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
         exit_times: time every exit and device access; False.
         trace: path of the access log, "-" for stderr.
+        sandbox: ``off``, the default; ``threads``, which keeps vCPUs' threads from all but serving the guest; ``auto``:
+            the same, unless code of the caller's runs on them (``customize``, ``alter``, a device that was added); or
+            ``whole``, after which the whole process opens nothing but modules, starts no program and connects to
+            nothing, for good.
+        user: a name or number: whom the process belongs to once the first run begins; as root only.
     """
 
     variables: str | Path | None
@@ -100,3 +105,5 @@ class MachineOptions(TypedDict, total=False):
     dispatch: Dispatch | str | None
     exit_times: bool | None
     trace: str | Path | None
+    sandbox: Sandboxing | str
+    user: str | None

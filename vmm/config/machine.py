@@ -19,6 +19,7 @@ from vmm.config.parts import (
     Accelerator,
     Dispatch,
     MachineType,
+    Sandboxing,
     Target,
     TargetKind,
     low_memory,
@@ -301,6 +302,8 @@ class MachineConfig(MachineFields):
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
         trace: str | Path | None = None,
+        sandbox: Sandboxing | str = Sandboxing.OFF,
+        user: str | None = None,
     ) -> Self:
         # First what needs no file, then the files: one may be a pipe that makes us wait.
         fields: dict[str, Any] = {
@@ -329,6 +332,8 @@ class MachineConfig(MachineFields):
             "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
             "exit_times": exit_times,
             "trace": None if trace is None else str(trace),
+            "sandbox": parse_choice(Sandboxing, sandbox, "sandbox"),
+            "user": user,
         }
         shown = several(devices, "devices", str)
         if drives or any(text.removeprefix("driver=").startswith("virtio-blk") for text in shown):

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EACCES, EBUSY, EPERM, EROFS
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -45,13 +46,14 @@ class GrowingFile:
 
     Attributes:
         name: what messages call it: the option and the path.
+        fd: the file, open for writing.
         failed: whether a write failed.
     """
 
     def __init__(self, name: str, fd: int, *, begins_empty: bool) -> None:
         self.name = name
         self.failed = False
-        self._fd = fd
+        self.fd = fd
         self._begins_empty = begins_empty
 
     def begin(self) -> None:
@@ -62,7 +64,7 @@ class GrowingFile:
         """
         if self._begins_empty:
             with _refusing(self.name):
-                os.ftruncate(self._fd, 0)
+                os.ftruncate(self.fd, 0)
 
     def write(self, data: bytes) -> None:
         """Append all of ``data``.
@@ -71,7 +73,7 @@ class GrowingFile:
             HostError: that is not possible any more.
         """
         try:
-            _write_all(self._fd, data)
+            _write_all(self.fd, data)
         except OSError as error:
             self.failed = True
             raise HostError(f"{self.name}: {_reason(error)}") from None
@@ -85,13 +87,16 @@ class Document:
         path: where it goes, links resolved.
         fd: the file that is there, open for writing; None: there is none yet.
         replaced: a regular file, which a new one takes the place of; others are written as they are.
+
+    Attributes:
+        opens: whether a file has to be opened to write it.
+        put: writes it, or raises `OSError`.
     """
 
     def __init__(self, name: str, path: Path, fd: int | None, *, replaced: bool) -> None:
         self.name = name
-        self._path = path
-        self._fd = fd
-        self._replaced = replaced
+        self.opens = replaced
+        self.put: Callable[[bytes], None] = partial(_put, path, fd, replaced=replaced)
 
     def write(self, text: str) -> None:
         """Put the document in its place.
@@ -99,18 +104,8 @@ class Document:
         Raises:
             HostError: that is not possible; a file that was to be replaced is as it was.
         """
-        data = text.encode("utf-8", "surrogateescape")
         try:
-            if not self._replaced and self._fd is not None:
-                _write_all(self._fd, data)
-                return
-            try:
-                _replace(self._path, data, self._fd)
-            except OSError as error:
-                if self._fd is None or error.errno not in _NOT_BESIDE:
-                    raise
-                os.ftruncate(self._fd, 0)
-                _write_all(self._fd, data)
+            self.put(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise HostError(f"{self.name}: {_reason(error)}") from None
 
@@ -147,6 +142,8 @@ class Outputs:
         self.variables: VariableFile | None = None
         self.disks: tuple[DiskImage, ...] = ()
         self.documents: dict[str, Document] = {}
+        self._scribe: tuple[int, ...] = ()
+        self._logs_to_stderr = config is not None and config.trace == STANDARD
         try:
             if config is not None:
                 self._open_variables(config.firmware.variables)
@@ -170,9 +167,37 @@ class Outputs:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def separate(self) -> None:
+        """Have another process write what needs a file to be opened: this one is about to lose the right to.
+
+        To be called while there is one thread.
+        """
+        from vmm.config.scribe import Scribe
+
+        writers: list[Document | VariableFile] = [document for document in self.documents.values() if document.opens]
+        if self.variables is not None:
+            writers.append(self.variables)
+        if not writers:
+            return
+        scribe = Scribe([writer.put for writer in writers])
+        for index, writer in enumerate(writers):
+            writer.put = partial(scribe.write, index)
+        self._scribe = scribe.descriptors
+        files = self._closers.pop_all()
+        self._closers.callback(scribe.close)  # last: closing the variables' file may need it
+        self._closers.callback(files.close)
+
     def close(self) -> None:
         """Close the files; may be called twice."""
         self._closers.close()
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What devices write to while the machine runs, and read of the variables' file."""
+        fds = [*self._scribe, *(stream.fd for stream in self._streams)]
+        if self.variables is not None:
+            fds.append(self.variables.fd)
+        return [*fds, _STDERR] if self._logs_to_stderr else fds
 
     @property
     def failed(self) -> bool:
@@ -313,6 +338,19 @@ def _try_to_create(path: Path) -> _Identity:
     path.unlink()
     directory = path.parent.stat()
     return directory.st_dev, directory.st_ino, path.name
+
+
+def _put(path: Path, fd: int | None, data: bytes, *, replaced: bool) -> None:
+    if not replaced and fd is not None:
+        _write_all(fd, data)
+        return
+    try:
+        _replace(path, data, fd)
+    except OSError as error:
+        if fd is None or error.errno not in _NOT_BESIDE:
+            raise
+        os.ftruncate(fd, 0)
+        _write_all(fd, data)
 
 
 def _replace(path: Path, data: bytes, old: int | None) -> None:

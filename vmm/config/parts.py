@@ -63,6 +63,18 @@ class Dispatch(StrEnum):
     """Only to show what that costs: the same items, no access log."""
 
 
+class Sandboxing(StrEnum):
+    """What is given up before the guest executes; `vmm.sandbox` does it."""
+
+    OFF = "off"
+    AUTO = "auto"
+    """Threads, unless devices or functions of the caller's would run on them."""
+    THREADS = "threads"
+    """The threads that serve the guest: system calls other than theirs."""
+    WHOLE = "whole"
+    """That, and the whole process for good: other programs, files, sockets, privileges."""
+
+
 class TargetKind(StrEnum):
     """Where a character device's output goes."""
 

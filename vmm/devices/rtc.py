@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from vmm import late
 from vmm.bus import Device
 from vmm.devices.signals import Irq
 from vmm.devices.timer import TimerService
@@ -163,6 +164,7 @@ class Rtc(Device):
 
     def _thaw(self) -> None:
         """Set the clock to the time registers, if they hold a time."""
+        late.load("datetime")
         from datetime import UTC, datetime  # slow to load, and few guests set the clock
 
         year = self._number(_CENTURY) * 100 + self._number(_YEAR)

@@ -44,6 +44,12 @@ class TimerService:
         self._timers.append(timer)
         return timer
 
+    def start(self, first: Callable[[], None]) -> None:
+        """Have the thread now, not with the first deadline; ``first`` is what it does first."""
+        with self._wake:
+            if self._thread is None and not self._closed:
+                self._thread = self._start(first)
+
     def close(self) -> None:
         """No more callbacks; waits for one that runs, so the caller must not hold io_lock."""
         with self._wake:
@@ -74,12 +80,18 @@ class TimerService:
             if self._thread is None and not self._closed:
                 self._thread = self._start()
 
-    def _start(self) -> threading.Thread | None:
-        thread = threading.Thread(target=self._run, name="vmm-timers", daemon=True)
+    def _start(self, first: Callable[[], None] | None = None) -> threading.Thread | None:
+        thread = threading.Thread(target=self._run, args=(first,), name="vmm-timers", daemon=True)
         thread.start()
         return thread
 
-    def _run(self) -> None:
+    def _run(self, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            try:
+                first()
+            except BaseException as error:  # noqa: BLE001 - without it, the machine must not run
+                self._on_failure(error)
+                return
         while True:
             with self._wake:
                 self._waits_until = _NEVER

@@ -10,11 +10,15 @@ import mmap
 import os
 from contextlib import suppress
 from errno import EINVAL, EOPNOTSUPP
+from functools import partial
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from vmm.disks import locks
 from vmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BLOCK: Final = 4096
 
@@ -28,6 +32,8 @@ class VariableFile:
 
     Attributes:
         contents: what the flash holds; changing it changes no file.
+        fd: the file.
+        put: writes what the guest has into another file, should this one fail, or raises `OSError`.
 
     Raises:
         ConfigError: it cannot be written, is shorter, or another machine keeps its variables there.
@@ -35,17 +41,19 @@ class VariableFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self._path = path
+        self._copy = path.with_name(f"{path.name}.rescued-{os.urandom(4).hex()}")
+        self.put: Callable[[bytes], None] = partial(_write, self._copy)
         self._failed = self._unsynced = False
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(f"{path}: cannot write the variable store: {_reason(error)}") from None
         try:
-            _lock(self._fd, path)
-            _reserve(self._fd, path, size)
-            self._stored = _read(self._fd, path, size)
+            _lock(self.fd, path)
+            _reserve(self.fd, path, size)
+            self._stored = _read(self.fd, path, size)
         except BaseException:
-            os.close(self._fd)
+            os.close(self.fd)
             raise
         self.contents = mmap.mmap(-1, size)
         self.contents[:] = self._stored
@@ -67,7 +75,7 @@ class VariableFile:
             new = self.contents[first:end]
             done = 0
             while done < len(new):
-                done += os.pwrite(self._fd, new[done:], first + done)
+                done += os.pwrite(self.fd, new[done:], first + done)
         except OSError as error:
             self._fail(_reason(error))
         self._stored[first:end] = new
@@ -81,18 +89,18 @@ class VariableFile:
         """
         try:
             if self._unsynced and not self._failed:
-                os.fdatasync(self._fd)
+                os.fdatasync(self.fd)
         except OSError as error:
             self._fail(_reason(error))
         finally:
-            os.close(self._fd)
+            os.close(self.fd)
 
     def _check_unchanged(self, first: int, end: int) -> None:
         """Check that no program that ignores locks has changed the part of the file that is about to be written."""
-        there = os.fstat(self._fd)
+        there = os.fstat(self.fd)
         if there.st_nlink == 0:
             self._fail("the file was removed or replaced while the machine ran")
-        if there.st_size < len(self._stored) or os.pread(self._fd, end - first, first) != self._stored[first:end]:
+        if there.st_size < len(self._stored) or os.pread(self.fd, end - first, first) != self._stored[first:end]:
             self._fail("another process changed the file while the machine ran")
 
     def _fail(self, why: str) -> NoReturn:
@@ -101,14 +109,20 @@ class VariableFile:
 
     def _rescue(self) -> str:
         """Save what the guest has beside the file; say where."""
-        copy = self._path.with_name(f"{self._path.name}.rescued-{os.urandom(4).hex()}")
         try:
-            copy.write_bytes(self.contents)
+            self.put(self.contents[:])
         except OSError as error:
-            with suppress(OSError):
-                copy.unlink()
-            return f"they could not be saved in {copy} either: {_reason(error)}"
-        return f"they are in {copy}"
+            return f"they could not be saved in {self._copy} either: {_reason(error)}"
+        return f"they are in {self._copy}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 def _lock(fd: int, path: Path) -> None:

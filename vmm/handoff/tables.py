@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm import layout
+from vmm import late, layout
 from vmm.config.machine import MachineType
 from vmm.firmware.images import FirmwareKind
 from vmm.tables import e820
@@ -71,6 +71,7 @@ class AcpiFiles:
         return {name: data.ljust(self._sizes[name], b"\0") for name, data in files.items()}
 
     def _build(self, standing: Standing) -> dict[str, bytes]:
+        late.load("vmm.tables.acpi")
         from vmm.tables.acpi import build_acpi  # a guest that reads no table need not wait for them
 
         return build_acpi(acpi_description(self._config, self._low, self._high, standing))
@@ -107,6 +108,7 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
     Raises:
         ConfigError: more structures than version 2.8 has room for.
     """
+    late.load("vmm.tables.smbios")
     from vmm.tables.smbios import SmbiosDescription, build_smbios
 
     smbios = SmbiosDescription(

@@ -42,6 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="firmware of machines that a test creates without naming one: ovmf, seabios, bhyve, probe or a path",
     )
     group.addoption(
+        "--vmm-sandbox",
+        choices=("auto", "off"),
+        default="auto",
+        help="auto: threads that serve the guest of a machine can make no other system calls, unless devices or "
+        "functions of a test run on them; off: they can",
+    )
+    group.addoption(
         "--vmm-artifacts",
         metavar="DIR",
         type=Path,
@@ -135,6 +142,8 @@ def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
 
         def create(firmware: Any = None, /, **options: Any) -> Machine:
             firmware = firmware or request.config.getoption("--vmm-firmware")
+            if isinstance(firmware, str):
+                options.setdefault("sandbox", request.config.getoption("--vmm-sandbox"))
             if artifacts is None:
                 return closers.enter_context(Machine(firmware, **options))
             from vmm.pytest_plugin.artifacts import RecordedMachine

@@ -30,6 +30,7 @@ _MEANINGS = {
         "a word."
     ),
     "emulation-failure": "KVM had to execute an instruction itself, and does not know it.",
+    "refused": "The sandbox refused a system call that no guest should lead to.",
     "kvm-failure": "KVM gave up the virtual CPU for a reason of its own.",
     "device-failure": "A device of vmm failed: a defect of vmm, not of the guest.",
     "timeout": "The time of --timeout was up before the guest got where it should.",

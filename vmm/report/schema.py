@@ -55,6 +55,7 @@ class OutcomeReport(TypedDict):
         "triple-fault",
         "emulation-failure",
         "kvm-failure",
+        "refused",
         "device-failure",
         "timeout",
         "interrupted",

@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vmm import late
 from vmm._native import ffi, lib
 from vmm.cpu.registers import Registers
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import kvm_error
 from vmm.kvm.structs import MpState
 from vmm.run.outcome import Reason
+from vmm.sandbox import call_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +44,8 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
     """
     if end.outcome == lib.VCPU_ERROR:
         return _failed_ioctl(vcpu, end)
+    if end.outcome == lib.VCPU_REFUSED:
+        return _refused_call(vcpu, end)
     registers = Registers.of(vcpu)
     where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}"
     if end.outcome == lib.VCPU_SHUTDOWN:
@@ -85,6 +89,16 @@ def positions(vcpus: "Iterable[tuple[Vcpu, bool]]") -> str:
     return "\n".join(f"vCPU {', '.join(map(str, indices))}: {where}" for where, indices in places.items())
 
 
+def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
+    registers = Registers.of(vcpu)
+    message = (
+        f"the sandbox refused {call_name(end.detail)} to the thread of vCPU {vcpu.index}, at RIP "
+        f"{registers.values['rip']:#x}: the guest has found a fault in vmm, or a device needs more than the sandbox "
+        "allows (--sandbox off)"
+    )
+    return Reason.REFUSED, message, registers.text
+
+
 def _failed_ioctl(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
     message = str(kvm_error(end.error, _ioctl_name(end.detail), f"vCPU {vcpu.index}"))
     try:
@@ -113,6 +127,7 @@ def _bytes_at(vcpu: "Vcpu", registers: Registers, memory: "GuestMemory") -> byte
 def disassemble(code: bytes, registers: Registers) -> str:
     """The first instruction of ``code`` in Intel syntax with its bytes; only the bytes where it cannot be decoded."""
     # Loading capstone takes longer than starting a small guest, and few runs fail.
+    late.load("capstone")
     import capstone
 
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[registers.bits]

@@ -22,6 +22,7 @@ FINAL = frozenset(
         Reason.TRIPLE_FAULT,
         Reason.EMULATION_FAILURE,
         Reason.KVM_FAILURE,
+        Reason.REFUSED,
     }
 )
 """After these there is no guest that could go on, unless the machine is reset, or woken up."""

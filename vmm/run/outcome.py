@@ -18,6 +18,8 @@ class Reason(Enum):
     EMULATION_FAILURE = "emulation-failure"
     KVM_FAILURE = "kvm-failure"
     DEVICE_FAILURE = "device-failure"
+    REFUSED = "refused"
+    """By the sandbox: a system call that no guest should lead to."""
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
     STOPPED = "stopped"

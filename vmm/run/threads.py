@@ -2,9 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vmm import late
 from vmm._native import lib
 from vmm.errors import HostError, KvmError
 from vmm.run.outcome import Reason, ResetKind
@@ -12,6 +14,7 @@ from vmm.run.outcome import Reason, ResetKind
 if TYPE_CHECKING:
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
+    from vmm.sandbox import Sandbox
     from vmm.softcpu.engine import SoftwareCpu
 
 JOIN_SECONDS = 10.0
@@ -23,10 +26,20 @@ class VcpuThreads:
 
     Args:
         core: the C core's ``struct vmm_vm``.
+        sandbox: what they are restricted by.
+        helpers: start threads of devices, as `Sandbox.enter` takes them.
+
+    Attributes:
+        foreign: asked whether the caller's code runs on these threads.
     """
 
-    def __init__(self, core: Any) -> None:
+    def __init__(
+        self, core: Any, sandbox: "Sandbox", helpers: Sequence[Callable[[Callable[[], None]], None]] = ()
+    ) -> None:
         self._core = core
+        self._sandbox = sandbox
+        self.helpers = helpers
+        self.foreign: Callable[[], bool] = lambda: False
         self._vcpus: list[Any] = []
         self._tasks: list[Callable[[], None]] = []
         self._threads: list[threading.Thread] = []
@@ -56,10 +69,14 @@ class VcpuThreads:
         with self._lock:
             if self._closed:
                 return
+            self._sandbox.enter(self.helpers, foreign=self.foreign())
             lib.vmm_vm_resume(self._core)
             self._threads = []
             for index, task in enumerate(self._tasks):
-                thread = threading.Thread(target=_guarded, args=(task, on_failure), name=f"vcpu{index}", daemon=True)
+                first = partial(self._sandbox.enter_thread, self._vcpus[index])
+                thread = threading.Thread(
+                    target=_guarded, args=(first, task, on_failure), name=f"vcpu{index}", daemon=True
+                )
                 # First, for its first instruction may lead to a device that looks.
                 self._threads.append(thread)
                 try:
@@ -104,8 +121,9 @@ class VcpuThreads:
         self.stop()
 
 
-def _guarded(task: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
+def _guarded(first: Callable[[], None], task: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
     try:
+        first()
         task()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the run must end and its caller must see it
         on_failure(error)
@@ -133,6 +151,7 @@ def execute_vcpu(
     """
     run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
     if run(core_vcpu) != lib.VCPU_STOPPED:
+        late.load("vmm.run.failure")
         from vmm.run import failure
 
         reason, message, details = failure.describe(vcpu, core_vcpu.end, memory, software_cpu=softcpu is not None)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Self
 
+from vmm import late
 from vmm.errors import ConfigError
 from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, OEM_STRINGS, SmbiosOption
@@ -184,6 +185,7 @@ def _system(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
 
 def _guid(uuid: bytes) -> bytes:
     """The bytes of a UUID with its first three fields little-endian (SMBIOS 7.2.1)."""
+    late.load("uuid")
     from uuid import UUID
 
     return UUID(bytes=uuid).bytes_le

@@ -50,6 +50,7 @@ enum vcpu_outcome {
     VCPU_SYSTEM_EVENT,      /* KVM_EXIT_SYSTEM_EVENT: detail is the type */
     VCPU_DEBUG,             /* KVM_EXIT_DEBUG */
     VCPU_UNSUPPORTED,       /* an exit reason we don't know: detail */
+    VCPU_REFUSED,           /* the sandbox refused its thread a system call: detail is the number */
     VCPU_ERROR,             /* an ioctl failed: detail is its request, error is errno */
 };
 

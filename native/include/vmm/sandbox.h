@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * What the kernel is asked to refuse to a process that runs a guest, once it
+ * has opened all that it needs.
+ *
+ * System calls are filtered by seccomp: one filter for the whole process, and a
+ * tighter one for each thread that serves the guest (a thread under both needs
+ * the consent of both). Files are a matter of Landlock. All of it is for good,
+ * and what the thread starts later inherits it.
+ *
+ * A refused call fails with EPERM, is remembered, and ends the run of the vCPU
+ * whose thread it was with VCPU_REFUSED.
+ */
+#ifndef VMM_SANDBOX_H
+#define VMM_SANDBOX_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vmm/vcpu_run.h"
+
+/* What this kernel offers here: some containers forbid it. */
+bool sandbox_seccomp_offered(void);
+int sandbox_landlock_abi(void); /* 0: no Landlock */
+
+/*
+ * Each returns 0 or a negative errno, after which nothing was restricted.
+ *
+ * sandbox_filter_process: all threads of this process, those that exist too.
+ * sandbox_filter_thread: the calling thread, which may use the machine's
+ *   descriptor, the vCPU's (NULL: a thread that serves devices only), and
+ *   write to `files`.
+ * sandbox_restrict_files: the calling thread reads beneath `paths`, and
+ *   writes nowhere.
+ */
+int sandbox_filter_process(void);
+int sandbox_filter_thread(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int *files, uint32_t count);
+int sandbox_restrict_files(const char *const *paths, uint32_t count);
+
+/* The first call that was refused in this process, by any thread, or -1; and what a call is called, or NULL. */
+int sandbox_refused(void);
+const char *sandbox_call_name(int number);
+
+#endif

@@ -1,0 +1,198 @@
+"""What a thread that serves the guest is refused: a guest asks a device for it, at a port, on its vCPU's thread."""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_mode_rom import image
+from vmm._native import ffi, lib
+
+from vmm import Machine
+from vmm.bus import Device
+from vmm.run.outcome import Reason
+from vmm.sandbox import offer
+
+pytestmark = pytest.mark.needs_kvm
+
+PORT = 0x580
+PARENT = os.getppid()
+ASK = "ba 80 05 b0 01 ee fa f4"  # mov dx, 0x580; mov al, 1; out dx, al; cli; hlt
+POWER_OFF_AFTER = (
+    "ba 80 05 b0 01 ee"  # the same, and the PC's ACPI block at 0x600 (PIIX4: PMBASE, PMREGMISC), then SLP_EN
+    "66 b8 40 0b 00 80 ba f8 0c 66 ef 66 b8 01 06 00 00 ba fc 0c 66 ef"
+    "66 b8 80 0b 00 80 ba f8 0c 66 ef b0 01 ba fc 0c ee"
+    "ba 04 06 b8 00 20 ef fa f4"
+)
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def syscall(name: str, *arguments: Any) -> None:
+    numbers = {
+        "openat": 257, "open": 2, "execve": 59, "socket": 41, "connect": 42, "ptrace": 101, "kill": 62, "tgkill": 234,
+        "ioctl": 16, "write": 1, "read": 0, "mmap": 9, "mprotect": 10, "clone": 56, "fork": 57, "unlink": 87,
+        "prctl": 157, "newfstatat": 262, "setuid": 105, "exit_group": 231, "process_vm_readv": 310,
+    }  # fmt: skip
+    if libc.syscall(numbers[name], *arguments) == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+class AtRequest(Device):
+    """Does something on the thread that serves the guest's access."""
+
+    def __init__(self, what: Callable[[], object]) -> None:
+        self.what = what
+        self.error: OSError | None = None
+        self.answered: object = None
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        try:
+            self.answered = self.what()
+        except OSError as error:
+            self.error = error
+
+
+AT_FDCWD = -100
+PATH = ctypes.create_string_buffer(b"/etc/passwd")
+ADDRESS = ctypes.create_string_buffer(socket.AF_UNIX.to_bytes(2, "little") + b"/run/socket\0")
+PAGE = mmap.mmap(-1, mmap.PAGESIZE)
+PAGE_ADDRESS = ctypes.addressof(ctypes.c_char.from_buffer(PAGE))
+EXECUTABLE = mmap.PROT_READ | mmap.PROT_EXEC
+KVM_GET_API_VERSION = 0xAE00
+PTRACE_ATTACH = 16
+PR_SET_PDEATHSIG = 1
+
+ATTACKS: dict[str, tuple[str, Callable[[Machine], object]]] = {
+    "open": ("open", lambda _: syscall("open", PATH, os.O_RDONLY)),
+    "openat": ("openat", lambda _: syscall("openat", AT_FDCWD, PATH, os.O_RDONLY)),
+    "open-for-writing": ("openat", lambda _: syscall("openat", AT_FDCWD, PATH, os.O_WRONLY)),
+    "exec": ("execve", lambda _: syscall("execve", PATH, None, None)),
+    "fork": ("fork", lambda _: syscall("fork")),
+    "clone": ("clone", lambda _: syscall("clone", signal.SIGCHLD, None, None, None, None)),
+    "socket": ("socket", lambda _: syscall("socket", socket.AF_INET, socket.SOCK_STREAM, 0)),
+    "connect": ("connect", lambda _: syscall("connect", 0, ADDRESS, len(ADDRESS))),
+    "ptrace": ("ptrace", lambda _: syscall("ptrace", PTRACE_ATTACH, PARENT, None, None)),
+    "other-memory": ("process_vm_readv", lambda _: syscall("process_vm_readv", PARENT, None, 0, None, 0, 0)),
+    "kill": ("kill", lambda _: syscall("kill", PARENT, 0)),
+    "signal-to-another": ("tgkill", lambda _: syscall("tgkill", PARENT, PARENT, signal.SIGABRT)),
+    "another-signal": ("tgkill", lambda _: syscall("tgkill", os.getpid(), os.getpid(), signal.SIGTERM)),
+    "ioctl-on-another-file": ("ioctl", lambda m: syscall("ioctl", m.kvm.fd, KVM_GET_API_VERSION, 0)),
+    "ioctl-of-another-kind": ("ioctl", lambda m: syscall("ioctl", m.vcpus[0].fd, 0x5401, 0)),  # TCGETS
+    "another-ioctl-of-the-machine": ("ioctl", lambda m: syscall("ioctl", m.vm.fd, lib.KVM_CREATE_VCPU, 1)),
+    "ioctl-of-another-vcpu": ("ioctl", lambda m: syscall("ioctl", m.vcpus[1].fd, lib.KVM_GET_MP_STATE, 0)),
+    "write-elsewhere": ("write", lambda _: syscall("write", 2, PATH, 0)),
+    "read-elsewhere": ("read", lambda _: syscall("read", 0, PATH, 0)),
+    "stat": ("newfstatat", lambda _: syscall("newfstatat", AT_FDCWD, PATH, PAGE_ADDRESS, 0)),
+    "unlink": ("unlink", lambda _: syscall("unlink", ctypes.create_string_buffer(b"/nonexistent"))),
+    "new-code": ("mmap", lambda _: syscall("mmap", 0, 4096, EXECUTABLE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)),
+    "changed-code": ("mprotect", lambda _: syscall("mprotect", PAGE_ADDRESS, mmap.PAGESIZE, EXECUTABLE)),
+    "prctl": ("prctl", lambda _: syscall("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)),
+    "setuid": ("setuid", lambda _: syscall("setuid", 0)),
+    "exit": ("exit_group", lambda _: syscall("exit_group", 0)),
+}
+
+
+@pytest.fixture
+def ask(vmm_machine: Callable[..., Machine], tmp_path: Path) -> Callable[..., tuple[Machine, AtRequest]]:
+    """Make a machine whose guest asks for something."""
+    rom = tmp_path / "rom.bin"
+
+    def make(what: Callable[[Machine], object], code: str = ASK, **options: Any) -> tuple[Machine, AtRequest]:
+        rom.write_bytes(image(code))
+        options = {"sandbox": "threads", "serial": f"file:{tmp_path / 'serial'}"} | options
+        machine = vmm_machine(str(rom), machine="pc", cpus=2, **options)
+        device = AtRequest(lambda: what(machine))
+        machine.ports.add(PORT, PORT, device, "at request")
+        return machine, device
+
+    return make
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_kernel_refuses_it_and_the_run_says_so(ask: Callable[..., tuple[Machine, AtRequest]], attack: str) -> None:
+    name, what = ATTACKS[attack]
+    machine, device = ask(what)
+    outcome = machine.run(deadline=60)
+    assert device.error is not None
+    assert device.error.errno == errno.EPERM
+    assert (outcome.reason, outcome.exit_status) == (Reason.REFUSED, 1)
+    assert outcome.message.startswith(f"the sandbox refused {name} to the thread of vCPU 0, at RIP 0x")
+    assert "\n" not in outcome.message
+    assert machine.run().reason is Reason.REFUSED
+
+
+def test_without_the_sandbox_it_succeeds(ask: Callable[..., tuple[Machine, AtRequest]]) -> None:
+    machine, device = ask(ATTACKS["openat"][1], POWER_OFF_AFTER, sandbox="off")
+    assert machine.run(deadline=60).reason is Reason.POWER_OFF
+    assert device.error is None
+
+
+def test_other_threads_are_as_they_were(ask: Callable[..., tuple[Machine, AtRequest]], tmp_path: Path) -> None:
+    machine, device = ask(lambda _: None, POWER_OFF_AFTER)
+    seen: list[str] = []
+
+    def look(_: Machine) -> None:
+        (tmp_path / "file").write_text("written", encoding="ascii")
+        seen.append((tmp_path / "file").read_text(encoding="ascii"))
+        with socket.socket():
+            pass
+
+    assert machine.run(deadline=60, on_poll=look).reason is Reason.POWER_OFF
+    look(machine)
+    assert seen
+    assert device.error is None
+    assert (offer().seccomp, machine.sandbox.missing) == (True, [])
+
+
+def test_a_thread_of_timers_is_under_it_too(ask: Callable[..., tuple[Machine, AtRequest]]) -> None:
+    errors: list[int | None] = []
+
+    def attempt() -> None:
+        try:
+            os.close(os.open("/etc/passwd", os.O_RDONLY))
+        except OSError as error:
+            errors.append(error.errno)
+        machine.stop()
+
+    def arm(machine: Machine) -> None:
+        service = machine.platform.timers
+        service.timer(attempt).arm(service.clock())
+
+    machine, _ = ask(arm)
+    machine.run(deadline=60)
+    assert errors == [errno.EPERM]
+
+
+@pytest.mark.parametrize("console", ["serial", "debugcon"])
+def test_files_that_were_named_are_written(vmm_machine: Callable[..., Machine], tmp_path: Path, console: str) -> None:
+    port = {"serial": "f8 03", "debugcon": "02 04"}[console]
+    rom = tmp_path / "rom.bin"
+    rom.write_bytes(image(f"ba {port} b0 41 ee" + POWER_OFF_AFTER))
+    machine = vmm_machine(str(rom), machine="pc", sandbox="threads", **{console: f"file:{tmp_path / 'out'}"})
+    assert machine.run(deadline=60).reason is Reason.POWER_OFF
+    assert (tmp_path / "out").read_bytes() == b"A"
+
+
+@pytest.mark.hw
+def test_what_loads_late_still_does(vmm_machine: Callable[..., Machine]) -> None:
+    # Tables are built, and an instruction is disassembled, by modules that the vCPU's thread cannot open.
+    probe = vmm_machine("probe", sandbox="threads", accel="kvm")
+    assert probe.run(deadline=60).reached
+    assert "etc/acpi/tables" in probe.debugcon.text()
+
+
+def test_descriptors_of_kvm_are_what_the_filter_names(ask: Callable[..., tuple[Machine, AtRequest]]) -> None:
+    state = ffi.new("struct kvm_mp_state *")
+    machine, device = ask(
+        lambda m: fcntl.ioctl(m.vcpus[0].fd, lib.KVM_GET_MP_STATE, ffi.buffer(state)), POWER_OFF_AFTER
+    )
+    assert machine.run(deadline=60).reason is Reason.POWER_OFF
+    assert (device.error, device.answered) == (None, 0)

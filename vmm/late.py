@@ -1,0 +1,59 @@
+"""Modules that are loaded only once a guest makes its devices need them, also by threads that may open no file.
+
+Where such a thread is about to import, it calls `load` first: another thread, started before, does the work.
+"""
+
+import importlib
+import queue
+import sys
+import threading
+from typing import NamedTuple
+
+
+class _Request(NamedTuple):
+    name: str
+    done: threading.Event
+
+
+class _Here(threading.local):
+    opens_files = True
+
+
+_here = _Here()
+_requests: "queue.SimpleQueue[_Request]" = queue.SimpleQueue()
+_start_lock = threading.Lock()
+_started = False
+
+
+def start() -> None:
+    """Have a thread that loads modules for others; the caller may open files. May be called again."""
+    global _started  # noqa: PLW0603  # one for the process, as sys.modules is
+    with _start_lock:
+        if not _started:
+            threading.Thread(target=_serve, name="vmm-modules", daemon=True).start()
+            _started = True
+
+
+def restrict() -> None:
+    """From now on the calling thread opens no file; `start` was called."""
+    _here.opens_files = False
+
+
+def load(name: str) -> None:
+    """Make sure that an import of the module opens no file, if the calling thread may not."""
+    if _here.opens_files or name in sys.modules:
+        return
+    request = _Request(name, threading.Event())
+    _requests.put(request)
+    request.done.wait()
+
+
+def _serve() -> None:
+    while True:
+        request = _requests.get()
+        try:
+            importlib.import_module(request.name)
+        except Exception:  # noqa: BLE001, S110  # whoever asked imports it, too, and gets the error
+            pass
+        finally:
+            request.done.set()

@@ -1,0 +1,215 @@
+"""What the process and its threads give up before a guest executes its first instruction (docs/threat-model.md).
+
+The kernel keeps to it whatever happens to the process: a guest that found a fault of ours, or of the software CPU's
+translator, gets no further than the files and descriptors that the run has open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmm import late
+from vmm._native import ffi, lib
+from vmm.config.parts import Sandboxing
+from vmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+_WITHOUT = "--sandbox off runs without it"
+
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
+_FACTS = ("/proc/cpuinfo", "/sys/devices/system/cpu", "/etc/ssl/openssl.cnf")
+"""What the report, Python's ``os`` and ``hashlib`` ask of the host."""
+
+_SPARE_FILES = 32
+"""Descriptors for modules that are loaded late."""
+
+_SPARE_MEMORY = 1 << 30
+"""Bytes of address space for consoles, logs, the report and the software CPU's tables, all of which have bounds."""
+
+_MEMORY_PER_THREAD = 144 << 20
+"""A stack, and an arena of glibc's malloc with what it maps to have it aligned (HEAP_MAX_SIZE of malloc/arena.c)."""
+
+
+class Offer(NamedTuple):
+    """What this kernel offers, to this process.
+
+    Attributes:
+        seccomp: filters for system calls.
+        landlock: the version of Landlock; 0: there is none.
+    """
+
+    seccomp: bool
+    landlock: int
+
+
+def offer() -> Offer:
+    """Ask the kernel."""
+    return Offer(bool(lib.sandbox_seccomp_offered()), int(lib.sandbox_landlock_abi()))
+
+
+class Sandbox:
+    """The restrictions that one machine runs under.
+
+    Args:
+        wanted: how far they go; less is done where the kernel does not offer it, and told in ``missing``.
+        core: the C core's ``struct vmm_vm``.
+        files: descriptors that devices use while the guest runs.
+        cpus: of the machine.
+        user: whom the process belongs to from then on: a name or a number.
+
+    Attributes:
+        kind: how far they go here; AUTO until the first run.
+        landlock: the version of Landlock that keeps this process from files; 0: none does.
+        missing: what the kernel does not offer; empty: it has all.
+    """
+
+    def __init__(
+        self, wanted: Sandboxing, core: Any, files: Iterable[int], *, cpus: int = 1, user: str | None = None
+    ) -> None:
+        offered = offer()
+        self.kind = wanted if offered.seccomp else Sandboxing.OFF
+        self._auto = self.kind is Sandboxing.AUTO
+        whole = wanted is Sandboxing.WHOLE
+        self.landlock = offered.landlock if whole else 0
+        self.missing = [
+            name
+            for name, lacks in (
+                ("seccomp", wanted is not Sandboxing.OFF and not offered.seccomp),
+                ("Landlock", whole and not offered.landlock),
+            )
+            if lacks
+        ]
+        self._core = core
+        self._files = sorted(set(files))
+        self._threads = cpus + 8
+        self._user = None if user is None else _account(user)
+        self._entered = False
+        self._statm = -1
+
+    def close_files(self) -> None:
+        """Become the user that was asked for, and let this thread open nothing but modules and libraries.
+
+        Threads that it starts inherit it; those that exist do not, so the software CPU's are started later.
+
+        Raises:
+            HostError: the kernel does not do it, or the user cannot read vmm.
+        """
+        if self.kind is Sandboxing.WHOLE:
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        if self._user is not None:
+            _become(*self._user)
+        if self.landlock:
+            paths = [ffi.new("char[]", os.fsencode(path)) for path in _readable()]
+            _check(lib.sandbox_restrict_files(paths, len(paths)), "Landlock")
+
+    def enter(self, helpers: Sequence[Callable[[Callable[[], None]], None]], *, foreign: bool = False) -> None:
+        """Restrict the process, if that was asked for. For the thread that runs the machine, before each run.
+
+        Args:
+            helpers: start threads that serve devices; given what such a thread calls first.
+            foreign: whether the caller's code runs on the threads that serve the guest.
+
+        Raises:
+            HostError: the kernel does not do it.
+        """
+        if self._auto:
+            self.kind = Sandboxing.OFF if foreign else Sandboxing.THREADS
+        if self._entered or self.kind is Sandboxing.OFF:
+            return
+        self._entered = True
+        if self.kind is Sandboxing.WHOLE:
+            self._limit()
+            _check(lib.sandbox_filter_process(), "seccomp")
+        late.start()
+        for start in helpers:
+            start(self.enter_thread)
+
+    def enter_thread(self, core_vcpu: Any = ffi.NULL) -> None:
+        """Restrict the calling thread, which serves the guest.
+
+        Args:
+            core_vcpu: the ``struct vmm_vcpu`` that it runs; NULL: it serves devices only.
+
+        Raises:
+            HostError: the kernel does not do it.
+        """
+        if self.kind is not Sandboxing.OFF:
+            late.restrict()
+            _check(lib.sandbox_filter_thread(self._core, core_vcpu, self._files, len(self._files)), "seccomp")
+
+    def _limit(self) -> None:
+        import resource  # only for this
+
+        mapped = int(os.read(self._statm, 64).split()[0]) * resource.getpagesize()
+        os.close(self._statm)
+        free = os.dup(2)  # the lowest number that is free
+        os.close(free)
+        _lower(resource.RLIMIT_CORE, 0)
+        _lower(resource.RLIMIT_NOFILE, free + _SPARE_FILES)
+        _lower(resource.RLIMIT_AS, mapped + _SPARE_MEMORY + self._threads * _MEMORY_PER_THREAD)
+
+
+def refused() -> str | None:
+    """The first system call that a sandbox of this process refused, for people; None: there was none."""
+    number = lib.sandbox_refused()
+    return None if number < 0 else call_name(number)
+
+
+def call_name(number: int) -> str:
+    """What a system call is called."""
+    name = lib.sandbox_call_name(number)
+    return f"system call {number}" if name == ffi.NULL else ffi.string(name).decode("ascii")
+
+
+def _readable() -> list[str]:
+    """Where Python and vmm load from: not the directory in which ``python -m`` was started."""
+    here = os.getcwd()  # noqa: PTH109  # as above
+    modules = [path for path in sys.path if path not in {"", here}]
+    return [*modules, *sys.modules["vmm"].__path__, f"{sys.base_prefix}/lib", *_LIBRARIES, *_FACTS]
+
+
+def _lower(which: int, value: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(which)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))
+
+
+def _account(user: str) -> tuple[int, int]:
+    """User and group id."""
+    import pwd
+
+    try:
+        account = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        if user.isdecimal():
+            return int(user), int(user)
+        raise ConfigError(f"--user {user}: there is no such user") from None
+    return account.pw_uid, account.pw_gid
+
+
+def _become(uid: int, gid: int) -> None:
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except (OSError, OverflowError) as error:
+        raise HostError(f"--user: cannot become user {uid}: {error}; only root can") from None
+    for module in (os, sys.modules["vmm"]):
+        path = Path(module.__file__ or "")
+        if not os.access(path, os.R_OK):
+            raise HostError(f"--user: user {uid} cannot read {path.parent}, from which modules are loaded")
+
+
+def _check(error: int, what: str) -> None:
+    if -error in {errno.EMFILE, errno.ENFILE}:
+        raise OSError(-error, os.strerror(-error))
+    if error:
+        raise HostError(f"the sandbox cannot be entered: {what}: {os.strerror(-error)}; {_WITHOUT}")
