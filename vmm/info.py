@@ -37,6 +37,7 @@ def collect() -> Info:
         "kvm": kvm_facts(),
         "accelerator": accelerator_facts(),
         "machine": machine_facts(),
+        "sandbox": sandbox_facts(),
         "firmware": dict(firmware_facts()),
     }
 
@@ -114,6 +115,13 @@ def machine_facts() -> Info:
     return {"runs": True} if outcome.reached else {"runs": False, "error": outcome.message}
 
 
+def sandbox_facts() -> Info:
+    """Return what this kernel offers to restrict a machine: filters of system calls, and the version of Landlock."""
+    from vmm.sandbox import offer  # as above
+
+    return dict(offer()._asdict())
+
+
 def firmware_facts() -> Iterator[tuple[str, Info]]:
     """Yield for each name that stands for firmware what it is here."""
     for name in search.NAMES:
@@ -140,6 +148,10 @@ def text(info: Info, width: int | None = None) -> str:
     machine = info["machine"]
     failed = "does not run" if machine.get("error") == said else f"does not run: {machine.get('error')}"
     rows.append(("machine", "runs" if machine["runs"] else failed))
+    sandbox = info["sandbox"]
+    landlock = f"Landlock {sandbox['landlock']}" if sandbox["landlock"] else "no Landlock, so that files stay readable"
+    seccomp = "seccomp" if sandbox["seccomp"] else "no seccomp, so that machines run without"
+    rows.append(("sandbox", f"{seccomp}; {landlock}"))
     for name, found in info["firmware"].items():
         if found["path"] is None:
             rows.append((name, found["error"]))

@@ -4,7 +4,6 @@ Where such a thread is about to import, it calls `load` first: another thread, s
 """
 
 import importlib
-import queue
 import sys
 import threading
 from typing import NamedTuple
@@ -20,15 +19,15 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_requests: "queue.SimpleQueue[_Request]" = queue.SimpleQueue()
-_start_lock = threading.Lock()
+_wanted = threading.Condition()
+_requests: list[_Request] = []
 _started = False
 
 
 def start() -> None:
     """Have a thread that loads modules for others; the caller may open files. May be called again."""
     global _started  # noqa: PLW0603  # one for the process, as sys.modules is
-    with _start_lock:
+    with _wanted:
         if not _started:
             threading.Thread(target=_serve, name="vmm-modules", daemon=True).start()
             _started = True
@@ -44,13 +43,18 @@ def load(name: str) -> None:
     if _here.opens_files or name in sys.modules:
         return
     request = _Request(name, threading.Event())
-    _requests.put(request)
+    with _wanted:
+        _requests.append(request)
+        _wanted.notify()
     request.done.wait()
 
 
 def _serve() -> None:
     while True:
-        request = _requests.get()
+        with _wanted:
+            while not _requests:
+                _wanted.wait()
+            request = _requests.pop(0)
         try:
             importlib.import_module(request.name)
         except Exception:  # noqa: BLE001, S110  # whoever asked imports it, too, and gets the error

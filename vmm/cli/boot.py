@@ -122,6 +122,9 @@ def run(words: list[str]) -> int:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
         with Interrupts() as interrupts, Machine(config, outputs=outputs) as machine:
+            if machine.sandbox.missing and not arguments.quiet:
+                lacking = " and ".join(machine.sandbox.missing)
+                say(f"vmm: this kernel does not offer {lacking}: the sandbox is without it (--sandbox off: none)")
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
         if arguments.quiet and outcome.exit_status:

@@ -100,6 +100,11 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
         "console_tails": {stream.name: _tail(stream) for stream in (machine.serial, machine.debugcon)},
         "exits": _exits(machine),
         "accelerator": cast("AcceleratorReport", machine.accelerator_report()),
+        "sandbox": {
+            "kind": cast("Literal['off', 'threads', 'whole']", machine.sandbox.kind.value),
+            "landlock": machine.sandbox.landlock,
+            "missing": machine.sandbox.missing,
+        },
         "timeline": [_event(event) for event in machine.timeline],
     }
     if origin is not None:

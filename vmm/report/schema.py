@@ -311,6 +311,16 @@ class AcceleratorReport(TypedDict):
     """Times that all translated code was dropped because its buffer was full."""
 
 
+class SandboxReport(TypedDict):
+    """What the process had given up when the guest began."""
+
+    kind: Literal["off", "threads", "whole"]
+    landlock: int
+    """The version that kept files from the process; 0: none did."""
+    missing: list[str]
+    """What this kernel does not offer."""
+
+
 class EventReport(TypedDict):
     """Something that happened."""
 
@@ -349,6 +359,8 @@ class Report(TypedDict):
     """In the order in which they were given."""
     exits: ExitsReport
     accelerator: AcceleratorReport
+    sandbox: NotRequired[SandboxReport]
+    """Missing in reports of earlier versions."""
     timeline: list[EventReport]
     """In order."""
 

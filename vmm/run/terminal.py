@@ -14,6 +14,7 @@ import select
 import termios
 from typing import TYPE_CHECKING, Any, Self
 
+from vmm.run.console import KEEP_BYTES
 from vmm.run.expected import SendError
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Terminal:
     def poll(self) -> None:
         """Pass on what there is now, without waiting."""
         self._read_keys()
-        self._collect()
+        if len(self._pending) < KEEP_BYTES:  # else what comes next waits in its stream, which drops what is too old
+            self._collect()
         while self._pending and not self._closed and _ready(1, write=True):
             self._write(self._pending[:PIECE])
 
