@@ -1,0 +1,129 @@
+"""Guests that try to make the process grow: what they do over and over costs no more memory the second time."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from real_mode_rom import image
+from vmm._native import lib
+
+from vmm import Machine
+from vmm.run.console import KEEP_BYTES
+
+pytestmark = pytest.mark.needs_kvm
+
+MIB = 1 << 20
+PAGE = os.sysconf("SC_PAGESIZE")
+
+LOOPS = {
+    # The PC's ACPI block: decoded, then moved between 0x600 and 0x700.
+    "moving ports": "66 b8 80 0b 00 80 ba f8 0c 66 ef b0 01 ba fc 0c ee 66 b8 40 0b 00 80 ba f8 0c 66 ef ba fc 0c"
+    "66 b8 01 06 00 00 66 ef 66 b8 01 07 00 00 66 ef eb f0",
+    # PAM0 of the host bridge: 0xf0000 as RAM and as ROM, which are memory slots.
+    "mapping memory": "66 b8 58 00 00 80 ba f8 0c 66 ef ba fd 0c b0 30 ee b0 00 ee eb f8",
+    # CMOS registers A and B: periodic interrupts and an alarm, over and over.
+    "arming timers": "b0 0b e6 70 b0 72 e6 71 b0 0a e6 70 b0 26 e6 71 b0 01 e6 70 b0 59 e6 71 eb e6",
+    "selecting items": "ba 10 05 31 c0 ef 40 eb fc",
+    "reading items": "ba 10 05 b8 19 00 ef 42 ec ec ec ec eb f2",
+    "transfers": "66 31 db ba 14 05 66 31 c0 66 ef ba 18 05 66 89 d8 66 ef 66 43 eb ee",
+    "every port": "31 d2 ec 42 81 fa f0 0c 75 f8 eb f4",
+    "the serial port's line": "ba fb 03 b0 80 ee ba f8 03 ee ba fb 03 b0 03 ee ba fc 03 b0 1f ee ba f8 03 ee eb e6",
+}
+"""Each ends with a jump back."""
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
+
+
+@pytest.fixture
+def rom(tmp_path: Path) -> Callable[[str], str]:
+    """Write a ROM; return its path."""
+
+    def write(code: str) -> str:
+        (tmp_path / "rom").write_bytes(image(code))
+        return str(tmp_path / "rom")
+
+    return write
+
+
+def accesses(machine: Machine) -> int:
+    """How many the guest made, of ports that are somebody's."""
+    return sum(each.reads + each.writes for each in machine.ports.ranges())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_doing_it_again_costs_no_memory(
+    vmm_machine: Callable[..., Machine], rom: Callable[[str], str], tmp_path: Path, loop: str
+) -> None:
+    machine = vmm_machine(
+        rom(LOOPS[loop]), machine="pc", accel="kvm", exit_times=True, trace=str(tmp_path / "trace"), serial="none"
+    )
+
+    def run(at_least: int) -> None:
+        wanted = accesses(machine) + at_least
+        machine.run(deadline=60, on_poll=lambda m: m.stop() if accesses(m) >= wanted else None)
+        assert accesses(machine) >= wanted, machine.outcome
+
+    run(300)
+    blocks, bytes_ = sys.getallocatedblocks(), resident()
+    run(1000)
+    # What one access left behind would be one block or more each.
+    assert sys.getallocatedblocks() - blocks < 250
+    assert resident() - bytes_ < 16 * MIB
+    assert len(machine.ports.ranges()) < lib.IO_TABLE_MAX_RANGES
+    assert all(len(table) <= lib.EXIT_TIMES_ROWS for table in [machine.exit_times()])
+
+
+TEXTS = {
+    "no end of line": b"x" * 0x8000,
+    "escape sequences without an end": (b"\x1b[" + b"1;" * 500) * 32,
+}
+
+
+@pytest.fixture
+def printing(vmm_machine: Callable[..., Machine], rom: Callable[[str], str]) -> Machine:
+    """A guest that prints 32 KiB at 0x8000 on the debug port, over and over."""
+    code = "b8 00 08 8e d8 ba 02 04 31 f6 b9 00 80 f3 6e eb f7"
+    return vmm_machine(rom(code), machine="pc")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_printing_for_ever_costs_what_is_kept(printing: Machine, text: str) -> None:
+    printing.memory.write(0x8000, TEXTS[text][:0x8000])
+
+    def run(until: int) -> None:
+        printing.run("never shown", 60, on_poll=lambda m: m.stop() if m.debugcon.total >= until else None)
+        assert printing.debugcon.total >= until
+
+    run(4 * KEEP_BYTES)
+    before = resident()
+    run(16 * KEEP_BYTES)
+    # Stream and search keep twice KEEP_BYTES each before they drop half of it, and copy what they look at.
+    assert resident() - before < 6 * KEEP_BYTES
+    assert len(printing.debugcon.since(0)) <= 2 * KEEP_BYTES
+    assert len(printing.timeline) < 2000
+
+
+def test_printing_to_a_stdout_that_nobody_reads_costs_what_is_kept() -> None:
+    program = """
+import os, re, sys
+from vmm.run.console import Stream
+from vmm.run.terminal import Terminal
+
+stream = Stream("serial")
+with Terminal([stream], None, lambda: None, print) as terminal:
+    for _ in range(128):
+        stream.write(b"x" * (1 << 20))
+        terminal.poll()
+    print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr, flush=True)
+    os._exit(0)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.wait(60) == 0
+        assert run.stderr is not None
+        assert int(run.stderr.read()) << 10 < 100 * MIB
