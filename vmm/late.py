@@ -6,12 +6,6 @@ Where such a thread is about to import, it calls `load` first: another thread, s
 import importlib
 import sys
 import threading
-from typing import NamedTuple
-
-
-class _Request(NamedTuple):
-    name: str
-    done: threading.Event
 
 
 class _Here(threading.local):
@@ -20,7 +14,7 @@ class _Here(threading.local):
 
 _here = _Here()
 _wanted = threading.Condition()
-_requests: list[_Request] = []
+_requests: list[tuple[str, threading.Event]] = []  # names, and what is told when they are loaded
 _started = False
 
 
@@ -42,11 +36,11 @@ def load(name: str) -> None:
     """Make sure that an import of the module opens no file, if the calling thread may not."""
     if _here.opens_files or name in sys.modules:
         return
-    request = _Request(name, threading.Event())
+    done = threading.Event()
     with _wanted:
-        _requests.append(request)
+        _requests.append((name, done))
         _wanted.notify()
-    request.done.wait()
+    done.wait()
 
 
 def _serve() -> None:
@@ -54,10 +48,10 @@ def _serve() -> None:
         with _wanted:
             while not _requests:
                 _wanted.wait()
-            request = _requests.pop(0)
+            name, done = _requests.pop(0)
         try:
-            importlib.import_module(request.name)
+            importlib.import_module(name)
         except Exception:  # noqa: BLE001, S110  # whoever asked imports it, too, and gets the error
             pass
         finally:
-            request.done.set()
+            done.set()

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vmm import late
 from vmm._native import ffi, lib
@@ -36,21 +36,14 @@ _MEMORY_PER_THREAD = 144 << 20
 """A stack, and an arena of glibc's malloc with what it maps to have it aligned (HEAP_MAX_SIZE of malloc/arena.c)."""
 
 
-class Offer(NamedTuple):
-    """What this kernel offers, to this process.
-
-    Attributes:
-        seccomp: filters for system calls.
-        landlock: the version of Landlock; 0: there is none.
-    """
-
-    seccomp: bool
-    landlock: int
+def offers_seccomp() -> bool:
+    """Whether this kernel lets this process filter system calls."""
+    return bool(lib.sandbox_seccomp_offered())
 
 
-def offer() -> Offer:
-    """Ask the kernel."""
-    return Offer(bool(lib.sandbox_seccomp_offered()), int(lib.sandbox_landlock_abi()))
+def landlock_version() -> int:
+    """The version of Landlock that this kernel offers to this process; 0: there is none."""
+    return int(lib.sandbox_landlock_abi())
 
 
 class Sandbox:
@@ -72,16 +65,16 @@ class Sandbox:
     def __init__(
         self, wanted: Sandboxing, core: Any, files: Iterable[int], *, cpus: int = 1, user: str | None = None
     ) -> None:
-        offered = offer()
-        self.kind = wanted if offered.seccomp else Sandboxing.OFF
+        seccomp = wanted is Sandboxing.OFF or offers_seccomp()
+        self.kind = wanted if seccomp else Sandboxing.OFF
         self._auto = self.kind is Sandboxing.AUTO
         whole = wanted is Sandboxing.WHOLE
-        self.landlock = offered.landlock if whole else 0
+        self.landlock = landlock_version() if whole else 0
         self.missing = [
             name
             for name, lacks in (
-                ("seccomp", wanted is not Sandboxing.OFF and not offered.seccomp),
-                ("Landlock", whole and not offered.landlock),
+                ("seccomp", not seccomp),
+                ("Landlock", whole and not self.landlock),
             )
             if lacks
         ]

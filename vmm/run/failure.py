@@ -94,7 +94,7 @@ def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
     message = (
         f"the sandbox refused {call_name(end.detail)} to the thread of vCPU {vcpu.index}, at RIP "
         f"{registers.values['rip']:#x}: the guest has found a fault in vmm, or a device needs more than the sandbox "
-        "allows (--sandbox off)"
+        'allows (--sandbox off, or sandbox="off" in Python)'
     )
     return Reason.REFUSED, message, registers.text
 

@@ -107,3 +107,47 @@ def test_a_machine_that_the_test_closed_and_one_that_never_ran(artifacts: Path) 
     assert '"event": "request"' in (closed / "trace.jsonl").read_text()
     idle = artifacts / "test_machines.py_test_fails_twice_over-1"
     assert not (idle / "report.json").exists()
+
+
+SANDBOXED = """
+from vmm import MachineConfig
+from vmm.bus import Device
+
+
+def kind(machine):
+    assert machine.run(deadline=60).reached
+    return machine.sandbox.kind
+
+
+def test_nothing_of_the_tests_runs_there(vmm_machine):
+    print("plain", kind(vmm_machine("exit")))
+    print("off", kind(vmm_machine("exit", sandbox="off")))
+    print("config", kind(vmm_machine(MachineConfig.create("exit"))))
+
+
+def test_something_of_the_tests_does(vmm_machine):
+    machine = vmm_machine("exit")
+    machine.ports.add(0x580, 0x580, Device(), "vmm's own")
+    machine.mmio.add(0xD0000000, 0xD0000000, type("Own", (Device,), {"__module__": __name__})(), "own")
+    print("device", kind(machine))
+    print("customize", kind(vmm_machine("exit", customize=lambda fw_cfg: fw_cfg.add_file("opt/a", b"x"))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"), [([], "plain threads\noff off\n"), (["--vmm-sandbox", "off"], "plain off\n")]
+)
+def test_the_sandbox_is_on_unless_a_test_needs_it_off(tmp_path: Path, options: list[str], kinds: str) -> None:
+    (tmp_path / "test_it.py").write_text(SANDBOXED)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *options, "test_it.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert kinds in run.stdout
+    for off in ("config off", "device off", "customize off"):
+        assert off in run.stdout

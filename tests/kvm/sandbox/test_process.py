@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.sandbox import offer
+from vmm.sandbox import landlock_version
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -145,7 +145,7 @@ def test_system_calls_are_refused(answers: dict[str, str], attempt: str) -> None
     assert answers[attempt] == "EPERM"
 
 
-@pytest.mark.skipif(offer().landlock == 0, reason="this kernel has no Landlock, which keeps files from a process")
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock, which keeps files from a process")
 @pytest.mark.parametrize("attempt", CLOSED)
 def test_files_are_closed(answers: dict[str, str], attempt: str) -> None:
     assert answers[attempt] == "EACCES"

@@ -18,7 +18,7 @@ from vmm._native import ffi, lib
 from vmm import Machine
 from vmm.bus import Device
 from vmm.run.outcome import Reason
-from vmm.sandbox import offer
+from vmm.sandbox import offers_seccomp
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -149,7 +149,7 @@ def test_other_threads_are_as_they_were(ask: Callable[..., tuple[Machine, AtRequ
     look(machine)
     assert seen
     assert device.error is None
-    assert (offer().seccomp, machine.sandbox.missing) == (True, [])
+    assert (offers_seccomp(), machine.sandbox.missing) == (True, [])
 
 
 def test_a_thread_of_timers_is_under_it_too(ask: Callable[..., tuple[Machine, AtRequest]]) -> None:
