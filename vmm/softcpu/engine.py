@@ -109,7 +109,7 @@ class SoftwareCpu:
         native = _as_pointer(self._ffi, "struct vmm_core *", ffi.addressof(lib.vmm_core))
         self._handle = self._lib.softcpu_new(_as_pointer(self._ffi, "struct vmm_vm *", core), native)
         if self._handle == self._ffi.NULL:
-            raise HostError("no memory for the software CPU: it needs 256 MiB of address space")
+            raise HostError("no memory for the software CPU: it needs 512 MiB of address space")
         stubs = mmap.mmap(-1, self._lib.SOFTCPU_STUB_PAGE_BYTES)
         self._lib.softcpu_set_stubs(self._handle, self._ffi.from_buffer(stubs), layout.SOFTWARE_CPU_STUBS)
         # The last slot: guest memory's count from 0.

@@ -196,3 +196,13 @@ def test_descriptors_of_kvm_are_what_the_filter_names(ask: Callable[..., tuple[M
     )
     assert machine.run(deadline=60).reason is Reason.POWER_OFF
     assert (device.error, device.answered) == (None, 0)
+
+
+def test_no_memory_is_written_and_executed(vmm_machine: Callable[..., Machine]) -> None:
+    machine = vmm_machine("exit", accel="kvm+softcpu", sandbox="threads")
+    assert machine.run(deadline=60).reached
+    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()]
+    assert not [fields for fields in maps if "w" in fields[1] and "x" in fields[1]]
+    assert {"rw-s", "r-xs"} <= {fields[1] for fields in maps if "translated code" in fields[-1]}
+    machine.close()
+    assert "translated code" not in Path("/proc/self/maps").read_text(encoding="ascii")
