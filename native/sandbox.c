@@ -6,6 +6,7 @@
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -44,6 +45,16 @@ struct landlock_beneath {
 static int refused = -1;
 static __thread struct vmm_vcpu *filtered_vcpu;
 
+/*
+ * glibc's malloc opens a file when it first gives back memory of a thread's heap (check_may_shrink_heap in its
+ * sysdeps/unix/sysv/linux/malloc-sysdep.h), and does without where it cannot.
+ */
+static bool is_malloc_asking(const siginfo_t *info, const ucontext_t *context)
+{
+    return info->si_syscall == SYS_openat &&
+           strcmp((const char *)context->uc_mcontext.gregs[REG_RSI], "/proc/sys/vm/overcommit_memory") == 0;
+}
+
 static void on_refused(int number, siginfo_t *info, void *opaque)
 {
     ucontext_t *context = opaque;
@@ -55,13 +66,16 @@ static void on_refused(int number, siginfo_t *info, void *opaque)
         raise(number);
         return;
     }
+    context->uc_mcontext.gregs[REG_RAX] = -EPERM;
+    if (is_malloc_asking(info, context)) {
+        return;
+    }
     __atomic_compare_exchange_n(&refused, &none, info->si_syscall, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     if (filtered_vcpu != NULL) {
         vmm_vcpu_end(filtered_vcpu, VCPU_REFUSED, (uint64_t)info->si_syscall);
         __atomic_store_n(&filtered_vcpu->vm->stop, 1, __ATOMIC_SEQ_CST);
         __atomic_store_n(&filtered_vcpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
     }
-    context->uc_mcontext.gregs[REG_RAX] = -EPERM;
 }
 
 static void install_handler(void)

@@ -69,9 +69,10 @@ static void allow_signals_to_itself(struct filter *filter, const uint32_t *signa
 
 void filter_thread_rules(struct filter *filter, int vm, int vcpu, const int *files, uint32_t count)
 {
-    /* What devices ask of KVM while the guest runs: interrupts, and moving RAM and ROM about. */
+    /* What devices ask of KVM while the guest runs: interrupts, moving RAM and ROM about, a disk's notifications. */
     static const uint32_t vm_requests[] = {
         KVM_IRQ_LINE, KVM_SIGNAL_MSI, KVM_SET_USER_MEMORY_REGION, KVM_GET_IRQCHIP, KVM_SET_IRQCHIP, KVM_GET_CLOCK,
+        KVM_IOEVENTFD,
     };
     const uint32_t signals[] = {(uint32_t)VMM_KICK_SIGNAL, SIGABRT};
 
@@ -113,7 +114,7 @@ static void allow_using_files(struct filter *filter)
         SYS_fstat,      SYS_stat,         SYS_lstat,        SYS_newfstatat,  SYS_statx,      SYS_access,   SYS_faccessat,
         SYS_faccessat2, SYS_readlink,     SYS_readlinkat,   SYS_getcwd,      SYS_getdents64, SYS_poll,     SYS_ppoll,
         SYS_select,     SYS_pselect6,     SYS_epoll_create1, SYS_epoll_ctl,  SYS_epoll_wait, SYS_epoll_pwait,
-        SYS_eventfd2,   SYS_pipe2,        SYS_dup,          SYS_ftruncate,   SYS_fsync,      SYS_fdatasync,
+        SYS_eventfd2,   SYS_pipe2,        SYS_dup,          SYS_ftruncate,   SYS_fallocate,   SYS_fsync,      SYS_fdatasync,
         /* Of a socket that was opened before. */
         SYS_accept4,    SYS_recvfrom,     SYS_sendto,       SYS_shutdown,    SYS_getsockopt, SYS_setsockopt,
     };

@@ -185,6 +185,7 @@ class Machine(Runnable):
                 )
             )
             parts.callback(self.platform.close)
+            self.sandbox.files += [disk.event_fd for disk in self.platform.disks]
             threads.helpers = [self.platform.timers.start]
             own_code = customize is not None or alter is not None
             threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign

@@ -59,6 +59,7 @@ class Sandbox:
     Attributes:
         kind: how far they go here; AUTO until the first run.
         landlock: the version of Landlock that keeps this process from files; 0: none does.
+        files: descriptors that threads which serve the guest read and write.
         missing: what the kernel does not offer; empty: it has all.
     """
 
@@ -79,7 +80,7 @@ class Sandbox:
             if lacks
         ]
         self._core = core
-        self._files = sorted(set(files))
+        self.files = list(files)
         self._threads = cpus + 8
         self._user = None if user is None else _account(user)
         self._entered = False
@@ -134,7 +135,7 @@ class Sandbox:
         """
         if self.kind is not Sandboxing.OFF:
             late.restrict()
-            _check(lib.sandbox_filter_thread(self._core, core_vcpu, self._files, len(self._files)), "seccomp")
+            _check(lib.sandbox_filter_thread(self._core, core_vcpu, self.files, len(self.files)), "seccomp")
 
     def _limit(self) -> None:
         import resource  # only for this

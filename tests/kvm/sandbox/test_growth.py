@@ -98,7 +98,7 @@ def test_printing_for_ever_costs_what_is_kept(printing: Machine, text: str) -> N
 
     def run(until: int) -> None:
         printing.run("never shown", 60, on_poll=lambda m: m.stop() if m.debugcon.total >= until else None)
-        assert printing.debugcon.total >= until
+        assert printing.debugcon.total >= until, printing.outcome
 
     run(4 * KEEP_BYTES)
     before = resident()

@@ -135,6 +135,14 @@ def test_without_the_sandbox_it_succeeds(ask: Callable[..., tuple[Machine, AtReq
     assert device.error is None
 
 
+def test_what_malloc_asks_is_refused_quietly(ask: Callable[..., tuple[Machine, AtRequest]]) -> None:
+    path = ctypes.create_string_buffer(b"/proc/sys/vm/overcommit_memory")
+    machine, device = ask(lambda _: syscall("openat", AT_FDCWD, path, os.O_RDONLY), POWER_OFF_AFTER)
+    assert machine.run(deadline=60).reason is Reason.POWER_OFF
+    assert device.error is not None
+    assert device.error.errno == errno.EPERM
+
+
 def test_other_threads_are_as_they_were(ask: Callable[..., tuple[Machine, AtRequest]], tmp_path: Path) -> None:
     machine, device = ask(lambda _: None, POWER_OFF_AFTER)
     seen: list[str] = []

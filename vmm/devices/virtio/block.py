@@ -28,6 +28,7 @@ class VirtioBlk(VirtioDevice):
         drive: what it is made of.
         name: of its ranges on the bus.
         size: bytes of the image.
+        event_fd: what wakes its threads; whoever serves the guest writes to it.
 
     Raises:
         HostError: no memory, descriptors or threads for it.
@@ -43,6 +44,7 @@ class VirtioBlk(VirtioDevice):
         if not blk:
             raise HostError(f"{drive.option}: no memory, or no descriptor for it (ulimit -n)")
         self._blk = blk = ffi.gc(blk, lib.virtio_blk_free)
+        self.event_fd = int(blk.event_fd)
         blk.read_only = drive.read_only
         blk.write_back = drive.cache.write_back
         core = blk.image
