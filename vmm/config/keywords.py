@@ -105,5 +105,5 @@ class MachineOptions(TypedDict, total=False):
     dispatch: Dispatch | str | None
     exit_times: bool | None
     trace: str | Path | None
-    sandbox: Sandboxing | str
+    sandbox: Sandboxing | str | None
     user: str | None
