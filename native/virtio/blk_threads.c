@@ -11,6 +11,10 @@
 
 #define STACK_BYTES (1u << 18)
 
+/* Pages of 2 MiB hold the buffers: of ones of 4 KiB, a read past the page cache is more pieces than a disk takes. */
+#define HUGE_PAGE (UINT64_C(1) << 21)
+#define BUFFERS_SIZE ((uint64_t)VIRTIO_BLK_THREADS * VIRTIO_BLK_PIECE)
+
 void virtio_blk_notify(struct virtio_blk *blk)
 {
     const uint64_t one = 1;
@@ -88,8 +92,16 @@ int virtio_blk_start(struct virtio_blk *blk)
     pthread_attr_t attributes;
     sigset_t all;
     sigset_t before;
+    uint8_t *first;
     int error = 0;
 
+    blk->buffers = mmap(NULL, BUFFERS_SIZE + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (blk->buffers == MAP_FAILED) {
+        blk->buffers = NULL;
+        return errno;
+    }
+    first = blk->buffers + (HUGE_PAGE - (uintptr_t)blk->buffers % HUGE_PAGE) % HUGE_PAGE;
+    (void)madvise(first, BUFFERS_SIZE, MADV_HUGEPAGE); /* a kernel without them does without */
     virtio_blk_offer(blk);
     virtio_pci_reset(&blk->pci);
     pthread_attr_init(&attributes);
@@ -106,17 +118,9 @@ int virtio_blk_start(struct virtio_blk *blk)
         struct virtio_blk_worker *worker = &blk->workers[blk->running];
 
         worker->blk = blk;
-        worker->buffer = mmap(NULL, VIRTIO_BLK_PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (worker->buffer == MAP_FAILED) {
-            error = errno;
-        } else {
-            error = pthread_create(&worker->thread, &attributes, work, worker);
-            if (error != 0) {
-                munmap(worker->buffer, VIRTIO_BLK_PIECE);
-            } else {
-                blk->running++;
-            }
-        }
+        worker->buffer = first + blk->running * (size_t)VIRTIO_BLK_PIECE;
+        error = pthread_create(&worker->thread, &attributes, work, worker);
+        blk->running += error == 0;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
@@ -131,9 +135,12 @@ void virtio_blk_stop(struct virtio_blk *blk)
     pthread_mutex_unlock(blk->io_lock);
     for (uint32_t i = 0; i < blk->running; i++) {
         pthread_join(blk->workers[i].thread, NULL);
-        munmap(blk->workers[i].buffer, VIRTIO_BLK_PIECE);
     }
     blk->running = 0;
+    if (blk->buffers != NULL) {
+        munmap(blk->buffers, BUFFERS_SIZE + HUGE_PAGE);
+        blk->buffers = NULL;
+    }
 }
 
 void virtio_blk_free(struct virtio_blk *blk)

@@ -62,6 +62,7 @@ struct virtio_blk {
     uint16_t again[VIRTIO_BLK_THREADS]; /* heads of chains that are to be served once more: see virtio_blk_begun */
     bool closing;
     struct virtio_blk_counters counters;
+    uint8_t *buffers;         /* those of all workers */
     struct virtio_blk_worker workers[VIRTIO_BLK_THREADS];
 };
 
