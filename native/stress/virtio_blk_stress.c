@@ -175,6 +175,9 @@ static void set_up(void)
     if (virtio_blk_start(blk) != 0) {
         abort();
     }
+    vmm_io_lock(vm);
+    virtio_pci_set_command(&blk->pci, 0x4);
+    vmm_io_unlock(vm);
 }
 
 int main(int argc, char **argv)
