@@ -6,6 +6,9 @@
 
 #include "vmm/clock.h"
 
+/* Intel SDM volume 3, 17.2.3. */
+#define DR6_BREAKPOINTS 0xfu
+
 static void on_kick(int signal)
 {
     (void)signal;
@@ -139,7 +142,7 @@ bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
     vcpu->running = true;
     __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&vcpu->thread_lock);
-    vcpu->end = (struct vcpu_end){.outcome = VCPU_STOPPED};
+    vcpu->end = (struct vcpu_end){.outcome = VCPU_STOPPED, .point = -1};
     return (vcpu->index != 0 || vmm_vcpu_note_start(vcpu)) && !vmm_stop_requested(vcpu->vm);
 }
 
@@ -191,8 +194,9 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
 
 static bool set_single_step(struct vmm_vcpu *vcpu, bool on)
 {
-    struct kvm_guest_debug debug = {.control = on ? KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP : 0};
+    struct kvm_guest_debug debug = vcpu->debug;
 
+    debug.control |= on ? KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP : 0;
     if (!vmm_vcpu_ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug)) {
         return false;
     }
@@ -229,6 +233,13 @@ static bool watch_for_start(struct vmm_vcpu *vcpu)
         return vmm_vcpu_note_start(vcpu);
     }
     return state.mp_state != KVM_MP_STATE_INIT_RECEIVED || set_single_step(vcpu, true);
+}
+
+/* KVM_EXIT_DEBUG: is it what a debugger waits for, and not only our own single step? */
+static bool is_for_debugger(const struct vmm_vcpu *vcpu)
+{
+    return (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP) || vcpu->run->debug.arch.exception != DB_VECTOR ||
+           (vcpu->run->debug.arch.dr6 & DR6_BREAKPOINTS);
 }
 
 static bool end_with_internal_error(struct vmm_vcpu *vcpu)
@@ -281,7 +292,7 @@ static bool serve_exit(struct vmm_vcpu *vcpu, int result)
         if (!vmm_vcpu_note_start(vcpu)) {
             return false;
         }
-        if (run->exit_reason == KVM_EXIT_DEBUG) {
+        if (run->exit_reason == KVM_EXIT_DEBUG && !is_for_debugger(vcpu)) {
             return !vmm_stop_requested(vcpu->vm);
         }
     }

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from vmm.config.keywords import MachineOptions
+    from vmm.config.debugger import DebugAddress
     from vmm.cpu.registers import Registers
+    from vmm.debug.debugger import Debugger
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
@@ -110,6 +112,7 @@ class Machine(Runnable):
         sandbox: what its threads, or the whole process, cannot do once it runs.
         interface_choice: what answers at ports 0x510 and 0x511, and why.
         vmcoreinfo: where a guest's kernel says that its crash notes are; only with ``-device vmcoreinfo``.
+        debugger: the gdb server: ``address``, ``connected``; None without one in the config.
         outcome: how the last run ended; None before.
 
     Raises:
@@ -211,6 +214,7 @@ class Machine(Runnable):
                     self._lifetime.finish,
                     self._lifetime.reset,
                     self.platform.flush,
+                    self._note_debug,
                 )
                 threads.add(core_vcpu, execute)
             self.interface_choice = config.interface_choice
@@ -246,6 +250,10 @@ class Machine(Runnable):
                 self._lifetime, threads, consoles, self.platform.serial.feed, self._positions, self._reset_in_place
             )
             super().__init__(runner, self.serial, poll_log, self._find_terminal)
+            self.debugger: Debugger | None = None
+            if config.gdb is not None:
+                self.debugger = runner.debugger = self._listen(config.gdb, core, threads)
+                parts.callback(self.debugger.close)
             self._parts = parts.pop_all()
 
     __init__.__wrapped__ = _SpelledOut(__init__)  # type: ignore[attr-defined]
@@ -403,6 +411,24 @@ class Machine(Runnable):
                 cmos_boot_bytes(boot.order) if boot.once else {},
             )
         self._reset_machine(kind)
+
+    def _listen(self, address: "DebugAddress", core: Any, threads: VcpuThreads) -> "Debugger":
+        from vmm.debug.debugger import Debugger
+
+        return Debugger(
+            self,
+            core,
+            self._processors.cores,
+            threads,
+            self._lifetime,
+            address=address,
+            hold=self.config.hold,
+            interprets=not decision.has_hardware_virtualization(),
+        )
+
+    def _note_debug(self, index: int) -> None:
+        if self.debugger is not None:
+            self.debugger.note_debug(index)
 
     def _positions(self) -> str:
         from vmm.run.failure import positions  # few runs fail

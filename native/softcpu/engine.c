@@ -100,6 +100,7 @@ struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *c
     vcpu->softcpu = softcpu;
     vcpu->core = core;
     vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
+    vcpu->point = NO_POINT;
     if (softcpu->template_cpu == NULL) {
         softcpu->template_cpu = softcpu->uc->cpu;
     }
@@ -156,6 +157,7 @@ static bool take_engine(struct softcpu_vcpu *vcpu)
 
 struct execution {
     struct softcpu_vcpu *vcpu;
+    bool one;
     int reason;
 };
 
@@ -178,18 +180,27 @@ static void execute(void *opaque)
     cs->halted = 0;
     cs->exception_index = -1;
     cs->mem_io_pc = 0;
+    if (execution->one) {
+        cs->singlestep_enabled = SSTEP_ENABLE | SSTEP_NOIRQ;
+        /* A block of one instruction, made for this once. */
+        cs->cflags_next_tb = CF_NOCACHE | 1;
+    }
     execution->reason = cpu_exec(uc, cs);
     vcpu->code_generation = softcpu->code_generation;
     vcpu->tb_flushes = uc->tcg_ctx->tb_ctx.tb_flush_count;
 }
 
-int engine_execute(struct softcpu_vcpu *vcpu)
+static int run_engine(struct softcpu_vcpu *vcpu, bool one)
 {
-    struct execution execution = {.vcpu = vcpu};
+    struct execution execution = {.vcpu = vcpu, .one = one};
     bool entered = !engine_gave_up(vcpu->softcpu);
+    bool done;
 
     lock_assert_owner(vcpu);
-    if (!rescue_run(vcpu->softcpu, execute, &execution)) {
+    done = rescue_run(vcpu->softcpu, execute, &execution);
+    CPU(&vcpu->cpu)->singlestep_enabled = 0;
+    CPU(&vcpu->cpu)->cflags_next_tb = UINT32_MAX;
+    if (!done) {
         if (entered) {
             /* What cpu_exec does on its way out: flags that were not computed yet. */
             CPU(&vcpu->cpu)->cc->cpu_exec_exit(CPU(&vcpu->cpu));
@@ -200,4 +211,14 @@ int engine_execute(struct softcpu_vcpu *vcpu)
         return LEAVE_SHUTDOWN;
     }
     return vcpu->abort ? LEAVE_ABORT : execution.reason;
+}
+
+int engine_execute(struct softcpu_vcpu *vcpu)
+{
+    return run_engine(vcpu, false);
+}
+
+int engine_execute_one(struct softcpu_vcpu *vcpu)
+{
+    return run_engine(vcpu, true);
 }

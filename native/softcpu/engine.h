@@ -10,6 +10,8 @@ struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *c
 void engine_free_vcpu(struct softcpu_vcpu *vcpu);
 /* Execute until something asks to leave; the caller owns the lock. An EXCP_* or a leave_reason. */
 int engine_execute(struct softcpu_vcpu *vcpu);
+/* The same for one instruction without interrupts, after which the reason is EXCP_DEBUG unless it left by itself. */
+int engine_execute_one(struct softcpu_vcpu *vcpu);
 /* Would the guest take an interrupt now? */
 bool engine_takes_interrupts(const struct softcpu_vcpu *vcpu);
 /* The guest's CPUID leaf, or NULL. */
@@ -21,6 +23,17 @@ void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
 void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason);
 /* With RIP at the instruction that called from this place in translated code. */
 void QEMU_NORETURN engine_leave_before(struct softcpu_vcpu *vcpu, int reason, uintptr_t return_address);
+
+/* debug.c */
+/* Before a run, by the owner: a debugger's breakpoints and watchpoints become the engine's. False: the engine gave up. */
+bool debug_begin(struct softcpu_vcpu *vcpu);
+bool debug_is_stepping(const struct softcpu_vcpu *vcpu);
+/* Which of a debugger's breakpoints is at RIP, or NO_POINT. */
+int debug_breakpoint_here(const struct softcpu_vcpu *vcpu);
+/* What of the page at a linear address is watched: enum debug_kind. */
+uint32_t debug_watched(const struct softcpu *softcpu, target_ulong page);
+/* Execute one instruction, as engine_execute does many. LEAVE_DEBUG: done; a delivered exception is one, too. */
+int debug_step(struct softcpu_vcpu *vcpu);
 
 /* rescue.c */
 /* Call step, which calls into the engine. False: the engine gave up in it or before; softcpu->why_gave_up says why. */

@@ -52,6 +52,8 @@ enum leave_reason {
     LEAVE_WINDOW,         /* an interrupt waits and can be taken now */
     LEAVE_RESET,          /* KVM has reset the vCPU */
     LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
+    LEAVE_WATCHPOINT,     /* the instruction is about to touch what a debugger watches, or just did */
+    LEAVE_DEBUG,          /* a debugger wants to look: vcpu->point says why */
     LEAVE_ENDED,          /* an ioctl failed: core->end says which */
     LEAVE_SHUTDOWN,       /* triple fault */
     LEAVE_ABORT,          /* the engine cannot represent what the guest set up, or gave up */
@@ -65,6 +67,7 @@ enum leave_reason {
 #define PAUSE_LOOK_TSC 500000
 
 #define NOTHING_ACKNOWLEDGED (-1)
+#define NO_POINT (-1)
 
 #define HOST_RANGES 64
 #define PENDING_WRITES 256
@@ -137,6 +140,7 @@ struct softcpu_vcpu {
     bool parked; /* waits for INIT or SIPI */
     bool halted; /* executed HLT: KVM waits for what ends it */
     int acknowledged; /* a vector that KVM has acknowledged and the engine is to deliver, or NOTHING_ACKNOWLEDGED */
+    int point; /* of a debugger's: come to, or NO_POINT */
     bool shutdown; /* set below a triple fault, on the way out */
     bool abort;
 
@@ -202,6 +206,9 @@ struct softcpu {
     bool fill_is_fetch; /* the TLB fill under way is for an instruction fetch */
     MemoryRegion any_region;
     MemoryRegionSection io_section;
+
+    uint32_t debug_generation; /* of the core's debug points, as the engine has them */
+    uint32_t watched;          /* how many of them watch data */
 
     bool gave_up; /* atomic: the engine stopped in the middle of something, and is not entered again */
     char why_gave_up[160]; /* written before gave_up, by one thread at a time */

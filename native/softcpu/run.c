@@ -147,8 +147,26 @@ static int run_translated(struct softcpu_vcpu *vcpu)
     int next;
 
     lock_acquire(vcpu);
+    if (debug_is_stepping(vcpu)) {
+        next = debug_step(vcpu);
+        lock_release(vcpu);
+        return next;
+    }
     while (look_before_running(vcpu, &next)) {
         next = engine_execute(vcpu);
+        if (next == EXCP_DEBUG) {
+            vcpu->point = debug_breakpoint_here(vcpu);
+        } else if (next == LEAVE_WATCHPOINT) {
+            next = debug_step(vcpu);
+        }
+        if (vcpu->point != NO_POINT && next < LEAVE_ENDED) {
+            vcpu->halted = vcpu->halted || next == LEAVE_HALT;
+            next = LEAVE_DEBUG;
+            break;
+        }
+        if (next == 0) {
+            break;
+        }
         if (next == LEAVE_PAUSE) {
             if (__builtin_ia32_rdtsc() - vcpu->looked_tsc > PAUSE_LOOK_TSC) {
                 __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
@@ -188,6 +206,9 @@ static bool run_round(struct softcpu_vcpu *vcpu)
         return wait_for_interrupt(vcpu, WINDOW_TICKS);
     case LEAVE_RESET:
         return take_reset(vcpu);
+    case LEAVE_DEBUG:
+        vcpu->core->end.point = vcpu->point;
+        return vmm_vcpu_end(vcpu->core, VCPU_DEBUG, 0);
     case LEAVE_ENDED:
         return false;
     case LEAVE_SHUTDOWN:
@@ -211,7 +232,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
         return false;
     }
     lock_acquire(vcpu);
-    loaded = state_load(vcpu);
+    loaded = state_load(vcpu) && debug_begin(vcpu);
     lock_release(vcpu);
     if (!loaded) {
         return false;

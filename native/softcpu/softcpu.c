@@ -17,7 +17,8 @@ static bool deliver_exception(struct uc_struct *uc, int index)
 
     if (index >= 0 && index < EXCP_INTERRUPT) {
         x86_cpu_do_interrupt(cs);
-        cs->exception_index = -1;
+        /* A single step ends at the handler. */
+        cs->exception_index = cs->singlestep_enabled ? EXCP_DEBUG : -1;
     }
     return false; /* an "invalid instruction" that would end the run: never */
 }

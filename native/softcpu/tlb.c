@@ -81,6 +81,12 @@ static CPUTLBEntry make_entry(struct softcpu_vcpu *vcpu, target_ulong vaddr, hwa
         }
         *iotlb = hva;
     }
+    if (softcpu->watched > 0) {
+        uint32_t watched = debug_watched(softcpu, vaddr);
+
+        read |= (watched & DEBUG_READ) ? TLB_WATCHPOINT : 0;
+        write |= (watched & DEBUG_WRITE) ? TLB_WATCHPOINT : 0;
+    }
     *iotlb -= vaddr;
     return (CPUTLBEntry){
         .addr_read = (prot & PAGE_READ) ? read : (target_ulong)-1,

@@ -21,6 +21,7 @@ void __assert_fail(const char *expression, const char *file, unsigned line, cons
 WRAPPED(__assert_fail)
 WRAPPED(abort)
 WRAPPED(cpu_abort_x86_64)
+WRAPPED(cpu_check_watchpoint_x86_64)
 WRAPPED(exit)
 WRAPPED(g_assertion_message_expr)
 WRAPPED(helper_cpuid_x86_64)

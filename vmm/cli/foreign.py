@@ -40,7 +40,6 @@ MONITOR = "there is no monitor; Ctrl-A X ends the machine, and Python or pytest 
 NETWORK = "there is no network"
 USB = "there is no USB"
 AUDIO = "there is no sound"
-DEBUGGER = "there is no debugger for the guest"
 LOG = "instructions are not logged; --trace PATH logs what the guest does with fw_cfg"
 MIGRATION = "a machine's state can be neither saved nor moved"
 CONSOLES = "a console's target stands behind -serial or -debugcon: stdio, file:PATH or none"
@@ -109,8 +108,7 @@ WORDS: dict[str, Word] = {
     **_values("devices have no such properties", "-set"),
     **_values("there are no such objects", "-object", "-add-fd"),
     **_flags("powering off ends the machine, with status 0", "-no-shutdown"),
-    **_flags(DEBUGGER, "-s", "-S", "-singlestep"),
-    **_values(DEBUGGER, "-gdb"),
+    **_flags("the software CPU translates as it does; a debugger steps", "-singlestep"),
     **_values(LOG, "-d", "-D", "-dfilter", "-trace", "-plugin"),
     **_flags(LOG, "-enable-sync-profile"),
     **_values("there is no window to show a name", "-name", harmless=ANY),
@@ -141,7 +139,7 @@ WORDS: dict[str, Word] = {
     **_flags("the clock is in UTC", "-u", harmless=ANY),
     **_values(NO_CONFIG, "-o"),
     **_values("vCPUs are threads; pin them with taskset", "-p"),
-    **_values(DEBUGGER, "-G"),
+    **_values("the spelling here is -gdb tcp:[HOST]:PORT, with -S to wait", "-G"),
     **_flags("there are no core files of guests", "-C"),
 }
 

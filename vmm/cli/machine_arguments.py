@@ -219,6 +219,13 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         metavar="NAME|UID",
         help="before that, become this user; root can, and the files that were named are open by then",
     )
+        "-gdb",
+        metavar="TARGET",
+        help="let gdb or lldb look at the machine, at tcp:[HOST]:PORT (HOST is 127.0.0.1, PORT 0 any that is free) or "
+        "unix:PATH; gdb's command is target remote HOST:PORT, and monitor help says what else there is",
+    )
+    host.add_argument("-s", action="store_const", dest="gdb", const="tcp::1234", help="the same as -gdb tcp::1234")
+    host.add_argument("-S", action="store_true", dest="hold", help="wait for a debugger before the first instruction")
     host.add_argument(
         "--exit-times",
         action="store_true",
@@ -304,6 +311,8 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         exit_times=arguments.exit_times,
         sandbox=sandboxing(arguments.sandbox, arguments.widest_sandbox),
         user=arguments.user,
+        gdb=arguments.gdb,
+        hold=arguments.hold,
     )
     if arguments.debugcon is None and config.firmware.kind is FirmwareKind.SEABIOS:
         config = config._replace(debugcon=Target())  # it prints the same on the serial port

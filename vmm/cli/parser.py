@@ -224,6 +224,8 @@ class Parser(argparse.ArgumentParser):
                 break
             if not word.startswith("-") or word == "-":
                 operands.append(word)
+            elif word == "-s" and self._foreign(word, waiting):  # bhyve's has a value
+                options.append((word, self._value(word, waiting)))
             elif (action := self._action(word)) is not None:
                 options.append((action.option_strings[0], None if action.nargs == 0 else self._value(word, waiting)))
             elif word.startswith("--") and equals and self._action(name) is not None:
@@ -240,7 +242,10 @@ class Parser(argparse.ArgumentParser):
         """Return whether the table of other VMMs' words is needed, whose loading takes longer than this."""
         consoles = [name for name, _ in options if name in _CONSOLES]
         return len(consoles) > len(set(consoles)) or any(
-            name in _WITH_FOREIGN_VALUES or value == "mon:stdio" or self._action(name) is None
+            name in _WITH_FOREIGN_VALUES
+            or value == "mon:stdio"
+            or self._action(name) is None
+            or (name, bool(value)) == ("-s", True)
             for name, value in options
         )
 

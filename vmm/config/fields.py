@@ -11,6 +11,7 @@ from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions
 
 if TYPE_CHECKING:
+    from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.disks.drives import Drive
     from vmm.tables.acpi_user import UserTable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vmm.tables.smbios_options import SmbiosOption
 else:
     # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
-    FwCfgItem = FwCtlItem = UserTable = E820Entry = SmbiosOption = Drive = Any
+    DebugAddress = FwCfgItem = FwCtlItem = UserTable = E820Entry = SmbiosOption = Drive = Any
 
 DEFAULT_MEMORY = 256 << 20
 DEFAULT_MAX_RESETS = 10
@@ -84,3 +85,7 @@ class MachineFields(NamedTuple):
     sandbox: Sandboxing = Sandboxing.OFF
     user: str | None = None
     """Whom the process belongs to before the guest executes; None: it stays as it is."""
+    gdb: DebugAddress | None = None
+    """Where a debugger finds the machine; None: nowhere."""
+    hold: bool = False
+    """Let the first run wait for a debugger."""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+    from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, Target
     from vmm.disks.drives import Drive
@@ -68,6 +69,8 @@ class MachineOptions(TypedDict, total=False):
             ``whole``, after which the whole process opens nothing but modules, starts no program and connects to
             nothing, for good.
         user: a name or number: whom the process belongs to once the first run begins; as root only.
+        gdb: where a debugger finds the machine, ``tcp:[HOST]:PORT`` (port 0: any) or ``unix:PATH``; nowhere.
+        hold: let the first run wait for a debugger; False.
     """
 
     variables: str | Path | None
@@ -107,3 +110,5 @@ class MachineOptions(TypedDict, total=False):
     trace: str | Path | None
     sandbox: Sandboxing | str | None
     user: str | None
+    gdb: DebugAddress | str | None
+    hold: bool

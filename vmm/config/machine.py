@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Unpack
     from uuid import UUID
 
+    from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.keywords import MachineOptions
     from vmm.disks.drives import Drive
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 _TYPES = {
     **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point", "max_resets"), int),
-    **dict.fromkeys(("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "exit_times"), bool),
+    **dict.fromkeys(("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "exit_times", "hold"), bool),
     "firmware": FirmwareImages,
 }
 """Fields that a Python caller could give in another type without an error anywhere."""
@@ -99,6 +100,8 @@ class MachineConfig(MachineFields):
         if self.max_resets < 1:
             raise ConfigError(f"--max-resets {self.max_resets}: must be 1 or more; -no-reboot ends at the first reset")
         self._check_firmware()
+        if self.hold and self.gdb is None:
+            raise ConfigError("-S lets the machine wait for a debugger; give it a place too: -s, or -gdb tcp::1234")
         self._check_memory()
         for item in self.fw_cfg:
             item.check()
@@ -304,6 +307,8 @@ class MachineConfig(MachineFields):
         trace: str | Path | None = None,
         sandbox: Sandboxing | str = Sandboxing.OFF,
         user: str | None = None,
+        gdb: "DebugAddress | str | None" = None,
+        hold: bool = False,
     ) -> Self:
         # First what needs no file, then the files: one may be a pipe that makes us wait.
         fields: dict[str, Any] = {
@@ -334,6 +339,8 @@ class MachineConfig(MachineFields):
             "trace": None if trace is None else str(trace),
             "sandbox": parse_choice(Sandboxing, sandbox, "sandbox"),
             "user": user,
+            "gdb": gdb,
+            "hold": hold,
         }
         shown = several(devices, "devices", str)
         if drives or any(text.removeprefix("driver=").startswith("virtio-blk") for text in shown):
@@ -347,6 +354,10 @@ class MachineConfig(MachineFields):
             from vmm.tables.e820 import E820Entry
 
             fields["e820"] = tuple(map(E820Entry.parse, several(e820, "e820", str, E820Entry)))
+        if isinstance(gdb, str):
+            from vmm.config.debugger import DebugAddress
+
+            fields["gdb"] = DebugAddress.parse(gdb)
         if isinstance(firmware, FirmwareImages):
             if variables is not None or persist is not None:
                 raise TypeError("loaded images have their variables: name these where the images are loaded")

@@ -31,8 +31,12 @@ class Registers:
         self.mp_state = mp_state
 
     @classmethod
-    def of(cls, vcpu: Vcpu) -> Registers:
+    def of(cls, vcpu: Vcpu, *, started: bool = True) -> Registers:
         """Read them from KVM.
+
+        Args:
+            vcpu: does not run now.
+            started: False: leave alone what KVM does when it is asked for ``mp_state``, which is to accept a SIPI.
 
         Raises:
             KvmError: the vCPU is closed.
@@ -46,7 +50,7 @@ class Registers:
         for name in ("gdt", "idt"):
             table = getattr(sregs, name)
             values |= {f"{name}_base": table.base, f"{name}_limit": table.limit}
-        return cls(values, vcpu.get_mp_state())
+        return cls(values, vcpu.get_mp_state() if started else MpState.UNINITIALIZED)
 
     def __str__(self) -> str:
         return self.text

@@ -81,6 +81,11 @@ class Lifetime:
         return self._owner == threading.get_ident()
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether somebody has asked to end the run, or closes the machine."""
+        return self._stop_asked or self._closed
+
+    @property
     def state(self) -> str:
         """In a word or two."""
         if self._closed:
@@ -134,9 +139,23 @@ class Lifetime:
         self.ends.append((self._began - self.started_ns / 1e9 + outcome.elapsed_s, outcome.reason))
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but not beyond the end of the run or a reset; whether the run has ended."""
-        self._wake.wait(seconds)
+        """Sleep, but not beyond the end of the run, a reset or a `nudge`; whether the run has ended."""
+        if self._wake.wait(seconds) and self.end is None and self.reset_asked is None:
+            self._wake.clear()
         return self.end is not None
+
+    def nudge(self) -> None:
+        """Let the thread that waits look around; any thread may."""
+        self._wake.set()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside takes no time of the run."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began += time.monotonic() - began
 
     def finish(self, reason: Reason, message: str, details: str = "") -> None:
         """End the run, unless something else did before; between runs, only the end of the guest counts."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from vmm.errors import ConfigError
 from vmm.legible import shortened
@@ -17,6 +18,24 @@ POLL_SECONDS = 0.004
 """How often the waiting thread looks at the consoles: much shorter than what a person notices."""
 
 
+class Debugger(Protocol):
+    """Who may hold the machine in the middle of a run, and let it go on; on the thread that is in the run."""
+
+    def begin(self, idle: Callable[[], None], reset: Callable[[], None]) -> None:
+        """A run begins, or the machine was reset: start the vCPUs.
+
+        Args:
+            idle: called often while the machine is held.
+            reset: resets it, if that was asked for.
+        """
+
+    def poll(self) -> None:
+        """Called often while the machine runs."""
+
+    def end(self) -> None:
+        """What the run was for has happened, and no vCPU runs: the last look at it."""
+
+
 class Runner:
     """Runs one machine, again and again.
 
@@ -27,6 +46,9 @@ class Runner:
         feed: types into its serial port; any thread may.
         positions: tells where the vCPUs are, once they have stopped.
         reset: brings the machine, whose vCPUs have stopped, to its state after power-on.
+
+    Attributes:
+        debugger: starts the vCPUs instead; None: there is none.
     """
 
     def __init__(
@@ -44,6 +66,7 @@ class Runner:
         self._positions = positions
         self._feed = feed
         self._reset_machine = reset
+        self.debugger: Debugger | None = None
 
     def run(
         self,
@@ -153,16 +176,21 @@ class Runner:
         life = self._lifetime
         life.note_start()
         try:
-            self._start()
+            self._start(on_poll)
             while not life.wait(POLL_SECONDS):
                 if life.wants_reset:
                     self._threads.stop()
-                    self._start()
+                    self._start(on_poll)
                 if watch.look():
                     life.finish(Reason.UNTIL, watch.found_message())
                 elif deadline is not None and life.run_s > deadline:
                     life.finish(Reason.TIMEOUT, watch.timeout_message(deadline))
                 on_poll()
+                if self.debugger is not None:
+                    self.debugger.poll()
+            if self.debugger is not None:
+                self._threads.stop()
+                self.debugger.end()
         except KeyboardInterrupt:
             life.finish(Reason.INTERRUPTED, "interrupted")
         finally:
@@ -172,10 +200,14 @@ class Runner:
             finally:
                 life.elapsed_s += life.run_s
 
-    def _start(self) -> None:
+    def _start(self, on_poll: Callable[[], None]) -> None:
         self._carry_out_reset()
-        if self._lifetime.end is None:
+        if self._lifetime.end is not None:
+            return
+        if self.debugger is None:
             self._threads.start(self._lifetime.fail)
+        else:
+            self.debugger.begin(on_poll, self._carry_out_reset)
 
     def _carry_out_reset(self) -> None:
         """Reset the machine, if that was asked for; one that is interrupted is still asked for."""

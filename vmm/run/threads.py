@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,12 @@ class VcpuThreads:
         """Whether the calling thread is a vCPU's."""
         return threading.current_thread() in self._threads
 
-    def start(self, on_failure: Callable[[BaseException], None]) -> None:
+    def start(self, on_failure: Callable[[BaseException], None], only: Container[int] | None = None) -> None:
         """Let the vCPUs run; ``on_failure`` is told what a task raises.
+
+        Args:
+            on_failure: told on the vCPU's thread.
+            only: the indices of those that are to run; None: all.
 
         Raises:
             KvmError: a thread of the run before is still there.
@@ -73,6 +77,8 @@ class VcpuThreads:
             lib.vmm_vm_resume(self._core)
             self._threads = []
             for index, task in enumerate(self._tasks):
+                if only is not None and index not in only:
+                    continue
                 first = partial(self._sandbox.enter_thread, self._vcpus[index])
                 thread = threading.Thread(
                     target=_guarded, args=(first, task, on_failure), name=f"vcpu{index}", daemon=True
@@ -137,6 +143,7 @@ def execute_vcpu(
     finish: Callable[[Reason, str, str], None],
     reset: Callable[[ResetKind, str, str], None],
     flush: Callable[[], None],
+    note_debug: Callable[[int], None],
 ) -> None:
     """Run one vCPU on the calling thread.
 
@@ -148,9 +155,13 @@ def execute_vcpu(
         finish: told why it ended by itself.
         reset: told of its triple fault instead.
         flush: passes on what devices hold back for a moment.
+        note_debug: told that the vCPU has come to what a debugger waits for.
     """
     run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
-    if run(core_vcpu) != lib.VCPU_STOPPED:
+    outcome = run(core_vcpu)
+    if outcome == lib.VCPU_DEBUG:
+        note_debug(vcpu.index)
+    elif outcome != lib.VCPU_STOPPED:
         late.load("vmm.run.failure")
         from vmm.run import failure
 

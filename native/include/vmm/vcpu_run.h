@@ -48,7 +48,7 @@ enum vcpu_outcome {
     VCPU_INTERNAL_ERROR,    /* KVM_EXIT_INTERNAL_ERROR, other suberrors: detail */
     VCPU_FAIL_ENTRY,        /* KVM_EXIT_FAIL_ENTRY: detail is the hardware's reason */
     VCPU_SYSTEM_EVENT,      /* KVM_EXIT_SYSTEM_EVENT: detail is the type */
-    VCPU_DEBUG,             /* KVM_EXIT_DEBUG */
+    VCPU_DEBUG,             /* KVM_EXIT_DEBUG: detail is DR6; of the software CPU, point says */
     VCPU_UNSUPPORTED,       /* an exit reason we don't know: detail */
     VCPU_REFUSED,           /* the sandbox refused its thread a system call: detail is the number */
     VCPU_ERROR,             /* an ioctl failed: detail is its request, error is errno */
@@ -60,10 +60,26 @@ struct vcpu_end {
     int32_t error;
     uint32_t instruction_size; /* bytes valid in instruction[], 0 to 15 */
     uint8_t instruction[16];
+    int32_t point;   /* which of debug_points the software CPU came to; -1: none, it made a single step */
     const char *why; /* more words on detail, or NULL; the software CPU's, as long as it lives */
 };
 
 struct vmm_vcpu;
+
+/* What a debugger waits for: kinds is a sum of these. */
+enum debug_kind {
+    DEBUG_READ = 1,
+    DEBUG_WRITE = 2,
+    DEBUG_EXECUTE = 4,
+};
+
+struct debug_point {
+    uint64_t address; /* linear */
+    uint64_t length;
+    uint32_t kinds;
+};
+
+#define VMM_DEBUG_POINTS 256
 
 struct vmm_vm {
     int fd; /* of KVM_CREATE_VM; owned by Python */
@@ -72,6 +88,10 @@ struct vmm_vm {
     struct io_table mmio;
     pthread_mutex_t io_lock;
     uint32_t stop; /* accessed atomically */
+    /* A debugger's, for the software CPU; changed while no vCPU runs, each time with another generation. */
+    uint32_t debug_count;
+    uint32_t debug_generation;
+    struct debug_point debug_points[VMM_DEBUG_POINTS];
 };
 
 struct vmm_vcpu {
@@ -80,6 +100,8 @@ struct vmm_vcpu {
     int fd; /* of KVM_CREATE_VCPU; owned by Python */
     uint32_t index;
     struct vcpu_end end;
+    /* What a debugger has asked of KVM; of the software CPU, whether it makes a single step. Zeros: there is none. */
+    struct kvm_guest_debug debug;
     /* Counters: written by the vCPU's thread, read by any; accessed atomically. */
     uint64_t exits[VCPU_EXIT_REASONS]; /* by KVM exit reason; the last counts all beyond */
     uint64_t interrupted;              /* KVM_RUN ended by a signal */
@@ -183,7 +205,7 @@ bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
 bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
 /* Raise it when a function of struct vmm_core, or a field of the structures that it shares, changes its meaning. */
-#define VMM_CORE_VERSION 1u
+#define VMM_CORE_VERSION 2u
 
 /*
  * The above, for a module that is linked separately. It must have been built

@@ -1,0 +1,266 @@
+"""Holds a machine in the middle of a run while a debugger looks at it, and lets it go on.
+
+All of it happens on the thread that is in `Machine.run`, between two looks at the consoles: while the machine runs, the
+socket is looked at every few milliseconds, and while it is held, the thread waits there. Where there is no debugger,
+none of this is loaded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from vmm.debug import packets
+from vmm.debug.connection import Connection, Listener, wait
+from vmm.debug.monitor import Monitor
+from vmm.debug.packets import Kind
+from vmm.debug.points import Hit, KvmPoints, Point, SoftwarePoints
+from vmm.debug.session import OK, SIGINT, SIGTRAP, Detach, Resume, Session
+from vmm.debug.target import Target
+from vmm.run.outcome import Reason
+from vmm.run.runner import POLL_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.config.debugger import DebugAddress
+    from vmm.machine import Machine
+    from vmm.run.lifetime import Lifetime
+    from vmm.run.threads import VcpuThreads
+
+_SIGNALS = {
+    Reason.TRIPLE_FAULT: 11,
+    Reason.EMULATION_FAILURE: 4,
+    Reason.KVM_FAILURE: 6,
+    Reason.DEVICE_FAILURE: 6,
+    Reason.RESET: 15,
+}
+"""The ends at which a debugger gets a last look, with the signal (Linux's number) that it is told."""
+
+
+_INBOX = 64
+"""Packets that may wait while the machine runs; a debugger sends none then."""
+
+
+class Debugger:
+    """The gdb server of one machine.
+
+    Args:
+        machine: for the monitor's commands.
+        core: its ``struct vmm_vm``.
+        cores: the ``struct vmm_vcpu`` of each vCPU.
+        threads: of the vCPUs.
+        lifetime: of the machine.
+        address: where a debugger finds it.
+        hold: the first run waits for a debugger.
+        interprets: KVM executes the guest, and interprets ring 0.
+
+    Raises:
+        ConfigError: nobody can listen at the address.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        core: Any,
+        cores: Sequence[Any],
+        threads: VcpuThreads,
+        lifetime: Lifetime,
+        *,
+        address: DebugAddress,
+        hold: bool,
+        interprets: bool,
+    ) -> None:
+        self._threads = threads
+        self._life = lifetime
+        self._target = Target(machine.vcpus, cores, machine.memory)
+        self._points: SoftwarePoints | KvmPoints
+        if machine.softcpu is not None:
+            self._points = SoftwarePoints(core, cores)
+        else:
+            self._points = KvmPoints(self._target, interprets=interprets)
+        self._wanted: list[Point] = []
+        self._monitor = Monitor(machine, self._target)
+        self._everybody = Resume(frozenset(range(len(cores))), frozenset())
+        self._resume = self._everybody
+        self._stopped: list[int] = []
+        self._listener = Listener(address)
+        self._connection: Connection | None = None
+        self._session: Session | None = None
+        self._hold = hold
+        self._held = False
+        self._awaited = False
+        self._told_bits = 0
+        self._inbox: deque[bytes] = deque()
+        self._idle: Callable[[], None] = _nothing
+
+    @property
+    def address(self) -> DebugAddress:
+        """Where a debugger finds the machine: its text is what ``target remote`` takes."""
+        return self._listener.address
+
+    @property
+    def connected(self) -> bool:
+        """Whether a debugger is there."""
+        return self._connection is not None
+
+    def close(self) -> None:
+        """Tell the debugger that the machine is gone; may be called twice."""
+        self._say_goodbye()
+        self._listener.close()
+
+    # -- the vCPUs' side --------------------------------------------------------------------------------------------
+
+    def note_debug(self, index: int) -> None:
+        """A vCPU has stopped at a point or after a step; on its thread."""
+        self._stopped.append(index)
+        self._life.nudge()
+
+    # -- the run loop's side ----------------------------------------------------------------------------------------
+
+    def begin(self, idle: Callable[[], None]) -> None:
+        """As `vmm.run.runner.Debugger.begin`."""
+        self._idle = idle
+        hold, self._hold = self._hold, False
+        if hold or self._held:
+            self._serve(wait_for_one=hold)
+        else:
+            self._go()
+
+    def poll(self) -> None:
+        """As `vmm.run.runner.Debugger.poll`."""
+        asked = self._look()
+        if not self._stopped and not asked:
+            return
+        self._halt()
+        hits = [hit for index in self._stopped if (hit := self._points.hit(index)) is not None]
+        self._stopped.clear()
+        if self._life.end is not None:
+            return
+        if self._session is None or (not hits and not asked):
+            self._go()
+            return
+        # One hit is told; the other vCPUs come to their breakpoints again.
+        self._tell(self._session, hits[0] if hits else None, SIGTRAP if hits else SIGINT)
+        self._serve()
+
+    def end(self) -> None:
+        """As `vmm.run.runner.Debugger.end`."""
+        self._points.disarm()
+        self._stopped.clear()
+        end = self._life.end
+        if end is not None and self._session is not None and end.reason in _SIGNALS:
+            self._print(f"{end.message}\n")
+            self._tell(self._session, None, _SIGNALS[end.reason])
+            self._serve(after_end=True)
+        if self._life.final is not None:
+            self._say_goodbye()
+
+    def _go(self) -> None:
+        self._held = False
+        self._target.forget()
+        self._points.arm(sorted(self._wanted), self._resume.stepping)
+        self._threads.start(self._life.fail, self._resume.running | self._resume.stepping)
+
+    def _halt(self) -> None:
+        self._threads.stop()
+        self._points.disarm()
+        self._target.forget()
+
+    def _serve(self, *, wait_for_one: bool = False, after_end: bool = False) -> None:
+        """Answer the debugger until it lets the machine go, or the run is to end."""
+        self._held = True
+        with self._life.pause():
+            while self._held and not self._life.is_leaving and (after_end or self._life.end is None):
+                if self.connected or wait_for_one:
+                    wait(self._listener, self._connection, POLL_SECONDS)
+                    self._look()
+                    self._idle()
+                    wait_for_one &= not self.connected
+                else:
+                    self._held = False
+        if self._life.end is None and not self._held:
+            self._go()
+
+    # -- the debugger's side ----------------------------------------------------------------------------------------
+
+    def _look(self) -> bool:
+        """Take what was said, and obey while the machine is held; whether it is to stop."""
+        came = self._listener.accept(taken=self.connected)
+        if came is not None:
+            self._connection = came
+            self._session = Session(self._target, self._wanted, self._points.check, self._monitor.run)
+            self._awaited = False
+            return True
+        connection, session = self._connection, self._session
+        if connection is None or session is None:
+            return False
+        asked = False
+        for event in connection.receive():
+            if event.kind is Kind.PACKET:
+                self._inbox.append(event.text)
+            elif event.kind is Kind.BROKEN:
+                connection.send(b"-")
+            asked |= event.kind is Kind.INTERRUPT
+        while self._held and self._inbox:
+            self._obey(connection, session, self._inbox.popleft())
+        if connection.closed or len(self._inbox) > _INBOX:
+            self._leave()
+        return asked
+
+    def _obey(self, connection: Connection, session: Session, packet: bytes) -> None:
+        if session.acknowledges:
+            connection.send(b"+")
+        answer = session.answer(packet)
+        if isinstance(answer, bytes):
+            connection.send(packets.encode(answer))
+        elif isinstance(answer, Resume):
+            self._resume = answer
+            self._awaited = True
+            self._held = False
+        elif isinstance(answer, Detach):
+            connection.send(packets.encode(OK))
+            self._leave()
+        else:
+            connection.send(packets.encode(OK))
+            self._leave()
+            self._life.finish(Reason.STOPPED, "the debugger ended the machine")
+
+    def _tell(self, session: Session, hit: Hit | None, signal: int) -> None:
+        """Say that the machine has stopped, if the debugger waits for that."""
+        packet = session.stopped(hit, signal)
+        bits = self._target.state(session.current).registers.bits
+        if session.bits not in {None, bits} and bits != self._told_bits:
+            self._told_bits = bits
+            self._print(
+                f"vmm: this is {bits}-bit code, and the debugger was told of {session.bits}-bit registers: "
+                "'disconnect' and connect again to have it otherwise\n"
+            )
+        self._say(packet)
+        self._awaited = False
+
+    def _print(self, text: str) -> None:
+        self._say(b"O" + text.encode("ascii", "replace").hex().encode())
+
+    def _say(self, packet: bytes) -> None:
+        if self._connection is not None and self._awaited:
+            self._connection.send(packets.encode(packet))
+
+    def _say_goodbye(self) -> None:
+        end = self._life.end
+        self._say(b"W%02x" % (0 if end is None else end.exit_status))
+        self._leave()
+
+    def _leave(self) -> None:
+        """The debugger is gone, and with it what it wanted."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._session = None
+        self._wanted.clear()
+        self._inbox.clear()
+        self._resume = self._everybody
+        self._awaited = self._held = False
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,88 @@
+"""The ``monitor`` commands of a debugger: what the machine knows and the protocol has no packet for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.legible import legible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.debug.target import Target
+    from vmm.machine import Machine
+
+_EVENTS = 32
+"""How much of the timeline ``monitor trace`` shows."""
+
+
+class Monitor:
+    """Answers them, for one machine.
+
+    Args:
+        machine: the machine.
+        target: the same, standing still.
+    """
+
+    def __init__(self, machine: Machine, target: Target) -> None:
+        self._machine = machine
+        self._target = target
+        self._commands: dict[str, tuple[str, Callable[[str, int], str]]] = {
+            "help": ("this list", self._help),
+            "registers": ("[VCPU]: all of a vCPU, with segments and tables", self._registers),
+            "translate": ("ADDRESS: the walk through the page tables", self._translate),
+            "fw_cfg": ("[NAME]: the items of fw_cfg and what was read, or the contents of one", self._fw_cfg),
+            "trace": (f"the last {_EVENTS} things that happened, and when", self._trace),
+        }
+
+    def run(self, command: str, vcpu: int) -> str:
+        """Run a command line for the vCPU that the debugger looks at; what it prints, each line with its end."""
+        name, _, argument = command.strip().partition(" ")
+        matches = [known for known in self._commands if known.startswith(name)] if name else ["help"]
+        if len(matches) != 1 and name not in self._commands:
+            return f"{legible(name)}: no such command; monitor help lists them\n"
+        text = self._commands[name if name in self._commands else matches[0]][1](argument.strip(), vcpu)
+        return f"{text}\n" if text else ""
+
+    def _help(self, argument: str, vcpu: int) -> str:
+        return "\n".join(f"monitor {name:10} {text}" for name, (text, _) in self._commands.items())
+
+    def _registers(self, argument: str, vcpu: int) -> str:
+        index = int(argument) if argument.isdecimal() else vcpu
+        if not 0 <= index < len(self._target.vcpus):
+            return f"there is no vCPU {index}"
+        return f"vCPU {index}: {self._target.state(index).registers.text}"
+
+    def _translate(self, argument: str, vcpu: int) -> str:
+        try:
+            linear = int(argument, 0)
+        except ValueError:
+            return "an address is wanted: monitor translate 0xfffffff0"
+        return self._target.walk(vcpu, linear).text
+
+    def _fw_cfg(self, argument: str, vcpu: int) -> str:
+        if self._machine.fw_cfg is None:
+            return "this machine has fwctl"
+        if argument:
+            try:
+                contents = self._machine.fw_cfg.contents(argument)
+            except KeyError:
+                return f"there is no item {legible(argument)}"
+            return _dump(contents)
+        lines = [f"{'item':<40} {'key':>6} {'size':>8} {'reads':>8} {'bytes':>10}"]
+        lines += (
+            f"{item.name:<40} {item.key:#06x} {item.size:>8} {item.reads:>8} {item.bytes_read:>10}"
+            for item in self._machine.trace.items()
+        )
+        return legible("\n".join(lines), keep="\n")
+
+    def _trace(self, argument: str, vcpu: int) -> str:
+        return legible(
+            "\n".join(f"{event.t_s:10.6f} {event.event}" for event in self._machine.timeline[-_EVENTS:]), keep="\n"
+        )
+
+
+def _dump(data: bytes) -> str:
+    rows = (data[at : at + 16] for at in range(0, min(len(data), 1024), 16))
+    text = "\n".join(f"{16 * number:08x}  {row.hex(' ')}" for number, row in enumerate(rows))
+    return text if len(data) <= 1024 else f"{text}\n({len(data)} bytes)"
