@@ -194,12 +194,18 @@ void softcpu_amend_sregs(const struct vmm_vcpu *core, struct kvm_sregs *sregs)
 #define FSW_TOP 0x3800u
 #define FSW_TOP_SHIFT 11
 
+/* KVM_GET_FPU and KVM_SET_FPU leave MXCSR out. Intel SDM volume 1, 13.4: where the XSAVE area has it, and XSTATE_BV. */
+#define XSAVE_MXCSR 6
+#define XSAVE_STATE_BV 128
+#define XSTATE_SSE 2u
+
 static bool load_fpu(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
     struct kvm_fpu fpu;
+    struct kvm_xsave area;
 
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_FPU, &fpu)) {
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_FPU, &fpu) || !vmm_vcpu_ioctl(vcpu->core, KVM_GET_XSAVE, &area)) {
         return false;
     }
     env->fpstt = (fpu.fsw & FSW_TOP) >> FSW_TOP_SHIFT;
@@ -212,7 +218,7 @@ static bool load_fpu(struct softcpu_vcpu *vcpu)
         memcpy(&env->xmm_regs[i], fpu.xmm[i], 16);
     }
     cpu_set_fpuc(env, fpu.fcw);
-    cpu_set_mxcsr(env, fpu.mxcsr);
+    cpu_set_mxcsr(env, area.region[XSAVE_MXCSR]);
     return true;
 }
 
@@ -220,6 +226,7 @@ static bool store_fpu(struct softcpu_vcpu *vcpu)
 {
     const CPUX86State *env = &vcpu->cpu.env;
     struct kvm_fpu fpu = {0};
+    struct kvm_xsave area;
 
     fpu.fsw = (uint16_t)((env->fpus & ~FSW_TOP) | (env->fpstt << FSW_TOP_SHIFT & FSW_TOP));
     fpu.fcw = env->fpuc;
@@ -230,8 +237,12 @@ static bool store_fpu(struct softcpu_vcpu *vcpu)
     for (int i = 0; i < 16; i++) {
         memcpy(fpu.xmm[i], &env->xmm_regs[i], 16);
     }
-    fpu.mxcsr = env->mxcsr;
-    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_FPU, &fpu);
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_SET_FPU, &fpu) || !vmm_vcpu_ioctl(vcpu->core, KVM_GET_XSAVE, &area)) {
+        return false;
+    }
+    area.region[XSAVE_MXCSR] = env->mxcsr;
+    area.region[XSAVE_STATE_BV] |= XSTATE_SSE;
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_XSAVE, &area);
 }
 
 struct debug_registers {

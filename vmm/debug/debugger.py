@@ -17,6 +17,7 @@ from vmm.debug.packets import Kind
 from vmm.debug.points import Hit, KvmPoints, Point, SoftwarePoints
 from vmm.debug.session import OK, SIGINT, SIGTRAP, Detach, Resume, Session
 from vmm.debug.target import Target
+from vmm.firmware.images import FirmwareKind
 from vmm.run.outcome import Reason
 from vmm.run.runner import POLL_SECONDS
 
@@ -36,6 +37,9 @@ _SIGNALS = {
     Reason.RESET: 15,
 }
 """The ends at which a debugger gets a last look, with the signal (Linux's number) that it is told."""
+
+_64_BIT = {FirmwareKind.OVMF, FirmwareKind.BHYVE, FirmwareKind.NONE}
+"""Soon, if not in their first instructions."""
 
 
 _INBOX = 64
@@ -87,6 +91,7 @@ class Debugger:
         self._listener = Listener(address)
         self._connection: Connection | None = None
         self._session: Session | None = None
+        self._bits_of_firmware = 64 if machine.config.firmware.kind in _64_BIT else 32
         self._hold = hold
         self._held = False
         self._awaited = False
@@ -189,7 +194,9 @@ class Debugger:
         came = self._listener.accept(taken=self.connected)
         if came is not None:
             self._connection = came
-            self._session = Session(self._target, self._wanted, self._points.check, self._monitor.run)
+            self._session = Session(
+                self._target, self._wanted, self._points.check, self._choose_bits, self._monitor.run
+            )
             self._awaited = False
             return True
         connection, session = self._connection, self._session
@@ -207,6 +214,12 @@ class Debugger:
         if connection.closed or len(self._inbox) > _INBOX:
             self._leave()
         return asked
+
+    def _choose_bits(self, index: int) -> int:
+        """The code at RIP; where nothing has run yet, what the firmware is made of."""
+        if self._monitor.code is not None:
+            return self._monitor.code
+        return self._target.state(index).registers.bits if self._target.has_started(index) else self._bits_of_firmware
 
     def _obey(self, connection: Connection, session: Session, packet: bytes) -> None:
         if session.acknowledges:
@@ -234,7 +247,7 @@ class Debugger:
             self._told_bits = bits
             self._print(
                 f"vmm: this is {bits}-bit code, and the debugger was told of {session.bits}-bit registers: "
-                "'disconnect' and connect again to have it otherwise\n"
+                "'disconnect' and connect again, maybe after 'monitor code', to have it otherwise\n"
             )
         self._say(packet)
         self._awaited = False

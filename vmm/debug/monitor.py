@@ -22,15 +22,20 @@ class Monitor:
     Args:
         machine: the machine.
         target: the same, standing still.
+
+    Attributes:
+        code: bits of the code that the next debugger is to be told of; None: those of the code that there is then.
     """
 
     def __init__(self, machine: Machine, target: Target) -> None:
+        self.code: int | None = None
         self._machine = machine
         self._target = target
         self._commands: dict[str, tuple[str, Callable[[str, int], str]]] = {
             "help": ("this list", self._help),
             "registers": ("[VCPU]: all of a vCPU, with segments and tables", self._registers),
             "translate": ("ADDRESS: the walk through the page tables", self._translate),
+            "code": ("16|32|64: what the next debugger is told of, whatever code there is then", self._code),
             "fw_cfg": ("[NAME]: the items of fw_cfg and what was read, or the contents of one", self._fw_cfg),
             "trace": (f"the last {_EVENTS} things that happened, and when", self._trace),
         }
@@ -59,6 +64,12 @@ class Monitor:
         except ValueError:
             return "an address is wanted: monitor translate 0xfffffff0"
         return self._target.walk(vcpu, linear).text
+
+    def _code(self, argument: str, vcpu: int) -> str:
+        if argument not in {"16", "32", "64"}:
+            return "16, 32 or 64 is wanted"
+        self.code = int(argument)
+        return "'disconnect' and connect again"
 
     def _fw_cfg(self, argument: str, vcpu: int) -> str:
         if self._machine.fw_cfg is None:

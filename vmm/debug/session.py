@@ -53,6 +53,7 @@ class Session:
         target: the machine.
         points: what it is to stop at, in any order; this object changes it.
         check: raises `PointError` where the machine cannot have these points, as a vCPU sees their addresses.
+        choose_bits: says what code (16, 32 or 64 bits) of a vCPU the debugger is to be told of.
         monitor: runs a ``monitor`` command of the current vCPU; returns what it prints.
 
     Attributes:
@@ -67,6 +68,7 @@ class Session:
         target: Target,
         points: list[Point],
         check: Callable[[Sequence[Point], int], None],
+        choose_bits: Callable[[int], int],
         monitor: Callable[[str, int], str],
     ) -> None:
         self.current = 0
@@ -76,6 +78,7 @@ class Session:
         self._target = target
         self._points = points
         self._check = check
+        self._choose_bits = choose_bits
         self._monitor = monitor
         self._resumes = 0
         self._physical = False
@@ -174,10 +177,9 @@ class Session:
         return _window(description(self._code_bits()).encode(), window)
 
     def _code_bits(self) -> int:
-        """What the debugger is told once: the kind of code at RIP now; of a machine that is new, what it becomes."""
+        """What the debugger is told once; it cannot be told anew when the code changes."""
         if self.bits is None:
-            started = self._target.has_started(self.current)
-            self.bits = self._target.state(self.current).registers.bits if started else 64
+            self.bits = self._choose_bits(self.current)
         return self.bits
 
     def _threads_in_xml(self, rest: bytes) -> Answer:
