@@ -1,18 +1,23 @@
 """A machine with its gdb server, running on a thread of its own, and what talks to it: real debugger, or a socket."""
 
 import re
+import select
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from vmm import Machine, Outcome
 
 PATIENCE = 60.0
 """Seconds; a busy machine must not fail a test that isn't about time."""
+
+
+def address_of(machine: Machine) -> str:
+    assert machine.debugger is not None
+    return str(machine.debugger.address)
 
 
 class Debugged:
@@ -29,18 +34,12 @@ class Debugged:
         self._until = until
         self._thread = threading.Thread(target=self._run)
 
-    @property
-    def address(self) -> tuple[str, int]:
-        assert self.machine.debugger is not None
-        address = self.machine.debugger.address
-        return address.host, address.port
-
     def gdb(self, *commands: str, symbols: Path | None = None) -> str:
         """Let Debian's gdb run commands after it has connected; what it printed."""
         words = ["gdb", "-q", "-batch", "-nx", "-ex", "set confirm off", "-ex", "set width 0"]
         if symbols is not None:
             words += ["-ex", f"file {symbols}"]
-        words += ["-ex", "target remote {}:{}".format(*self.address)]
+        words += ["-ex", f"target remote {address_of(self.machine)}"]
         for command in commands:
             words += ["-ex", command]
         done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -48,14 +47,11 @@ class Debugged:
 
     def lldb(self, *commands: str) -> str:
         """The same with lldb, whose commands are others."""
-        words = ["lldb", "--no-lldbinit", "--batch", "--no-use-colors", "-o", "gdb-remote {}:{}".format(*self.address)]
+        words = ["lldb", "--no-lldbinit", "--batch", "--no-use-colors", "-o", f"gdb-remote {address_of(self.machine)}"]
         for command in commands:
             words += ["-o", command]
         done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
         return done.stdout + done.stderr
-
-    def client(self) -> "Client":
-        return Client(self.address)
 
     def join(self) -> Outcome:
         """Wait for the run's end."""
@@ -78,15 +74,20 @@ class Debugged:
 class Client:
     """Speaks the protocol as no debugger would."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address, timeout=PATIENCE)
+    def __init__(self, machine: Machine) -> None:
+        host, _, port = address_of(machine).rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE)
         self._received = b""
 
     def send(self, packet: bytes) -> None:
         self.socket.sendall(b"$%s#%02x" % (packet, sum(packet) & 0xFF))
 
     def reply(self) -> bytes | None:
-        """The next packet; None: the connection is closed."""
+        """The next packet, but for what it prints; None: the connection is closed."""
+        packet = self._packet()
+        return self.reply() if packet is not None and re.fullmatch(rb"O[0-9a-f]+", packet) else packet
+
+    def _packet(self) -> bytes | None:
         while (match := re.search(rb"\$([^#]*)#[0-9a-f]{2}", self._received)) is None:
             data = self.socket.recv(1 << 16)
             if not data:
@@ -99,6 +100,10 @@ class Client:
         self.send(packet)
         return self.reply()
 
+    def is_idle(self) -> bool:
+        """Whether nothing has come, and nothing comes in a moment."""
+        return not select.select([self.socket], [], [], 0.05)[0]
+
     def interrupt(self) -> None:
         self.socket.sendall(b"\x03")
 
@@ -110,6 +115,3 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-Start = Callable[..., Any]

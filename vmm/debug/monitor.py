@@ -88,9 +88,10 @@ class Monitor:
         return legible("\n".join(lines), keep="\n")
 
     def _trace(self, argument: str, vcpu: int) -> str:
-        return legible(
-            "\n".join(f"{event.t_s:10.6f} {event.event}" for event in self._machine.timeline[-_EVENTS:]), keep="\n"
-        )
+        events = self._machine.timeline[-_EVENTS:]
+        if not events:
+            return "nothing has happened yet"
+        return legible("\n".join(f"{event.t_s:10.6f} {event.event}" for event in events), keep="\n")
 
 
 def _dump(data: bytes) -> str:

@@ -248,8 +248,9 @@ class Session:
 
     def _write_register(self, rest: bytes) -> Answer:
         number, _, value = rest.partition(b"=")
+        register, data = layout(self._code_bits())[_number(number)], _bytes(value)
         try:
-            self._target.state(self.current).write(layout(self._code_bits())[_number(number)], _bytes(value))
+            self._target.state(self.current).write(register, data)
         except ValueError as error:
             return _why(error)
         return OK

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from debug_rig import Debugged
+from debug_rig import Client, Debugged
 from real_mode_rom import START, image
 
 from vmm import Reason
@@ -96,7 +96,7 @@ def test_watchpoints_stop_behind_the_access(vmm_machine: MachineFactory, rom: st
 @pytest.mark.skipif(has_hardware_virtualization(), reason="its KVM has data breakpoints")
 def test_what_kvm_here_cannot_do_is_refused(vmm_machine: MachineFactory, rom: str) -> None:
     with Debugged(vmm_machine(rom, machine="pc", accel="kvm", gdb="tcp::0", hold=True)) as debugged:
-        with debugged.client() as client:
+        with Client(debugged.machine) as client:
             assert b"use -accel kvm+softcpu" in (client.ask(b"Z2,2000,2") or b"")
             assert [client.ask(b"Z0,%x,1" % address) for address in range(4)] == [b"OK"] * 4
             assert b"use -accel kvm+softcpu" in (client.ask(b"Z0,5,1") or b"")
@@ -151,7 +151,7 @@ def test_lldb(vmm_machine: MachineFactory, rom: str, accel: str) -> None:
 
 def test_description_follows_the_code(vmm_machine: MachineFactory) -> None:
     def is_32_bit() -> bool:
-        with debugged.client() as client:
+        with Client(debugged.machine) as client:
             return b">i386<" in (client.ask(b"qXfer:features:read:target.xml:0,400") or b"")
 
     with Debugged(vmm_machine("hang", accel="kvm", gdb="tcp::0")) as debugged:
@@ -160,3 +160,28 @@ def test_description_follows_the_code(vmm_machine: MachineFactory) -> None:
         printed = debugged.gdb("show architecture", "info registers eip", symbols=guests.symbols("hang"))
     assert 'currently "i386"' in printed
     assert re.search(r"eip +0x[0-9a-f]+ +0x[0-9a-f]+ <main", printed)
+
+
+@pytest.mark.skipif(has_hardware_virtualization(), reason="an emulated SVM host's breakpoints never fire")
+def test_ovmf_in_its_shell(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("ovmf", cpus=4, gdb="tcp::0")
+    machine.expect("any other key to continue", deadline=120)
+    machine.send_line()
+    machine.expect("Shell>", deadline=60)
+    with Debugged(machine, until=r"UEFI Interactive Shell v2") as debugged:
+        # Where it waits for the timer's interrupt, which comes back; and what it pushes meanwhile.
+        printed = debugged.gdb(
+            *("set $here = $pc", "hbreak *$here", "continue", "p $pc == $here", "info threads", "x/i $here - 1"),
+            *("thread 3", "monitor translate 0xfffffff0", "monitor registers", "monitor trace", "monitor fw_cfg"),
+            *("thread 1", "delete", "watch *(long *)($sp - 8)", "continue", "stepi", "stepi"),
+        )
+        machine.send_line("ver")
+        assert debugged.join().reason is Reason.UNTIL
+    assert "$1 = 1" in printed
+    assert printed.count("64-bit code in long mode") >= 4
+    assert re.search(r"0x[0-9a-f]+:\s+hlt", printed)
+    assert re.search(r"0xfffffff0: GPA 0xfffffff0\nPML4E at 0x[0-9a-f]+: 0x[0-9a-f]+\nPDPTE", printed)
+    assert "vCPU 2: 64-bit code in long mode, CPL 0, HALTED" in printed
+    assert "vCPU 3 started" in printed
+    assert "etc/acpi/tables" in printed
+    assert "Hardware watchpoint 2" in printed

@@ -1,0 +1,267 @@
+"""The gdb server beyond what a debugger does: who connects, when, and what it says."""
+
+import contextlib
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from debug_rig import PATIENCE, Client, Debugged
+from real_mode_rom import RESET, START, image
+
+from vmm import Reason
+from vmm.errors import ConfigError
+from vmm.kvm.structs import MpState
+from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.softcpu.decision import has_hardware_virtualization
+
+pytestmark = pytest.mark.needs_kvm
+
+BASE = 0xFFFF0000 + START
+BOTH = pytest.mark.parametrize(
+    "accel",
+    [
+        "kvm",
+        pytest.param("kvm+softcpu", marks=pytest.mark.skipif(has_hardware_virtualization(), reason="runs in KVM")),
+    ],
+)
+LOOPS = {
+    "counts": "66 40 eb fc",  # inc eax; jmp
+    "halts": "fa f4",
+    "asks ports": "ba 99 09 ee eb fd",
+    "prints": "ba f8 03 b9 ff ff 31 f6 f3 6e eb f7",
+}
+
+
+def rom(folder: Path, code: str) -> str:
+    (folder / "rom").write_bytes(image(code))
+    return str(folder / "rom")
+
+
+@BOTH
+@pytest.mark.parametrize("code", LOOPS.values(), ids=LOOPS)
+@pytest.mark.hw
+def test_a_running_guest_stops_within_150_ms(
+    vmm_machine: MachineFactory, tmp_path: Path, accel: str, code: str
+) -> None:
+    machine = vmm_machine(rom(tmp_path, code), machine="pc", accel=accel, cpus=2, gdb="tcp::0")
+    with Debugged(machine), Client(machine) as client:
+        assert client.ask(b"?") == b"T02thread:1;"
+
+        def stop_takes() -> float:
+            client.send(b"vCont;c")
+            time.sleep(0.05)
+            asked = time.monotonic()
+            client.interrupt()
+            assert client.reply() == b"T02thread:1;"
+            return time.monotonic() - asked
+
+        # The quickest: what others do on this host delays some.
+        assert min(stop_takes() for _ in range(10)) < 0.15
+
+
+@pytest.mark.hw
+@BOTH
+def test_vcpus_step_alone_or_together(vmm_machine: MachineFactory, tmp_path: Path, accel: str) -> None:
+    path = rom(tmp_path, "66 40 eb fc")  # inc eax; jmp
+    machine = vmm_machine(path, machine="pc", accel=accel, cpus=2, gdb="tcp::0", hold=True)
+    machine.vcpus[1].set_mp_state(MpState.RUNNABLE)  # as if it had been started, at the reset vector as well
+
+    def places() -> tuple[int, int]:
+        def of(thread: int) -> int:
+            assert client.ask(b"Hg%x" % thread) == b"OK"
+            return int.from_bytes(bytes.fromhex((client.ask(b"p8") or b"").decode()), "little")
+
+        return of(1), of(2)
+
+    reset = 0xFFFFFFF0
+    with Debugged(machine), Client(machine) as client:
+        assert client.ask(b"QStartNoAckMode") == b"OK"
+        assert client.ask(b"qfThreadInfo") == b"m1,2"
+        assert places() == (reset, reset)
+        assert client.ask(b"vCont;s:2") == b"T05thread:2;"
+        assert places() == (reset, BASE)
+        assert client.ask(b"vCont;s:1") == b"T05thread:1;"
+        assert places() == (BASE, BASE)
+        assert client.ask(b"vCont;s:1;s:2") in {b"T05thread:1;", b"T05thread:2;"}
+        assert set(places()) <= {BASE, BASE + 2}
+        assert BASE + 2 in places()
+        alone = places()[0]
+        client.send(b"vCont;c:2")  # what gdb's scheduler-locking makes of a continue
+        assert client.is_idle()
+        client.interrupt()
+        assert client.reply() == b"T02thread:2;"
+        assert places()[0] == alone
+
+
+@BOTH
+def test_a_debugger_that_goes_lets_the_machine_go_on(vmm_machine: MachineFactory, tmp_path: Path, accel: str) -> None:
+    # Writes a dot to COM1 for ever.
+    machine = vmm_machine(rom(tmp_path, "ba f8 03 b0 2e ee eb fd"), machine="pc", accel=accel, gdb="tcp::0", hold=True)
+    with Debugged(machine):
+        for farewell in (b"D", b"", b"vCont;c"):
+            with Client(machine) as client:
+                assert client.ask(b"Z0,%x,1" % (BASE + 5)) == b"OK"
+                before = machine.serial.total
+                if farewell:
+                    client.send(farewell)
+                if farewell == b"vCont;c":
+                    assert client.reply() == b"T05thread:1;"  # the breakpoint
+                if farewell == b"D":
+                    assert client.reply() == b"OK"
+                    assert client.reply() is None
+            deadline = time.monotonic() + PATIENCE
+            while machine.serial.total < before + 100:
+                assert time.monotonic() < deadline
+            assert machine.debugger is not None
+
+
+def test_a_second_debugger_is_told_to_go(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    with Debugged(machine) as debugged, Client(machine) as first:
+        assert first.ask(b"?") == b"T02thread:1;"
+        assert "another debugger is connected to this machine" in debugged.gdb("info registers")
+        for _ in range(20):
+            with Client(machine) as second:
+                assert second.reply() == b"E.vmm: another debugger is connected to this machine"
+                assert second.reply() is None
+        assert first.ask(b"?") == b"T02thread:1;"
+    # Between the two machines the port is free again.
+    assert machine.debugger is not None
+    assert not machine.debugger.connected
+
+
+def test_rubbish_changes_nothing(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    with Debugged(machine), Client(machine) as client:
+        for rubbish in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            bytes(range(4, 36)),
+            b"$no end" * 20000,
+            b"$m0,4#00",
+            b"$" + b"a" * 100000 + b"#00",
+        ):
+            client.socket.sendall(rubbish)
+        assert client.ask(b"?") == b"T02thread:1;"
+        for packet, answer in {
+            b"unknown": b"",
+            b"m": b"E16",
+            b"m0": b"E16",
+            b"m-1,4": b"E16",
+            b"m80000000,4": b"E0e",
+            b"Mfffffff0,1:00": b"E0e",
+            b"M1000,2:00": b"E16",
+            b"p999": b"E16",
+            b"P0=zz": b"E16",
+            b"Z9,0,1": b"",
+            b"Z2,0,0": b"E16",
+            b"Hg7": b"E16",
+            b"T3": b"E16",
+            b"vCont;x": b"E16",
+            b"vCont;s:9": b"E16",
+            b"qXfer:features:read:other.xml:0,10": b"E00",
+            b"qXfer:features:read:target.xml:zz": b"E16",
+            b"qRcmd,f": b"E16",
+            b"G00": b"E16",
+        }.items():
+            assert client.ask(packet) == answer, packet
+
+
+def test_a_debugger_that_never_reads_stops_nobody(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    with Debugged(machine) as debugged, Client(machine) as client:
+        client.socket.settimeout(0.2)
+        with contextlib.suppress(OSError):  # it is thrown out
+            for _ in range(100000):
+                client.send(b"m0,1f00")
+        asked = time.monotonic()
+        machine.stop()
+        assert debugged.join().reason is Reason.STOPPED
+        assert time.monotonic() - asked < PATIENCE / 2
+        assert machine.debugger is not None
+        assert not machine.debugger.connected
+
+
+def test_kill_ends_the_run(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    with Debugged(machine) as debugged:
+        assert "killed" in debugged.gdb("kill")
+        outcome = debugged.join()
+    assert (outcome.reason, outcome.message) == (Reason.STOPPED, "the debugger ended the machine")
+
+
+def test_an_end_that_nobody_wanted_can_be_looked_at(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, RESET), machine="pc", accel="kvm", gdb="tcp::0", hold=True)
+    with Debugged(machine) as debugged:
+        printed = debugged.gdb("continue", "p/x $edx & 0xffff", "continue")
+        assert debugged.join().reason is Reason.RESET
+    assert "the guest reset the machine" in printed
+    assert "received signal SIGTERM" in printed
+    assert "$1 = 0xcf9" in printed
+    assert "exited with code 01" in printed
+
+
+def test_time_stands_still_while_the_machine_is_held(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0", hold=True)
+
+    def look() -> None:
+        with Client(machine) as client:
+            time.sleep(1.5)
+            client.ask(b"D")
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    outcome = machine.run(deadline=1)
+    thread.join()
+    assert outcome.reason is Reason.TIMEOUT
+    assert 1 <= outcome.elapsed_s < PATIENCE
+    assert machine.run(deadline=0.1).reason is Reason.TIMEOUT  # nobody is waited for a second time
+
+
+def test_a_held_machine_can_be_stopped(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0", hold=True)
+    with Debugged(machine) as debugged, Client(machine) as client:
+        assert client.ask(b"?") == b"T05thread:1;"
+        machine.stop()
+        assert debugged.join().reason is Reason.STOPPED
+
+
+def test_a_unix_socket(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    path = tmp_path / "gdb socket"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))  # and left behind by a process that was killed
+    made = rom(tmp_path, LOOPS["counts"])
+    machine = vmm_machine(made, machine="pc", accel="kvm", gdb=f"unix:{path}", hold=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with Debugged(machine) as debugged:
+        printed = debugged.gdb("detach")
+        assert "0xfffffff0" in printed
+        with pytest.raises(ConfigError, match="Address already in use"):
+            vmm_machine(made, machine="pc", accel="kvm", gdb=f"unix:{path}")
+    machine.close()
+    assert not path.exists()
+
+
+def test_who_debugs_nothing_pays_nothing(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    """What a machine with a debugger that has gone executes is what one without executes."""
+    # Two million stores and loads, then a reset.
+    code = "31 c0 8e d8 66 b9 80 84 1e 00 a3 00 20 a1 00 20 66 49 75 f6 ba f9 0c b0 06 ee fa f4"
+
+    def instructions(**options: object) -> int:
+        machine = vmm_machine(rom(tmp_path, code), machine="pc", **options)
+        if options:
+            with Debugged(machine) as debugged, Client(machine) as client:
+                assert client.ask(b"Z0,1,1") == b"OK"
+                assert client.ask(b"Z2,2000,1") == b"OK"
+                client.ask(b"D")
+                debugged.join()
+        else:
+            machine.run(deadline=PATIENCE)
+        assert machine.softcpu is not None
+        return machine.softcpu.counters().instructions
+
+    if has_hardware_virtualization():
+        pytest.skip("counts instructions of the software CPU")
+    assert instructions(gdb="tcp::0", hold=True) == instructions()
