@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from vmm.config.debugger import DebugAddress
 from vmm.config.drives import PflashDrive
 from vmm.config.items import FwCfgItem, FwCtlItem
 from vmm.config.keywords import MachineOptions
@@ -360,3 +361,30 @@ def test_boot_options() -> None:
     assert BootOptions.parse("order=c,menu=on,splash-time=12,reboot-timeout=-1,strict=on") == BootOptions(
         order="c", menu=True, splash_time_ms=12, reboot_timeout_ms=-1, strict=True
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "shown"),
+    [
+        ("tcp::1234", ("127.0.0.1", 1234, None), "127.0.0.1:1234"),
+        ("tcp:0.0.0.0:0", ("0.0.0.0", 0, None), "0.0.0.0:0"),  # noqa: S104 - somebody may want that
+        ("tcp:[::1]:65535,server=on,wait=off", ("::1", 65535, None), "[::1]:65535"),
+        ("unix:/run/my debugger", ("127.0.0.1", 0, "/run/my debugger"), "/run/my debugger"),
+    ],
+)
+def test_addresses_of_a_debugger(text: str, address: tuple[str, int, str | None], shown: str) -> None:
+    assert DebugAddress.parse(text) == address
+    assert str(DebugAddress.parse(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1234", "tcp:", "tcp:1234", "tcp::x", "tcp::65536", "tcp::-1", "unix:", "stdio", "tcp::1,x"]
+)
+def test_what_is_no_address_of_a_debugger(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"-gdb"):
+        DebugAddress.parse(text)
+
+
+def test_who_waits_for_a_debugger_says_where() -> None:
+    with pytest.raises(ConfigError, match="-S lets the machine wait for a debugger; give it a place too: -s"):
+        MachineConfig.create("probe", hold=True)

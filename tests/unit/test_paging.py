@@ -27,7 +27,7 @@ def registers(cr0: int = PG | PE, cr3: int = 0x1000, cr4: int = 0, efer: int = 0
     return {"cr0": cr0, "cr3": cr3, "cr4": cr4, "efer": efer}
 
 
-FORMS = {
+FORMS: dict[str, tuple[dict[str, int], dict[int, int], dict[int, int | None]]] = {
     "none": (registers(cr0=PE), {}, {0x12345678: 0x12345678, 0x1_2345_6789: 0x23456789}),
     "32-bit": (
         registers(cr3=0x1018, cr4=PSE),

@@ -125,6 +125,8 @@ def run(words: list[str]) -> int:
             if machine.sandbox.missing and not arguments.quiet:
                 lacking = " and ".join(machine.sandbox.missing)
                 say(f"vmm: this kernel does not offer {lacking}: the sandbox is without it (--sandbox off: none)")
+            if machine.debugger is not None and not arguments.quiet:
+                say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
         if arguments.quiet and outcome.exit_status:

@@ -95,13 +95,13 @@ def test_watchpoints_stop_behind_the_access(vmm_machine: MachineFactory, rom: st
 
 @pytest.mark.skipif(has_hardware_virtualization(), reason="its KVM has data breakpoints")
 def test_what_kvm_here_cannot_do_is_refused(vmm_machine: MachineFactory, rom: str) -> None:
-    with Debugged(vmm_machine(rom, machine="pc", accel="kvm", gdb="tcp::0", hold=True)) as debugged:
-        with Client(debugged.machine) as client:
-            assert b"use -accel kvm+softcpu" in (client.ask(b"Z2,2000,2") or b"")
-            assert [client.ask(b"Z0,%x,1" % address) for address in range(4)] == [b"OK"] * 4
-            assert b"use -accel kvm+softcpu" in (client.ask(b"Z0,5,1") or b"")
-            assert client.ask(b"z0,0,1") == b"OK"
-            assert client.ask(b"Z1,5,1") == b"OK"
+    machine = vmm_machine(rom, machine="pc", accel="kvm", gdb="tcp::0", hold=True)
+    with Debugged(machine), Client(machine) as client:
+        assert b"use -accel kvm+softcpu" in (client.ask(b"Z2,2000,2") or b"")
+        assert [client.ask(b"Z0,%x,1" % address) for address in range(4)] == [b"OK"] * 4
+        assert b"use -accel kvm+softcpu" in (client.ask(b"Z0,5,1") or b"")
+        assert client.ask(b"z0,0,1") == b"OK"
+        assert client.ask(b"Z1,5,1") == b"OK"
 
 
 @WITHOUT_BREAKPOINTS
@@ -173,7 +173,7 @@ def test_ovmf_in_its_shell(vmm_machine: MachineFactory) -> None:
         printed = debugged.gdb(
             *("set $here = $pc", "hbreak *$here", "continue", "p $pc == $here", "info threads", "x/i $here - 1"),
             *("thread 3", "monitor translate 0xfffffff0", "monitor registers", "monitor trace", "monitor fw_cfg"),
-            *("thread 1", "delete", "watch *(long *)($sp - 8)", "continue", "stepi", "stepi"),
+            *("thread 1", "delete", 'eval "watch *(long *)%#lx", $sp - 8', "continue", "stepi", "stepi"),
         )
         machine.send_line("ver")
         assert debugged.join().reason is Reason.UNTIL
@@ -184,4 +184,4 @@ def test_ovmf_in_its_shell(vmm_machine: MachineFactory) -> None:
     assert "vCPU 2: 64-bit code in long mode, CPL 0, HALTED" in printed
     assert "vCPU 3 started" in printed
     assert "etc/acpi/tables" in printed
-    assert "Hardware watchpoint 2" in printed
+    assert "hit Hardware watchpoint 2" in printed

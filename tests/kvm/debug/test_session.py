@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from vmm._native import ffi, lib
 
 from vmm import Machine
-from vmm._native import ffi, lib
 from vmm.debug.description import layout
 from vmm.debug.monitor import Monitor
 from vmm.debug.points import Hit, KvmPoints, Point, PointError, PointKind
@@ -41,7 +41,7 @@ def target_of(machine: Machine) -> Target:
 def session(machine: Machine) -> Session:
     target = target_of(machine)
     monitor = Monitor(machine, target)
-    return Session(target, [], KvmPoints(target, interprets=False).check, lambda index: 64, monitor.run)
+    return Session(target, [], KvmPoints(target, interprets=False).check, {0: 64, 1: 64}.__getitem__, monitor.run)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,5 +1,7 @@
 """Framing: what GDB's manual (appendix E.1) says, and whatever else may arrive."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ PACKETS = st.lists(st.binary(max_size=300), max_size=8)
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 @given(PACKETS, st.lists(st.integers(min_value=0), max_size=20))
