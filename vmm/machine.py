@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from inspect import Signature
 
-    from vmm.config.keywords import MachineOptions
     from vmm.config.debugger import DebugAddress
+    from vmm.config.keywords import MachineOptions
     from vmm.cpu.registers import Registers
     from vmm.debug.debugger import Debugger
     from vmm.devices.fw_cfg import FwCfg

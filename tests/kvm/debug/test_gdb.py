@@ -59,7 +59,6 @@ def test_breakpoints_in_real_mode(vmm_machine: MachineFactory, rom: str, accel: 
     assert "$1 = 0xffff0000" in printed
 
 
-@pytest.mark.hw
 @BOTH
 def test_steps_over_rep_cli_and_hlt(vmm_machine: MachineFactory, tmp_path: Path, accel: str) -> None:
     (tmp_path / "rom").write_bytes(image("b9 02 00 f3 aa fa f4 90"))  # mov cx, 2; rep stosb; cli; hlt; nop
@@ -114,7 +113,6 @@ def test_our_guest_with_its_symbols(vmm_machine: MachineFactory, accel: str) -> 
         assert debugged.join().reason is Reason.POWER_OFF  # detached, it went on
 
 
-@pytest.mark.hw
 @BOTH
 def test_registers_and_memory_are_written(vmm_machine: MachineFactory, rom: str, accel: str) -> None:
     with Debugged(vmm_machine(rom, machine="pc", accel=accel, gdb="tcp::0", hold=True)) as debugged:

@@ -42,7 +42,6 @@ def rom(folder: Path, code: str) -> str:
 
 @BOTH
 @pytest.mark.parametrize("code", LOOPS.values(), ids=LOOPS)
-@pytest.mark.hw
 def test_a_running_guest_stops_within_150_ms(
     vmm_machine: MachineFactory, tmp_path: Path, accel: str, code: str
 ) -> None:
@@ -94,6 +93,24 @@ def test_vcpus_step_alone_or_together(vmm_machine: MachineFactory, tmp_path: Pat
         client.interrupt()
         assert client.reply() == b"T02thread:2;"
         assert places()[0] == alone
+
+
+@pytest.mark.hw
+@BOTH
+def test_what_is_written_is_what_the_guest_finds(vmm_machine: MachineFactory, tmp_path: Path, accel: str) -> None:
+    path = rom(tmp_path, "8b 07 40 f4 90")  # mov ax,[bx]; inc ax; hlt; nop
+    machine = vmm_machine(path, machine="pc", accel=accel, gdb="tcp::0", hold=True)
+    with Debugged(machine), Client(machine) as client:
+        assert client.ask(b"vCont;s:1") == b"T05thread:1;"
+        assert client.ask(b"P3=00400000") == b"OK"  # EBX
+        assert client.ask(b"M4000,2:3412") == b"OK"
+        assert [client.ask(b"vCont;s:1") for _ in range(3)] == [b"T05thread:1;"] * 3
+        assert client.ask(b"p0") == b"35120000"
+        assert client.ask(b"p8") == (BASE + 4).to_bytes(4, "little").hex().encode()  # behind HLT
+        if accel != "kvm":  # which goes on after a stepped HLT
+            client.send(b"vCont;s:1")
+            client.interrupt()
+            assert client.reply() == b"T02thread:1;"
 
 
 @BOTH
