@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.debug.images import Images, table
 from vmm.legible import legible
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ class Monitor:
         self.code: int | None = None
         self._machine = machine
         self._target = target
+        self._loaded = Images(machine.memory, machine.config.firmware)
         self._commands: dict[str, tuple[str, Callable[[str, int], str]]] = {
             "help": ("this list", self._help),
             "registers": ("[VCPU]: all of a vCPU, with segments and tables", self._registers),
             "translate": ("ADDRESS: the walk through the page tables", self._translate),
             "code": ("16|32|64: what the next debugger is told of, whatever code there is then", self._code),
+            "images": ("[ADDRESS]: what is loaded, and where, or what an address is in", self._images),
             "fw_cfg": ("[NAME]: the items of fw_cfg and what was read, or the contents of one", self._fw_cfg),
             "trace": (f"the last {_EVENTS} things that happened, and when", self._trace),
         }
@@ -70,6 +73,16 @@ class Monitor:
             return "16, 32 or 64 is wanted"
         self.code = int(argument)
         return "'disconnect' and connect again"
+
+    def _images(self, argument: str, vcpu: int) -> str:
+        values = self._target.state(vcpu).registers.values
+        if not argument:
+            return table(self._loaded.all(values))
+        try:
+            address = int(argument, 0)
+        except ValueError:
+            return "an address is wanted: monitor images 0xfffffff0"
+        return legible(self._loaded.where(address, values)) or "in no image that is known"
 
     def _fw_cfg(self, argument: str, vcpu: int) -> str:
         if self._machine.fw_cfg is None:

@@ -1,5 +1,6 @@
 """Why a vCPU ended, in words: for the one line that a user reads, and the evidence below it."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vmm import late
@@ -33,13 +34,20 @@ _SOFTWARE_CPU_ENDS = {
 """native/softcpu/softcpu.h, enum softcpu_end; its module is loaded only where it is used."""
 
 
-def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: bool) -> tuple[Reason, str, str]:
+Locate = Callable[[Registers], str]
+"""Says which image the next instruction is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
+
+
+def describe(
+    vcpu: "Vcpu", end: Any, memory: "GuestMemory", locate: Locate, *, software_cpu: bool
+) -> tuple[Reason, str, str]:
     """Reason, one line, and further lines for a vCPU whose run ended by itself.
 
     Args:
         vcpu: the vCPU; its registers are read.
         end: the C core's ``struct vcpu_end``.
         memory: where the instruction bytes are, when KVM did not hand them over.
+        locate: names the image.
         software_cpu: was it the software CPU that ran the vCPU?
     """
     if end.outcome == lib.VCPU_ERROR:
@@ -47,7 +55,7 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
     if end.outcome == lib.VCPU_REFUSED:
         return _refused_call(vcpu, end)
     registers = Registers.of(vcpu)
-    where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}"
+    where = f"vCPU {vcpu.index} at {_rip(registers, locate)}"
     if end.outcome == lib.VCPU_SHUTDOWN:
         if registers.linear_rip == _RESET_VECTOR:
             unknown = "where is not known: KVM has reset the vCPU's registers, as it does on AMD hosts"
@@ -71,12 +79,13 @@ def describe(vcpu: "Vcpu", end: Any, memory: "GuestMemory", *, software_cpu: boo
     return Reason.KVM_FAILURE, f"{what}{why}, {where}", registers.text
 
 
-def positions(vcpus: "Iterable[tuple[Vcpu, bool]]") -> str:
+def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", locate: Locate) -> str:
     """Where each vCPU is: a line for each; vCPUs in the same place share one.
 
     Args:
         vcpus: each with whether it has executed anything. Of one that has not, nothing is read: that would let KVM
             accept a SIPI which it is to see when it runs.
+        locate: names the image that each is in.
     """
     places: dict[str, list[int]] = {}
     for vcpu, started in vcpus:
@@ -84,7 +93,7 @@ def positions(vcpus: "Iterable[tuple[Vcpu, bool]]") -> str:
         if started:
             registers = Registers.of(vcpu)
             halted = ", halted" if registers.mp_state is MpState.HALTED else ""
-            where = f"at RIP {registers.values['rip']:#x}, {registers.mode}, ring {registers.cpl}{halted}"
+            where = f"at {_rip(registers, locate)}, {registers.mode}, ring {registers.cpl}{halted}"
         places.setdefault(where, []).append(vcpu.index)
     return "\n".join(f"vCPU {', '.join(map(str, indices))}: {where}" for where, indices in places.items())
 
@@ -97,6 +106,11 @@ def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
         'allows (--sandbox off, or sandbox="off" in Python)'
     )
     return Reason.REFUSED, message, registers.text
+
+
+def _rip(registers: Registers, locate: Locate) -> str:
+    image = locate(registers)
+    return f"RIP {registers.values['rip']:#x}" + (f" ({image})" if image else "")
 
 
 def _failed_ioctl(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:

@@ -14,6 +14,7 @@ from vmm.run.outcome import Reason, ResetKind
 if TYPE_CHECKING:
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
+    from vmm.run.failure import Locate
     from vmm.sandbox import Sandbox
     from vmm.softcpu.engine import SoftwareCpu
 
@@ -144,6 +145,7 @@ def execute_vcpu(
     reset: Callable[[ResetKind, str, str], None],
     flush: Callable[[], None],
     note_debug: Callable[[int], None],
+    locate: "Locate",
 ) -> None:
     """Run one vCPU on the calling thread.
 
@@ -156,6 +158,7 @@ def execute_vcpu(
         reset: told of its triple fault instead.
         flush: passes on what devices hold back for a moment.
         note_debug: told that the vCPU has come to what a debugger waits for.
+        locate: names the image that a vCPU is in.
     """
     run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
     outcome = run(core_vcpu)
@@ -165,7 +168,8 @@ def execute_vcpu(
         late.load("vmm.run.failure")
         from vmm.run import failure
 
-        reason, message, details = failure.describe(vcpu, core_vcpu.end, memory, software_cpu=softcpu is not None)
+        ended = failure.describe(vcpu, core_vcpu.end, memory, locate, software_cpu=softcpu is not None)
+        reason, message, details = ended
         if reason is Reason.TRIPLE_FAULT:
             reset(ResetKind.TRIPLE_FAULT, message, details)
         else:
