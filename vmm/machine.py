@@ -444,14 +444,16 @@ class Machine(Runnable):
             self.debugger.note_debug(index)
 
     def _positions(self) -> str:
-        from vmm.run.failure import positions  # few runs fail
+        from vmm.run.failure import assertion, positions  # few runs fail
 
         cores = self._processors.cores
         started = ((vcpu, bool(core.started_ns)) for vcpu, core in zip(self.vcpus, cores, strict=True))
-        return positions(started, self._locate)
+        said = assertion(self.debugcon, self.serial)
+        where = positions(started, self.memory, self._locate)
+        return f"{where}\nthe guest said: {said}" if said else where
 
-    def _locate(self, registers: "Registers") -> str:
-        return self._images.where(registers.linear_rip, registers.values)
+    def _locate(self, address: int, registers: "Registers") -> str:
+        return self._images.where(address, registers.values)
 
     @cached_property
     def _images(self) -> "Images":

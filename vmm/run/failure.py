@@ -1,5 +1,6 @@
 """Why a vCPU ended, in words: for the one line that a user reads, and the evidence below it."""
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from vmm.cpu.registers import Registers
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import kvm_error
 from vmm.kvm.structs import MpState
+from vmm.legible import legible
 from vmm.run.outcome import Reason
 from vmm.sandbox import call_name
 
@@ -17,9 +19,16 @@ if TYPE_CHECKING:
 
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
+    from vmm.run.console import Stream
 
 MAX_INSTRUCTION_SIZE = 15
 """Bytes of the longest x86 instruction (Intel SDM volume 2, section 2.3.11)."""
+
+_LATE_BYTES = 1 << 16
+"""Of a console: where an assertion is looked for."""
+
+_MOST_EXPLAINED = 4
+"""Places whose code is shown."""
 
 _RESET_VECTOR = 0xFFFFFFF0
 """Linear RIP after INIT (SDM volume 3, 10.1.4). After SVM's SHUTDOWN intercept the VMCB is undefined (APM volume 2,
@@ -34,8 +43,8 @@ _SOFTWARE_CPU_ENDS = {
 """native/softcpu/softcpu.h, enum softcpu_end; its module is loaded only where it is used."""
 
 
-Locate = Callable[[Registers], str]
-"""Says which image the next instruction is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
+Locate = Callable[[int, Registers], str]
+"""Says which image a linear address is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
 
 
 def describe(
@@ -55,19 +64,20 @@ def describe(
     if end.outcome == lib.VCPU_REFUSED:
         return _refused_call(vcpu, end)
     registers = Registers.of(vcpu)
+    details = f"{registers.text}\n{_evidence(registers, memory, locate)}"
     where = f"vCPU {vcpu.index} at {_rip(registers, locate)}"
     if end.outcome == lib.VCPU_SHUTDOWN:
         if registers.linear_rip == _RESET_VECTOR:
             unknown = "where is not known: KVM has reset the vCPU's registers, as it does on AMD hosts"
             return Reason.TRIPLE_FAULT, f"triple fault on vCPU {vcpu.index}; {unknown}", registers.text
-        return Reason.TRIPLE_FAULT, f"triple fault on {where}", registers.text
+        return Reason.TRIPLE_FAULT, f"triple fault on {where}", details
     if end.outcome == lib.VCPU_EMULATION_FAILURE:
         code = bytes(end.instruction)[: end.instruction_size] or _bytes_at(vcpu, registers, memory)
         remedy = "" if software_cpu else f"; {_USE_THE_SOFTWARE_CPU}"
         return (
             Reason.EMULATION_FAILURE,
             f"KVM refused the instruction {disassemble(code, registers)} on {where}{remedy}",
-            registers.text,
+            details,
         )
     what = {
         lib.VCPU_INTERNAL_ERROR: _SOFTWARE_CPU_ENDS.get(end.detail, f"KVM internal error, suberror {end.detail}"),
@@ -76,26 +86,52 @@ def describe(
         lib.VCPU_UNSUPPORTED: f"KVM exit reason {end.detail}, which vmm does not know",
     }.get(end.outcome, f"run outcome {end.outcome}")
     why = "" if end.why == ffi.NULL else f" ({ffi.string(end.why).decode('ascii')})"
-    return Reason.KVM_FAILURE, f"{what}{why}, {where}", registers.text
+    return Reason.KVM_FAILURE, f"{what}{why}, {where}", details
 
 
-def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", locate: Locate) -> str:
-    """Where each vCPU is: a line for each; vCPUs in the same place share one.
+def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", memory: "GuestMemory", locate: Locate) -> str:
+    """Where each vCPU is, and what it does there; vCPUs in the same place share that.
 
     Args:
         vcpus: each with whether it has executed anything. Of one that has not, nothing is read: that would let KVM
             accept a SIPI which it is to see when it runs.
+        memory: of the machine.
         locate: names the image that each is in.
     """
     places: dict[str, list[int]] = {}
+    more: dict[str, str] = {}
     for vcpu, started in vcpus:
         where = "not started"
         if started:
             registers = Registers.of(vcpu)
             halted = ", halted" if registers.mp_state is MpState.HALTED else ""
             where = f"at {_rip(registers, locate)}, {registers.mode}, ring {registers.cpl}{halted}"
+            # Whoever waits for another processor says nothing of why nothing goes on.
+            if where not in places and (vcpu.index == 0 or not halted) and len(more) < _MOST_EXPLAINED:
+                more[where] = _evidence(registers, memory, locate)
         places.setdefault(where, []).append(vcpu.index)
-    return "\n".join(f"vCPU {', '.join(map(str, indices))}: {where}" for where, indices in places.items())
+    lines: list[str] = []
+    for where, indices in places.items():
+        lines.append(f"vCPU {', '.join(map(str, indices))}: {where}")
+        lines += (f"  {line}" for line in more.get(where, "").splitlines())
+    return "\n".join(lines)
+
+
+def assertion(*streams: "Stream") -> str:
+    """The last assertion of edk2's that a guest printed of late; "" if there is none."""
+    for stream in streams:
+        found = re.findall(
+            rb"ASSERT(?:_EFI_ERROR|_RETURN_ERROR)? ?[\[(][^\r\n]{1,300}", stream.since(stream.total - _LATE_BYTES)
+        )
+        if found:
+            return legible(found[-1].decode("utf-8", "replace"))
+    return ""
+
+
+def _evidence(registers: Registers, memory: "GuestMemory", locate: Locate) -> str:
+    from vmm.debug.why import evidence  # few runs fail
+
+    return evidence(registers, memory.read, lambda address: locate(address, registers))
 
 
 def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
@@ -109,7 +145,7 @@ def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
 
 
 def _rip(registers: Registers, locate: Locate) -> str:
-    image = locate(registers)
+    image = locate(registers.linear_rip, registers)
     return f"RIP {registers.values['rip']:#x}" + (f" ({image})" if image else "")
 
 

@@ -281,7 +281,7 @@ with SoftcpuRig(source) as rig:
     assert outcomes == [lib.VCPU_INTERNAL_ERROR], outcomes
     for _ in range(2):
         end = rig.cores[0].end
-        print(failure.describe(rig.vcpus[0], end, rig.memory, software_cpu=True)[1])
+        print(failure.describe(rig.vcpus[0], end, rig.memory, lambda *_: "", software_cpu=True)[1])
         lib.vmm_vm_resume(rig.core)
         assert rig.softcpu.run(rig.cores[0]) == lib.VCPU_INTERNAL_ERROR
 with SoftcpuRig("main: report $7\\ndone") as rig:

@@ -167,7 +167,7 @@ def test_a_tss_that_was_never_loaded_ends_the_run_and_nothing_else() -> None:
     """
     with SoftcpuRig(source) as rig:
         assert rig.run() == [lib.VCPU_INTERNAL_ERROR]
-        message = failure.describe(rig.vcpus[0], rig.cores[0].end, rig.memory, software_cpu=True)[1]
+        message = failure.describe(rig.vcpus[0], rig.cores[0].end, rig.memory, lambda *_: "", software_cpu=True)[1]
         assert "without a TSS" in message
 
 

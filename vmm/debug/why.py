@@ -1,0 +1,166 @@
+"""What a vCPU was doing where it stands: the code at RIP, who called, what the page tables say, loops that never end.
+
+For the evidence below a failure's one line: everything here is read from a guest that may be broken, and what cannot be
+read is left out.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from vmm.cpu.paging import walk
+
+if TYPE_CHECKING:
+    from vmm.cpu.registers import Registers
+
+Read = Callable[[int, int], bytes]
+"""Gives bytes from a guest physical address; raises ValueError where no memory is."""
+
+Where = Callable[[int], str]
+"""A linear address in words, as ``DxeCore+0x1a2b``; "" where it is in no known image."""
+
+_INSTRUCTIONS = 6
+_LONGEST_INSTRUCTION = 15
+_LOOP_BYTES = 32
+"""How far back from its end a dead loop may begin: a load, a test and a jump have 10 to 20 bytes."""
+_STACK_WORDS = 96
+_CALLERS = 8
+_CALL_BYTES = 7
+_PAGING = 1 << 31
+_INTERRUPTS = 1 << 9
+_LOOKS_ONLY = {"mov", "movzx", "cmp", "test", "nop", "pause"}
+"""With no store among them, a loop of these alone never ends by itself."""
+
+
+def evidence(registers: "Registers", read: Read, where: Where) -> str:
+    """Lines about one vCPU: what it executes, its callers, and the walk of an address that is not mapped."""
+    memory = _Linear(registers, read)
+    lines = list(_code(registers, memory))
+    verdict = dead_loop(registers, memory.read)
+    if verdict:
+        lines.append(verdict)
+    callers = list(_callers(registers, memory, where))
+    if callers:
+        lines.append(f"on the stack: {', '.join(callers)}")
+    lines += _walks(registers, read)
+    return "\n".join(lines)
+
+
+def dead_loop(registers: "Registers", read: Read) -> str:
+    """Why the code at RIP never gets anywhere by itself, in a sentence; "" where it may.
+
+    edk2's CpuDeadLoop, with which ASSERT ends, reads a variable on its own stack until somebody changes it.
+    """
+    if _is_halt(registers, read):
+        return "HLT with interrupts off: only an NMI, an INIT or a reset ends it"
+    for start in range(registers.linear_rip, registers.linear_rip - _LOOP_BYTES, -1):
+        try:
+            loop = _loop(start, read(start, _LOOP_BYTES), registers)
+        except ValueError:
+            return ""
+        if loop:
+            return f"a loop of {loop} bytes that only looks at memory, as edk2's CpuDeadLoop, with which ASSERT ends"
+    return ""
+
+
+class _Linear:
+    """Memory as the vCPU sees it."""
+
+    def __init__(self, registers: "Registers", read: Read) -> None:
+        self._registers = registers
+        self._read = read
+
+    def read(self, linear: int, size: int) -> bytes:
+        """All of ``size`` bytes.
+
+        Raises:
+            ValueError: not all of it is mapped memory.
+        """
+        gpa = walk(linear, self._registers.values, self._read).gpa
+        first = min(size, 4096 - linear % 4096)
+        if gpa is None or gpa >> 52:
+            raise ValueError(f"no memory at {linear:#x}")
+        data = self._read(gpa, first)
+        return data if first == size else data + self.read(linear + first, size - first)
+
+
+def _disassembled(code: bytes, at: int, bits: int) -> Iterator[Any]:
+    # Loading capstone takes longer than starting a small guest, and few runs fail.
+    import capstone
+
+    mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
+    yield from capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, at)
+
+
+def _code(registers: "Registers", memory: _Linear) -> Iterator[str]:
+    rip = registers.linear_rip
+    for size in (_INSTRUCTIONS * _LONGEST_INSTRUCTION, _LONGEST_INSTRUCTION, 1):
+        try:
+            code = memory.read(rip, size)
+        except ValueError:
+            continue
+        for number, instruction in enumerate(_disassembled(code, rip, registers.bits)):
+            if number == _INSTRUCTIONS:
+                return
+            text = f"{instruction.mnemonic} {instruction.op_str}".strip()
+            yield f"{'=>' if number == 0 else '  '} {instruction.address:x}: {instruction.bytes.hex(' '):<24} {text}"
+        return
+    yield f"no memory at RIP: {rip:#x}"
+
+
+def _is_halt(registers: "Registers", read: Read) -> bool:
+    """Whether HLT is the instruction at RIP, or the one that was executed last, with interrupts off."""
+    if registers.values["rflags"] & _INTERRUPTS:
+        return False
+    try:
+        before, here = read(registers.linear_rip - 1, 2)
+    except ValueError:
+        return False
+    return here == 0xF4 or (before == 0xF4 and registers.mp_state.name == "HALTED")
+
+
+def _loop(start: int, code: bytes, registers: "Registers") -> int:
+    """The bytes of a dead loop that begins at ``start`` and holds RIP; 0: there is none."""
+    reached = False
+    for instruction in _disassembled(code, start, registers.bits):
+        reached = reached or instruction.address == registers.linear_rip
+        name, operands = instruction.mnemonic, instruction.op_str
+        if name.startswith("j"):
+            ends = reached and operands == f"{start:#x}"
+            return instruction.address + instruction.size - start if ends else 0
+        # The first operand is what is written; a comparison writes none.
+        if name not in _LOOKS_ONLY or ("[" in operands.partition(",")[0] and name not in {"cmp", "test", "nop"}):
+            return 0
+    return 0
+
+
+def _callers(registers: "Registers", memory: _Linear, where: Where) -> Iterator[str]:
+    """Return addresses on the stack: words that point behind a CALL, into an image that is known."""
+    word = 8 if registers.bits == 64 else 4
+    if registers.bits == 16:
+        return
+    found = 0
+    for number in range(_STACK_WORDS):
+        try:
+            value = int.from_bytes(memory.read(registers.values["rsp"] + word * number, word), "little")
+            code = memory.read(value - _CALL_BYTES, _CALL_BYTES) if value > _CALL_BYTES else b""
+        except ValueError:
+            continue
+        # E8 rel32, or FF /2 with a register or memory operand (SDM volume 2, CALL).
+        is_call = code[2:3] == b"\xe8" or any(
+            code[at] == 0xFF and code[at + 1] >> 3 & 7 == 2 for at in range(len(code) - 1)
+        )
+        name = where(value) if is_call else ""
+        if name:
+            yield name
+            found += 1
+            if found == _CALLERS:
+                return
+
+
+def _walks(registers: "Registers", read: Read) -> Iterator[str]:
+    if not registers.values["cr0"] & _PAGING:
+        return
+    for name, linear in (("RIP", registers.linear_rip), ("CR2", registers.values["cr2"])):
+        steps = walk(linear, registers.values, read)
+        if steps.gpa is None:
+            yield f"{name} {steps.text}".replace("\n", "\n  ")
