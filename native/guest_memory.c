@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Index of the first region that ends above gpa; memory->count if there is none. */
 static uint32_t first_ending_above(const struct guest_memory *memory, uint64_t gpa)
@@ -222,6 +223,14 @@ bool guest_memory_store16(const struct guest_memory *memory, uint64_t gpa, uint1
         memory->written(memory->opaque, gpa, sizeof(value));
     }
     return true;
+}
+
+bool guest_memory_touched(const struct guest_memory *memory, uint64_t gpa, uint64_t length, uint8_t *pages)
+{
+    uint64_t span = length;
+    uint8_t *from = guest_memory_span(memory, gpa, &span, false);
+
+    return from != NULL && span == length && mincore(from, length, pages) == 0;
 }
 
 void guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value)

@@ -10,6 +10,7 @@ checks its copies against, so that devices and the guest see the same map.
 """
 
 import mmap
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import layout
@@ -216,6 +217,17 @@ class GuestMemory:
         done = lib.guest_memory_write(self._table, gpa, data, len(data))
         if done != len(data):
             raise ValueError(f"no writable memory at {gpa + done:#x}")
+
+    def touched(self, gpa: int, size: int) -> list[tuple[int, int]]:
+        """Where in a range of whole pages something is, as (GPA, bytes): what nobody has used yet is left out.
+
+        A look at that would take memory from the host for it.
+        """
+        pages = bytearray(size // mmap.PAGESIZE)
+        if not lib.guest_memory_touched(self._table, gpa, size, ffi.from_buffer(pages)):
+            return [(gpa, size)]
+        there = pages.translate(bytes(value & 1 for value in range(256)))
+        return [(gpa + run.start() * mmap.PAGESIZE, len(run[0]) * mmap.PAGESIZE) for run in re.finditer(b"\1+", there)]
 
     def store_behind(self, gpa: int, data: bytes) -> None:
         """Store into the low RAM that belongs to ``gpa``, whatever is mapped there now.

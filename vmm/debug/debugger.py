@@ -15,7 +15,7 @@ from vmm.debug.connection import Connection, Listener, wait
 from vmm.debug.monitor import Monitor
 from vmm.debug.packets import Kind
 from vmm.debug.points import Hit, KvmPoints, Point, SoftwarePoints
-from vmm.debug.session import OK, SIGINT, SIGTRAP, Detach, Resume, Session
+from vmm.debug.session import OK, SIGINT, SIGTRAP, Detach, Printed, Resume, Session
 from vmm.debug.target import Target
 from vmm.firmware.images import FirmwareKind
 from vmm.run.outcome import Reason
@@ -227,6 +227,9 @@ class Debugger:
         answer = session.answer(packet)
         if isinstance(answer, bytes):
             connection.send(packets.encode(answer))
+        elif isinstance(answer, Printed):
+            for said in answer.packets():
+                connection.send(packets.encode(said))
         elif isinstance(answer, Resume):
             self._resume = answer
             self._awaited = True

@@ -30,9 +30,8 @@ _BEFORE = 4 << 20
 """How far in front of an address the header of its image is looked for: OVMF's largest, the shell, has 900 KiB."""
 
 _VOLUME_ALIGNMENT = 0x10000
-_VOLUMES_END = 256 << 20
-"""Where volumes in RAM are looked for: OVMF decompresses its own to 8 MiB and above."""
 _VOLUME_BYTES = 32 << 20
+"""Of volumes in RAM, at most twice as many are read: OVMF's have 13 MiB."""
 
 _KERNEL_START = 0xFFFF_FFFF_8000_0000
 _KERNEL_END = 0xFFFF_FFFF_C000_0000
@@ -178,13 +177,11 @@ class Images:
 
     def _volume_bytes(self) -> Iterator[bytes]:
         left = 2 * _VOLUME_BYTES
-        for gpa in range(0, min(self._memory.low_size, _VOLUMES_END), _VOLUME_ALIGNMENT):
+        for gpa in self._places(_VOLUME_ALIGNMENT):
             try:
                 header = self._read(gpa, HEADER.size)
-                if header[SIGNATURE_OFFSET : SIGNATURE_OFFSET + len(SIGNATURE)] != SIGNATURE:
-                    continue
                 volume = volume_at(header, 0)
-                if volume is not None and volume.size <= min(_VOLUME_BYTES, left):
+                if volume is not None and volume.size <= left:
                     left -= volume.size
                     yield self._read(gpa, volume.size)
             except ValueError:
@@ -192,13 +189,21 @@ class Images:
         # What is not compressed there runs there: SEC.
         yield from (self._firmware.code[at:] for at in _last_volume(self._firmware.code))
 
+    def _places(self, alignment: int) -> Iterator[int]:
+        """The multiples of this in low RAM at which something is."""
+        for region in self._memory.regions():
+            if region.kind == "ram" and region.gpa < FOUR_GIB:
+                for gpa, length in self._memory.touched(region.gpa, region.size):
+                    yield from range(-(-gpa // alignment) * alignment, gpa + length, alignment)
+
     def _everything(self) -> Iterator[tuple[int, bytes]]:
         for region in self._memory.regions():
             if region.gpa >= FOUR_GIB:
                 continue  # firmware that has not set up page tables cannot be there
-            for start in range(region.gpa, region.gpa + region.size, _CHUNK):
-                size = min(_CHUNK + _OVERLAP, region.gpa + region.size - start)
-                yield start, self._read(start, size)
+            whole = [(region.gpa, region.size)]
+            for gpa, length in self._memory.touched(*whole[0]) if region.kind == "ram" else whole:
+                for start in range(gpa, gpa + length, _CHUNK):
+                    yield start, self._read(start, min(_CHUNK + _OVERLAP, gpa + length - start))
 
     def _before(self, gpa: int) -> Iterator[tuple[int, bytes]]:
         for region in self._memory.regions():

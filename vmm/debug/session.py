@@ -42,8 +42,19 @@ class Kill(NamedTuple):
     """The run is to end."""
 
 
-Answer = bytes | Resume | Detach | Kill | None
-"""A reply; or what happens to the machine; or nothing."""
+class Printed(NamedTuple):
+    """It is shown a text, and everything went well."""
+
+    text: bytes
+
+    def packets(self) -> list[bytes]:
+        """The texts of the packets: a console's output in pieces, then the reply."""
+        pieces = range(0, len(self.text), _READ_BYTES)
+        return [*(b"O" + self.text[at : at + _READ_BYTES].hex().encode() for at in pieces), OK]
+
+
+Answer = bytes | Printed | Resume | Detach | Kill
+"""A reply; or what happens to the machine."""
 
 
 class Session:
@@ -343,8 +354,7 @@ class Session:
 
     def _run_monitor(self, rest: bytes) -> Answer:
         command = _bytes(rest.removeprefix(b",")).decode("utf-8", "replace")
-        text = self._monitor(command, self.current)
-        return text.encode("utf-8", "replace")[:_READ_BYTES].hex().encode() or OK
+        return Printed(self._monitor(command, self.current).encode("utf-8", "replace"))
 
     def _is_attached(self, rest: bytes) -> Answer:
         return b"1"

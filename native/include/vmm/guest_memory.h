@@ -78,6 +78,13 @@ bool guest_memory_load16(const struct guest_memory *memory, uint64_t gpa, uint16
 /* One 16-bit store, what was written before it included (release). False: there is no writable memory. */
 bool guest_memory_store16(const struct guest_memory *memory, uint64_t gpa, uint16_t value);
 
+/*
+ * For each host page of a range in one region, into pages[]: bit 0 says whether
+ * anything is there yet, other than the zeros that a look at it would allocate.
+ * False: that is not known.
+ */
+bool guest_memory_touched(const struct guest_memory *memory, uint64_t gpa, uint64_t length, uint8_t *pages);
+
 /* One 32-bit store, or byte by byte what of it is writable memory, if that isn't all in one region. */
 void guest_memory_store32(const struct guest_memory *memory, uint64_t gpa, uint32_t value);
 

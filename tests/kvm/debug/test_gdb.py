@@ -8,7 +8,7 @@ from debug_rig import Client, Debugged
 from real_mode_rom import START, image
 
 from vmm import Reason
-from vmm.firmware import guests
+from vmm.firmware import contents, guests
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.softcpu.decision import has_hardware_virtualization
 
@@ -171,10 +171,19 @@ def test_ovmf_in_its_shell(vmm_machine: MachineFactory) -> None:
         printed = debugged.gdb(
             *("set $here = $pc", "hbreak *$here", "continue", "p $pc == $here", "info threads", "x/i $here - 1"),
             *("thread 3", "monitor translate 0xfffffff0", "monitor registers", "monitor trace", "monitor fw_cfg"),
+            *('eval "monitor images %#lx", $pc', "monitor images"),
             *("thread 1", "delete", 'eval "watch *(long *)%#lx", $sp - 8', "continue", "stepi", "stepi"),
         )
         machine.send_line("ver")
         assert debugged.join().reason is Reason.UNTIL
+    names = {image.name for image in machine.images()}
+    assert {"SecMain", "PeiCore", "PlatformPei", "DxeIpl", "DxeCore", "CpuDxe", "Shell", "VariableRuntimeDxe"} <= names
+    # Each is there, with the GUID that its file has in the firmware's volumes.
+    files = {module.guid: module.name for module in contents.read(machine.config.firmware.code).modules}
+    assert all(files[image.guid] == image.name for image in machine.images() if image.guid is not None)
+    assert len(names) > 80
+    assert re.search(r"^CpuDxe\+0x[0-9a-f]+$", printed, re.MULTILINE)
+    assert re.search(r"^ +fffc[0-9a-f]+ +0x[0-9a-f]+ +SecMain ", printed, re.MULTILINE)
     assert "$1 = 1" in printed
     assert printed.count("64-bit code in long mode") >= 4
     assert re.search(r"0x[0-9a-f]+:\s+hlt", printed)

@@ -181,6 +181,7 @@ def test_rubbish_changes_nothing(vmm_machine: MachineFactory, tmp_path: Path) ->
             b"qXfer:features:read:other.xml:0,10": b"E00",
             b"qXfer:features:read:target.xml:zz": b"E16",
             b"qRcmd,f": b"E16",
+            b"qRcmd,68656c70": b"OK",  # help
             b"G00": b"E16",
         }.items():
             assert client.ask(packet) == answer, packet

@@ -11,7 +11,7 @@ from vmm import Machine
 from vmm.debug.description import layout
 from vmm.debug.monitor import Monitor
 from vmm.debug.points import Hit, KvmPoints, Point, PointError, PointKind
-from vmm.debug.session import Detach, Kill, Resume, Session
+from vmm.debug.session import Detach, Kill, Printed, Resume, Session
 from vmm.debug.target import Target
 
 pytestmark = pytest.mark.needs_kvm
@@ -48,7 +48,7 @@ def session(machine: Machine) -> Session:
 @given(st.one_of(st.tuples(st.sampled_from(NAMES), ARGUMENTS).map(b"".join), st.binary(max_size=60)))
 def test_any_packet_is_answered(session: Session, packet: bytes) -> None:
     answer = session.answer(packet)
-    assert isinstance(answer, bytes | Resume | Detach | Kill)
+    assert isinstance(answer, bytes | Printed | Resume | Detach | Kill)
     if isinstance(answer, bytes):
         assert b"$" not in answer
         assert b"#" not in answer
@@ -57,8 +57,8 @@ def test_any_packet_is_answered(session: Session, packet: bytes) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_monitor_commands(session: Session, command: str) -> None:
     answer = session.answer(b"qRcmd," + command.encode().hex().encode())
-    assert isinstance(answer, bytes)
-    text = bytes.fromhex(answer.decode()).decode()
+    assert isinstance(answer, Printed)
+    text = answer.text.decode()
     assert text.endswith("\n")
     expected = {
         "registers": "RIP 000000000000fff0",
