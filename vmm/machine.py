@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
     from vmm.cpu.registers import Registers
     from vmm.debug.debugger import Debugger
-    from vmm.debug.images import Images, LoadedImage
+    from vmm.debug.images import LoadedImage
+    from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
@@ -216,7 +217,7 @@ class Machine(Runnable):
                     self._lifetime.reset,
                     self.platform.flush,
                     self._note_debug,
-                    self._locate,
+                    lambda: self._look,
                 )
                 threads.add(core_vcpu, execute)
             self.interface_choice = config.interface_choice
@@ -330,7 +331,7 @@ class Machine(Runnable):
             RuntimeError: the machine runs.
             KvmError: it is closed.
         """
-        return self._images.all(self.registers(index).values)
+        return self._look.images.all(self.registers(index).values)
 
     def started_s(self) -> list[float | None]:
         """For each vCPU: seconds after vCPU 0's that its first instruction since the last reset came; or None."""
@@ -449,17 +450,14 @@ class Machine(Runnable):
         cores = self._processors.cores
         started = ((vcpu, bool(core.started_ns)) for vcpu, core in zip(self.vcpus, cores, strict=True))
         said = assertion(self.debugcon, self.serial)
-        where = positions(started, self.memory, self._locate)
+        where = positions(started, lambda: self._look)
         return f"{where}\nthe guest said: {said}" if said else where
 
-    def _locate(self, address: int, registers: "Registers") -> str:
-        return self._images.where(address, registers.values)
-
     @cached_property
-    def _images(self) -> "Images":
-        from vmm.debug.images import Images
+    def _look(self) -> "Look":
+        from vmm.debug.look import Look
 
-        return Images(self.memory, self.config.firmware)
+        return Look(self.memory, self.config.firmware)
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

@@ -20,8 +20,11 @@ from vmm import layout
 from vmm.bus import Bus, Device, IoLock
 from vmm.cpu import cpuid
 from vmm.cpu.reset import reset_vcpu
+from vmm.debug.look import Look
+from vmm.firmware.images import NO_FIRMWARE
 from vmm.kvm import Kvm, Vcpu
 from vmm.memory import GuestMemory
+from vmm.run import failure
 from vmm.softcpu.engine import SoftwareCpu
 
 MIB = 1 << 20
@@ -301,6 +304,11 @@ class SoftcpuRig:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closers.close()
+
+    def why(self) -> str:
+        """Why the first vCPU's run ended, as a user reads it."""
+        look = Look(self.memory, NO_FIRMWARE)
+        return failure.describe(self.vcpus[0], self.cores[0].end, self.memory, lambda: look, software_cpu=True)[1]
 
     def run(self, seconds: float = 240) -> list[int]:
         """Run until the guest is done, a vCPU ends, or the time is over; the outcome of each vCPU."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm import late
 from vmm._native import ffi, lib
@@ -43,12 +43,18 @@ _SOFTWARE_CPU_ENDS = {
 """native/softcpu/softcpu.h, enum softcpu_end; its module is loaded only where it is used."""
 
 
-Locate = Callable[[int, Registers], str]
-"""Says which image a linear address is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
+class Look(Protocol):
+    """What can be said of a vCPU that stands still, from the guest's memory; it is made only where it is needed."""
+
+    def where(self, registers: Registers) -> str:
+        """Which image RIP is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
+
+    def evidence(self, registers: Registers) -> str:
+        """Lines on what it was doing there."""
 
 
 def describe(
-    vcpu: "Vcpu", end: Any, memory: "GuestMemory", locate: Locate, *, software_cpu: bool
+    vcpu: "Vcpu", end: Any, memory: "GuestMemory", look: Callable[[], Look], *, software_cpu: bool
 ) -> tuple[Reason, str, str]:
     """Reason, one line, and further lines for a vCPU whose run ended by itself.
 
@@ -56,7 +62,7 @@ def describe(
         vcpu: the vCPU; its registers are read.
         end: the C core's ``struct vcpu_end``.
         memory: where the instruction bytes are, when KVM did not hand them over.
-        locate: names the image.
+        look: knows more of the place.
         software_cpu: was it the software CPU that ran the vCPU?
     """
     if end.outcome == lib.VCPU_ERROR:
@@ -64,8 +70,8 @@ def describe(
     if end.outcome == lib.VCPU_REFUSED:
         return _refused_call(vcpu, end)
     registers = Registers.of(vcpu)
-    details = f"{registers.text}\n{_evidence(registers, memory, locate)}"
-    where = f"vCPU {vcpu.index} at {_rip(registers, locate)}"
+    details = f"{registers.text}\n{look().evidence(registers)}"
+    where = f"vCPU {vcpu.index} at {_rip(registers, look)}"
     if end.outcome == lib.VCPU_SHUTDOWN:
         if registers.linear_rip == _RESET_VECTOR:
             unknown = "where is not known: KVM has reset the vCPU's registers, as it does on AMD hosts"
@@ -89,14 +95,13 @@ def describe(
     return Reason.KVM_FAILURE, f"{what}{why}, {where}", details
 
 
-def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", memory: "GuestMemory", locate: Locate) -> str:
+def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", look: Callable[[], Look]) -> str:
     """Where each vCPU is, and what it does there; vCPUs in the same place share that.
 
     Args:
         vcpus: each with whether it has executed anything. Of one that has not, nothing is read: that would let KVM
             accept a SIPI which it is to see when it runs.
-        memory: of the machine.
-        locate: names the image that each is in.
+        look: knows more of the places.
     """
     places: dict[str, list[int]] = {}
     more: dict[str, str] = {}
@@ -105,10 +110,10 @@ def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", memory: "GuestMemory", locat
         if started:
             registers = Registers.of(vcpu)
             halted = ", halted" if registers.mp_state is MpState.HALTED else ""
-            where = f"at {_rip(registers, locate)}, {registers.mode}, ring {registers.cpl}{halted}"
+            where = f"at {_rip(registers, look)}, {registers.mode}, ring {registers.cpl}{halted}"
             # Whoever waits for another processor says nothing of why nothing goes on.
             if where not in places and (vcpu.index == 0 or not halted) and len(more) < _MOST_EXPLAINED:
-                more[where] = _evidence(registers, memory, locate)
+                more[where] = look().evidence(registers)
         places.setdefault(where, []).append(vcpu.index)
     lines: list[str] = []
     for where, indices in places.items():
@@ -128,12 +133,6 @@ def assertion(*streams: "Stream") -> str:
     return ""
 
 
-def _evidence(registers: Registers, memory: "GuestMemory", locate: Locate) -> str:
-    from vmm.debug.why import evidence  # few runs fail
-
-    return evidence(registers, memory.read, lambda address: locate(address, registers))
-
-
 def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
     registers = Registers.of(vcpu)
     message = (
@@ -144,8 +143,8 @@ def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
     return Reason.REFUSED, message, registers.text
 
 
-def _rip(registers: Registers, locate: Locate) -> str:
-    image = locate(registers.linear_rip, registers)
+def _rip(registers: Registers, look: Callable[[], Look]) -> str:
+    image = look().where(registers)
     return f"RIP {registers.values['rip']:#x}" + (f" ({image})" if image else "")
 
 

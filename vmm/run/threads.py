@@ -14,7 +14,7 @@ from vmm.run.outcome import Reason, ResetKind
 if TYPE_CHECKING:
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
-    from vmm.run.failure import Locate
+    from vmm.run.failure import Look
     from vmm.sandbox import Sandbox
     from vmm.softcpu.engine import SoftwareCpu
 
@@ -145,7 +145,7 @@ def execute_vcpu(
     reset: Callable[[ResetKind, str, str], None],
     flush: Callable[[], None],
     note_debug: Callable[[int], None],
-    locate: "Locate",
+    look: "Callable[[], Look]",
 ) -> None:
     """Run one vCPU on the calling thread.
 
@@ -158,7 +158,7 @@ def execute_vcpu(
         reset: told of its triple fault instead.
         flush: passes on what devices hold back for a moment.
         note_debug: told that the vCPU has come to what a debugger waits for.
-        locate: names the image that a vCPU is in.
+        look: knows more of the place where it ended.
     """
     run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
     outcome = run(core_vcpu)
@@ -168,8 +168,8 @@ def execute_vcpu(
         late.load("vmm.run.failure")
         from vmm.run import failure
 
-        ended = failure.describe(vcpu, core_vcpu.end, memory, locate, software_cpu=softcpu is not None)
-        reason, message, details = ended
+        end = core_vcpu.end
+        reason, message, details = failure.describe(vcpu, end, memory, look, software_cpu=softcpu is not None)
         if reason is Reason.TRIPLE_FAULT:
             reset(ResetKind.TRIPLE_FAULT, message, details)
         else:

@@ -256,7 +256,6 @@ def test_where_the_engine_gives_up_the_machine_ends_and_nothing_else() -> None:
 import resource
 from softcpu_rig import SoftcpuRig
 from vmm._native import ffi, lib
-from vmm.run import failure
 
 source = '''
 main:
@@ -280,8 +279,7 @@ with SoftcpuRig(source) as rig:
     resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert outcomes == [lib.VCPU_INTERNAL_ERROR], outcomes
     for _ in range(2):
-        end = rig.cores[0].end
-        print(failure.describe(rig.vcpus[0], end, rig.memory, lambda *_: "", software_cpu=True)[1])
+        print(rig.why())
         lib.vmm_vm_resume(rig.core)
         assert rig.softcpu.run(rig.cores[0]) == lib.VCPU_INTERNAL_ERROR
 with SoftcpuRig("main: report $7\\ndone") as rig:

@@ -7,7 +7,6 @@ from softcpu_rig import NOT_HERE, SoftcpuRig
 from vmm._native import lib
 
 from vmm.bus import Device
-from vmm.run import failure
 from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = [
@@ -167,7 +166,7 @@ def test_a_tss_that_was_never_loaded_ends_the_run_and_nothing_else() -> None:
     """
     with SoftcpuRig(source) as rig:
         assert rig.run() == [lib.VCPU_INTERNAL_ERROR]
-        message = failure.describe(rig.vcpus[0], rig.cores[0].end, rig.memory, lambda *_: "", software_cpu=True)[1]
+        message = rig.why()
         assert "without a TSS" in message
 
 
