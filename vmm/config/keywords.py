@@ -111,4 +111,4 @@ class MachineOptions(TypedDict, total=False):
     sandbox: Sandboxing | str | None
     user: str | None
     gdb: DebugAddress | str | None
-    hold: bool
+    hold: bool | None

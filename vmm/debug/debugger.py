@@ -16,7 +16,7 @@ from vmm.debug.monitor import Monitor
 from vmm.debug.packets import Kind
 from vmm.debug.points import Hit, KvmPoints, Point, SoftwarePoints
 from vmm.debug.session import OK, SIGINT, SIGTRAP, Detach, Printed, Resume, Session
-from vmm.debug.target import Target
+from vmm.debug.target import Debuggee, Target
 from vmm.firmware.images import FirmwareKind
 from vmm.run.outcome import Reason
 from vmm.run.runner import POLL_SECONDS
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.config.debugger import DebugAddress
-    from vmm.machine import Machine
     from vmm.run.lifetime import Lifetime
     from vmm.run.threads import VcpuThreads
 
@@ -65,7 +64,7 @@ class Debugger:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: Debuggee,
         core: Any,
         cores: Sequence[Any],
         threads: VcpuThreads,

@@ -10,8 +10,7 @@ from vmm.legible import legible
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.debug.target import Target
-    from vmm.machine import Machine
+    from vmm.debug.target import Debuggee, Target
 
 _EVENTS = 32
 """How much of the timeline ``monitor trace`` shows."""
@@ -28,7 +27,7 @@ class Monitor:
         code: bits of the code that the next debugger is to be told of; None: those of the code that there is then.
     """
 
-    def __init__(self, machine: Machine, target: Target) -> None:
+    def __init__(self, machine: Debuggee, target: Target) -> None:
         self.code: int | None = None
         self._machine = machine
         self._target = target

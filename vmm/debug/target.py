@@ -1,16 +1,46 @@
 """A machine that stands still, as a debugger reads and writes it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm.cpu.paging import Walk, walk
 from vmm.debug.registers import State
 
 if TYPE_CHECKING:
+    from vmm.config.machine import MachineConfig
+    from vmm.devices.fw_cfg import FwCfg
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
+    from vmm.run.timeline import TimelineEvent
+    from vmm.run.trace import Trace
+    from vmm.softcpu.engine import SoftwareCpu
 
 _PAGE = 4096
+
+
+class Debuggee(Protocol):
+    """The machine, as far as a debugger looks at it; `vmm.machine.Machine` has more, and documents these."""
+
+    @property
+    def config(self) -> "MachineConfig": ...  # noqa: D102 - see above, for all of them
+
+    @property
+    def vcpus(self) -> "Sequence[Vcpu]": ...  # noqa: D102
+
+    @property
+    def memory(self) -> "GuestMemory": ...  # noqa: D102
+
+    @property
+    def softcpu(self) -> "SoftwareCpu | None": ...  # noqa: D102
+
+    @property
+    def fw_cfg(self) -> "FwCfg | None": ...  # noqa: D102
+
+    @property
+    def trace(self) -> "Trace": ...  # noqa: D102
+
+    @property
+    def timeline(self) -> "list[TimelineEvent]": ...  # noqa: D102
 
 
 class Target:
