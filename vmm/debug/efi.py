@@ -11,6 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 from uuid import UUID
@@ -26,6 +27,8 @@ _MAX_TABLES = 256
 _MAX_IMAGES = 4096
 _MAX_IMAGE_BYTES = 64 << 20
 _MAX_NODES = 16
+_MAX_HEADERS = 20000
+"""That are looked at in one piece of memory."""
 
 _MZ_BEFORE_PE = 0x400
 """How far in front of a PE header its MS-DOS header is looked for."""
@@ -117,7 +120,7 @@ def scan(data: bytes, gpa: int, read: Read) -> Iterator[EfiImage]:
 
     A file's copy in a firmware volume, which is only read, gives another.
     """
-    for match in _HEADERS.finditer(data):
+    for match in islice(_HEADERS.finditer(data), _MAX_HEADERS):
         at = match.start()
         if match[0].startswith(b"PE"):
             at = _dos_header(data, at)

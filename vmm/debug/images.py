@@ -5,7 +5,10 @@ from the page tables; a guest of ours, and firmware that is no more than a ROM, 
 with. Names are those that the linker left in an image, else those of the firmware volumes in memory.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
@@ -13,7 +16,7 @@ from uuid import UUID
 from vmm.cpu.paging import walk
 from vmm.debug import efi
 from vmm.firmware import guests
-from vmm.firmware.contents import Contents, read
+from vmm.firmware.contents import read
 from vmm.firmware.volumes import HEADER, SIGNATURE, SIGNATURE_OFFSET, volume_at
 from vmm.layout import FOUR_GIB
 from vmm.legible import legible
@@ -30,8 +33,9 @@ _BEFORE = 4 << 20
 """How far in front of an address the header of its image is looked for: OVMF's largest, the shell, has 900 KiB."""
 
 _VOLUME_ALIGNMENT = 0x10000
-_VOLUME_BYTES = 32 << 20
-"""Of volumes in RAM, at most twice as many are read: OVMF's have 13 MiB."""
+_VOLUME_BYTES = 64 << 20
+_MAX_VOLUMES = 16
+"""Of volumes in RAM so many are read at the most: OVMF's two have 13 MiB."""
 
 _KERNEL_START = 0xFFFF_FFFF_8000_0000
 _KERNEL_END = 0xFFFF_FFFF_C000_0000
@@ -97,41 +101,52 @@ class Images:
     def __init__(self, memory: "GuestMemory", firmware: "FirmwareImages") -> None:
         self._memory = memory
         self._firmware = firmware
-        self._contents: Contents | None = None
+        self._modules = _Modules({}, {})
+        self._seen: list[tuple[int, int]] | None = None
 
     def all(self, registers: Mapping[str, int]) -> list[LoadedImage]:
         """All that there is, by address; ``registers`` of a vCPU say by which page tables addresses are meant."""
-        found = self._listed()
-        bases = {image.base for image in found}
-        found += (image for image in self._scanned(self._everything()) if image.base not in bases)
+        modules = self._modules_now()
+        executables = {image.base: image for image in self._scanned(self._everything())}
+        executables |= {image.base: image for image in efi.listed(self._read, self._memory.low_size)}
+        found = [_named(image, modules) for image in executables.values()]
         kernel = self._kernel(registers)
         ours = self._ours()
         found += [image for image in (kernel, ours) if image is not None]
         return sorted(found, key=lambda image: image.base)
 
-    def where(self, address: int, registers: Mapping[str, int]) -> str:
-        """An address in words, with the function if that is known: ``probe+0xa2c, main+0x10``; "" in no known image."""
-        image = self.at(address, registers)
-        if image is None:
-            return ""
-        function = _function(Path(image.path), address) if image.kind == "guest" and image.path else ""
-        return ", ".join(filter(None, (image.where(address), function)))
+    def where(self, registers: Mapping[str, int]) -> Callable[[int], str]:
+        """What says an address in words, with the function if that is known: ``probe+0xa2c, main+0x10``.
 
-    def at(self, address: int, registers: Mapping[str, int]) -> LoadedImage | None:
-        """The one that a linear address is in; None: none is known."""
-        candidates = (self._ours(), self._kernel(registers) if address >= _KERNEL_START else None)
-        for image in candidates:
-            if image is not None and address in image:
-                return image
-        for image in self._listed():
+        It says "" for one in no known image, and is good as long as the machine stands still.
+        """
+        known = [image for image in (self._ours(), self._kernel(registers)) if image is not None]
+        listed = efi.listed(self._read, self._memory.low_size)
+
+        def say(address: int) -> str:
+            image = self._at(address, known, listed, registers)
+            if image is None:
+                return ""
+            function = _function(Path(image.path), address) if image.kind == "guest" and image.path else ""
+            return ", ".join(filter(None, (image.where(address), function)))
+
+        return cache(say)
+
+    def _at(
+        self, address: int, known: list[LoadedImage], listed: list[efi.EfiImage], registers: Mapping[str, int]
+    ) -> LoadedImage | None:
+        for image in known:
             if address in image:
                 return image
+        for executable in listed:
+            if executable.base <= address < executable.base + executable.size:
+                return _named(executable, self._modules_now())
         gpa = walk(address, registers, self._read).gpa
         # Where a linear address is another physical one, no firmware runs.
         if gpa == address:
-            for image in self._scanned(self._before(gpa)):
-                if address in image:
-                    return image
+            for executable in self._scanned(self._before(gpa)):
+                if executable.base <= address < executable.base + executable.size:
+                    return _named(executable, self._modules_now())
         return self._rom(address)
 
     def _read(self, gpa: int, size: int) -> bytes:
@@ -142,52 +157,31 @@ class Images:
 
     # -- UEFI -------------------------------------------------------------------------------------------------------
 
-    def _listed(self) -> list[LoadedImage]:
-        found = efi.listed(self._read, self._memory.low_size)
-        return [self._named(image, "debug image info table") for image in found]
-
-    def _scanned(self, pieces: Iterable[tuple[int, bytes]]) -> Iterator[LoadedImage]:
+    def _scanned(self, pieces: Iterable[tuple[int, bytes]]) -> Iterator[efi.EfiImage]:
         for gpa, data in pieces:
-            for image in efi.scan(data, gpa, self._read):
-                yield self._named(image, "header")
+            yield from efi.scan(data, gpa, self._read)
 
-    def _named(self, image: efi.EfiImage, found: str) -> LoadedImage:
-        name, guid = image.name, image.guid
-        if not name or guid is None:
-            module_name, module_guid = self._module_of(image)
-            name, guid = name or module_name, guid or module_guid
-        return LoadedImage(name or (str(guid) if guid else ""), image.base, image.size, "uefi", found, image.path, guid)
+    def _modules_now(self) -> "_Modules":
+        """What the firmware volumes hold; read anew only where there are others than before."""
+        volumes = self._volumes()
+        if volumes != self._seen:
+            # The last one has the reset vector, and runs where it is.
+            last = (self._firmware.code[at:] for at in _last_volume(self._firmware.code))
+            self._modules = _modules(chain((self._read(gpa, size) for gpa, size in volumes), last))
+            self._seen = volumes
+        return self._modules
 
-    def _module_of(self, image: efi.EfiImage) -> tuple[str, UUID | None]:
-        """What the firmware volumes in memory say: by the file's GUID, else by the header of its executable."""
-        for module in self._volumes().modules:
-            if image.guid is not None and module.guid == image.guid and module.name != str(module.guid):
-                return module.name, module.guid
-            header = efi.header_at(module.data[:4096], 0) if module.architecture and image.guid is None else None
-            if header is not None and image.key and header[2] == image.key:
-                return module.name, module.guid
-        return "", None
-
-    def _volumes(self) -> Contents:
-        """What the firmware volumes in RAM, and in the image itself, hold; read once, for it takes a moment."""
-        if self._contents is None:
-            volumes = [read(data) for data in self._volume_bytes()]
-            self._contents = Contents(modules=[module for contents in volumes for module in contents.modules])
-        return self._contents
-
-    def _volume_bytes(self) -> Iterator[bytes]:
-        left = 2 * _VOLUME_BYTES
+    def _volumes(self) -> list[tuple[int, int]]:
+        """Where firmware volumes are in RAM, and their sizes."""
+        found: list[tuple[int, int]] = []
         for gpa in self._places(_VOLUME_ALIGNMENT):
-            try:
-                header = self._read(gpa, HEADER.size)
-                volume = volume_at(header, 0)
-                if volume is not None and volume.size <= left:
-                    left -= volume.size
-                    yield self._read(gpa, volume.size)
-            except ValueError:
-                continue
-        # What is not compressed there runs there: SEC.
-        yield from (self._firmware.code[at:] for at in _last_volume(self._firmware.code))
+            volume = volume_at(self._read(gpa, HEADER.size), 0)
+            whole = 0 if volume is None else volume.size + sum(size for _, size in found)
+            if volume is not None and whole <= _VOLUME_BYTES and len(found) < _MAX_VOLUMES:
+                with suppress(ValueError):
+                    self._read(gpa + volume.size - 1, 1)
+                    found.append((gpa, volume.size))
+        return found
 
     def _places(self, alignment: int) -> Iterator[int]:
         """The multiples of this in low RAM at which something is."""
@@ -292,6 +286,34 @@ def _function(elf: Path, address: int) -> str:
         ]
     value, name = max((symbol for symbol in symbols if symbol[0] <= address and symbol[1]), default=(0, ""))
     return f"{name}+{address - value:#x}" if name else ""
+
+
+class _Modules(NamedTuple):
+    """The files of firmware volumes: their names by GUID, and the GUIDs of executables by `EfiImage.key`."""
+
+    names: dict[UUID, str]
+    guids: dict[bytes, UUID]
+
+
+def _modules(volumes: Iterable[bytes]) -> _Modules:
+    found = _Modules({}, {})
+    for data in volumes:
+        # What is compressed in there is not executed there.
+        for module in read(data, limit=0).modules:
+            if module.name != str(module.guid):
+                found.names[module.guid] = module.name
+            header = efi.header_at(module.data[:4096], 0) if module.architecture else None
+            if header is not None:
+                found.guids[header[2]] = module.guid
+    return found
+
+
+def _named(image: efi.EfiImage, modules: _Modules) -> LoadedImage:
+    """With the names of firmware volumes: by the file's GUID, else by the header of its executable."""
+    guid = image.guid or modules.guids.get(image.key)
+    name = image.name or (modules.names.get(guid, str(guid)) if guid else "")
+    found = "debug image info table" if image.is_listed else "header"
+    return LoadedImage(name, image.base, image.size, "uefi", found, image.path, guid)
 
 
 def _last_volume(code: bytes) -> Iterator[int]:

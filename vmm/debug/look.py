@@ -28,8 +28,8 @@ class Look:
 
     def where(self, registers: "Registers") -> str:
         """Which image RIP is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
-        return self.images.where(registers.linear_rip, registers.values)
+        return self.images.where(registers.values)(registers.linear_rip)
 
     def evidence(self, registers: "Registers") -> str:
         """Lines on what the vCPU was doing."""
-        return evidence(registers, self._memory.read, lambda address: self.images.where(address, registers.values))
+        return evidence(registers, self._memory.read, self.images.where(registers.values))

@@ -81,7 +81,7 @@ class Monitor:
             address = int(argument, 0)
         except ValueError:
             return "an address is wanted: monitor images 0xfffffff0"
-        return legible(self._loaded.where(address, values)) or "in no image that is known"
+        return legible(self._loaded.where(values)(address)) or "in no image that is known"
 
     def _fw_cfg(self, argument: str, vcpu: int) -> str:
         if self._machine.fw_cfg is None:

@@ -24,6 +24,8 @@ _LOOP_BYTES = 32
 """How far back from its end a dead loop may begin: a load, a test and a jump have 10 to 20 bytes."""
 _STACK_WORDS = 96
 _CALLERS = 8
+_MOST_ASKED = 24
+"""Words for which an image is looked for, which may take long where none is."""
 _CALL_BYTES = 7
 _PAGING = 1 << 31
 _INTERRUPTS = 1 << 9
@@ -138,7 +140,7 @@ def _callers(registers: "Registers", memory: _Linear, where: Where) -> Iterator[
     word = 8 if registers.bits == 64 else 4
     if registers.bits == 16:
         return
-    found = 0
+    asked = found = 0
     for number in range(_STACK_WORDS):
         try:
             value = int.from_bytes(memory.read(registers.values["rsp"] + word * number, word), "little")
@@ -149,12 +151,15 @@ def _callers(registers: "Registers", memory: _Linear, where: Where) -> Iterator[
         is_call = code[2:3] == b"\xe8" or any(
             code[at] == 0xFF and code[at + 1] >> 3 & 7 == 2 for at in range(len(code) - 1)
         )
-        name = where(value) if is_call else ""
+        if not is_call:
+            continue
+        name = where(value)
+        asked += 1
         if name:
             yield name
             found += 1
-            if found == _CALLERS:
-                return
+        if found == _CALLERS or asked == _MOST_ASKED:
+            return
 
 
 def _walks(registers: "Registers", read: Read) -> Iterator[str]:

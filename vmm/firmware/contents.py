@@ -121,19 +121,24 @@ class Contents:
     problems: list[str] = field(default_factory=list)
 
 
-def read(data: bytes) -> Contents:
-    """Return what is in an image; empty contents for one without firmware volumes."""
+def read(data: bytes, limit: int | None = None) -> Contents:
+    """Return what is in an image; empty contents for one without firmware volumes.
+
+    Args:
+        data: the image.
+        limit: bytes that its compressed sections may expand to (`MAX_DECOMPRESSED`); 0 leaves them alone.
+    """
     contents = Contents()
-    _Reader(contents).volumes(data, 0, ())
+    _Reader(contents, MAX_DECOMPRESSED if limit is None else limit).volumes(data, 0, ())
     return contents
 
 
 class _Reader:
     """Walks an image once, with a budget."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, limit: int) -> None:
         self._contents = contents
-        self._budget = MAX_DECOMPRESSED
+        self._budget = limit
 
     def volumes(self, data: bytes, depth: int, inside: tuple[str, ...]) -> None:
         """Read each volume in some bytes, whatever lies between them."""
@@ -256,6 +261,8 @@ class _Reader:
         return encoding, None
 
     def _decompress(self, data: bytes) -> bytes | None:
+        if not self._budget:
+            return None
         decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=DECODER_MEMORY)
         try:
             decoded = decompressor.decompress(data, self._budget)

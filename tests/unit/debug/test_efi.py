@@ -160,3 +160,13 @@ def test_nothing_in_memory_makes_it_raise(
     assert len(efi.listed(memory.read, RAM_END)) <= 4096
     for image in efi.scan(memory.read(0x200000, 0x4000), 0x200000, memory.read):
         assert 0 < image.size <= 64 << 20
+
+
+def test_memory_full_of_headers_is_not_looked_at_for_long() -> None:
+    memory = Memory()
+    memory.put(0x100000, b"PE\0\0\x64\x86" * 20000)
+    memory.put(0x200000, pe(0x200000))
+    data = memory.read(0x100000, 0x200000)
+    assert list(efi.scan(data, 0x100000, memory.read)) == []
+    memory.put(0x100000, bytes(6))
+    assert len(list(efi.scan(memory.read(0x100000, 0x200000), 0x100000, memory.read))) == 1
