@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 
 _TYPES = {
     **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point", "max_resets"), int),
-    **dict.fromkeys(("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "exit_times", "hold"), bool),
+    **dict.fromkeys(
+        ("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "exit_times", "hold"), bool
+    ),
     "firmware": FirmwareImages,
 }
 """Fields that a Python caller could give in another type without an error anywhere."""

@@ -34,6 +34,7 @@ _SIGNALS = {
     Reason.KVM_FAILURE: 6,
     Reason.DEVICE_FAILURE: 6,
     Reason.RESET: 15,
+    Reason.RESET_LOOP: 15,
 }
 """The ends at which a debugger gets a last look, with the signal (Linux's number) that it is told."""
 
@@ -97,6 +98,7 @@ class Debugger:
         self._told_bits = 0
         self._inbox: deque[bytes] = deque()
         self._idle: Callable[[], None] = _nothing
+        self._reset: Callable[[], None] = _nothing
 
     @property
     def address(self) -> DebugAddress:
@@ -122,9 +124,12 @@ class Debugger:
 
     # -- the run loop's side ----------------------------------------------------------------------------------------
 
-    def begin(self, idle: Callable[[], None]) -> None:
+    def begin(self, idle: Callable[[], None], reset: Callable[[], None]) -> None:
         """As `vmm.run.runner.Debugger.begin`."""
-        self._idle = idle
+        self._idle, self._reset = idle, reset
+        # What was in the machine before a reset.
+        self._points.disarm()
+        self._stopped.clear()
         hold, self._hold = self._hold, False
         if hold or self._held:
             self._serve(wait_for_one=hold)
@@ -179,6 +184,7 @@ class Debugger:
                 if self.connected or wait_for_one:
                     wait(self._listener, self._connection, POLL_SECONDS)
                     self._look()
+                    self._reset_if_asked()
                     self._idle()
                     wait_for_one &= not self.connected
                 else:
@@ -210,9 +216,16 @@ class Debugger:
             asked |= event.kind is Kind.INTERRUPT
         while self._held and self._inbox:
             self._obey(connection, session, self._inbox.popleft())
+            self._reset_if_asked()
         if connection.closed or len(self._inbox) > _INBOX:
             self._leave()
         return asked
+
+    def _reset_if_asked(self) -> None:
+        """A reset of a machine that is held: it stays held, at its first instruction."""
+        if self._held and self._life.wants_reset:
+            self._reset()
+            self._target.forget()
 
     def _choose_bits(self, index: int) -> int:
         """The code at RIP; where nothing has run yet, what the firmware is made of."""

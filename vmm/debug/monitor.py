@@ -36,6 +36,7 @@ class Monitor:
             "help": ("this list", self._help),
             "registers": ("[VCPU]: all of a vCPU, with segments and tables", self._registers),
             "translate": ("ADDRESS: the walk through the page tables", self._translate),
+            "reset": ("the machine, which stays held; then, in gdb: maintenance flush register-cache", self._reset),
             "code": ("16|32|64: what the next debugger is told of, whatever code there is then", self._code),
             "images": ("[ADDRESS]: what is loaded, and where, or what an address is in", self._images),
             "fw_cfg": ("[NAME]: the items of fw_cfg and what was read, or the contents of one", self._fw_cfg),
@@ -66,6 +67,10 @@ class Monitor:
         except ValueError:
             return "an address is wanted: monitor translate 0xfffffff0"
         return self._target.walk(vcpu, linear).text
+
+    def _reset(self, argument: str, vcpu: int) -> str:
+        self._machine.reset()
+        return ""
 
     def _code(self, argument: str, vcpu: int) -> str:
         if argument not in {"16", "32", "64"}:

@@ -39,6 +39,8 @@ class Debuggee(Protocol):
     @property
     def trace(self) -> "Trace": ...  # noqa: D102
 
+    def reset(self) -> None: ...  # noqa: D102
+
     @property
     def timeline(self) -> "list[TimelineEvent]": ...  # noqa: D102
 

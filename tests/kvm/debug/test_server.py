@@ -202,6 +202,20 @@ def test_a_debugger_that_never_reads_stops_nobody(vmm_machine: MachineFactory, t
         assert not machine.debugger.connected
 
 
+@BOTH
+def test_monitor_reset_leaves_the_machine_at_its_first_instruction(
+    vmm_machine: MachineFactory, tmp_path: Path, accel: str
+) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=accel, cpus=2, gdb="tcp::0", hold=True)
+    with Debugged(machine), Client(machine) as client:
+        for _ in range(2):
+            assert [client.ask(b"vCont;s:1") for _ in range(3)] == [b"T05thread:1;"] * 3
+            assert client.ask(b"p8") != b"f0ffffff"
+            assert client.ask(b"qRcmd," + b"reset".hex().encode()) == b"OK"
+            assert client.ask(b"p8") == b"f0ffffff"
+    assert machine.reset_count == 2
+
+
 def test_kill_ends_the_run(vmm_machine: MachineFactory, tmp_path: Path) -> None:
     machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
     with Debugged(machine) as debugged:
@@ -211,7 +225,7 @@ def test_kill_ends_the_run(vmm_machine: MachineFactory, tmp_path: Path) -> None:
 
 
 def test_an_end_that_nobody_wanted_can_be_looked_at(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, RESET), machine="pc", accel="kvm", gdb="tcp::0", hold=True)
+    machine = vmm_machine(rom(tmp_path, RESET), machine="pc", accel="kvm", reboot=False, gdb="tcp::0", hold=True)
     with Debugged(machine) as debugged:
         printed = debugged.gdb("continue", "p/x $edx & 0xffff", "continue")
         assert debugged.join().reason is Reason.RESET
@@ -268,7 +282,7 @@ def test_who_debugs_nothing_pays_nothing(vmm_machine: MachineFactory, tmp_path: 
     code = "31 c0 8e d8 66 b9 80 84 1e 00 a3 00 20 a1 00 20 66 49 75 f6 ba f9 0c b0 06 ee fa f4"
 
     def instructions(**options: object) -> int:
-        machine = vmm_machine(rom(tmp_path, code), machine="pc", **options)
+        machine = vmm_machine(rom(tmp_path, code), machine="pc", reboot=False, **options)
         if options:
             with Debugged(machine) as debugged, Client(machine) as client:
                 assert client.ask(b"Z0,1,1") == b"OK"
