@@ -32,6 +32,11 @@ def restrict() -> None:
     _here.opens_files = False
 
 
+def may_open_files() -> bool:
+    """Whether the calling thread may."""
+    return _here.opens_files
+
+
 def load(name: str) -> None:
     """Make sure that an import of the module opens no file, if the calling thread may not."""
     if _here.opens_files or name in sys.modules:

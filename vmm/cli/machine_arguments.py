@@ -219,6 +219,7 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         metavar="NAME|UID",
         help="before that, become this user; root can, and the files that were named are open by then",
     )
+    host.add_argument(
         "-gdb",
         metavar="TARGET",
         help="let gdb or lldb look at the machine, at tcp:[HOST]:PORT (HOST is 127.0.0.1, PORT 0 any that is free) or "

@@ -309,7 +309,7 @@ class MachineConfig(MachineFields):
         trace: str | Path | None = None,
         sandbox: Sandboxing | str = Sandboxing.OFF,
         user: str | None = None,
-        gdb: "DebugAddress | str | None" = None,
+        gdb: DebugAddress | str | None = None,
         hold: bool = False,
     ) -> Self:
         # First what needs no file, then the files: one may be a pipe that makes us wait.
