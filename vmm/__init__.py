@@ -8,8 +8,19 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
     from vmm.run.expected import Expected, ExpectError, SendError
     from vmm.run.outcome import Outcome, Reason
+    from vmm.run.snapshot import Snapshot
 
-__all__ = ["ExpectError", "Expected", "Machine", "MachineConfig", "MachineOptions", "Outcome", "Reason", "SendError"]
+__all__ = [
+    "ExpectError",
+    "Expected",
+    "Machine",
+    "MachineConfig",
+    "MachineOptions",
+    "Outcome",
+    "Reason",
+    "SendError",
+    "Snapshot",
+]
 
 _HOMES = {
     "ExpectError": "vmm.run.expected",
@@ -20,6 +31,7 @@ _HOMES = {
     "Outcome": "vmm.run.outcome",
     "Reason": "vmm.run.outcome",
     "SendError": "vmm.run.expected",
+    "Snapshot": "vmm.run.snapshot",
 }
 
 

@@ -63,6 +63,9 @@ class Device:
     def reset(self) -> None:
         """Go back to the state after power-on, as at a reset of the machine."""
 
+    is_part = False
+    """Belongs to another device, which gives the state of both."""
+
     state_version = 1
     """To be raised when `state` changes its meaning: `restore` never sees what another version gave."""
 
@@ -210,10 +213,11 @@ class Bus:
                 result.append(BusRange(name, row.first, row.last, reads + row.reads, writes + row.writes))
             return result
 
-    def devices(self) -> list[Device]:
-        """Every device of Python's, once for each of its ranges."""
+    def devices(self) -> list[tuple[str, Device]]:
+        """Every Python device with the name of its range, by rising address; one with several ranges comes as often."""
         with self.lock:
-            return [entry.device for entry in self._entries.values() if entry.device is not None]
+            entries = [self._entries[first] for first in sorted(self._entries)]
+        return [(entry.name, entry.device) for entry in entries if entry.device is not None]
 
     def fail(self, error: BaseException) -> None:
         """Keep the first failure of a device and stop the machine."""

@@ -33,16 +33,20 @@ from vmm.run.lifetime import Lifetime, Power
 from vmm.run.runnable import Runnable
 from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads, execute_vcpu
+from vmm.run.whole import Whole
 from vmm.sandbox import Sandbox
 from vmm.softcpu import decision
 from vmm.tables.boot_order import cmos_boot_bytes
 from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from inspect import Signature
+    from pathlib import Path
+    from uuid import UUID
 
     from vmm.config.debugger import DebugAddress
+    from vmm.config.items import FwCfgItem
     from vmm.config.keywords import MachineOptions
     from vmm.cpu.registers import Registers
     from vmm.debug.debugger import Debugger
@@ -55,6 +59,8 @@ if TYPE_CHECKING:
     from vmm.run.keys import TerminalType
     from vmm.run.outcome import Reset, ResetKind
     from vmm.run.reset import MachineReset
+    from vmm.run.resumption import Resumption, Time
+    from vmm.run.snapshot import Snapshot
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
     from vmm.softcpu.engine import SoftwareCpu
@@ -95,6 +101,7 @@ class Machine(Runnable):
         customize: may add items to fw_cfg, before the guest sees them.
         alter: sees and may change the files of tables that fw_cfg offers.
         outputs: the files that the config names, opened already; they stay the caller's.
+        resumption: what it goes on from; `Machine.restore` gives it.
 
     Attributes:
         config: what the machine is.
@@ -130,6 +137,7 @@ class Machine(Runnable):
         customize: interface.Customize | None = None,
         alter: interface.Alter | None = None,
         outputs: Outputs | None = None,
+        resumption: "Resumption | None" = None,
         **options: "Unpack[MachineOptions]",
     ) -> None:
         if isinstance(config, MachineConfig):
@@ -159,7 +167,8 @@ class Machine(Runnable):
             self.sandbox.close_files()
             threads = VcpuThreads(core, self.sandbox)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
-            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory)
+            ram = None if resumption is None else resumption.snapshot.map_ram()
+            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory, ram)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
             self._clock = GuestClock()
@@ -187,6 +196,7 @@ class Machine(Runnable):
                     core=core,
                     disks=outputs.disks,
                     ioeventfd=self._ioeventfd if self.accelerator.name is Accelerator.KVM else None,
+                    images={} if resumption is None else resumption.snapshot.map_images(),
                 )
             )
             parts.callback(self.platform.close)
@@ -194,6 +204,9 @@ class Machine(Runnable):
             threads.helpers = [self.platform.timers.start]
             own_code = customize is not None or alter is not None
             threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
+            if resumption is not None:
+                with self.io_lock:
+                    self.platform.place(resumption.snapshot.state["platform"])
             self.softcpu: SoftwareCpu | None = None
             if self.accelerator.name is Accelerator.KVM_SOFTCPU:
                 from vmm.softcpu.engine import create_softcpu
@@ -235,12 +248,14 @@ class Machine(Runnable):
                     standing=self.platform.standing,
                     customize=customize,
                     alter=alter,
+                    known_files=() if resumption is None else resumption.snapshot.state["fw_cfg"]["files"],
                 )
                 interface.attach_fw_cfg(self.fw_cfg, self.ports, core, in_python=config.dispatch is Dispatch.PYTHON)
             else:
                 self.fwctl = interface.build_fwctl(config)
                 self.fwctl.attach(self.ports)
-            self._hand_over()
+            if resumption is None:
+                self._hand_over()
             poll_log: Callable[[], None] | None = None
             device = self.fw_cfg or self.fwctl
             if config.trace is not None and device is not None:
@@ -249,6 +264,21 @@ class Machine(Runnable):
                 cores = self._processors.cores
                 poll_log = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
+            self._whole = Whole(
+                vm=self.vm,
+                processors=self._processors,
+                softcpu=self.softcpu,
+                memory=self.memory,
+                platform=self.platform,
+                clock=self._clock,
+                io_lock=self.io_lock,
+                buses=(self.ports, self.mmio),
+                fw_cfg=self.fw_cfg,
+                fwctl=self.fwctl,
+                consoles=consoles,
+            )
+            if resumption is not None:
+                self._resume(resumption)
             runner = Runner(
                 self._lifetime, threads, consoles, self.platform.serial.feed, self._positions, self._reset_in_place
             )
@@ -260,6 +290,63 @@ class Machine(Runnable):
             self._parts = parts.pop_all()
 
     __init__.__wrapped__ = _SpelledOut(__init__)  # type: ignore[attr-defined]
+
+    @classmethod
+    def restore(
+        cls,
+        snapshot: "Snapshot",
+        *,
+        fw_cfg: "Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str" = (),
+        generation: "UUID | str | None" = None,
+        time: "Time | str" = "stopped",
+        customize: interface.Customize | None = None,
+        alter: interface.Alter | None = None,
+        outputs: Outputs | None = None,
+    ) -> Self:
+        """Make a machine that goes on where a snapshot was taken; any number of them, also side by side.
+
+        Its variables are a copy of its own, written back nowhere, and its consoles go on behind what was printed and
+        read before.
+
+        Args:
+            snapshot: may be closed afterwards.
+            fw_cfg: items, as for `MachineConfig.create`: of those that the guest knows, these have other contents; new
+                ones come behind them in the directory.
+            generation: a new VM generation id (``"auto"`` is a random one), of which the guest is told. Without one,
+                it cannot know that there may be others like it, with the same state of random number generators.
+            time: "stopped" goes on with the time at which it was taken, "now" moves the guest's clocks by as much as
+                the host's clock moved meanwhile.
+            customize: as for `Machine`, and the same as when it was taken.
+            alter: likewise.
+            outputs: likewise.
+
+        Raises:
+            ConfigError: it cannot go on: another kind of host or CPU, or an item that it cannot have.
+            HostError: the host lacks something.
+            KvmError: KVM does not take its state.
+        """
+        from vmm.run.resumption import prepare
+
+        resumption = prepare(snapshot, fw_cfg, generation, time)
+        return cls(resumption.config, customize=customize, alter=alter, outputs=outputs, resumption=resumption)
+
+    def snapshot(self) -> "Snapshot":
+        """Take a snapshot, between two runs; the machine may go on.
+
+        Raises:
+            RuntimeError: the machine runs.
+            ValueError: it is closed.
+            ConfigError: the guest has ended, or the machine has a device that no snapshot can have, such as a disk that
+                the guest may have written to.
+            HostError: there is not enough memory.
+            KvmError: KVM does not give its state.
+        """
+        from vmm.run import snapshot
+
+        with self._lifetime.hold():
+            self.platform.flush()
+            self.platform.settle()
+            return snapshot.take(self.config, str(self.accelerator.name), self._whole)
 
     def __enter__(self) -> Self:
         return self
@@ -459,6 +546,18 @@ class Machine(Runnable):
         from vmm.debug.look import Look
 
         return Look(self.memory, self.config.firmware)
+
+    def _resume(self, resumption: "Resumption") -> None:
+        from vmm.run import snapshot
+
+        taken = resumption.snapshot
+        snapshot.check_host(taken, str(self.accelerator.name), self._processors.cpuid, self.vcpus[0].get_tsc_khz())
+        snapshot.resume(taken, self._whole, resumption.jump_ns)
+        address = self.vmgenid_address
+        if resumption.new_generation and address is not None:
+            with self.io_lock:
+                self.memory.write(address, self.config.vmgenid or b"")
+                self.platform.pm.notify_generation()
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

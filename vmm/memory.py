@@ -66,6 +66,18 @@ class _Parked(NamedTuple):
     rom: _Rom
 
 
+class KeptRam(NamedTuple):
+    """RAM that is there already, of an earlier machine.
+
+    Attributes:
+        mapping: all of it, and nothing else.
+        filled: offsets and sizes of what may hold other bytes than zeros.
+    """
+
+    mapping: mmap.mmap
+    filled: list[tuple[int, int]]
+
+
 def _fresh(size: int) -> mmap.mmap:
     """Anonymous memory, with room for `HUGE_PAGE_SIZE`.
 
@@ -89,18 +101,25 @@ class GuestMemory:
         low_limit: the GPA at which the PCI hole begins; RAM beyond it moves above 4 GiB.
         ram: what the RAM is, instead of fresh memory; closed with this object.
 
+    Attributes:
+        size: as given.
+        low_size: bytes of RAM from GPA 0.
+        high_size: bytes of RAM from 4 GiB.
+        filled: offsets and sizes in RAM that held something before this machine did.
+
     Raises:
         ConfigError: the host cannot give that much address space.
     """
 
-    def __init__(self, vm: "Vm", core: Any, size: int, low_limit: int, ram: mmap.mmap | None = None) -> None:
+    def __init__(self, vm: "Vm", core: Any, size: int, low_limit: int, ram: KeptRam | None = None) -> None:
         self._vm = vm
         self._core = core  # owns the table
         self._table = ffi.addressof(core, "memory")
         self.size = size
         self.low_size = min(size, low_limit)
         self.high_size = size - self.low_size
-        self._mapping = _fresh(size) if ram is None else ram
+        self._mapping = _fresh(size) if ram is None else ram.mapping
+        self.filled = [] if ram is None else ram.filled
         self._ram_pin = ffi.from_buffer(self._mapping)
         address = int(ffi.cast("uintptr_t", self._ram_pin))
         start = -address % HUGE_PAGE_SIZE if ram is None else 0

@@ -10,6 +10,7 @@
 #include "vmm/hpet.h"
 #include "vmm/io_table.h"
 #include "vmm/kvm_abi.h"
+#include "vmm/pages.h"
 #include "vmm/pci_config.h"
 #include "vmm/pm_timer.h"
 #include "vmm/python_device.h"

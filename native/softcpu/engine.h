@@ -112,6 +112,8 @@ void chips_memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size,
 
 /* msr.c */
 bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
+/* As if the guest had written it; 0: nothing is armed. */
+bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value);
 bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 
 /* engine_msr.c */
@@ -122,6 +124,9 @@ void engine_msr_write(struct softcpu_vcpu *vcpu, const struct engine_msr *msr, u
 /* From KVM and back, without those in its special registers. False: KVM does not take one back; core->end says so. */
 void engine_msrs_load(struct softcpu_vcpu *vcpu);
 bool engine_msrs_store(struct softcpu_vcpu *vcpu);
+/* All of them, to and from as many values as there are; returns how many. */
+uint32_t engine_msrs_save(const struct softcpu_vcpu *vcpu, uint64_t *values);
+void engine_msrs_restore(struct softcpu_vcpu *vcpu, const uint64_t *values);
 
 /* kvm_msr.c */
 bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);

@@ -65,6 +65,23 @@ void engine_msrs_load(struct softcpu_vcpu *vcpu)
     }
 }
 
+_Static_assert(ARRAY_SIZE(engine_msrs) <= ARRAY_SIZE(((struct softcpu_vcpu_state *)0)->msrs), "they have room there");
+
+uint32_t engine_msrs_save(const struct softcpu_vcpu *vcpu, uint64_t *values)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
+        values[i] = engine_msr_read(vcpu, &engine_msrs[i]);
+    }
+    return ARRAY_SIZE(engine_msrs);
+}
+
+void engine_msrs_restore(struct softcpu_vcpu *vcpu, const uint64_t *values)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
+        engine_msr_write(vcpu, &engine_msrs[i], values[i]);
+    }
+}
+
 bool engine_msrs_store(struct softcpu_vcpu *vcpu)
 {
     for (uint32_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {

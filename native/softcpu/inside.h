@@ -131,7 +131,8 @@ struct softcpu_vcpu {
     struct kvm_regs stored_regs;
     struct kvm_sregs stored_sregs;
 
-    uint64_t tsc_offset;
+    uint64_t tsc_offset; /* of the guest's TSC to the host's, modulo 2^64 */
+    uint64_t tsc_ahead;  /* of the guest's TSC to the one that KVM's timers go by, where KVM takes no offset */
     uint64_t tsc_deadline; /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */
     uint64_t timer_due_ns; /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
     uint64_t timer_period_ns;

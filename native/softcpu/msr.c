@@ -58,9 +58,29 @@ static bool write_efer(struct softcpu_vcpu *vcpu, uint64_t value)
     return true;
 }
 
+/* What counts in TSC ticks, as KVM counts them. */
+static uint64_t in_kvm(const struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    if (index == MSR_TSC_DEADLINE && value != 0) {
+        return value != vcpu->tsc_ahead ? value - vcpu->tsc_ahead : 1;
+    }
+    return index == MSR_TSC ? value - vcpu->tsc_ahead : value;
+}
+
+static uint64_t in_guest(const struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    return index == MSR_TSC || (index == MSR_TSC_DEADLINE && value != 0) ? value + vcpu->tsc_ahead : value;
+}
+
+bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value)
+{
+    vcpu->tsc_deadline = value;
+    return value == 0 || kvm_msr_write(vcpu, MSR_TSC_DEADLINE, in_kvm(vcpu, MSR_TSC_DEADLINE, value));
+}
+
 static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
-    if (hidden(index) || !kvm_msr_write(vcpu, index, value)) {
+    if (hidden(index) || !kvm_msr_write(vcpu, index, in_kvm(vcpu, index, value))) {
         return false;
     }
     switch (index) {
@@ -77,7 +97,7 @@ static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t va
     case MSR_TSC_ADJUST:
         /* KVM, whose deadline timer goes by its own TSC, may round what it is told or keep to the host's TSC. */
         if (kvm_msr_read(vcpu, MSR_TSC, &value)) {
-            vcpu->tsc_offset = value - __builtin_ia32_rdtsc();
+            vcpu->tsc_offset = value + vcpu->tsc_ahead - __builtin_ia32_rdtsc();
         }
         break;
     default:
@@ -128,7 +148,11 @@ bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
         return true;
     }
     if (msr == NULL) {
-        return !hidden(index) && kvm_msr_read(vcpu, index, value);
+        if (hidden(index) || !kvm_msr_read(vcpu, index, value)) {
+            return false;
+        }
+        *value = in_guest(vcpu, index, *value);
+        return true;
     }
     *value = engine_msr_read(vcpu, msr);
     return true;

@@ -187,6 +187,29 @@ static int share_tsc(struct softcpu_vcpu *vcpu)
     return ioctl(vcpu->core->fd, KVM_SET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
 }
 
+int softcpu_set_tsc_offset(struct vmm_vcpu *core, uint64_t offset)
+{
+    struct softcpu_vcpu *vcpu = core->engine;
+    struct kvm_device_attr attribute = {
+        .group = KVM_VCPU_TSC_CTRL,
+        .attr = KVM_VCPU_TSC_OFFSET,
+        .addr = (uintptr_t)&offset,
+    };
+
+    vcpu->tsc_offset = offset;
+    if (ioctl(core->fd, KVM_SET_DEVICE_ATTR, &attribute) != 0 || ioctl(core->fd, KVM_GET_DEVICE_ATTR, &attribute) != 0) {
+        return -errno;
+    }
+    /* KVM that executes the guest with the host's own TSC accepts an offset, and leaves it at 0. */
+    vcpu->tsc_ahead = vcpu->tsc_offset - offset;
+    return 0;
+}
+
+uint64_t softcpu_get_tsc_offset(const struct vmm_vcpu *core)
+{
+    return ((const struct softcpu_vcpu *)core->engine)->tsc_offset;
+}
+
 int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core, const struct softcpu_cpuid_leaf *leaves,
                     uint32_t count)
 {

@@ -95,6 +95,32 @@ int softcpu_vcpu_run(struct vmm_vcpu *vcpu);
  */
 void softcpu_amend_sregs(const struct vmm_vcpu *vcpu, struct kvm_sregs *sregs);
 
+/* What KVM does not hold of a vCPU, between two runs; the fields are the inside's own. */
+struct softcpu_vcpu_state {
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+    uint32_t segment_flags[8];
+    uint32_t hflags;
+    uint32_t hflags2;
+    int32_t acknowledged;
+    uint32_t msr_count;
+    uint64_t msrs[16];
+    uint64_t tsc_deadline;
+    bool has_registers; /* false: it never ran, or waits for its start, and KVM's are the guest's */
+    bool nmi_masked;
+    bool timer_runs;
+};
+
+/* False: KVM does not give or take registers; core->end says why. */
+bool softcpu_save_vcpu(struct vmm_vcpu *vcpu, struct softcpu_vcpu_state *state);
+
+/* For one that has not run yet, of a machine whose CPUs are the same; KVM has everything else of it by then. */
+bool softcpu_restore_vcpu(struct vmm_vcpu *vcpu, const struct softcpu_vcpu_state *state);
+
+/* The guest's TSC is the host's and this from now on. 0 or a negative errno. */
+int softcpu_set_tsc_offset(struct vmm_vcpu *vcpu, uint64_t offset);
+uint64_t softcpu_get_tsc_offset(const struct vmm_vcpu *vcpu);
+
 void softcpu_read_counters(const struct softcpu *softcpu, struct softcpu_counters *counters);
 
 #endif

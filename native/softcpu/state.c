@@ -309,3 +309,74 @@ bool state_store(struct softcpu_vcpu *vcpu)
 {
     return store_registers(vcpu) && store_fpu(vcpu) && engine_msrs_store(vcpu) && store_debug_registers(vcpu);
 }
+
+#define SEGMENTS 8
+
+/* Their order in softcpu_vcpu_state. */
+static SegmentCache *segment(CPUX86State *env, size_t at)
+{
+    return at < ARRAY_SIZE(engine_segment) ? &env->segs[engine_segment[at]] : at == SEGMENTS - 1 ? &env->ldt : &env->tr;
+}
+
+bool softcpu_save_vcpu(struct vmm_vcpu *core, struct softcpu_vcpu_state *state)
+{
+    struct softcpu_vcpu *vcpu = core->engine;
+    CPUX86State *env = &vcpu->cpu.env;
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+
+    memset(state, 0, sizeof(*state)); /* padding too, for it goes into a file */
+    state->acknowledged = vcpu->acknowledged;
+    state->tsc_deadline = vcpu->tsc_deadline;
+    state->nmi_masked = vcpu->nmi_masked;
+    state->timer_runs = vcpu->timer_due_ns != 0;
+    state->msr_count = engine_msrs_save(vcpu, state->msrs);
+    if (!vcpu->stored) {
+        return true;
+    }
+    /* Somebody may have changed KVM's since. */
+    if (!get_registers(vcpu, &regs, &sregs)) {
+        return false;
+    }
+    load_registers(vcpu, &regs, &sregs);
+    if (!store_registers(vcpu)) {
+        return false;
+    }
+    state->has_registers = true;
+    store_regs(vcpu, &state->regs);
+    store_sregs(vcpu, &state->sregs);
+    for (size_t i = 0; i < SEGMENTS; i++) {
+        state->segment_flags[i] = segment(env, i)->flags;
+    }
+    state->hflags = env->hflags;
+    state->hflags2 = env->hflags2;
+    return true;
+}
+
+bool softcpu_restore_vcpu(struct vmm_vcpu *core, const struct softcpu_vcpu_state *state)
+{
+    struct softcpu_vcpu *vcpu = core->engine;
+    CPUX86State *env = &vcpu->cpu.env;
+
+    vcpu->acknowledged = state->acknowledged;
+    vcpu->nmi_masked = state->nmi_masked;
+    /* If it is over by then, it is due at once. */
+    vcpu->timer_due_ns = state->timer_runs;
+    engine_msrs_restore(vcpu, state->msrs);
+    if (!msr_set_deadline(vcpu, state->tsc_deadline)) {
+        return vmm_vcpu_fail(core, KVM_SET_MSRS, EINVAL);
+    }
+    if (!state->has_registers) {
+        return true;
+    }
+    load_regs(env, &state->regs);
+    load_sregs(env, &state->sregs);
+    for (size_t i = 0; i < SEGMENTS; i++) {
+        segment(env, i)->flags = state->segment_flags[i];
+    }
+    vcpu->apic_base = state->sregs.apic_base;
+    env->hflags = state->hflags;
+    env->hflags2 = state->hflags2;
+    __atomic_store_n(&vcpu->flush_tlb, true, __ATOMIC_RELAXED);
+    return store_registers(vcpu);
+}

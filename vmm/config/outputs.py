@@ -222,6 +222,14 @@ class Outputs:
         if failures:
             raise HostError("; ".join(failures))
 
+    def check(self, option: str, path: str) -> None:
+        """See that a file can be written, as a whole, by somebody else.
+
+        Raises:
+            ConfigError: it cannot, is an input, or is the file of another option.
+        """
+        self._document(option, path)
+
     def _open_variables(self, store: "VariableStore | None") -> None:
         if store is not None and store.persist:
             from vmm.firmware.variables import VariableFile

@@ -21,6 +21,9 @@ POWER_BUTTON = 1 << 8
 WAKE = 1 << 15
 """PM1 status, bit WAK_STS."""
 
+GPE_VMGENID = 5
+"""As in QEMU (ACPI_VMGENID_CHANGE_STATUS in include/hw/acpi/acpi_dev_interface.h): ``\\_GPE._E05`` tells the OS."""
+
 _SCI_ENABLE = 0x01
 _SLEEP_ENABLE = 1 << 5
 _SLEEP_TYPE_SHIFT = 2
@@ -183,6 +186,10 @@ class AcpiPm(Device):
         """Ask the guest's OS to shut down (ACPI 6.5, 4.8.3.1.1.1)."""
         self.event.raise_event(POWER_BUTTON)
 
+    def notify_generation(self) -> None:
+        """Tell the guest's OS that there is a new VM generation id."""
+        self.gpe0.raise_event(1 << GPE_VMGENID)
+
     def read(self, offset: int, size: int) -> int:
         """Any register but the timer, which has a range of its own; all others read as 0."""
         value = 0
@@ -266,6 +273,8 @@ class AcpiPm(Device):
 
 class _Part(Device):
     """A range inside the block: the same device, its offsets shifted."""
+
+    is_part = True
 
     def __init__(self, whole: Device, start: int) -> None:
         self._whole = whole

@@ -283,7 +283,14 @@ class FwCfg:
             }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be what gave ``state``; the items, published by then with its order of files, may have other contents."""
+        """Be what gave ``state``; the items, published by then with its order of files, may have other contents.
+
+        Raises:
+            ConfigError: an item is missing that the guest knows.
+        """
+        missing = sorted(set(state["counters"]) - {item.name for item in self._items.values()})
+        if missing:
+            raise ConfigError(f"fw_cfg lacks what the snapshot's machine had: {', '.join(missing)}; give it again")
         with IoLock(self._core):
             for late, (built, selected) in zip(self._late, state["late"], strict=True):
                 late.built, late.selected = built, selected

@@ -41,6 +41,8 @@ class PythonFwCfg(Device):
         core: the C core's ``struct vmm_vm``.
     """
 
+    is_part = True
+
     def __init__(self, fw_cfg: "FwCfg", core: Any) -> None:
         self._fw_cfg = fw_cfg
         self._memory = ffi.addressof(core, "memory")

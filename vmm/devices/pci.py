@@ -322,6 +322,8 @@ class PciConfigPorts(Device):
 class Ecam(Device):
     """Configuration space as memory: bus << 20 | device << 15 | function << 12 | register. Reads are C's."""
 
+    is_part = True
+
     def __init__(self, pci: PciBus) -> None:
         self._pci = pci
         self._core = ffi.new("struct pci_ecam *", {"pci": pci.core})

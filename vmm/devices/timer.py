@@ -37,6 +37,8 @@ class TimerService:
         self._waits_until = _NEVER
         self._overtaken = False
         self._closed = False
+        self._first: Callable[[], None] | None = None
+        self._first_done = threading.Event()
 
     def timer(self, callback: Callable[[], None]) -> "Timer":
         """A timer that is not armed yet."""
@@ -45,10 +47,18 @@ class TimerService:
         return timer
 
     def start(self, first: Callable[[], None]) -> None:
-        """Have the thread now, not with the first deadline; ``first`` is what it does first."""
+        """Have the thread now, not with the first deadline; ``first`` is what it does before all that comes."""
         with self._wake:
-            if self._thread is None and not self._closed:
+            if self._closed:
+                return
+            if self._thread is None:
                 self._thread = self._start(first)
+                return
+            # There since the deadlines of a machine that was restored.
+            self._first = first
+            self._overtaken = True
+            self._wake.notify()
+        self._first_done.wait()
 
     def close(self) -> None:
         """No more callbacks; waits for one that runs, so the caller must not hold io_lock."""
@@ -96,7 +106,13 @@ class TimerService:
             with self._wake:
                 self._waits_until = _NEVER
                 self._overtaken = False
+                later, self._first = self._first, None
             try:
+                if later is not None:
+                    try:
+                        later()
+                    finally:
+                        self._first_done.set()
                 wait = self.run_due()
             except BaseException as error:  # noqa: BLE001 - a defect of a device; it ends the machine, not this process
                 self._on_failure(error)

@@ -3,7 +3,7 @@
 fw_cfg and fwctl claim the same ports, so a machine has one of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmm import layout
@@ -56,6 +56,7 @@ def build_fw_cfg(
     standing: Callable[[], "Standing"],
     customize: Customize | None = None,
     alter: Alter | None = None,
+    known_files: Sequence[str] = (),
 ) -> FwCfg:
     """QEMU's fw_cfg with a PC's items and the user's.
 
@@ -70,6 +71,8 @@ def build_fw_cfg(
         standing: asked for what the board's registers say, with io_lock held.
         customize: for whoever adds items.
         alter: for whoever looks at the tables, or changes them.
+        known_files: of a machine that was restored: the files that its guest knows already, by their keys. What is in
+            RAM then is there already, too.
 
     Raises:
         ConfigError: a name is taken, overlong or unreadable.
@@ -123,7 +126,8 @@ def build_fw_cfg(
 
         kernel = load_kernel(config.kernel, config.initrd, config.append or b"", memory.low_size)
         kernel.add_to(fw_cfg)
-        kernel.store(memory.write)
+        if not known_files:
+            kernel.store(memory.write)
         fw_cfg.at_reset(lambda: kernel.store(memory.write))
         if config.firmware.kind is FirmwareKind.SEABIOS:
             kernel.add_option_rom(fw_cfg)
@@ -140,7 +144,7 @@ def build_fw_cfg(
         for name, data in files.items():
             if name not in late:
                 fw_cfg.add_file(name, data, writable=name in WRITABLE_FILES)
-    fw_cfg.publish()
+    fw_cfg.publish(known_files)
     return fw_cfg
 
 

@@ -333,6 +333,29 @@ class Vcpu(Descriptor):
         """
         self._ioctl_value("KVM_SET_TSC_KHZ", khz, subject=f"{self._name}, {khz} kHz")
 
+    def get_tsc_offset(self) -> int:
+        """KVM_GET_DEVICE_ATTR, KVM_VCPU_TSC_OFFSET: what the guest's TSC is ahead of the host's, modulo 2^64.
+
+        Raises:
+            KvmError: ENXIO or ENOTTY where KVM has no such attribute (before Linux 5.16).
+        """
+        offset = ffi.new("uint64_t *")
+        self._tsc_offset("KVM_GET_DEVICE_ATTR", offset)
+        return int(offset[0])
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """KVM_SET_DEVICE_ATTR, KVM_VCPU_TSC_OFFSET.
+
+        Raises:
+            KvmError: as `get_tsc_offset`.
+        """
+        self._tsc_offset("KVM_SET_DEVICE_ATTR", ffi.new("uint64_t *", offset))
+
+    def _tsc_offset(self, ioctl: str, offset: Any) -> None:
+        attribute = {"group": lib.KVM_VCPU_TSC_CTRL, "attr": lib.KVM_VCPU_TSC_OFFSET}
+        attribute["addr"] = int(ffi.cast("uintptr_t", offset))
+        self._ioctl(ioctl, ffi.new("struct kvm_device_attr *", attribute), subject=f"{self._name}, TSC offset")
+
     # -- sync regs --------------------------------------------------------------------------------------------------
 
     def sync_registers(self, fields: int) -> None:

@@ -151,14 +151,16 @@ class Platform(NamedTuple):
         devices = {name: [device.state_version, device.state()] for name, device in self.devices.items()}
         return {"devices": devices, "pci": self.pci.state()}
 
+    def place(self, state: dict[str, Any]) -> None:
+        """Put everything where `state` says that it was, before `restore`; io_lock is held."""
+        self.pci.restore(state["pci"])
+
     def restore(self, state: dict[str, Any]) -> None:
         """Let every device be what it was; io_lock is held.
 
         Raises:
             ConfigError: another version of a device gave its state.
         """
-        # First, for it decides what is where.
-        self.pci.restore(state["pci"])
         for name, device in self.devices.items():
             version, its = state["devices"][name]
             if version != device.state_version:
@@ -187,6 +189,11 @@ class Platform(NamedTuple):
         self.debugcon.flush()
         if self.flash is not None:
             self.flash.flush()
+
+    def settle(self) -> None:
+        """Wait until disks have served every request; no vCPU runs, and io_lock is not held."""
+        for disk in self.disks:
+            disk.settle()
 
     def close(self) -> None:
         """Stop the timers and threads, and let go of the images; no vCPU runs any more, and io_lock is not held."""

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""
@@ -108,6 +109,17 @@ class Stream:
     def text(self) -> str:
         """All that is kept, without escape sequences."""
         return strip_escapes(self.since(0)).decode("utf-8", "replace")
+
+    def state(self) -> dict[str, Any]:
+        """What is kept, and how much there ever was."""
+        with self._lock:
+            return {"total": self.total, "kept": bytes(self._kept)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on behind what another machine printed; times of its lines are not this one's."""
+        with self._lock:
+            self.total = self._line_begin = state["total"]
+            self._kept = bytearray(state["kept"])
 
     def _note_lines(self, data: bytes) -> None:
         """Keep the lines that end in ``data``, which was just appended, and when."""

@@ -147,6 +147,27 @@ class Console:
         self.update()
         self.position = self.end
 
+    def state(self) -> dict[str, Any]:
+        """The stream's state, how much of it is text by now, and how far that was read."""
+        self.update()
+        return {
+            "stream": self.stream.state(),
+            "position": self.position,
+            "end": self.end,
+            "text": bytes(self._text),
+            "taken": self._taken,
+            "carry": self._carry,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As `state` gave it; the stream, too."""
+        self.stream.restore(state["stream"])
+        self.position = state["position"]
+        self.end = state["end"]
+        self._text = bytearray(state["text"])
+        self._taken = state["taken"]
+        self._carry = state["carry"]
+
     def between(self, start: int, end: int) -> bytes:
         """The text from ``start`` to ``end``, as far as it is kept."""
         first = self.end - len(self._text)

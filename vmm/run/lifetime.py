@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vmm.errors import DeviceError, VmmError
+from vmm.errors import ConfigError, DeviceError, VmmError
 from vmm.run.outcome import Outcome, Reason, Reset, ResetKind
 
 FINAL = frozenset(
@@ -127,6 +127,33 @@ class Lifetime:
         finally:
             with self._lock:
                 self._stop_asked = False
+                self._owner = None
+            self._idle.set()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every thread from running the machine meanwhile.
+
+        Raises:
+            ValueError: the machine is closed.
+            RuntimeError: it is running.
+            ConfigError: the guest has ended, or its reset is still to be carried out.
+        """
+        with self._lock:
+            if self._closed:
+                raise ValueError("the machine is closed")
+            if self._owner is not None:
+                raise RuntimeError("the machine is running: run() or expect() has not returned yet")
+            if self.final is not None:
+                raise ConfigError(f"the machine has ended: {self.final.message}; no snapshot")
+            if self.reset_asked is not None:
+                raise ConfigError("the machine is about to be reset: no snapshot before it has run again")
+            self._owner = threading.get_ident()
+            self._idle.clear()
+        try:
+            yield
+        finally:
+            with self._lock:
                 self._owner = None
             self._idle.set()
 

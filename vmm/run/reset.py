@@ -104,7 +104,7 @@ class MachineReset:
 
     def _reset_devices(self, *, wakeup: bool) -> None:
         own = list(self._platform.devices.values())
-        added = [device for bus in self._buses for device in bus.devices() if device not in own]
+        added = [device for bus in self._buses for _, device in bus.devices() if device not in own]
         self._platform.reset(wakeup=wakeup)
         for device in added:
             device.reset()

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -63,7 +64,8 @@ class Runnable:
             deadline: seconds this call may take; None waits for ever.
             send: pairs (regular expression, text): once the consoles show the expression, the text is typed into
                 the serial port, as UTF-8; in order, each searched after the one before it. A single byte from 0x80
-                on is its surrogate escape (PEP 383), as in what Python makes of a command line.
+                on is its surrogate escape (PEP 383), as in what Python makes of a command line. A deque loses those
+                that were typed, so that another run can go on with the rest.
             on_poll: called on this thread some hundred times a second, for progress.
 
         Raises:
@@ -78,12 +80,13 @@ class Runnable:
         """
         if on_poll is not None and not callable(on_poll):
             raise TypeError(f"on_poll: a function that takes the machine, not {type(on_poll).__name__}: {on_poll!r}")
+        answers = deque(_answers(send))
         self.outcome, _ = self._runner.run(
-            [] if until is None else compile_patterns(until, "until"),
-            deadline,
-            _answers(send),
-            partial(self._poll, on_poll),
+            [] if until is None else compile_patterns(until, "until"), deadline, answers, partial(self._poll, on_poll)
         )
+        if isinstance(send, deque):
+            for _ in range(len(send) - len(answers)):
+                send.popleft()
         return self.outcome
 
     @overload
@@ -118,7 +121,7 @@ class Runnable:
         if not patterns:
             raise TypeError("expect: no pattern to wait for; run() waits for the guest's end")
         compiled = [pattern for each in patterns for pattern in compile_patterns(each, "expect")]
-        self.outcome, found = self._runner.run(compiled, deadline, (), partial(self._poll, None))
+        self.outcome, found = self._runner.run(compiled, deadline, deque(), partial(self._poll, None))
         if found is not None:
             return found.expected()
         from vmm.run.expected import ExpectError

@@ -72,7 +72,7 @@ class Runner:
         self,
         goal: Sequence[Compiled],
         deadline: float | None,
-        answers: Sequence[tuple[Compiled, bytes]],
+        answers: deque[tuple[Compiled, bytes]],
         on_poll: Callable[[], None],
     ) -> tuple[Outcome, Found | None]:
         """Run until a pattern of ``goal`` shows, the guest ends, or ``deadline`` seconds have passed.
@@ -80,7 +80,7 @@ class Runner:
         Args:
             goal: what is waited for; may be empty.
             deadline: None: there is none.
-            answers: once a pattern shows, the text is typed; one after the other.
+            answers: once a pattern shows, the text is typed; one after the other. Those that were are gone.
             on_poll: called on this thread after each look at the consoles.
 
         Returns:
@@ -230,14 +230,14 @@ class _Watch:
         self,
         consoles: Sequence[Console],
         goal: Sequence[Compiled],
-        answers: Sequence[tuple[Compiled, bytes]],
+        answers: deque[tuple[Compiled, bytes]],
         feed: Callable[[bytes], object],
     ) -> None:
         self.found: Found | None = None
         self._consoles = consoles
         self._goal = list(goal)
         self._goal_search = Search(consoles)
-        self._answers = deque(answers)
+        self._answers = answers
         self._answer_search = Search(consoles)
         self._feed = feed
 

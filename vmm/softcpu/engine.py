@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import installation, layout
 from vmm._native import ffi, lib
-from vmm.errors import HostError, KvmError
+from vmm.errors import ConfigError, HostError, KvmError
 from vmm.kvm import CpuidEntry
 
 if TYPE_CHECKING:
@@ -161,6 +161,53 @@ class SoftwareCpu:
             their_sregs = _as_pointer(self._ffi, "struct kvm_sregs *", sregs)
             self._lib.softcpu_amend_sregs(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu), their_sregs)
 
+    def save_vcpu(self, core_vcpu: Any) -> bytes:
+        """Everything of a vCPU that KVM does not hold, between two runs.
+
+        Raises:
+            KvmError: KVM does not give or take its registers.
+        """
+        state = self._ffi.new("struct softcpu_vcpu_state *")
+        if not self._lib.softcpu_save_vcpu(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu), state):
+            raise _vcpu_error(core_vcpu)
+        return bytes(self._ffi.buffer(state))
+
+    def has_registers(self, state: bytes) -> bool:
+        """Whether what `save_vcpu` gave has the vCPU's registers; else those of KVM are the guest's."""
+        return bool(self._state(state).has_registers)
+
+    def restore_vcpu(self, core_vcpu: Any, state: bytes) -> None:
+        """Give a vCPU that has not run yet what `save_vcpu` gave; KVM has the rest of it already.
+
+        Raises:
+            ConfigError: the state is another build's.
+            KvmError: KVM does not give or take its registers.
+        """
+        vcpu = _as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu)
+        if not self._lib.softcpu_restore_vcpu(vcpu, self._state(state)):
+            raise _vcpu_error(core_vcpu)
+
+    def set_tsc_offset(self, core_vcpu: Any, offset: int) -> None:
+        """Let a vCPU's TSC be the host's and ``offset``, for the engine and for KVM's timers.
+
+        Raises:
+            KvmError: KVM refuses it.
+        """
+        error = -self._lib.softcpu_set_tsc_offset(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu), offset)
+        if error:
+            raise KvmError(f"KVM refuses a TSC offset: errno {error}", error)
+
+    def get_tsc_offset(self, core_vcpu: Any) -> int:
+        """What a vCPU's TSC is ahead of the host's, modulo 2^64."""
+        return int(self._lib.softcpu_get_tsc_offset(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu)))
+
+    def _state(self, data: bytes) -> Any:
+        state = self._ffi.new("struct softcpu_vcpu_state *")
+        if len(data) != self._ffi.sizeof(state[0]):
+            raise ConfigError("the snapshot is of a vmm with another software CPU; take it again")
+        self._ffi.buffer(state)[:] = data
+        return state
+
     def counters(self) -> Counters:
         """What ran where until now, or until it was closed; may be called while vCPUs run."""
         return self._read_counters(self._handle) if self._at_end is None else self._at_end
@@ -169,6 +216,11 @@ class SoftwareCpu:
         counters = self._ffi.new("struct softcpu_counters *")
         self._lib.softcpu_read_counters(handle, counters)
         return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
+
+
+def _vcpu_error(core_vcpu: Any) -> KvmError:
+    error = int(core_vcpu.end.error)
+    return KvmError(f"KVM refuses a vCPU's registers: errno {error}", error)
 
 
 def create_softcpu(core: Any, vm: "Vm", memory: "GuestMemory", closers: ExitStack) -> SoftwareCpu:

@@ -19,6 +19,9 @@ VMGENID_GUID_OFFSET = 40
 """Offset of the GUID in ``etc/vmgenid_guid``: far enough from the start that
 OVMF's second pass doesn't take the file for a table (QEMU docs/specs/vmgenid)."""
 
+_STATUS_CHANGED = 0x80
+"""Microsoft, Virtual Machine Generation ID: what the driver is notified with."""
+
 _FOUR_GIB = 1 << 32
 _PRESENT = 0x0F
 _PRESENT_HIDDEN = 0x0B
@@ -183,7 +186,8 @@ def _processors(machine: AcpiDescription) -> bytes:
 def vmgenid_ssdt(machine: AcpiDescription) -> tuple[bytes, int]:
     """Build the SSDT of the VM generation counter (Microsoft's specification of 2012).
 
-    ``ADDR`` gives the GUID's address as a package of the low and the high 32 bits.
+    ``ADDR`` gives the GUID's address as a package of the low and the high 32 bits. GPE 5 says that it has changed
+    (`vmm.devices.acpi_pm.GPE_VMGENID`).
 
     Returns:
         The table, checksum 0, and the offset of the 4-byte field to which the
@@ -206,7 +210,8 @@ def vmgenid_ssdt(machine: AcpiDescription) -> tuple[bytes, int]:
         aml.name("_DDN", aml.string("VM_Gen_Counter")),
         address,
     )
-    body = marker + aml.scope("_SB", device)
+    notify = aml.method("_E05", 0, aml.notify("\\_SB.VGEN", aml.integer(_STATUS_CHANGED)))
+    body = marker + aml.scope("_SB", device) + aml.scope("\\_GPE", notify)
     return (
         acpi_tables.table("SSDT", 2, body, machine.oem, final=False),
         acpi_tables.HEADER_SIZE + len(marker) - 4,

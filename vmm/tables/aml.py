@@ -17,7 +17,7 @@ _NAME_SEGMENT = re.compile(r"[A-Z_][A-Z0-9_]{0,3}")
 _ZERO, _ONE, _NAME, _SCOPE, _BUFFER, _PACKAGE, _METHOD = 0x00, 0x01, 0x08, 0x10, 0x11, 0x12, 0x14
 _DUAL_NAME, _MULTI_NAME, _EXTENDED = 0x2E, 0x2F, 0x5B
 _STORE, _ADD, _AND, _OR, _INDEX, _CREATE_DWORD = 0x70, 0x72, 0x7B, 0x7D, 0x88, 0x8A
-_NOT, _EQUAL, _IF, _ELSE, _RETURN = 0x92, 0x93, 0xA0, 0xA1, 0xA4
+_NOTIFY, _NOT, _EQUAL, _IF, _ELSE, _RETURN = 0x86, 0x92, 0x93, 0xA0, 0xA1, 0xA4
 _DEVICE = 0x82
 _OPERATION_REGION, _FIELD, _PCI_CONFIG, _BYTE_ACCESS, _RESERVED_FIELD = 0x80, 0x81, 0x02, 0x01, 0x00
 
@@ -170,6 +170,11 @@ def or_(left: bytes, right: bytes, target: bytes = bytes([_ZERO])) -> bytes:
 def index(source: bytes, position: bytes) -> bytes:
     """Encode ``Index (source, position)`` without a target."""
     return bytes([_INDEX]) + source + position + bytes([_ZERO])
+
+
+def notify(target: str, value: bytes) -> bytes:
+    """Encode ``Notify (target, value)``."""
+    return bytes([_NOTIFY]) + path(target) + value
 
 
 def create_dword_field(source: bytes, offset: bytes, target: str) -> bytes:

@@ -316,8 +316,9 @@ def test_the_public_surface_is_shown() -> None:
         "Outcome",
         "Reason",
         "SendError",
+        "Snapshot",
     ]
-    own = ["config", "customize", "alter", "outputs"]
+    own = ["config", "customize", "alter", "outputs", "resumption"]
     assert list(inspect.signature(vmm.Machine).parameters) == [*own, *vmm.MachineOptions.__annotations__]
     text = pydoc.plain(pydoc.render_doc(vmm.Machine))
     assert "Unpack" not in text

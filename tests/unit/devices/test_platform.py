@@ -246,6 +246,7 @@ def test_a_restored_board_goes_on_like_the_first_one(
     second.clock.stand(12_345_678_901_234)
     second.memory.ram[:] = first.memory.ram
     with second.lock:
+        second.platform.place(state)
         second.platform.restore(state)
         assert second.platform.state() == state
     assert shape(second) == shape(first)

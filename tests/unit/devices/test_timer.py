@@ -82,3 +82,22 @@ def test_a_failing_callback_is_reported(service: Service) -> None:
     service._thread.join(60)
     assert [str(error) for error in service.failures] == ["broken timer"]
     service.close()
+
+
+def test_a_thread_that_is_there_already_does_first_what_start_asks_for(service: Service) -> None:
+    order: list[str] = []
+    fired = threading.Event()
+
+    def on_deadline() -> None:
+        order.append("deadline")
+        fired.set()
+
+    timer = service.timer(on_deadline)
+    timer.arm(time.monotonic_ns() + 10**13)
+    service.start(lambda: order.append("first"))
+    assert order == ["first"], "before start returns"
+    timer.arm(time.monotonic_ns())
+    assert fired.wait(60)
+    service.close()
+    assert order == ["first", "deadline"]
+    assert service.failures == []

@@ -69,6 +69,18 @@ class VirtioBlk(VirtioDevice):
         """Wait until every request is served that the guest has made; no vCPU runs, and io_lock is not held."""
         lib.virtio_blk_settle(self._blk)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the guest may have changed what is on the disk, the image or its private overlay."""
+        overlaid = self._image.overlaid
+        if self.drive.read_only:
+            return False
+        return overlaid is None or overlaid[:] != bytes(len(overlaid))
+
+    def identity(self) -> list[int]:
+        """The image's size in bytes, and when it was changed last, in ns since 1970."""
+        return [self._image.size, os.fstat(self._image.fd).st_mtime_ns]
+
     def state(self) -> dict[str, Any]:
         """As `VirtioDevice.state`, and the requests that are being served; what is on the disk is not part of it."""
         heads = ffi.new("uint16_t[]", lib.VIRTIO_BLK_THREADS)

@@ -1,0 +1,84 @@
+"""How a machine goes on from a snapshot: what is different from the one that it was taken of."""
+
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.config.items import FwCfgItem
+from vmm.config.parts import parse_choice, several
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from vmm.config.machine import MachineConfig
+    from vmm.run.snapshot import Snapshot
+
+NEW_GENERATION = "auto"
+
+
+class Time(StrEnum):
+    """Where the clocks of a machine go on that is restored."""
+
+    STOPPED = "stopped"
+    """Where they stood."""
+    NOW = "now"
+    """As far ahead of that as the host's clock is."""
+
+
+class Resumption(NamedTuple):
+    """A snapshot, and what is to be different.
+
+    Attributes:
+        snapshot: what is gone on from.
+        config: of the machine to be.
+        new_generation: whether the VM generation id in it is another one.
+        jump_ns: how far its time is put forward.
+    """
+
+    snapshot: "Snapshot"
+    config: "MachineConfig"
+    new_generation: bool
+    jump_ns: int
+
+
+def prepare(
+    snapshot: "Snapshot",
+    fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str,
+    generation: "UUID | str | None",
+    when: Time | str,
+) -> Resumption:
+    """See what a machine becomes; arguments are those of `vmm.Machine.restore`.
+
+    Raises:
+        ConfigError: one of them makes no sense, or not for this machine.
+    """
+    config = snapshot.config
+    if isinstance(fw_cfg, Mapping):
+        given = tuple(FwCfgItem.of(*pair) for pair in fw_cfg.items())
+    else:
+        given = tuple(map(FwCfgItem.parse, several(fw_cfg, "fw_cfg", str, FwCfgItem)))
+    for item in given:
+        if not item.name.startswith("opt/"):
+            raise ConfigError(f"-fw_cfg {item.name}: a machine that goes on can be given items below opt/ alone")
+    names = {item.name for item in given}
+    kept = tuple(item for item in config.fw_cfg if item.name not in names)
+    config = config._replace(fw_cfg=kept + given)
+    if generation is not None:
+        if config.vmgenid is None:
+            raise ConfigError("the snapshot's machine has no VM generation id: it was made without -device vmgenid")
+        config = config._replace(vmgenid=_generation(generation))
+    jump_ns = 0
+    if parse_choice(Time, when, "time") is Time.NOW:
+        jump_ns = max(0, time.time_ns() - snapshot.state["utc_ns"])
+    return Resumption(snapshot, config, generation is not None, jump_ns)
+
+
+def _generation(value: "UUID | str") -> bytes:
+    from uuid import uuid4
+
+    from vmm.options import parse_uuid
+
+    return uuid4().bytes_le if value == NEW_GENERATION else parse_uuid(value, "generation").bytes_le

@@ -1,0 +1,184 @@
+"""A machine's memory at one moment, in a file that exists in memory alone, and from which machines map it privately."""
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+from typing import TYPE_CHECKING, Self
+
+from vmm._native import ffi, lib
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PAGE_SIZE: int = lib.PAGES_SIZE
+
+_ALIGNMENT = 2 << 20
+"""Of the parts: of a huge page."""
+
+_CHUNK = 64 << 20
+"""How much memory is looked through at a time."""
+
+_MAP_NORESERVE = 0x4000
+"""<asm-generic/mman-common.h>; Python names it from 3.13 on."""
+
+_PAGEMAP = "/proc/self/pagemap"
+
+_THERE = (1 << 63).to_bytes(8, "little")
+"""Its entry of a page that is present."""
+
+
+class SnapshotMemory:
+    """The parts of a memory by name, one behind the other.
+
+    Args:
+        sizes: bytes of each part, whole pages.
+
+    Attributes:
+        parts: where each begins, and its size.
+        size: of the whole.
+
+    Raises:
+        HostError: the kernel gives no such file.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.parts: dict[str, tuple[int, int]] = {}
+        at = 0
+        for name, size in sizes.items():
+            self.parts[name] = at, size
+            at += size + -size % _ALIGNMENT
+        self.size = at
+        self._fd = -1
+        try:
+            self._fd = os.memfd_create("vmm-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.truncate(self._fd, at)
+        except OSError as error:
+            self.close()
+            raise HostError(f"no memory for a snapshot of {at >> 20} MiB: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def fd(self) -> int:
+        """The file.
+
+        Raises:
+            ValueError: it is closed.
+        """
+        if self._fd < 0:
+            raise ValueError("the snapshot is closed")
+        return self._fd
+
+    def close(self) -> None:
+        """Give the file back; machines that were restored from it keep what they have mapped."""
+        fd, self._fd = getattr(self, "_fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+
+    def store(self, name: str, contents: "Buffer", filled: Sequence[tuple[int, int]] | None = None) -> int:
+        """Copy the contents of a part; zeros take no room.
+
+        Args:
+            name: of the part.
+            contents: as many bytes, page-aligned.
+            filled: offsets and sizes of what needs a look even where this process has not touched it; None: all.
+
+        Returns:
+            How many bytes it took.
+
+        Raises:
+            HostError: there is not enough memory.
+        """
+        offset, size = self.parts[name]
+        pagemap = None if filled is None else _open_pagemap()
+        total = 0
+        try:
+            with ffi.from_buffer("uint8_t[]", contents) as pin:
+                address = int(ffi.cast("uintptr_t", pin))
+                for at in range(0, size, _CHUNK):
+                    length = min(_CHUNK, size - at)
+                    pages = ffi.NULL
+                    if pagemap is not None:
+                        there = _read_pagemap(pagemap, address + at, length)
+                        _mark_filled(there, at, filled or ())
+                        pages = ffi.from_buffer("uint64_t[]", there)
+                    stored = lib.pages_store(self.fd, offset + at, pin + at, length, pages)
+                    if stored < 0:
+                        raise HostError(f"no memory for the snapshot: {os.strerror(-stored)}")
+                    total += stored
+        finally:
+            if pagemap is not None:
+                os.close(pagemap)
+        return total
+
+    def seal(self) -> None:
+        """Let nobody change it any more."""
+        fcntl(self.fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+    def map(self, name: str) -> mmap.mmap:
+        """A part as memory of one's own: what is written there is written nowhere else.
+
+        Raises:
+            ValueError: it is closed.
+            HostError: there is no address space.
+        """
+        offset, size = self.parts[name]
+        try:
+            return mmap.mmap(self.fd, size, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, offset=offset)
+        except OSError as error:
+            raise HostError(f"cannot map {size >> 20} MiB of a snapshot: {error.strerror}") from None
+
+    def filled(self, name: str) -> list[tuple[int, int]]:
+        """Where a part holds anything: offsets in the part and sizes."""
+        offset, size = self.parts[name]
+        ends = ((max(at, offset), min(at + length, offset + size)) for at, length in self.extents())
+        return [(begin - offset, end - begin) for begin, end in ends if begin < end]
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Where the file holds anything: offset and size, by rising offset."""
+        at = 0
+        while at < self.size:
+            try:
+                at = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            end = os.lseek(self.fd, at, os.SEEK_HOLE)
+            yield at, end - at
+            at = end
+
+
+def _open_pagemap() -> int | None:
+    with suppress(OSError):  # a sandbox may hide it, and then all pages are looked at
+        return os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+    return None
+
+
+def _mark_filled(pagemap: bytearray, start: int, filled: Sequence[tuple[int, int]]) -> None:
+    """Let a piece of the page map, that of the memory from ``start`` on, say of these pages that they are there."""
+    pages = len(pagemap) // 8
+    for offset, size in filled:
+        first = max(0, (offset - start) // PAGE_SIZE)
+        end = min(pages, (offset + size - start) // PAGE_SIZE)
+        if first < end:
+            pagemap[first * 8 : end * 8] = _THERE * (end - first)
+
+
+def _read_pagemap(fd: int, address: int, size: int) -> bytearray:
+    wanted = size // PAGE_SIZE * 8
+    data = bytearray(os.pread(fd, wanted, address // PAGE_SIZE * 8))
+    if len(data) != wanted:
+        raise HostError(f"{_PAGEMAP}: {len(data)} bytes instead of {wanted}")
+    return data

@@ -1,0 +1,118 @@
+"""Snapshots' state and configurations as JSON, with their bytes beside it.
+
+A configuration consists of a few named tuples, enumerations and paths; which ones, `_MODULES` says, so that a file can
+make nothing else.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vmm.errors import ConfigError
+
+_MODULES = frozenset(
+    {
+        "vmm.config.items",
+        "vmm.config.machine",
+        "vmm.config.parts",
+        "vmm.disks.drives",
+        "vmm.firmware.images",
+        "vmm.inputs",
+        "vmm.tables.acpi_user",
+        "vmm.tables.boot_order",
+        "vmm.tables.e820",
+        "vmm.tables.smbios_options",
+    }
+)
+
+_BYTES, _TUPLE, _NAMED, _ENUM, _PATH = "bytes", "tuple", "named", "enum", "path"
+
+
+def encode(value: object) -> tuple[bytes, bytes]:
+    """The JSON of a value, and the bytes that it refers to.
+
+    Raises:
+        ConfigError: it has something in it that is known only to this process.
+    """
+    blobs = bytearray()
+    text = json.dumps(_encode(value, blobs), separators=(",", ":"))
+    return text.encode(), bytes(blobs)
+
+
+def decode(text: bytes, blobs: bytes) -> Any:
+    """The reverse of `encode`.
+
+    Raises:
+        ValueError: that gave something else.
+    """
+    try:
+        return _decode(json.loads(text), memoryview(blobs))
+    except (AttributeError, ImportError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a snapshot's description: {error!r}") from None
+
+
+def _encode(value: Any, blobs: bytearray) -> Any:
+    if isinstance(value, Enum):
+        return {_ENUM: [_name_of(type(value)), value.value]}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Path):
+        return {_PATH: str(value)}
+    if isinstance(value, list):
+        return [_encode(one, blobs) for one in value]
+    if isinstance(value, Mapping):
+        # An object with a single key may stand for something else.
+        return {"": [[key, _encode(its, blobs)] for key, its in value.items()]}
+    if isinstance(value, tuple):
+        fields = [_encode(one, blobs) for one in value]
+        return {_NAMED: [_name_of(type(value)), fields]} if hasattr(value, "_fields") else {_TUPLE: fields}
+    if callable(value):
+        raise ConfigError(f"a value that a function gives cannot be kept in a file: {value!r}")
+    data = memoryview(value)
+    blobs += data
+    return {_BYTES: [len(blobs) - data.nbytes, data.nbytes]}
+
+
+def _name_of(kind: type) -> str:
+    if kind.__module__ not in _MODULES:
+        raise ConfigError(f"{kind.__module__}.{kind.__qualname__} cannot be kept in a file")
+    return f"{kind.__module__}:{kind.__name__}"
+
+
+def _decode(value: Any, blobs: memoryview) -> Any:
+    if isinstance(value, list):
+        return [_decode(one, blobs) for one in value]
+    return _decode_object(value, blobs) if isinstance(value, dict) else value
+
+
+def _decode_object(value: dict[str, Any], blobs: memoryview) -> Any:
+    ((what, its),) = value.items()
+    match what:
+        case "":
+            return {key: _decode(one, blobs) for key, one in its}
+        case "bytes":
+            offset, size = its
+            if not 0 <= offset <= offset + size <= len(blobs):
+                raise ValueError("bytes outside of the file")
+            return bytes(blobs[offset : offset + size])
+        case "tuple":
+            return tuple(_decode(one, blobs) for one in its)
+        case "path":
+            return Path(its)
+        case "enum":
+            return _class(its[0], Enum)(its[1])
+        case "named":
+            return _class(its[0], tuple)(*(_decode(one, blobs) for one in its[1]))
+        case _:
+            raise ValueError(f"{what}: unknown")
+
+
+def _class(name: str, kind: type) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    found = getattr(import_module(module), attribute) if module in _MODULES else None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{name}: unknown")  # noqa: TRY004  # of the file, whatever it is
+    return found
