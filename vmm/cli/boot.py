@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import deque
 from typing import TYPE_CHECKING
 
 from vmm import inputs
-from vmm.cli import EXIT_STATUSES, say
+from vmm.cli import EXIT_STATUSES, say, snapshots
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
 from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import Outputs
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vmm.cli.interrupts import Interrupts
     from vmm.cli.progress import Progress
     from vmm.cli.script import Step
+    from vmm.cli.snapshots import SnapshotAt
     from vmm.machine import Machine
     from vmm.report.schema import Report
     from vmm.run.outcome import Outcome
@@ -45,6 +47,8 @@ examples:
                                                  UEFI variables are kept in my_vars.fd
   vmm boot -c 4 -l bootrom,BHYVE.fd,fwcfg=bhyve  the same in bhyve's words
   vmm boot ovmf --json report.json -serial none  for a script
+  vmm boot ovmf --send 'any other key to continue=\r' --snapshot-at 'Shell>=shell.snap'
+  vmm boot --from shell.snap                     the UEFI shell at once, from now on
   vmm boot seabios --exit-times --until 'No bootable' --html report.html
                                                  what the boot did, to look at and to pass on
 
@@ -56,6 +60,7 @@ script:
   expect REGEX     wait until a console shows this; what was shown before is not looked at again
   send TEXT        type TEXT into the serial port; it knows \r \n \t \e (escape), \xNN and \\
   send-line [TEXT] the same, and Enter
+  snapshot FILE    keep the machine in FILE, for --from
   keys NAME ...    press keys: up, F2, esc, page-down, enter, ctrl-x ...
   timeout SECONDS  how long each wait below may take
   power-off        wait until the guest powers itself off
@@ -95,6 +100,7 @@ def parser() -> Parser:
     add("--json", metavar="PATH", help="write the report as a JSON object; - is stdout")
     add("--html", metavar="PATH", help="write the report as one self-contained page with pictures, for people")
     add("-q", "--quiet", action="store_true", help="no progress and no report; errors are still told")
+    snapshots.add_options(made)
     return made
 
 
@@ -107,9 +113,16 @@ def run(words: list[str]) -> int:
         _check_pattern(arguments.until, "--until")
     with inputs.patience(deadline):
         steps = _read_script(arguments)
-        config = config_from(arguments)
+        resumption = None if arguments.from_ is None else snapshots.resumption_from(arguments, _machine_parser)
+        config = config_from(arguments) if resumption is None else resumption.config
+    at = _snapshot_at(arguments)
+    if config.sandbox is Sandboxing.WHOLE and (at is not None or any(step.snapshot is not None for step in steps)):
+        # A process that may open no file can write none; the threads that serve the guest need not.
+        config = config._replace(sandbox=Sandboxing.THREADS)
     _check_page(arguments)
     with Outputs(config, {"--json": arguments.json, "--html": arguments.html}) as outputs:
+        if at is not None:
+            at.check(outputs)
         # Slow to load: what is wrong so far is said without it.
         from vmm.cli.interrupts import Interrupts
         from vmm.machine import Machine
@@ -121,13 +134,15 @@ def run(words: list[str]) -> int:
         if not arguments.quiet:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
-        with Interrupts() as interrupts, Machine(config, outputs=outputs) as machine:
+        with Interrupts() as interrupts, Machine(config, outputs=outputs, resumption=resumption) as machine:
+            if resumption is not None:
+                resumption.snapshot.close()
             if machine.sandbox.missing and not arguments.quiet:
                 lacking = " and ".join(machine.sandbox.missing)
                 say(f"vmm: this kernel does not offer {lacking}: the sandbox is without it (--sandbox off: none)")
             if machine.debugger is not None and not arguments.quiet:
                 say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
-            outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline)
+            outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline, at)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
         if arguments.quiet and outcome.exit_status:
             say(f"vmm: {outcome.message}")
@@ -180,6 +195,7 @@ def _run(
     send: list[tuple[str, str]],
     steps: list[Step],
     deadline: float | None,
+    at: SnapshotAt | None,
 ) -> tuple[Outcome, str]:
     """Return how the run ended, and what stdout lacks of what the guest printed; "" if nothing."""
     terminal = _terminal(machine, arguments)
@@ -202,6 +218,8 @@ def _run(
             from vmm.cli.script import run_script
 
             outcome = run_script(machine, steps, deadline, on_poll, arguments.terminal or "auto")
+        elif at is not None:
+            outcome = snapshots.run_with_snapshot(machine, at, arguments.until, deadline, deque(send), on_poll)
         else:
             outcome = machine.run(arguments.until, deadline, send, on_poll)
         if progress is not None:
@@ -223,6 +241,21 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
     return Terminal(streams, machine.send if typed else None, machine.stop, say)
+
+
+def _machine_parser() -> Parser:
+    """The parser of the machine's options alone."""
+    made = Parser("boot", "", "", "")
+    add_machine_arguments(made)
+    return made
+
+
+def _snapshot_at(arguments: argparse.Namespace) -> SnapshotAt | None:
+    if arguments.snapshot_at is None:
+        return None
+    if arguments.script is not None:
+        raise ConfigError("--script says what happens when; write 'snapshot FILE' into it instead of --snapshot-at")
+    return snapshots.SnapshotAt.parse(arguments.snapshot_at)
 
 
 def _check_page(arguments: argparse.Namespace) -> None:

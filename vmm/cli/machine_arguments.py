@@ -283,7 +283,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         max_ram_below_4g=machine.get("max-ram-below-4g"),
         machine=machine.get("type", "auto"),
         fwcfg=wanted.pop() if wanted else "auto",
-        fw_cfg=_fw_cfg(arguments),
+        fw_cfg=items_from(arguments),
         fwctl=arguments.fwctl,
         fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
         smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", 32), "-machine smbios-entry-point-type="),
@@ -320,7 +320,12 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
     return config
 
 
-def _fw_cfg(arguments: argparse.Namespace) -> list[FwCfgItem | str]:
+def items_from(arguments: argparse.Namespace) -> list[FwCfgItem | str]:
+    """Return the items of fw_cfg that a parsed command line adds.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
     if not arguments.bhyve_fw_cfg:
         return [*arguments.fw_cfg]
     from vmm.config.items import FwCfgItem

@@ -210,6 +210,14 @@ class Parser(argparse.ArgumentParser):
         near = suggestion(word.partition("=")[0].lstrip("-"), [*names])
         return near and f"; did you mean {names[near]}?"
 
+    def given(self, arguments: argparse.Namespace) -> list[str]:
+        """Return the options of this parser that have another value than without them."""
+        return [
+            action.option_strings[0]
+            for action in self._actions
+            if action.option_strings and getattr(arguments, action.dest, action.default) != action.default
+        ]
+
     def _sort(self, words: list[str]) -> tuple[list[tuple[str, str | None]], list[str], list[str]]:
         """Return options, of other VMMs too, with their values; operands; and options that nobody knows."""
         options: list[tuple[str, str | None]] = []

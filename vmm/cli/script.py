@@ -33,8 +33,9 @@ class Step(NamedTuple):
     Attributes:
         place: FILE:LINE.
         wait: a regular expression; None: the power-off; only if nothing is typed.
-        typed: what is sent; None: it is a wait, or keys.
+        typed: what is sent; None: it is a wait, keys, or a snapshot.
         keys: the names of keys that are pressed.
+        snapshot: a file that the machine is kept in.
         deadline: seconds that the wait may take; None: any.
     """
 
@@ -43,6 +44,7 @@ class Step(NamedTuple):
     typed: bytes | None = None
     keys: tuple[str, ...] = ()
     deadline: float | None = None
+    snapshot: str | None = None
 
     @property
     def types(self) -> bool:
@@ -81,6 +83,8 @@ def read_script(path: str, terminal: str = "auto") -> list[Step]:
         raise ConfigError(f"--script {path}: there is no step in it")
     if steps[-1].types:
         raise ConfigError(f"--script {steps[-1].place}: nobody would read this; the last step is expect or power-off")
+    if all(step.types or step.snapshot is not None for step in steps):
+        raise ConfigError(f"--script {path}: nothing is waited for; a step is to be expect or power-off")
     return steps
 
 
@@ -108,6 +112,10 @@ def run_script(
             # A guest that has ended is what the next wait tells.
             with suppress(SendError):
                 _type(machine, step, terminal)
+            continue
+        if step.snapshot is not None:
+            with machine.snapshot() as snapshot:
+                snapshot.save(step.snapshot)
             continue
         left = [] if deadline is None else [max(0.0, deadline - machine.elapsed_s)]
         limits = [*left, *([] if step.deadline is None else [step.deadline])]
@@ -171,6 +179,8 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
             return Step(place, deadline=deadline)
         case "send" if rest:
             return Step(place, typed=encode(unescape(rest)))
+        case "snapshot" if rest:
+            return Step(place, snapshot=rest)
         case "send-line":
             return Step(place, typed=encode(unescape(rest)) + b"\r")
         case "keys" if rest:
@@ -178,6 +188,6 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
             return Step(place, keys=tuple(rest.split()))
         case "power-off":
             raise ConfigError(f"takes nothing behind it, not {rest}")
-        case "expect" | "send" | "keys":
+        case "expect" | "send" | "keys" | "snapshot":
             raise ConfigError("its argument is missing")
-    raise ConfigError("no such step; known are expect, send, send-line, keys, timeout and power-off")
+    raise ConfigError("no such step; known are expect, send, send-line, keys, snapshot, timeout and power-off")

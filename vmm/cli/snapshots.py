@@ -1,0 +1,153 @@
+"""``vmm boot --from`` and ``--snapshot-at``: a boot that goes on where an earlier one was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.config.parts import Target
+from vmm.errors import ConfigError
+from vmm.options import parse_keys
+
+if TYPE_CHECKING:
+    import argparse
+    from collections import deque
+    from collections.abc import Callable
+
+    from vmm.cli.parser import Parser
+    from vmm.config.outputs import Outputs
+    from vmm.machine import Machine
+    from vmm.run.outcome import Outcome
+    from vmm.run.resumption import Resumption
+    from vmm.run.snapshot import Snapshot
+
+_MAY_DIFFER = frozenset(
+    {"-fw_cfg", "-f", "-serial", "-debugcon", "--trace", "--exit-times", "-bios", "--sandbox", "--user"}
+)
+"""Options of a machine that one which goes on can have; the image is compared."""
+
+
+def add_options(parser: Parser) -> None:
+    """Add both options to a command's parser."""
+    add = parser.add_argument_group("snapshots").add_argument
+    add(
+        "--snapshot-at",
+        metavar="REGEX=FILE",
+        help="once a console shows REGEX, keep the machine in FILE; then the run ends, or goes on until what --until "
+        r"names is shown behind it. In REGEX, write \x3d for =",
+    )
+    add(
+        "--from",
+        dest="from_",
+        metavar="FILE[,KEY=...]",
+        help="go on from such a file instead of booting; the machine is the one in it, but for its consoles and for "
+        "-fw_cfg items below opt/. time=now moves its clocks to now (default: they go on from where they stopped), "
+        "generation=auto|UUID gives it a new VM generation id and tells it so",
+    )
+
+
+class SnapshotAt(NamedTuple):
+    """When a snapshot is taken, and where it goes."""
+
+    pattern: str
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> SnapshotAt:
+        """Read ``REGEX=FILE``.
+
+        Raises:
+            ConfigError: that is not its form.
+        """
+        from vmm.run.expect import compile_pattern
+
+        pattern, separator, path = text.partition("=")
+        if not separator or not pattern or not path or path == "-":
+            raise ConfigError(f"--snapshot-at {text}: the form is REGEX=FILE")
+        try:
+            compile_pattern(pattern)
+        except ConfigError as error:
+            raise ConfigError(f"--snapshot-at {error}") from None
+        return cls(pattern, path)
+
+    def check(self, outputs: Outputs) -> None:
+        """See, before anything runs, that the file can be written.
+
+        Raises:
+            ConfigError: it cannot, or is another file of this run.
+        """
+        outputs.check("--snapshot-at", self.path)
+
+
+def run_with_snapshot(
+    machine: Machine,
+    at: SnapshotAt,
+    until: str | None,
+    deadline: float | None,
+    send: deque[tuple[str, str]],
+    on_poll: Callable[[Machine], None],
+) -> Outcome:
+    """Run, keep the machine on the way, and go on as far as ``until`` says; arguments are `Machine.run`'s.
+
+    Raises:
+        VmmError: as `Machine.run`, `Machine.snapshot` and `vmm.Snapshot.save`.
+    """
+    outcome = machine.run(at.pattern, deadline, send, on_poll)
+    if not outcome.reached:
+        return outcome
+    with machine.snapshot() as snapshot:
+        snapshot.save(at.path)
+    if until is None:
+        return outcome._replace(message=f"{outcome.message}; the machine is in {at.path}")
+    left = None if deadline is None else max(0.0, deadline - machine.elapsed_s)
+    outcome = machine.run(until, left, send, on_poll)
+    return outcome._replace(elapsed_s=machine.elapsed_s)
+
+
+def resumption_from(arguments: argparse.Namespace, machine_parser: Callable[[], Parser]) -> Resumption:
+    """Return how the machine goes on that ``--from`` names.
+
+    Args:
+        arguments: the parsed command line.
+        machine_parser: makes the parser of a machine's options alone.
+
+    Raises:
+        ConfigError: the file is no snapshot, or an option asks for another machine than it has.
+    """
+    from vmm.run.resumption import prepare
+    from vmm.run.snapshot import Snapshot
+
+    keys = parse_keys(arguments.from_, "--from", known=("file", "time", "generation"), implied="file")
+    if "file" not in keys:
+        raise ConfigError(f"--from {arguments.from_}: which file?")
+    other = [option for option in machine_parser().given(arguments) if option not in _MAY_DIFFER]
+    if other:
+        raise ConfigError(f"{other[0]}: the machine is the one in {keys['file']}; leave it out, or boot without --from")
+    snapshot = Snapshot.load(Path(keys["file"]))
+    _check_image(snapshot, arguments, keys["file"])
+    from vmm.cli.machine_arguments import items_from, sandboxing
+
+    resumption = prepare(snapshot, items_from(arguments), keys.get("generation"), keys.get("time", "stopped"))
+    config = resumption.config._replace(
+        serial=Target.parse("stdio" if arguments.serial is None else arguments.serial, "-serial"),
+        debugcon=Target.parse("stdio" if arguments.debugcon is None else arguments.debugcon, "-debugcon"),
+        trace=arguments.trace,
+        exit_times=arguments.exit_times,
+        sandbox=sandboxing(arguments.sandbox, arguments.widest_sandbox),
+        user=arguments.user,
+    )
+    return resumption._replace(config=config)
+
+
+def _check_image(snapshot: Snapshot, arguments: argparse.Namespace, file: str) -> None:
+    """Refuse a snapshot whose firmware is not the one that the command line names, if it does."""
+    from vmm.firmware.load import find
+
+    name = arguments.firmware if arguments.bios is None else arguments.bios
+    if name is None:
+        return
+    image, its = find(name, None, persist=False), snapshot.config.firmware
+    if image.code != its.code:
+        raise ConfigError(
+            f"{file}: a snapshot of another firmware than {image.path} (it was {its.path}); take it again"
+        )
