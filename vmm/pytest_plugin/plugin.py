@@ -11,7 +11,7 @@ def test_greeting(vmm_machine):
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from vmm.errors import HostError
 if TYPE_CHECKING:
     from vmm.machine import Machine
     from vmm.pytest_plugin.artifacts import RecordedMachine
+    from vmm.pytest_plugin.booted import Snapshots
 
 MachineFactory = Callable[..., "Machine"]
 
@@ -54,6 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="keep what the machines of failed tests did in DIR, one folder each: serial.txt, debugcon.txt, "
         "trace.jsonl (every access to fw_cfg, or request to fwctl), report.json, report.txt",
+    )
+    group.addoption(
+        "--vmm-snapshots",
+        metavar="DIR",
+        type=Path,
+        help="keep the machines that vmm_booted boots in DIR, for later sessions and for pytest-xdist's other workers; "
+        "what does not fit any more is booted anew",
     )
 
 
@@ -128,32 +136,115 @@ def _folder(nodeid: str) -> str:
     return f"{name[:_LONGEST_NAME]}-{sha256(nodeid.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
+class _Recorder:
+    """The machines of one test, or module, or session: closed in the end, and looked into if it failed.
+
+    Args:
+        request: whose they are.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._request = request
+        self._artifacts: Path | None = request.config.getoption("--vmm-artifacts")
+        self._recorded: list[RecordedMachine] = []
+        self._closers = ExitStack()
+
+    def create(self, config: Any, **options: Any) -> "Machine":
+        """A machine, as `vmm.Machine` takes it."""
+        if self._artifacts is None:
+            from vmm.machine import Machine
+
+            return self._closers.enter_context(Machine(config, **options))
+        from vmm.pytest_plugin.artifacts import RecordedMachine
+
+        folder = Path(self._closers.enter_context(TemporaryDirectory(prefix="vmm-")))
+        self._recorded.append(self._closers.enter_context(RecordedMachine(folder / "trace", config, **options)))
+        return self._recorded[-1]
+
+    def close(self) -> None:
+        """Keep what is asked for, and close all of them."""
+        with self._closers:
+            node = self._request.node
+            if self._artifacts is not None and (node.stash.get(_FAILED, False) or _has_failures(node)):
+                name = _folder(node.nodeid or "session")
+                for number, machine in enumerate(self._recorded):
+                    machine.keep(self._artifacts / (name if number == 0 else f"{name}-{number}"))
+
+
+def _has_failures(node: Any) -> bool:
+    """Whether a test of a module or session failed."""
+    return not isinstance(node, pytest.Item) and node.session.testsfailed > 0
+
+
+@contextmanager
+def _recorder(request: pytest.FixtureRequest) -> Iterator[_Recorder]:
+    recorder = _Recorder(request)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
 @pytest.fixture
 def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
     """Make machines: call it with what `vmm.Machine` takes; all are closed after the test.
 
     Without a firmware argument the one of ``--vmm-firmware`` is used.
     """
-    from vmm.machine import Machine
+    with _recorder(request) as recorder:
 
-    artifacts: Path | None = request.config.getoption("--vmm-artifacts")
-    recorded: list[RecordedMachine] = []
-    with ExitStack() as closers:
-
-        def create(firmware: Any = None, /, **options: Any) -> Machine:
+        def create(firmware: Any = None, /, **options: Any) -> "Machine":
             firmware = firmware or request.config.getoption("--vmm-firmware")
             if isinstance(firmware, str):
                 options.setdefault("sandbox", request.config.getoption("--vmm-sandbox"))
-            if artifacts is None:
-                return closers.enter_context(Machine(firmware, **options))
-            from vmm.pytest_plugin.artifacts import RecordedMachine
-
-            folder = Path(closers.enter_context(TemporaryDirectory(prefix="vmm-")))
-            recorded.append(closers.enter_context(RecordedMachine(folder / "trace", firmware, **options)))
-            return recorded[-1]
+            return recorder.create(firmware, **options)
 
         yield create
-        if artifacts is not None and request.node.stash.get(_FAILED, False):
-            name = _folder(request.node.nodeid)
-            for number, machine in enumerate(recorded):
-                machine.keep(artifacts / (name if number == 0 else f"{name}-{number}"))
+
+
+@pytest.fixture(scope="session")
+def _vmm_snapshots(request: pytest.FixtureRequest) -> Iterator["Snapshots"]:
+    from vmm.pytest_plugin.booted import Snapshots
+
+    snapshots = Snapshots(request.config.getoption("--vmm-snapshots"))
+    yield snapshots
+    snapshots.close()
+
+
+def _booted(request: pytest.FixtureRequest, _vmm_snapshots: "Snapshots") -> Iterator[MachineFactory]:
+    """Give machines that have booted already: call it with what `vmm.Machine` takes, and where tests begin.
+
+    ``until`` is a pattern that a console shows then (with ``send`` and ``deadline``, as for `vmm.Machine.run`), or a
+    function that brings the machine there. The first call of a session boots it and takes a snapshot; each call gives a
+    machine of its own that goes on from there (``items`` and ``generation``: see `vmm.Machine.restore`). Under
+    pytest-xdist each worker boots once, or one for all with ``--vmm-snapshots``.
+    """
+    from vmm.pytest_plugin.booted import BOOT_SECONDS, as_config
+    from vmm.run.resumption import prepare
+
+    with _recorder(request) as recorder:
+
+        def restore(
+            firmware: Any = None,
+            /,
+            *,
+            until: Any,
+            send: Any = (),
+            deadline: float = BOOT_SECONDS,
+            items: Any = (),
+            generation: Any = None,
+            **options: Any,
+        ) -> "Machine":
+            firmware = firmware or request.config.getoption("--vmm-firmware")
+            if isinstance(firmware, str):
+                options.setdefault("sandbox", request.config.getoption("--vmm-sandbox"))
+            config = as_config(firmware, options)
+            resumption = prepare(_vmm_snapshots.get(config, until, send, deadline), items, generation, "stopped")
+            return recorder.create(resumption.config, resumption=resumption)
+
+        yield restore
+
+
+vmm_booted = pytest.fixture(name="vmm_booted")(_booted)
+vmm_booted_module = pytest.fixture(scope="module", name="vmm_booted_module")(_booted)
+vmm_booted_session = pytest.fixture(scope="session", name="vmm_booted_session")(_booted)

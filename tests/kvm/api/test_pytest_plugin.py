@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from report_schema import check_report
+from waiting_guest import write_waiting_guest
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -151,3 +152,77 @@ def test_the_sandbox_is_on_unless_a_test_needs_it_off(tmp_path: Path, options: l
     assert kinds in run.stdout
     for off in ("config off", "device off", "customize off"):
         assert off in run.stdout
+
+
+BOOTED = """
+import pytest
+
+AT = {"until": "ready", "cpus": 2, "accel": "kvm"}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_each_has_its_own(vmm_booted, number):
+    machine = vmm_booted("waits.fd", **AT)
+    assert machine.memory.read(0x1000, 4) != b"mine"
+    machine.memory.write(0x1000, b"mine")
+    machine.send("x")
+    assert machine.expect(["ready", "done"], deadline=60).which == 1
+
+
+def test_items(vmm_booted):
+    machine = vmm_booted("waits.fd", items={"opt/org.example/a": b"x"}, **AT)
+    assert machine.fw_cfg.contents("opt/org.example/a") == b"x"
+
+
+def test_a_function_brings_it_there(vmm_booted):
+    def there(machine):
+        machine.expect("ready", deadline=60)
+        machine.memory.write(0x1000, b"there")
+
+    assert vmm_booted("waits.fd", until=there, accel="kvm").memory.read(0x1000, 5) == b"there"
+
+
+@pytest.fixture(scope="module")
+def of_module(vmm_booted_module):
+    return vmm_booted_module("waits.fd", **AT)
+
+
+@pytest.fixture(scope="session")
+def of_session(vmm_booted_session):
+    return vmm_booted_session("waits.fd", **AT)
+
+
+def test_scopes_first(of_module, of_session):
+    assert of_module is not of_session
+    of_module.memory.write(0x1000, b"kept")
+    assert of_session.memory.read(0x1000, 4) != b"kept"
+
+
+def test_scopes_second(of_module):
+    assert of_module.memory.read(0x1000, 4) == b"kept"
+
+
+def test_what_never_gets_there(vmm_booted):
+    vmm_booted("probe", until="never shown", accel="kvm")
+"""
+
+
+def test_machines_that_have_booted(tmp_path: Path) -> None:
+    (tmp_path / "test_booted.py").write_text(BOOTED)
+    write_waiting_guest(tmp_path)
+
+    def run() -> list[tuple[str, int]]:
+        options = ["-q", "-p", "no:cacheprovider", "--vmm-snapshots", "kept", "--vmm-artifacts", "artifacts"]
+        command = [sys.executable, "-m", "pytest", *options, "test_booted.py"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        assert "1 failed, 7 passed" in ended.stdout, ended.stdout + ended.stderr
+        assert "vmm_booted: the guest powered the machine off" in ended.stdout
+        return sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "kept").glob("*.snapshot"))
+
+    first = run()
+    assert len(first) == 1
+    assert run() == first, "the second session has found it"
+    (tmp_path / "kept" / first[0][0]).write_bytes(b"damaged")
+    third = run()
+    assert [name for name, _ in third] == [name for name, _ in first]
+    assert third != first, "what does not fit is taken again"
