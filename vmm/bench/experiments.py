@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, float, int], None]
 
-PAIRS = (("vmm", "bare-loop"), ("vmm", "qemu-kvm"), ("vmm-python", "vmm"), ("vmm", "qemu-tcg"))
+PAIRS = (("vmm", "bare-loop"), ("vmm", "qemu-kvm"), ("vmm-python", "vmm"), ("vmm", "qemu-tcg"), ("vmm", "vmm-cold"))
 """What is compared with what, where both took part."""
 
 _ROUNDS_PART = 0.8
@@ -42,6 +42,12 @@ TARGETS = {
         Target("machine", "vmm-warm", "", 5.0, "Machine() to the guest's end in a warm Python, ms"),
         Target("seabios", "vmm", "qemu-tcg", 1.5, "SeaBIOS next to QEMU's TCG"),
         Target("ovmf", "vmm", "qemu-tcg", 0.8, "OVMF next to QEMU's TCG"),
+    ),
+    "snapshot": (
+        Target("first", "vmm", "", 50.0, "restore to the first new byte on the console, ms"),
+        Target("first", "vmm", "vmm-cold", 0.05, "the same next to a cold boot"),
+        Target("take", "vmm", "", 300.0, "taking a snapshot, ms"),
+        Target("test", "vmm", "", 150.0, "a test from a snapshot, ms: 100 in 15 s"),
     ),
 }
 """Targets of this program. The bare loop's DMA is one memcpy."""
@@ -107,6 +113,37 @@ def run_boot(
     return result
 
 
+def run_snapshot(names_of_cases: Sequence[str], goal: Goal, seed: int, progress: Progress) -> Result:
+    """Run ``snapshot``; the time is divided among the cases."""
+    from vmm.bench import snapshot  # loads the machine
+
+    load, clock = host.load_per_cpu(), host.Clock.read()
+    result = _new_result("snapshot", (), Rounds[Any](), seed)
+    with snapshot.Subjects() as subjects:
+        cases = [case for case in subjects.cases() if not names_of_cases or case.key in names_of_cases]
+        if unknown := set(names_of_cases) - {case.key for case in subjects.cases()}:
+            known = ", ".join(case.key for case in subjects.cases())
+            raise ConfigError(f"--case {unknown.pop()}: not known; known are {known}")
+        shares = _shares(goal.seconds, [8 if case.key == "first" else 1 for case in cases])
+        for number, (case, share) in enumerate(zip(cases, shares, strict=True)):
+
+            def told(name: str, part: float, count: int, number: int = number, title: str = case.title) -> None:
+                progress(f"{title}: {name}", (number + part) / len(cases), count)
+
+            rounds = run_rounds(case.contenders, snapshot.measure, goal.share(*share), seed + number, told)
+            found = CaseResult(case.key, case.title, "ms")
+            for key, runs in rounds.values.items():
+                found.measured[key] = Measured.of([[seconds * 1000] for seconds in runs], seed)
+            found.compare(PAIRS, seed)
+            result.cases.append(found)
+            result.contenders = names(case.contenders) | result.contenders
+            result.failed |= {f"{case.key} {key}": why for key, why in rounds.failed.items()}
+            result.rounds = max(result.rounds, rounds.count)
+            result.elapsed_s += rounds.elapsed_s
+    result.noise = _noise(result, load, clock, "vmm-cold")
+    return result
+
+
 def run_scales(
     axes: Mapping[scale.Axis, Sequence[int]],
     contenders: Sequence[Contender],
@@ -149,6 +186,8 @@ def _shares(seconds: float, weights: Sequence[int]) -> Iterator[tuple[float, flo
 
 def images(result: Result) -> list[str]:
     """Return the names of the firmware and guests that a result was measured with."""
+    if result.kind == "snapshot":
+        return ["ovmf"]
     if result.kind != "boot":
         return ["latency"]
     measured = {case.key for case in result.cases if case.measured}

@@ -11,7 +11,12 @@ from vmm.report import html
 _NAMES = plots.COLOURS | {"ink": plots.INK, "line": plots.GRID, "muted": plots.TIE, "bad": plots.LIMIT}
 """Colours of pictures, by the style sheet's names."""
 
-TITLES = {"pio": "What port I/O costs", "dma": "What fw_cfg's DMA costs", "boot": "What a boot costs"}
+TITLES = {
+    "pio": "What port I/O costs",
+    "dma": "What fw_cfg's DMA costs",
+    "boot": "What a boot costs",
+    "snapshot": "What snapshots cost",
+}
 
 
 def render(result: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm.bench.rounds import Goal
     from vmm.report.schema import OriginReport
 
-KINDS = ("pio", "dma", "boot")
+KINDS = ("pio", "dma", "boot", "snapshot")
 
 DESCRIPTION = """\
 Measure, with rivals in the same run: vmm with fw_cfg in C and in Python, a bare KVM_RUN loop in C that does nothing
@@ -29,6 +29,8 @@ else (the floor), and QEMU. All take turns in random order, round after round, u
   pio    single IN and OUT, and REP INSB, timed by a guest with RDTSC
   dma    fw_cfg's DMA, 16 bytes to 64 MiB, likewise
   boot   whole processes: a guest that exits at once, SeaBIOS, OVMF; a Machine() in a warm Python
+  snapshot
+         taking one of OVMF at its prompt, going on from it, and a test there; QEMU's savevm and loadvm, a cold boot
 """
 
 EPILOG = """\
@@ -44,16 +46,22 @@ examples:
   vmm bench boot --cpus 1,2,4,8,16,32,64 --memory 64M,1G,16G,64G --html growth.html
 """
 
-DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0}
+DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0, "snapshot": 120.0}
 
 
 def parser() -> Parser:
     """Return the command's options."""
-    options = Parser("bench", "pio|dma|boot [OPTION ...]", DESCRIPTION, EPILOG)
+    options = Parser("bench", "pio|dma|boot|snapshot [OPTION ...]", DESCRIPTION, EPILOG)
     add = options.add_argument_group("what").add_argument
     add("--mode", metavar="MODE", default="long64", help="the guest's: real16, protected32, long64 (default), user64")
     add("--test", metavar="NAME", action="append", default=[], help="only this test of pio; may be repeated")
-    add("--case", metavar="NAME", action="append", default=[], help="only this case of boot; may be repeated")
+    add(
+        "--case",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="only this case of boot or snapshot; may be repeated",
+    )
     add("--contender", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
     for axis in ("cpus", "items", "memory", "initrd"):
         add(
@@ -67,7 +75,7 @@ def parser() -> Parser:
     add(
         "--seconds",
         metavar="N",
-        help="how long it may take in all; what there was no time for is said (default: 60; boot 120)",
+        help="how long it may take in all; what there was no time for is said (default: 60; boot and snapshot 120)",
     )
     add("--rounds", metavar="N", help="end after so many rounds; without --seconds, whatever the time")
     add("--seed", metavar="N", default="1", help="of the random order and the bootstrap (default 1)")
@@ -87,7 +95,8 @@ def run(words: list[str]) -> int:
     kind = arguments.kind
     if kind not in KINDS:
         raise ConfigError(f"vmm bench {kind or '…'}: what should be measured? known are {', '.join(KINDS)}")
-    work = _boot_work(arguments) if kind == "boot" else _latency_work(kind, arguments)
+    works = {"boot": _boot_work, "snapshot": _snapshot_work}
+    work = works[kind](arguments) if kind in works else _latency_work(kind, arguments)
     if arguments.html is not None:
         from vmm.report import html as pages
 
@@ -168,6 +177,15 @@ def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
     _check_words(arguments.case, [case.key for case in boot.CASES], "--case")
     contenders = _contenders(arguments, boot.CONTENDERS)
     return lambda told: experiments.run_boot(boot.select_cases(arguments.case), contenders, goal, seed, told)
+
+
+def _snapshot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
+    from vmm.bench import experiments
+
+    for option in ("test", "svg", "contender", "cpus", "items", "memory", "initrd"):
+        _refuse(option, getattr(arguments, option), "snapshot")
+    goal, seed = _goal(arguments, "snapshot"), _seed(arguments)
+    return lambda told: experiments.run_snapshot(arguments.case, goal, seed, told)
 
 
 def _contenders(arguments: argparse.Namespace, known: Sequence[Contender]) -> list[Contender]:

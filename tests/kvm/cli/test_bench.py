@@ -82,6 +82,18 @@ def test_growth_is_measured(tmp_path: Path) -> None:
     assert [Path(image["path"]).name for image in images] == ["probe.fd", "exit.fd"]
 
 
+@needs_qemu
+def test_snapshots_are_taken_and_restored_beside_qemu(tmp_path: Path) -> None:
+    report, html = tmp_path / "snapshot.json", tmp_path / "snapshot.html"
+    words = ["--rounds", "1", "--case", "take", "--case", "test", "--json", str(report), "--html", str(html)]
+    bench("snapshot", *words)
+    result = found(report)
+    assert result["failed"] == {}
+    measured = {case["key"]: list(case["measured"]) for case in result["cases"]}
+    assert measured == {"take": ["vmm", "qemu-tcg"], "test": ["vmm"]}
+    assert "What snapshots cost" in html.read_text(encoding="utf-8")
+
+
 def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     report = tmp_path / "boot.json"
