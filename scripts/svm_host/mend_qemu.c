@@ -16,8 +16,8 @@
  * Three: decode_op in target/i386/tcg/decode-new.c.inc adds a control register's number to the number of the intercept
  * only where the latter is not 0, which that of a read of CR0 is: a guest's read of CR3 is checked as one of CR0, and
  * with shadow paging it gets the host's CR3 as soon as KVM leaves reads of CR0 alone. edk2 then walks whatever lies there.
- * Here what is checked as a read of CR0 is checked as one of CR3 too; KVM then looks at the instruction itself. With
- * nested paging KVM leaves reads of CR3 alone, and a guest has the other registers' values in its own CPU.
+ * Linux 6.12 keeps the host's CR4.MCE set in a guest, also with nested paging, and has to show it the guest's own CR4.
+ * Here what is checked as a read of CR0 is checked as one of CR3 and CR4 too; KVM then looks at the instruction itself.
  *
  * tcg_handle_interrupt is called through a table, the class "tcg-accel-ops", and helper_svm_check_intercept through its
  * description (TCGHelperInfo, which begins with the function). Before the first CPU's thread starts, the entries there
@@ -41,6 +41,7 @@
 #define CPU_INTERRUPT_POLL 0x0010 /* CPU_INTERRUPT_TGT_EXT_1 in include/exec/cpu-all.h */
 #define READ_CR0 0x000 /* SVM_EXIT_READ_CR0 in target/i386/svm.h */
 #define READ_CR3 0x003
+#define READ_CR4 0x004
 #define POLL_INTERVAL_US 50000
 #define MAX_CPUS 16
 
@@ -95,8 +96,10 @@ static void check_control_register(void *env, uint32_t type)
     uintptr_t called_from = (uintptr_t)__builtin_return_address(0);
 
     check_intercept(env, type, 0, called_from);
-    if (type == READ_CR0)
+    if (type == READ_CR0) {
         check_intercept(env, READ_CR3, 0, called_from);
+        check_intercept(env, READ_CR4, 0, called_from);
+    }
 }
 
 static void mend_intercepts(void)
