@@ -67,10 +67,11 @@ def test_a_deadline_that_is_moved_a_million_times_takes_no_memory(service: Servi
 
 def test_nothing_fires_after_close(service: Service) -> None:
     log: list[str] = []
-    service.timer(lambda: log.append("late")).arm(time.monotonic_ns() + 20_000_000)
+    service.timer(lambda: log.append("late")).arm(time.monotonic_ns() + 100_000_000)
     service.close()
-    time.sleep(0.05)
-    assert log == []
+    before = log.copy()  # on a busy machine its time may have come already
+    time.sleep(0.15)
+    assert log == before
 
 
 def test_a_failing_callback_is_reported(service: Service) -> None:
