@@ -178,13 +178,16 @@ class Runner:
         try:
             self._start(on_poll)
             while not life.wait(POLL_SECONDS):
-                if life.wants_reset:
+                resets = life.wants_reset
+                if resets:
                     self._threads.stop()
-                    self._start(on_poll)
+                # Before the guest goes on: it might end, by one reset too many, after it has said what is waited for.
                 if watch.look():
                     life.finish(Reason.UNTIL, watch.found_message())
                 elif deadline is not None and life.run_s > deadline:
                     life.finish(Reason.TIMEOUT, watch.timeout_message(deadline))
+                elif resets:
+                    self._start(on_poll)
                 on_poll()
                 if self.debugger is not None:
                     self.debugger.poll()
