@@ -246,6 +246,7 @@ class Machine(Runnable):
                     feature_control=self._processors.feature_control,
                     on_vmcoreinfo=self._vmcoreinfo_written,
                     standing=self.platform.standing,
+                    boot_paths=self.platform.boot_paths,
                     customize=customize,
                     alter=alter,
                     known_files=() if resumption is None else resumption.snapshot.state["fw_cfg"]["files"],

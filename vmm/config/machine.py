@@ -196,6 +196,7 @@ class MachineConfig(MachineFields):
             "-smbios": bool(self.smbios) and self.machine_type is not MachineType.BHYVE,
             "-e820": bool(self.e820),
             "-bootorder": bool(self.bootorder),
+            "-device bootindex=": any(drive.bootindex is not None for drive in self.drives),
             "-device vmgenid": self.vmgenid is not None,
             "-device vmcoreinfo": self.vmcoreinfo,
         }

@@ -3,7 +3,7 @@
 fw_cfg and fwctl claim the same ports, so a machine has one of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmm import layout
@@ -21,7 +21,7 @@ from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
 from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
 from vmm.tables import e820
-from vmm.tables.boot_order import encode_boot_order
+from vmm.tables.boot_order import check_paths, encode_boot_order
 from vmm.tables.files import ACPI_FILES, E820_FILE, SMBIOS_FILES, WRITABLE_FILES
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def build_fw_cfg(
     feature_control: int | None,
     on_vmcoreinfo: "Callable[[VmCoreInfo | None], None]",
     standing: Callable[[], "Standing"],
+    boot_paths: Iterable[str] = (),
     customize: Customize | None = None,
     alter: Alter | None = None,
     known_files: Sequence[str] = (),
@@ -69,6 +70,8 @@ def build_fw_cfg(
         feature_control: what firmware should write into MSR 0x3a, if the CPUs have it.
         on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
         standing: asked for what the board's registers say, with io_lock held.
+        boot_paths: OpenFirmware paths of the devices that have a place in the boot order, in that order; the config's
+            own paths come before them.
         customize: for whoever adds items.
         alter: for whoever looks at the tables, or changes them.
         known_files: of a machine that was restored: the files that its guest knows already, by their keys. What is in
@@ -78,6 +81,8 @@ def build_fw_cfg(
         ConfigError: a name is taken, overlong or unreadable.
     """
     fw_cfg = FwCfg(core, on_failure=on_failure)
+    bootorder = (*config.bootorder, *boot_paths)
+    check_paths(bootorder)
     low, high = memory.low_size, memory.high_size
     memory_map = e820.encode(tables.e820_map(config, low, high))
     acpi = tables.AcpiFiles(config, low, high)
@@ -105,7 +110,7 @@ def build_fw_cfg(
         e820=memory_map,
         uuid=config.uuid or bytes(16),
         hpet=Hpet(layout.HPET.start, BLOCK_ID, MINIMUM_TICKS) if config.hpet else None,
-        bootorder=encode_boot_order(config.bootorder, strict=config.boot.strict),
+        bootorder=encode_boot_order(bootorder, strict=config.boot.strict),
         boot_menu=config.boot.menu,
         splash_time=config.boot.splash_time_ms,
         reboot_timeout=BOOT_FAIL_WAIT_FOREVER

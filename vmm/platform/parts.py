@@ -146,6 +146,12 @@ class Platform(NamedTuple):
     disks: list[VirtioBlk]
     standing: Callable[[], Standing]
 
+    @property
+    def boot_paths(self) -> list[str]:
+        """OpenFirmware paths of the disks that have a boot index, the lowest index first."""
+        indexed = sorted((disk.drive.bootindex, disk.path) for disk in self.disks if disk.drive.bootindex is not None)
+        return [path for _, path in indexed]
+
     def state(self) -> dict[str, Any]:
         """The state of every device, by name, with its version; io_lock is held."""
         devices = {name: [device.state_version, device.state()] for name, device in self.devices.items()}

@@ -19,6 +19,9 @@ CMOS_DEVICES: Final = 0x3D
 HALT: Final = "HALT"
 DEFAULT_ORDER: Final = "cad"
 
+HOST_BRIDGE_PATH: Final = "/pci@i0cf8"
+"""A PC's PCI bus 0, by the port that configures it (PCI Bus Binding to IEEE 1275, 2.1; QEMU, hw/pci-host)."""
+
 _OPTION = "-boot"
 _KEYS = ("order", "once", "menu", "splash", "splash-time", "reboot-timeout", "strict")
 _CMOS_CODES = {"a": 1, "c": 2, "d": 3, "n": 4}

@@ -8,6 +8,7 @@ from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.transport import Backplane, VirtioFunction
 from vmm.disks.image import SECTOR, DiskImage
 from vmm.errors import HostError
+from vmm.tables.boot_order import HOST_BRIDGE_PATH
 
 _BLOCK_DEVICE = 2
 """Virtio 1.2, chapter 5."""
@@ -64,6 +65,11 @@ class VirtioBlk(VirtioDevice):
         if error:
             self.close()
             raise HostError(f"{drive.option}: no thread for it: {os.strerror(error).lower()} (ulimit -u)")
+
+    @property
+    def path(self) -> str:
+        """The disk's OpenFirmware path, as QEMU writes it into ``bootorder`` (hw/core/qdev-fw.c, hw/pci/pci.c)."""
+        return f"{HOST_BRIDGE_PATH}/scsi@{self.slot:x}/disk@0,0"
 
     def settle(self) -> None:
         """Wait until every request is served that the guest has made; no vCPU runs, and io_lock is not held."""

@@ -1,0 +1,38 @@
+"""fw_cfg's bootorder beside QEMU's, for the same disks: byte for byte."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from qemu_qtest import Qemu
+
+from vmm.machine import Machine
+
+pytestmark = pytest.mark.needs_kvm
+
+DISKS = {"a": (3, 20), "b": (0x1E, 1), "c": (5, None), "d": (0xA, 0)}
+"""PCI device number and boot index."""
+
+
+@pytest.mark.parametrize("board", ["pc", "q35"])
+@pytest.mark.parametrize("strict", ["off", "on"])
+def test_the_same_disks(vmm_machine: Callable[..., Machine], tmp_path: Path, board: str, strict: str) -> None:
+    drives, devices = [], []
+    for name, (slot, index) in DISKS.items():
+        image = tmp_path / f"{name}.img"
+        image.write_bytes(bytes(512))
+        drives.append(f"if=none,id={name},format=raw,file={image}")
+        at = "" if index is None else f",bootindex={index}"
+        devices.append(f"virtio-blk-pci,drive={name},addr={slot:#x}{at}")
+    boot = f"strict={strict}"
+    arguments = ["-boot", boot]
+    for drive, device in zip(drives, devices, strict=True):
+        arguments += ["-drive", f"{drive},file.locking=off", "-device", device]
+    with Qemu(tmp_path, 32 << 20, arguments, machine=board) as qemu:
+        key, size = qemu.files()["bootorder"]
+        theirs = qemu.item(key, size)
+    with vmm_machine("probe", machine=board, drives=drives, devices=devices, boot=boot) as machine:
+        assert machine.fw_cfg is not None
+        ours = machine.fw_cfg.contents("bootorder")
+    assert bytes(ours) == theirs
+    assert theirs.count(b"/pci@i0cf8/scsi@") == 3
