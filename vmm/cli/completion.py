@@ -80,7 +80,7 @@ def _everything(file: Mapping[str, Any]) -> argparse.ArgumentParser:
         for action in options._actions:  # noqa: SLF001  # shtab reads them, too
             if action.dest == "image":
                 vars(action).update(operands["boot"][0])
-            elif action.metavar in {"PATH", "FILE"}:
+            elif action.metavar in {"PATH", "FILE", "DIR"}:
                 vars(action)["complete"] = file
             elif action.option_strings and action.option_strings[0] in _WORDS:
                 action.choices = _WORDS[action.option_strings[0]]

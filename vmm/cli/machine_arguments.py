@@ -244,6 +244,13 @@ def _add_disk_arguments(parser: Parser) -> None:
         "QEMU does it. bhyve's spelling is -s SLOT,virtio-blk,PATH[,ro][,nocache][,direct][,ser=TEXT][,bootindex=N]",
     )
     add = disks.add_argument
+    add(
+        "--esp",
+        metavar="DIR",
+        help="a folder as the first disk: a copy of its files in a GPT disk's EFI system partition (FAT32), from which "
+        "OVMF starts EFI/BOOT/BOOTX64.EFI, or its shell startup.nsh; what the guest writes there is gone in the end. "
+        "Needs mtools",
+    )
     add("-snapshot", action="store_true", help="snapshot=on for every disk, and VARS as they are")
 
 
@@ -304,6 +311,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         bootorder=arguments.bootorder,
         devices=arguments.device,
         drives=_disks(arguments),
+        esp=arguments.esp,
         reboot=_reboot(arguments),
         max_resets=parse_int(arguments.max_resets, "--max-resets "),
         accel=arguments.accel,

@@ -57,6 +57,7 @@ class MachineOptions(TypedDict, total=False):
         devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``.
         drives: disks: a ``Path`` is a raw image that the guest may write; `vmm.disks.drives.Drive` says more, and so
             do ``-drive`` texts.
+        esp: a folder that is a disk, too: its files in an EFI system partition, as a copy.
         reboot: whether a reset by the guest restarts the machine, or ends it; it ends guests of ours, which say so that
             they fail, and restarts all others.
         max_resets: how often the guest may reset the machine within one run; 10.
@@ -102,6 +103,7 @@ class MachineOptions(TypedDict, total=False):
     bootorder: Iterable[str] | str | None
     devices: Iterable[str] | str | None
     drives: Iterable[Drive | Path | str] | Drive | Path | str | None
+    esp: str | Path | None
     reboot: bool | None
     max_resets: int | None
     accel: Accelerator | str | None

@@ -302,6 +302,7 @@ class MachineConfig(MachineFields):
         bootorder: Iterable[str] | str = (),
         devices: Iterable[str] | str = (),
         drives: Iterable[Drive | Path | str] | Drive | Path | str = (),
+        esp: str | Path | None = None,
         reboot: bool | None = None,
         max_resets: int = DEFAULT_MAX_RESETS,
         accel: Accelerator | str = Accelerator.AUTO,
@@ -352,6 +353,11 @@ class MachineConfig(MachineFields):
             given = several(drives, "drives", str, Path, Drive)
             fields["drives"] = parse_drives(given, filter(is_disk, shown))
             shown = tuple(text for text in shown if not is_disk(text))
+        if esp is not None:
+            from vmm.disks.drives import Drive
+
+            options.check_type(esp, "esp", str, Path)
+            fields["drives"] = (Drive(Path(esp), folder=True), *fields.get("drives", ()))
         fields |= parse_devices(shown)
         if e820:
             from vmm.tables.e820 import E820Entry

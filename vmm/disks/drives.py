@@ -78,16 +78,18 @@ class Drive(NamedTuple):
     """Its place among what firmware boots, the lowest first; None: it has none."""
     slot: int | None = None
     """PCI device number, ``addr=``; None: the first that is free."""
+    folder: bool = False
+    """The path is a folder (or one file), and the disk a copy of it with an EFI system partition, ``--esp``."""
 
     @property
     def option(self) -> str:
         """What messages call it."""
-        return f"-drive file={self.path}"
+        return f"--esp {self.path}" if self.folder else f"-drive file={self.path}"
 
     @property
     def only_read(self) -> bool:
         """Whether the image stays as it is, whatever the guest writes."""
-        return self.read_only or self.snapshot
+        return self.read_only or self.snapshot or self.folder
 
     def check(self) -> None:
         """Refuse what no disk can be.

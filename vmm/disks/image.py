@@ -66,6 +66,14 @@ class DiskImage:
         self.direct_alignment = SECTOR
         self.overlaid: mmap.mmap | None = None
         with ExitStack() as closers:
+            if drive.folder:
+                from vmm.disks.folder import image_of  # few disks are one
+
+                self.fd = image_of(drive.path, drive.option)
+                closers.callback(os.close, self.fd)
+                self.size = _size(self.fd, drive)
+                self._closers = closers.pop_all()
+                return
             flags = os.O_RDONLY if drive.only_read else os.O_RDWR
             self.fd = _open(drive, flags)
             closers.callback(os.close, self.fd)
