@@ -1,4 +1,4 @@
-"""Lay a guest's ELF file out as a UEFI driver: ``efi_image.py GUEST.elf GUEST.efi``.
+"""Lay a guest's ELF file out for UEFI: ``efi_image.py GUEST.elf GUEST.efi driver|application``.
 
 The format is Microsoft's PE32+ (PE Format, revision 11; UEFI 2.10, 2.1.1). The code is position-independent and has no
 absolute addresses in its data, so there is nothing to relocate, which is checked.
@@ -16,8 +16,8 @@ ALIGNMENT = 0x1000
 MACHINE_X64 = 0x8664
 EXECUTABLE, LARGE_ADDRESS_AWARE = 0x0002, 0x0020
 PE32_PLUS = 0x20B
-EFI_BOOT_SERVICE_DRIVER = 11
-"""Stays loaded after its entry point has returned."""
+SUBSYSTEMS = {"application": 10, "driver": 11}
+"""A driver stays loaded after its entry point has returned."""
 DIRECTORIES = 16
 CODE, DATA, EXECUTE, READ, WRITE = 0x20, 0x40, 0x2000_0000, 0x4000_0000, 0x8000_0000
 
@@ -43,8 +43,8 @@ def check_relocations(elf: ELFFile) -> None:
                 raise ValueError(f"{section.name}: {ABSOLUTE[kind]} at {relocation['r_offset']:#x} is absolute")
 
 
-def efi_image(elf: ELFFile) -> bytes:
-    """Return the driver: headers in the first page, then a section for each loaded segment.
+def efi_image(elf: ELFFile, subsystem: int) -> bytes:
+    """Return the image: headers in the first page, then a section for each loaded segment.
 
     Raises:
         ValueError: see `check_relocations`.
@@ -82,7 +82,7 @@ def efi_image(elf: ELFFile) -> bytes:
         size,
         ALIGNMENT,
         0,
-        EFI_BOOT_SERVICE_DRIVER,
+        subsystem,
         0,
         *(0, 0, 0, 0),
         0,
@@ -98,9 +98,9 @@ def efi_image(elf: ELFFile) -> bytes:
 
 def main() -> None:
     """Convert the file named first into the file named second."""
-    source, target = (Path(name) for name in sys.argv[1:])
-    with source.open("rb") as stream:
-        target.write_bytes(efi_image(ELFFile(stream)))
+    source, target, kind = sys.argv[1:]
+    with Path(source).open("rb") as stream:
+        Path(target).write_bytes(efi_image(ELFFile(stream), SUBSYSTEMS[kind]))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ def test_what_makes_no_sense(texts: list[str], devices: list[str], message: str)
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
+        ((Drive(Path("a"), folder=True, cache=Cache.NONE),), "--esp a: cache=none is for images"),
         ((Drive(Path("a"), bootindex=1), Drive(Path("b"), bootindex=1)), "-drive file=b: bootindex=1 is a's already"),
         ((Drive(Path("a"), slot=16), Drive(Path("b"), slot=16)), "-drive file=b: addr=10 is a's already"),
         ((Drive(Path("a")), Drive(Path("./a"), read_only=True)), "-drive file=a: the image is another disk's already"),

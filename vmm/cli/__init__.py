@@ -16,6 +16,7 @@ from vmm.legible import legible
 
 COMMANDS = {
     "boot": "boot firmware on /dev/kvm, and report what it did",
+    "run": "run a UEFI application under OVMF, and return its status",
     "firmware": "what an image is: volumes, and which of fw_cfg and fwctl it speaks",
     "bench": "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop",
     "verify": "did the guest get the tables that fw_cfg offered?",

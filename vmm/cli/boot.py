@@ -108,7 +108,7 @@ def run(words: list[str]) -> int:
     """Boot what a command line describes; return the exit status."""
     arguments = parser().parse(words, "firmware")
     send = [_parse_send(text) for text in arguments.send]
-    deadline = _parse_timeout(arguments.timeout)
+    deadline = parse_timeout(arguments.timeout)
     if arguments.until is not None:
         _check_pattern(arguments.until, "--until")
     with inputs.patience(deadline):
@@ -281,7 +281,8 @@ def _read_script(arguments: argparse.Namespace) -> list[Step]:
     return read_script(arguments.script, arguments.terminal or "auto")
 
 
-def _parse_timeout(text: str | None) -> float | None:
+def parse_timeout(text: str | None) -> float | None:
+    """Read --timeout's seconds; raises ConfigError."""
     if text is None:
         return None
     from vmm.cli.script import parse_seconds

@@ -166,7 +166,7 @@ class Parser(argparse.ArgumentParser):
         # argparse's own says nothing where the help went nowhere.
         print(message, end="", file=file or sys.stdout, flush=True)
 
-    def parse(self, words: list[str], operand: str) -> argparse.Namespace:
+    def parse(self, words: list[str], operand: str, rest: str | None = None) -> argparse.Namespace:
         """Parse a command line with one optional operand, which may stand anywhere.
 
         Words are QEMU's: an option that has a value takes the next word, whatever that is; nothing is abbreviated; what
@@ -175,12 +175,13 @@ class Parser(argparse.ArgumentParser):
         Args:
             words: the command line.
             operand: attribute for the operand; None if there is none.
+            rest: attribute for what stands behind the operand, which is not looked at; None: options may stand there.
 
         Raises:
             ConfigError: unknown options and those that can't be served, a line each; a second operand; or what an
                 option has to complain about.
         """
-        options, operands, unknown = self._sort(words)
+        options, operands, unknown = self._sort(words, whole=rest is None)
         if ("-h", None) in options:
             self.parse_args(["-h"])  # ends the process
         notes: list[str] = []
@@ -196,7 +197,9 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError("\n".join(refusals))
         # In one word with its value, so that argparse can't take the value for something else.
         arguments = self.parse_args([name if value is None else f"{name}={value}" for name, value in options])
-        if len(operands) > 1:
+        if rest is not None:
+            setattr(arguments, rest, operands[1:])
+        elif len(operands) > 1:
             self.error(f"one {operand.upper()} at the most, not {' and '.join(operands)}")
         setattr(arguments, operand, operands[0] if operands else None)
         arguments.notes = notes
@@ -218,7 +221,7 @@ class Parser(argparse.ArgumentParser):
             if action.option_strings and getattr(arguments, action.dest, action.default) != action.default
         ]
 
-    def _sort(self, words: list[str]) -> tuple[list[tuple[str, str | None]], list[str], list[str]]:
+    def _sort(self, words: list[str], *, whole: bool) -> tuple[list[tuple[str, str | None]], list[str], list[str]]:
         """Return options, of other VMMs too, with their values; operands; and options that nobody knows."""
         options: list[tuple[str, str | None]] = []
         operands: list[str] = []
@@ -232,6 +235,9 @@ class Parser(argparse.ArgumentParser):
                 break
             if not word.startswith("-") or word == "-":
                 operands.append(word)
+                if not whole:
+                    operands += waiting[::-1]
+                    break
             elif word == "-s" and self._foreign(word, waiting):  # bhyve's has a value
                 options.append((word, self._value(word, waiting)))
             elif (action := self._action(word)) is not None:

@@ -99,6 +99,8 @@ class Drive(NamedTuple):
         """
         if len(self.serial) > _MAX_SERIAL or not self.serial.isascii() or not self.serial.isprintable():
             raise ConfigError(f"{self.option}: serial={self.serial}: {_MAX_SERIAL} ASCII characters at the most")
+        if self.folder and self.cache.direct:
+            raise ConfigError(f"{self.option}: cache={self.cache} is for images; the disk of a folder is a copy")
 
     @classmethod
     def parse(cls, value: "Drive | Path | str") -> "Drive":

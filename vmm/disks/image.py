@@ -66,16 +66,8 @@ class DiskImage:
         self.direct_alignment = SECTOR
         self.overlaid: mmap.mmap | None = None
         with ExitStack() as closers:
-            if drive.folder:
-                from vmm.disks.folder import image_of  # few disks are one
-
-                self.fd = image_of(drive.path, drive.option)
-                closers.callback(os.close, self.fd)
-                self.size = _size(self.fd, drive)
-                self._closers = closers.pop_all()
-                return
             flags = os.O_RDONLY if drive.only_read else os.O_RDWR
-            self.fd = _open(drive, flags)
+            self.fd = _copy(drive) if drive.folder else _open(drive, flags)
             closers.callback(os.close, self.fd)
             _check_kind(self.fd, drive)
             self.size = _size(self.fd, drive)
@@ -125,6 +117,12 @@ class DiskImage:
                 f"{self.drive.option}: no room in {tempfile.gettempdir()} for what the guest writes: {_reason(error)}; "
                 "TMPDIR names another place"
             ) from None
+
+
+def _copy(drive: Drive) -> int:
+    from vmm.disks.folder import image_of  # few disks are one
+
+    return image_of(drive.path, drive.option)
 
 
 def _open(drive: Drive, flags: int) -> int:

@@ -43,6 +43,15 @@ def report(image: str) -> Path:
     return _existing(stem, f".{suffix}")
 
 
+def efi(name: str) -> Path:
+    """Return a UEFI application: ``launcher``, which starts others, or ``example``.
+
+    Raises:
+        ConfigError: It was not built.
+    """
+    return _existing(name, ".efi")
+
+
 def symbols(name: str) -> Path:
     """Return the ELF file that a guest's image was made from, with symbols and line numbers.
 

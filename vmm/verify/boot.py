@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from vmm.tables.boot_order import BOOT_ORDER_FILE, HALT, cmos_boot_bytes
-from vmm.verify.guest_report import GuestReport, Kind
+from vmm.verify.guest_report import ROM_PATH, GuestReport, Kind
 from vmm.verify.result import Subject
 from vmm.verify.values import Verdict
 
@@ -24,12 +24,12 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     """Compare the order of boot devices: UEFI's BootOrder, or what SeaBIOS logs and CMOS holds."""
     subject = Subject("boot order")
     text = collected.published.get(BOOT_ORDER_FILE, b"").rstrip(b"\0").decode("ascii", "replace")
-    offered = [line for line in text.split("\n") if line]
+    offered = [line for line in text.split("\n") if line and line != ROM_PATH]
     if report.kind is Kind.UEFI:
         _compare_boot_variables(subject, offered, report, evidence)
         return subject
     seen = re.findall(r"^(\d+): (\S+)", collected.log.partition("boot order:")[2], re.MULTILINE)
-    logged = [path for _, path in seen]
+    logged = [path for _, path in seen if path != ROM_PATH]
     subject.whole = _devices(offered), _devices(logged)
     for place, path in enumerate(offered, 1):
         found = f"{logged.index(path) + 1}: {path}" if path in logged else "-"

@@ -13,7 +13,7 @@ from vmm.firmware.images import FirmwareKind
 from vmm.machine import Machine
 from vmm.verify import guest_report, linux_report
 from vmm.verify.facts import facts_of
-from vmm.verify.guest_report import GuestReport, ReportError
+from vmm.verify.guest_report import ROM_FILE, GuestReport, ReportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +32,6 @@ DEADLINE = 120.0
 """Seconds; a boot takes a few, but the host may be busy."""
 
 GUID_SIZE = 16
-
-ROM_FILE = "genroms/vmm-report.bin"
-"""SeaBIOS runs every file under genroms/ as an option ROM."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +181,9 @@ def collect(
     host = _LinuxHost(kind, alter) if linux else _Host(kind, alter)
     # What is compared is one boot: a guest that resets has failed.
     config = config._replace(reboot=bool(config.reboot))
+    if kind is FirmwareKind.SEABIOS and config.drives and not linux:
+        # One of the disks may boot, and the report guest would have no turn.
+        config = config._replace(bootorder=(guest_report.ROM_PATH, *config.bootorder))
     with Machine(config, customize=host.customize, alter=host.alter, outputs=outputs) as machine:
         fw_cfg = machine.fw_cfg
         if fw_cfg is None:

@@ -19,6 +19,11 @@ from vmm.tables.e820 import RECORD, E820Entry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROM_FILE = "genroms/vmm-report.bin"
+"""SeaBIOS runs every file under genroms/ as an option ROM."""
+ROM_PATH = f"/rom@{ROM_FILE}"
+"""What SeaBIOS calls it in the boot order."""
+
 STREAM_FILE = "opt/vmm/report"
 """The writable fw_cfg file that the guest writes the stream into, piece by piece from offset 0."""
 

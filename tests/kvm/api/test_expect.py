@@ -149,7 +149,7 @@ def key_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = firmware / "report" / "efi.ld"
     command = ["gcc", *flags.split(), f"-I{firmware / 'report'}", f"-Wl,-T,{script}", "-o", str(elf), str(source)]
     subprocess.run(command, check=True)
-    subprocess.run([sys.executable, firmware / "efi_image.py", elf, image], check=True)
+    subprocess.run([sys.executable, firmware / "efi_image.py", elf, image, "driver"], check=True)
     return image
 
 
