@@ -146,8 +146,8 @@ def key_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags += "-nostdlib -static -Wl,--emit-relocs,--build-id=none,-z,noexecstack"
     source = ROOT / "tests" / "support" / "keys.c"
     elf, image = directory / "keys.elf", directory / "keys.efi"
-    script = firmware / "report" / "efi.ld"
-    command = ["gcc", *flags.split(), f"-I{firmware / 'report'}", f"-Wl,-T,{script}", "-o", str(elf), str(source)]
+    script = firmware / "efi.ld"
+    command = ["gcc", *flags.split(), f"-I{firmware / 'lib'}", f"-Wl,-T,{script}", "-o", str(elf), str(source)]
     subprocess.run(command, check=True)
     subprocess.run([sys.executable, firmware / "efi_image.py", elf, image, "driver"], check=True)
     return image
