@@ -12,6 +12,7 @@ from vmm.cli.boot import parse_timeout
 from vmm.cli.machine_arguments import add_machine_arguments, config_from
 from vmm.cli.parser import Parser
 from vmm.config.outputs import Outputs
+from vmm.config.parts import Sandboxing
 from vmm.errors import ConfigError, ExitStatus, HostError
 
 if TYPE_CHECKING:
@@ -83,10 +84,14 @@ def run(words: list[str]) -> int:
         from vmm.cli.interrupts import Interrupts
         from vmm.machine import Machine
 
+        if config.sandbox is Sandboxing.WHOLE:
+            outputs.separate()
         if not arguments.quiet:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
         with Interrupts() as interrupts, Machine(config, customize=application.customize, outputs=outputs) as machine:
+            if machine.debugger is not None and not arguments.quiet:
+                say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
             console = _Console(machine, typed=typed)
             application.attach(machine, console.write)
 
