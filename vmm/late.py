@@ -1,11 +1,17 @@
-"""Modules that are loaded only once a guest makes its devices need them, also by threads that may open no file.
+"""What needs files only once a guest makes its devices need it, for threads that may open none: modules above all.
 
-Where such a thread is about to import, it calls `load` first: another thread, started before, does the work.
+Another thread, started before, does the work. Where such a thread is about to import, it calls `load` first; what opens
+files other than modules, or imports in many places, it hands over by `call`.
 """
 
 import importlib
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class _Here(threading.local):
@@ -14,12 +20,12 @@ class _Here(threading.local):
 
 _here = _Here()
 _wanted = threading.Condition()
-_requests: list[tuple[str, threading.Event]] = []  # names, and what is told when they are loaded
+_requests: list[Callable[[], None]] = []
 _started = False
 
 
 def start() -> None:
-    """Have a thread that loads modules for others; the caller may open files. May be called again."""
+    """Have a thread that opens files for others; the caller may open files. May be called again."""
     global _started  # noqa: PLW0603  # one for the process, as sys.modules is
     with _wanted:
         if not _started:
@@ -32,20 +38,37 @@ def restrict() -> None:
     _here.opens_files = False
 
 
-def may_open_files() -> bool:
-    """Whether the calling thread may."""
-    return _here.opens_files
-
-
 def load(name: str) -> None:
     """Make sure that an import of the module opens no file, if the calling thread may not."""
-    if _here.opens_files or name in sys.modules:
-        return
+    if name not in sys.modules:
+        # Whoever asked imports it, too, and gets the error.
+        with suppress(Exception):
+            call(lambda: importlib.import_module(name))
+
+
+def call(function: Callable[[], Result]) -> Result:
+    """What a function returns, or raises, on a thread that may open files; the caller holds no lock that it needs."""
+    if _here.opens_files:
+        return function()
     done = threading.Event()
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001  # the caller's, whatever it is
+            errors.append(error)
+        finally:
+            done.set()
+
     with _wanted:
-        _requests.append((name, done))
+        _requests.append(work)
         _wanted.notify()
     done.wait()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _serve() -> None:
@@ -53,10 +76,5 @@ def _serve() -> None:
         with _wanted:
             while not _requests:
                 _wanted.wait()
-            name, done = _requests.pop(0)
-        try:
-            importlib.import_module(name)
-        except Exception:  # noqa: BLE001, S110  # whoever asked imports it, too, and gets the error
-            pass
-        finally:
-            done.set()
+            work = _requests.pop(0)
+        work()

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from vmm import late, layout
+from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config.machine import Accelerator, Dispatch, FirmwareKind, Interface, MachineConfig, MachineType
@@ -543,7 +543,6 @@ class Machine(Runnable):
 
     @cached_property
     def _look(self) -> "Look":
-        late.load("vmm.debug.look")
         from vmm.debug.look import Look
 
         return Look(self.memory, self.config.firmware)

@@ -7,7 +7,6 @@ read is left out.
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vmm import late
 from vmm.cpu.paging import walk
 
 if TYPE_CHECKING:
@@ -88,7 +87,6 @@ class _Linear:
 
 def _disassembled(code: bytes, at: int, bits: int) -> Iterator[Any]:
     # Loading capstone takes longer than starting a small guest, and few runs fail.
-    late.load("capstone")
     import capstone
 
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]

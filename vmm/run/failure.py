@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmm import late
 from vmm._native import ffi, lib
 from vmm.cpu.registers import Registers
 from vmm.errors import KvmError
@@ -176,7 +175,6 @@ def _bytes_at(vcpu: "Vcpu", registers: Registers, memory: "GuestMemory") -> byte
 def disassemble(code: bytes, registers: Registers) -> str:
     """The first instruction of ``code`` in Intel syntax with its bytes; only the bytes where it cannot be decoded."""
     # Loading capstone takes longer than starting a small guest, and few runs fail.
-    late.load("capstone")
     import capstone
 
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[registers.bits]

@@ -165,11 +165,14 @@ def execute_vcpu(
     if outcome == lib.VCPU_DEBUG:
         note_debug(vcpu.index)
     elif outcome != lib.VCPU_STOPPED:
-        late.load("vmm.run.failure")
-        from vmm.run import failure
 
-        end = core_vcpu.end
-        reason, message, details = failure.describe(vcpu, end, memory, look, software_cpu=softcpu is not None)
+        def describe() -> tuple[Reason, str, str]:
+            from vmm.run import failure
+
+            return failure.describe(vcpu, core_vcpu.end, memory, look, software_cpu=softcpu is not None)
+
+        # It reads what belongs to images, such as their symbols.
+        reason, message, details = late.call(describe)
         if reason is Reason.TRIPLE_FAULT:
             reset(ResetKind.TRIPLE_FAULT, message, details)
         else:

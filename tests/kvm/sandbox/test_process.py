@@ -246,3 +246,11 @@ def test_another_user_runs_the_guest() -> None:
 def test_an_unknown_user_is_refused() -> None:
     done = boot("exit", "--user", "no-such-user")
     assert (done.returncode, done.stderr) == (2, "vmm: --user no-such-user: there is no such user\n")
+
+
+def test_a_failure_is_described_as_without_it() -> None:
+    done = boot("triple-fault", "-accel", "kvm", "-no-reboot")
+    assert done.returncode == 1
+    assert re.match(r"vmm: triple fault on vCPU 0 at RIP 0x\w+ \(triple-fault\+0x\w+, main\+0x\w+\)", done.stderr)
+    assert re.search(r"^  => \w+: 0f 0b +ud2$", done.stderr, re.MULTILINE)
+    assert "the sandbox refused" not in done.stderr
