@@ -148,7 +148,7 @@ void filter_process_rules(struct filter *filter)
         SYS_set_robust_list, SYS_rseq,    SYS_set_tid_address, SYS_rt_sigaction, SYS_rt_sigtimedwait, SYS_rt_sigpending,
         SYS_getuid,          SYS_geteuid, SYS_getgid,          SYS_getegid,      SYS_getppid,         SYS_getpgrp,
         SYS_getpgid,         SYS_getrusage, SYS_times,         SYS_uname,        SYS_wait4,           SYS_exit_group,
-        SYS_membarrier,      SYS_getcpu,  SYS_time,
+        SYS_membarrier,      SYS_getcpu,  SYS_time,          SYS_mincore,
     };
 
     filter_begin(filter);

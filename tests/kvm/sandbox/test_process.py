@@ -134,6 +134,7 @@ ALLOWED = {
     "a connection to what listens": "server, _ = listening.accept(); server.send(b'x'); assert client.recv(1) == b'x'",
     "signals to itself": "signal.signal(signal.SIGUSR1, lambda *_: None); signal.raise_signal(signal.SIGUSR1)",
     "memory": "mmap.mmap(-1, 1 << 20)",
+    "which memory is used": "raw(27, address, mmap.PAGESIZE, ctypes.create_string_buffer(1))",
     "limits, to look at": "assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)",
     "hashing": "import hashlib; hashlib.sha256(b'x')",
     "locks of files": "fcntl.fcntl(master, fcntl.F_GETFL)",
@@ -253,4 +254,11 @@ def test_a_failure_is_described_as_without_it() -> None:
     assert done.returncode == 1
     assert re.match(r"vmm: triple fault on vCPU 0 at RIP 0x\w+ \(triple-fault\+0x\w+, main\+0x\w+\)", done.stderr)
     assert re.search(r"^  => \w+: 0f 0b +ud2$", done.stderr, re.MULTILINE)
+    assert "the sandbox refused" not in done.stderr
+
+
+def test_a_machine_that_is_late_is_described_with_its_firmware() -> None:
+    done = boot("ovmf", "-serial", "none", "--timeout", "2")
+    assert done.returncode == 3
+    assert re.search(r"^  vCPU 0: at RIP 0x\w+ \(\w+\+0x\w+\)", done.stderr, re.MULTILINE), done.stderr
     assert "the sandbox refused" not in done.stderr
