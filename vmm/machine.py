@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem
     from vmm.config.keywords import MachineOptions
     from vmm.cpu.registers import Registers
+    from vmm.debug.connection import Listener
     from vmm.debug.debugger import Debugger
     from vmm.debug.images import LoadedImage
     from vmm.debug.look import Look
@@ -285,8 +285,8 @@ class Machine(Runnable):
             )
             super().__init__(runner, self.serial, poll_log, self._find_terminal)
             self.debugger: Debugger | None = None
-            if config.gdb is not None:
-                self.debugger = runner.debugger = self._listen(config.gdb, core, threads)
+            if outputs.listener is not None:
+                self.debugger = runner.debugger = self._debugged(outputs.listener, core, threads)
                 parts.callback(self.debugger.close)
             self._parts = parts.pop_all()
 
@@ -514,7 +514,7 @@ class Machine(Runnable):
             )
         self._reset_machine(kind)
 
-    def _listen(self, address: "DebugAddress", core: Any, threads: VcpuThreads) -> "Debugger":
+    def _debugged(self, listener: "Listener", core: Any, threads: VcpuThreads) -> "Debugger":
         from vmm.debug.debugger import Debugger
 
         return Debugger(
@@ -523,7 +523,7 @@ class Machine(Runnable):
             self._processors.cores,
             threads,
             self._lifetime,
-            address=address,
+            listener=listener,
             hold=self.config.hold,
             interprets=not decision.has_hardware_virtualization(),
         )

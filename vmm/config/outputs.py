@@ -1,4 +1,4 @@
-"""Every file that a run writes, opened here before anything runs.
+"""Every file that a run writes, opened here before anything runs, and the socket where it finds a debugger.
 
 An output that is also an input, or that two options name, is refused: nothing has been changed by then. A document (a
 report) is written beside its place and moved there as a whole, so that the file of an earlier run stays until then. A
@@ -20,7 +20,9 @@ from vmm.errors import ConfigError, HostError
 from vmm.options import shown
 
 if TYPE_CHECKING:
+    from vmm.config.debugger import DebugAddress
     from vmm.config.machine import MachineConfig
+    from vmm.debug.connection import Listener
     from vmm.disks.drives import Drive
     from vmm.disks.image import DiskImage
     from vmm.firmware.images import VariableStore
@@ -124,6 +126,7 @@ class Outputs:
         trace: where the access log goes, if to a file.
         variables: the VARS file that the guest's variables are kept in, if there is one.
         disks: the images of the guest's disks, also those that are only read.
+        listener: where a debugger may come, if one may.
         documents: what was asked for, by option.
 
     Raises:
@@ -141,6 +144,7 @@ class Outputs:
         self.trace: GrowingFile | None = None
         self.variables: VariableFile | None = None
         self.disks: tuple[DiskImage, ...] = ()
+        self.listener: Listener | None = None
         self.documents: dict[str, Document] = {}
         self._scribe: tuple[int, ...] = ()
         self._logs_to_stderr = config is not None and config.trace == STANDARD
@@ -153,6 +157,8 @@ class Outputs:
             for option, path in (documents or {}).items():
                 if path is not None:
                     self.documents[option] = self._document(option, path)
+            if config is not None and config.gdb is not None:
+                self._listen(config.gdb)
             for stream in self._streams:
                 stream.begin()
         except BaseException:
@@ -174,9 +180,13 @@ class Outputs:
         """
         from vmm.config.scribe import Scribe
 
-        writers: list[Document | VariableFile] = [document for document in self.documents.values() if document.opens]
+        writers: list[Document | VariableFile | Listener] = [
+            document for document in self.documents.values() if document.opens
+        ]
         if self.variables is not None:
             writers.append(self.variables)
+        if self.listener is not None and self.listener.address.path is not None:
+            writers.append(self.listener)
         if not writers:
             return
         scribe = Scribe([writer.put for writer in writers])
@@ -241,6 +251,12 @@ class Outputs:
         from vmm.disks.image import DiskImage
 
         self.disks = tuple(self._closers.enter_context(DiskImage(drive)) for drive in drives)
+
+    def _listen(self, address: "DebugAddress") -> None:
+        from vmm.debug.connection import Listener  # few machines are debugged
+
+        self.listener = Listener(address)
+        self._closers.callback(self.listener.close)
 
     def _open_streams(self, config: "MachineConfig") -> None:
         consoles = {"-serial": config.serial, "-debugcon": config.debugcon}

@@ -4,10 +4,14 @@ import contextlib
 import select
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.config.debugger import DebugAddress
 from vmm.debug import packets
 from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PIECE = 1 << 16
 _UNSENT = 1 << 20
@@ -25,6 +29,7 @@ class Listener:
 
     Attributes:
         address: where it is, with the port that was chosen.
+        put: removes the path of a UNIX socket, or raises `OSError`; its argument is empty.
 
     Raises:
         ConfigError: nobody can listen there.
@@ -37,6 +42,7 @@ class Listener:
         except OSError as error:
             raise ConfigError(f"-gdb: cannot listen at {address}: {error.strerror or error}") from error
         self._socket.setblocking(False)
+        self.put: Callable[[bytes], None] = self._remove
 
     def fileno(self) -> int:
         """For select."""
@@ -65,13 +71,16 @@ class Listener:
         return None
 
     def close(self) -> None:
-        """Stop listening; may be called twice."""
+        """Stop listening."""
         for refused in self._refused:
             refused.close()
         self._socket.close()
         if self.address.path is not None:
             with contextlib.suppress(OSError):
-                Path(self.address.path).unlink()
+                self.put(b"")
+
+    def _remove(self, _: bytes) -> None:
+        Path(self.address.path or "").unlink()
 
 
 class Connection:

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import packets
-from vmm.debug.connection import Connection, Listener, wait
+from vmm.debug.connection import Connection, wait
 from vmm.debug.monitor import Monitor
 from vmm.debug.packets import Kind
 from vmm.debug.points import Hit, KvmPoints, Point, SoftwarePoints
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.config.debugger import DebugAddress
+    from vmm.debug.connection import Listener
     from vmm.run.lifetime import Lifetime
     from vmm.run.threads import VcpuThreads
 
@@ -55,12 +56,9 @@ class Debugger:
         cores: the ``struct vmm_vcpu`` of each vCPU.
         threads: of the vCPUs.
         lifetime: of the machine.
-        address: where a debugger finds it.
+        listener: where a debugger finds it; whoever made it closes it.
         hold: the first run waits for a debugger.
         interprets: KVM executes the guest, and interprets ring 0.
-
-    Raises:
-        ConfigError: nobody can listen at the address.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class Debugger:
         threads: VcpuThreads,
         lifetime: Lifetime,
         *,
-        address: DebugAddress,
+        listener: Listener,
         hold: bool,
         interprets: bool,
     ) -> None:
@@ -88,7 +86,7 @@ class Debugger:
         self._everybody = Resume(frozenset(range(len(cores))), frozenset())
         self._resume = self._everybody
         self._stopped: list[int] = []
-        self._listener = Listener(address)
+        self._listener = listener
         self._connection: Connection | None = None
         self._session: Session | None = None
         self._bits_of_firmware = 64 if machine.config.firmware.kind in _64_BIT else 32
@@ -113,7 +111,6 @@ class Debugger:
     def close(self) -> None:
         """Tell the debugger that the machine is gone; may be called twice."""
         self._say_goodbye()
-        self._listener.close()
 
     # -- the vCPUs' side --------------------------------------------------------------------------------------------
 

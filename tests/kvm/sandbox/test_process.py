@@ -262,3 +262,22 @@ def test_a_machine_that_is_late_is_described_with_its_firmware() -> None:
     assert done.returncode == 3
     assert re.search(r"^  vCPU 0: at RIP 0x\w+ \(\w+\+0x\w+\)", done.stderr, re.MULTILINE), done.stderr
     assert "the sandbox refused" not in done.stderr
+
+
+@pytest.mark.parametrize("address", ["tcp::0", "unix:socket"])
+def test_a_debugger_finds_a_machine_in_it(tmp_path: Path, address: str) -> None:
+    words = [*VMM, "boot", "triple-fault", "-accel", "kvm", "-no-reboot", "-gdb", address, "-S"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as guest:
+        assert guest.stderr is not None
+        found = re.fullmatch(r"vmm: gdb finds the machine by '(target remote .*)'\n", guest.stderr.readline())
+        assert found is not None
+        gdb = ["gdb", "-q", "-batch", "-nx", "-ex", found[1], "-ex", "continue", "-ex", "x/i $pc"]
+        done = subprocess.run(gdb, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+        told = guest.stderr.read()
+    assert guest.returncode == 1
+    assert re.search(r"^triple fault on vCPU 0 ", done.stderr, re.MULTILINE), done
+    assert "Program received signal SIGSEGV" in done.stdout
+    assert re.search(r"=> 0x\w+:\tud2", done.stdout), done
+    assert told.startswith("vmm: triple fault on vCPU 0")
+    assert "the sandbox refused" not in told
+    assert list(tmp_path.iterdir()) == []
