@@ -117,12 +117,15 @@ static void allow_using_files(struct filter *filter)
         SYS_eventfd2,   SYS_pipe2,        SYS_dup,          SYS_ftruncate,   SYS_fallocate,   SYS_fsync,      SYS_fdatasync,
         /* Of a socket that was opened before. */
         SYS_accept4,    SYS_recvfrom,     SYS_sendto,       SYS_shutdown,    SYS_getsockopt, SYS_setsockopt,
+        SYS_getsockname,
     };
     static const uint32_t controls[] = {
         F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_OFD_SETLK, F_OFD_GETLK,
     };
     /* Not TIOCSTI, which types into the terminal behind this process. */
-    static const uint32_t terminal[] = {TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, TIOCGPGRP, FIONREAD, FIOCLEX};
+    static const uint32_t terminal[] = {
+        TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, TIOCGPGRP, FIONREAD, FIONBIO, FIOCLEX,
+    };
 
     filter_rule(filter, LISTED(calls));
     filter_allow(filter);

@@ -131,7 +131,8 @@ ALLOWED = {
     "writing to what is open": "os.write(master, b'')",
     "the terminal's settings": "termios.tcsetattr(terminal, termios.TCSADRAIN, termios.tcgetattr(terminal))",
     "the terminal's size": "os.get_terminal_size(terminal)",
-    "a connection to what listens": "server, _ = listening.accept(); server.send(b'x'); assert client.recv(1) == b'x'",
+    "a connection to what listens": "server, _ = listening.accept(); server.send(b'x'); assert client.recv(1) == b'x'; "
+    "server.setblocking(False)",
     "signals to itself": "signal.signal(signal.SIGUSR1, lambda *_: None); signal.raise_signal(signal.SIGUSR1)",
     "memory": "mmap.mmap(-1, 1 << 20)",
     "which memory is used": "raw(27, address, mmap.PAGESIZE, ctypes.create_string_buffer(1))",
@@ -266,18 +267,30 @@ def test_a_machine_that_is_late_is_described_with_its_firmware() -> None:
 
 @pytest.mark.parametrize("address", ["tcp::0", "unix:socket"])
 def test_a_debugger_finds_a_machine_in_it(tmp_path: Path, address: str) -> None:
-    words = [*VMM, "boot", "triple-fault", "-accel", "kvm", "-no-reboot", "-gdb", address, "-S"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as guest:
+    told, printed = debug(tmp_path, 1, "triple-fault", "-no-reboot", "-gdb", address, "-S")
+    assert re.search(r"^triple fault on vCPU 0 ", printed, re.MULTILINE), printed
+    assert "Program received signal SIGSEGV" in printed
+    assert re.search(r"=> 0x\w+:\tud2", printed), printed
+    assert told.startswith("vmm: triple fault on vCPU 0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_debugger_finds_a_machine_that_runs_in_it(tmp_path: Path) -> None:
+    told, printed = debug(tmp_path, 3, "hang", "-gdb", "tcp::0", "--timeout", "1")
+    assert re.search(r"=> 0x\w+:\tjmp", printed), printed
+    assert told.startswith("vmm: 1 s passed")
+
+
+def debug(directory: Path, status: int, *words: str) -> tuple[str, str]:
+    """Let gdb continue a machine; what ``vmm boot`` said behind its address, and what gdb printed."""
+    command = [*VMM, "boot", "-accel", "kvm", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=directory) as guest:
         assert guest.stderr is not None
         found = re.fullmatch(r"vmm: gdb finds the machine by '(target remote .*)'\n", guest.stderr.readline())
         assert found is not None
-        gdb = ["gdb", "-q", "-batch", "-nx", "-ex", found[1], "-ex", "continue", "-ex", "x/i $pc"]
-        done = subprocess.run(gdb, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+        gdb = ["gdb", "-q", "-batch", "-nx", "-ex", found[1], "-ex", "x/i $pc", "-ex", "continue", "-ex", "x/i $pc"]
+        done = subprocess.run(gdb, capture_output=True, text=True, timeout=60, check=False, cwd=directory)
         told = guest.stderr.read()
-    assert guest.returncode == 1
-    assert re.search(r"^triple fault on vCPU 0 ", done.stderr, re.MULTILINE), done
-    assert "Program received signal SIGSEGV" in done.stdout
-    assert re.search(r"=> 0x\w+:\tud2", done.stdout), done
-    assert told.startswith("vmm: triple fault on vCPU 0")
+    assert guest.returncode == status, told
     assert "the sandbox refused" not in told
-    assert list(tmp_path.iterdir()) == []
+    return told, done.stdout + done.stderr
