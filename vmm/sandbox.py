@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,9 @@ def call_name(number: int) -> str:
 
 def _readable() -> list[str]:
     """Where Python and vmm load from: not the directory in which ``python -m`` was started."""
-    here = os.getcwd()  # noqa: PTH109  # as above
+    here = ""
+    with suppress(FileNotFoundError):  # the directory was removed
+        here = str(Path.cwd())
     modules = [path for path in sys.path if path not in {"", here}]
     return [*modules, *sys.modules["vmm"].__path__, f"{sys.base_prefix}/lib", *_LIBRARIES, *_FACTS]
 

@@ -294,3 +294,12 @@ def debug(directory: Path, status: int, *words: str) -> tuple[str, str]:
     assert guest.returncode == status, told
     assert "the sandbox refused" not in told
     return told, done.stdout + done.stderr
+
+
+def test_it_is_entered_from_a_directory_that_is_gone(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    command = [*VMM, "boot", "exit", "-accel", "kvm", "-q"]
+    script = 'rmdir "$PWD" && exec "$@"'
+    done = subprocess.run(["sh", "-c", script, "sh", *command], cwd=here, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
