@@ -8,6 +8,7 @@ from typing import Protocol
 from vmm.errors import ConfigError
 from vmm.legible import shortened
 from vmm.options import check_type
+from vmm.run import garbage
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
 from vmm.run.lifetime import Lifetime
@@ -105,7 +106,8 @@ class Runner:
             # What was printed before the guest ended, or was stopped, comes first.
             executes = not watch.look(answer=life.end is None) and life.end is None
             if executes:
-                self._execute(watch, deadline, on_poll)
+                with garbage.left_to_the_runner():
+                    self._execute(watch, deadline, on_poll)
                 life.raise_failure()
                 if life.end is not None and life.end.reason in {Reason.TIMEOUT, Reason.INTERRUPTED}:
                     life.end = life.end._replace(details=self._positions())
@@ -189,6 +191,7 @@ class Runner:
                 elif resets:
                     self._start(on_poll)
                 on_poll()
+                garbage.collect()
                 if self.debugger is not None:
                     self.debugger.poll()
             if self.debugger is not None:
