@@ -124,7 +124,8 @@ static void allow_using_files(struct filter *filter)
     };
     /* Not TIOCSTI, which types into the terminal behind this process. */
     static const uint32_t terminal[] = {
-        TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, TIOCGPGRP, FIONREAD, FIONBIO, FIOCLEX,
+        TCGETS, TCSETS, TCSETSW, TCSETSF, TCGETS2, TCSETS2, TCSETSW2, TCSETSF2, TIOCGWINSZ, TIOCGPGRP, FIONREAD, FIONBIO,
+        FIOCLEX,
     };
 
     filter_rule(filter, LISTED(calls));
