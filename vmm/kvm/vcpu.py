@@ -74,6 +74,20 @@ class Vcpu(Descriptor):
             raise kvm_error(errno.EBADF, "KVM_RUN", self._name)
         return self._run
 
+    @property
+    def coalesced_ring(self) -> Any:
+        """The struct kvm_coalesced_mmio_ring of the machine, the same for all its vCPUs, valid until `close`.
+
+        KVM puts in what `Vm.coalesce_writes` asked for and moves ``last``; whoever takes it out moves ``first``.
+
+        Raises:
+            KvmError: EBADF once closed; EOPNOTSUPP where KVM has none.
+        """
+        page = self.vm.kvm.check_extension(lib.KVM_CAP_COALESCED_MMIO)
+        if self.closed or not page:
+            raise kvm_error(errno.EBADF if self.closed else errno.EOPNOTSUPP, "mmap", f"{self._name}, coalesced writes")
+        return ffi.cast("struct kvm_coalesced_mmio_ring *", self._page_pin + page * mmap.PAGESIZE)
+
     def run_once(self) -> Exit:
         """KVM_RUN until the guest needs something; what that is.
 

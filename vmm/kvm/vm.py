@@ -238,6 +238,29 @@ class Vm(Descriptor):
         wiring = ffi.new("struct kvm_ioeventfd *", (value or 0, address, size, fd, flags))
         self._ioctl("KVM_IOEVENTFD", wiring, subject=f"eventfd {fd}, {'port' if port else 'GPA'} {address:#x}")
 
+    def coalesce_writes(self, address: int, size: int, *, port: bool = False) -> None:
+        """KVM_REGISTER_COALESCED_MMIO: keep stores that lie within these addresses in `Vcpu.coalesced_ring`.
+
+        They are no exits any more, unless the ring is full.
+
+        Args:
+            address: the first GPA, or port.
+            size: how many.
+            port: OUT instead of a store to memory (KVM_CAP_COALESCED_PIO).
+
+        Raises:
+            KvmError: ENOSPC beyond a thousand ranges.
+        """
+        self._coalescing("KVM_REGISTER_COALESCED_MMIO", address, size, port)
+
+    def stop_coalescing(self, address: int, size: int, *, port: bool = False) -> None:
+        """KVM_UNREGISTER_COALESCED_MMIO: end what `coalesce_writes` began, for the ranges that lie within this one."""
+        self._coalescing("KVM_UNREGISTER_COALESCED_MMIO", address, size, port)
+
+    def _coalescing(self, ioctl: str, address: int, size: int, port: bool) -> None:
+        zone = ffi.new("struct kvm_coalesced_mmio_zone *", {"addr": address, "size": size, "pio": port})
+        self._ioctl(ioctl, zone, subject=f"{size} bytes at {'port' if port else 'GPA'} {address:#x}")
+
     # -- timers -----------------------------------------------------------------------------------------------------
 
     def create_pit2(self, *, speaker: bool = True) -> None:

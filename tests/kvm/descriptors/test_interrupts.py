@@ -179,6 +179,29 @@ def test_ioeventfd_at_a_port() -> None:
             os.close(event)
 
 
+def test_coalesced_writes_wait_in_the_ring() -> None:
+    # mov al, 7 ; out 0x10, al ; mov ax, 0x0908 ; out 0x10, ax ; mov [0xf000], al ; hlt
+    with TinyGuest("b0 07  e6 10  b8 08 09  e7 10  a2 00 f0  f4") as guest:
+        guest.vm.delete_memory_region(0)
+        guest.vm.set_user_memory_region(0, 0, 0xF000, memoryview(guest.memory)[:0xF000])
+        guest.vm.coalesce_writes(0x10, 1, port=True)
+        guest.vm.coalesce_writes(0xF000, 4)
+        wide = guest.vcpu.run_once()
+        assert isinstance(wide, Io), "it reaches beyond the range"
+        assert bytes(wide.data) == b"\x08\x09"
+        assert isinstance(guest.vcpu.run_once(), Hlt)
+        ring = guest.vcpu.coalesced_ring
+        kept = [ring.coalesced_mmio[at] for at in range(ring.first, ring.last)]
+        assert [(each.phys_addr, each.len, each.pio, each.data[0]) for each in kept] == [
+            (0x10, 1, 1, 7),
+            (0xF000, 1, 0, 8),
+        ]
+        guest.vm.stop_coalescing(0x10, 1, port=True)
+        start(guest.vcpu)
+        assert isinstance(guest.vcpu.run_once(), Io)
+    refused(errno.EBADF, lambda: guest.vcpu.coalesced_ring)
+
+
 def test_ioeventfd_in_memory() -> None:
     # mov [0xf000], ax ; hlt
     with TinyGuest("a3 00 f0  f4") as guest:

@@ -246,6 +246,7 @@ def test_data_of_an_exit_outlives_its_vcpu() -> None:
 
 
 CALLS: dict[str, Callable[[Vcpu], object]] = {
+    "coalesced_ring": lambda vcpu: vcpu.coalesced_ring,
     "run": lambda vcpu: vcpu.run,
     "run_once": lambda vcpu: vcpu.run_once(),
     "set_immediate_exit": lambda vcpu: vcpu.set_immediate_exit(True),

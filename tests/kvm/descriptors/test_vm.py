@@ -152,6 +152,8 @@ CALLS: dict[str, Callable[[Vm], object]] = {
     "signal_msi": lambda vm: vm.signal_msi(MSI_TO_CPU_0, 0),
     "irqfd": lambda vm: vm.irqfd(0, 0),
     "ioeventfd": lambda vm: vm.ioeventfd(0, 0, 1),
+    "coalesce_writes": lambda vm: vm.coalesce_writes(0, 1),
+    "stop_coalescing": lambda vm: vm.stop_coalescing(0, 1),
     "create_pit2": lambda vm: vm.create_pit2(),
     "get_pit2": lambda vm: vm.get_pit2(),
     "set_pit2": lambda vm: vm.set_pit2(ffi.new("struct kvm_pit_state2 *")),
