@@ -19,6 +19,9 @@
 #define RTC_SCRATCH 0x5f /* CMOS RAM that no PC firmware gives a meaning */
 #define PORT_PIC_MASK 0x21
 
+#define LOG_SIZE 10000u
+#define LOG_SAMPLES 2u /* each of them takes half a second where a byte is an exit to a slow VMM */
+
 #define DMA_BUFFER 0x1000000u /* 16 MiB */
 #define REAL_MODE_STRING_LIMIT 0x8000u
 #define ITERATIONS_LIMIT (1u << 20)
@@ -92,6 +95,8 @@ static const struct test {
     {"insb-up", OP_INS_UP, FW_CFG_DATA, 0, 16, 0x10000, true},
     {"insb-down", OP_INS_DOWN, FW_CFG_DATA, 0, 16, 0x10000, true},
     {"dma-read", OP_DMA, FW_CFG_DMA_LOW, 0, 16, 0x4000000, true},
+    /* The last is measured only if it is asked for. */
+    {"out8-log", OP_OUT8, DEBUGCON, '\n', LOG_SIZE, LOG_SIZE, false},
 };
 
 /* What may be chosen. */
@@ -198,7 +203,7 @@ static bool read_options(void)
     options.samples = options.samples ? options.samples : 15;
     options.max_size = options.max_size ? options.max_size : UINT32_MAX;
     options.modes = options.modes ? options.modes : UINT32_MAX;
-    options.tests = options.tests ? options.tests : UINT32_MAX;
+    options.tests = options.tests ? options.tests : (1u << (ARRAY_SIZE(tests) - 1)) - 1;
     return true;
 }
 
@@ -242,7 +247,7 @@ static uint32_t run_batch(const struct mode *mode, const struct test *test, uint
         fw_cfg_select(bulk_key);
     if (test->port == PORT_RTC_DATA)
         out8(PORT_RTC_INDEX, RTC_SCRATCH);
-    parameters->iterations = iterations;
+    parameters->iterations = test->port == DEBUGCON ? iterations * size : iterations;
     parameters->eax = test->value;
     parameters->edx = test->port;
     parameters->esi = size;
@@ -283,15 +288,16 @@ static uint32_t choose_batch(const struct mode *mode, const struct test *test, u
 static void measure(const struct mode *mode, const struct test *test, uint32_t size)
 {
     uint32_t iterations = choose_batch(mode, test, size);
+    uint32_t count = test->port == DEBUGCON && options.samples > LOG_SAMPLES ? LOG_SAMPLES : options.samples;
 
-    for (uint32_t i = 0; i < options.samples; i++)
+    for (uint32_t i = 0; i < count; i++)
         samples[i] = run_batch(mode, test, size, iterations);
     if (test->operation == OP_DMA && parameters->descriptor.control != 0) {
         print("error %s %s: the transfer failed\n", mode->name, test->name);
         return;
     }
     print("result %s %s %u %u", mode->name, test->name, size, iterations);
-    for (uint32_t i = 0; i < options.samples; i++)
+    for (uint32_t i = 0; i < count; i++)
         print(" %u", samples[i]);
     print("\n");
 }
@@ -300,6 +306,8 @@ static const char *unable(const struct mode *mode, const struct test *test, uint
 {
     if (test->needs_fw_cfg && !has_fw_cfg)
         return "no fw_cfg";
+    if (test->port == DEBUGCON && in8(DEBUGCON) != DEBUGCON_ANSWER)
+        return "no debug port";
     if (test->operation == OP_DMA && !has_dma)
         return "no DMA";
     if (test->operation == OP_DMA && ram_end - DMA_BUFFER < size)

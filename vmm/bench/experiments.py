@@ -33,6 +33,8 @@ TARGETS = {
     "pio": (
         Target("in8-fwcfg", "vmm", "bare-loop", 1.02, "IN AL, 0x511 next to the bare loop"),
         Target("in8-fwcfg", "vmm", "qemu-kvm", 1.0, "IN AL, 0x511 below QEMU"),
+        Target("out16-select", "vmm", "bare-loop", 0.15, "OUT 0x510, AX without an exit"),
+        Target("out8-log/10000", "vmm", "qemu-kvm", 0.15, "a log by single OUTs next to QEMU"),
         Target("insb-up/4096", "vmm", "bare-loop", 1.15, "REP INSB per byte next to the bare loop"),
         Target("insb-up/4096", "vmm", "qemu-kvm", 0.2, "REP INSB five times as fast as QEMU"),
     ),

@@ -8,6 +8,8 @@ TEXT = """\
 vmm latency 1
 machine q35
 tsc-khz 2596247
+
+
 bulk 4194304
 result long64 empty 0 1 100 104 102
 result long64 in8-fwcfg 0 1 1102 1103 4294967295 90
