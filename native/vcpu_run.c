@@ -115,20 +115,54 @@ void vmm_vm_resume(struct vmm_vm *vm)
     __atomic_store_n(&vm->stop, 0, __ATOMIC_SEQ_CST);
 }
 
+/* io_lock was just taken. */
+static void io_locked(struct vmm_vm *vm)
+{
+    if (vm->io_depth++ == 0 && coalesced_pending(vm->ring)) {
+        coalesced_drain(vm->ring, &vm->ports);
+    }
+}
+
 bool vmm_io_trylock(struct vmm_vm *vm)
 {
-    return pthread_mutex_trylock(&vm->io_lock) == 0;
+    if (pthread_mutex_trylock(&vm->io_lock) != 0) {
+        return false;
+    }
+    io_locked(vm);
+    return true;
 }
 
 void vmm_io_lock(struct vmm_vm *vm)
 {
     pthread_mutex_lock(&vm->io_lock);
+    io_locked(vm);
 }
 
 void vmm_io_unlock(struct vmm_vm *vm)
 {
+    vm->io_depth--;
     pthread_mutex_unlock(&vm->io_lock);
 }
+
+void vmm_vm_coalesce(struct vmm_vm *vm, struct kvm_coalesced_mmio_ring *ring)
+{
+    vmm_io_lock(vm);
+    __atomic_store_n(&vm->ring, ring, __ATOMIC_RELAXED);
+    vmm_io_unlock(vm);
+}
+
+bool vmm_vm_poll(struct vmm_vm *vm)
+{
+    const struct kvm_coalesced_mmio_ring *ring = __atomic_load_n(&vm->ring, __ATOMIC_RELAXED);
+    uint32_t before = vm->polled;
+
+    if (ring == NULL) {
+        return false;
+    }
+    vm->polled = __atomic_load_n(&ring->first, __ATOMIC_RELAXED);
+    return vm->polled == before && coalesced_pending(ring);
+}
+
 
 pthread_mutex_t *vmm_io_mutex(struct vmm_vm *vm)
 {
@@ -155,9 +189,9 @@ void vmm_vcpu_leave(struct vmm_vcpu *vcpu)
 
 static void serve_access(struct vmm_vcpu *vcpu, struct io_table *table, struct io_access *access)
 {
-    pthread_mutex_lock(&vcpu->vm->io_lock);
+    vmm_io_lock(vcpu->vm);
     io_table_access(table, access);
-    pthread_mutex_unlock(&vcpu->vm->io_lock);
+    vmm_io_unlock(vcpu->vm);
 }
 
 void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write)
@@ -359,6 +393,9 @@ int vmm_vcpu_run(struct vmm_vcpu *vcpu)
         if (vcpu->end.outcome == VCPU_STOPPED) {
             vmm_vcpu_finish_access(vcpu);
         }
+        /* What this vCPU wrote last. */
+        vmm_io_lock(vcpu->vm);
+        vmm_io_unlock(vcpu->vm);
     }
     vmm_vcpu_leave(vcpu);
     return (int)vcpu->end.outcome;

@@ -119,6 +119,9 @@ PORT_FW_CFG = range(0x510, 0x51C)
 """QEMU, docs/specs/fw_cfg.rst: selector 0x510, data 0x511, DMA address 0x514 and 0x518; `native/include/vmm/fw_cfg.h`
 says the same."""
 
+PORT_FW_CFG_NOTES = range(0x510, 0x518)
+"""Those of them to which a write changes what later ones mean, and does nothing else; 0x518 starts a transfer."""
+
 PORT_FWCTL = range(0x510, 0x515)
 """FreeBSD, usr.sbin/bhyve/amd64/fwctl.c: 0x510 and 0x511, of which a 4-byte access reaches to 0x514. The bus hands over
 whole only what lies in one range."""

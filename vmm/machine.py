@@ -257,13 +257,13 @@ class Machine(Runnable):
                 self.fwctl.attach(self.ports)
             if resumption is None:
                 self._hand_over()
-            poll_log: Callable[[], None] | None = None
+            poll = self._coalesce(core, parts)
             device = self.fw_cfg or self.fwctl
             if config.trace is not None and device is not None:
                 from vmm.run.trace import start_log
 
                 cores = self._processors.cores
-                poll_log = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
+                poll = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
             self._whole = Whole(
                 vm=self.vm,
@@ -283,7 +283,7 @@ class Machine(Runnable):
             runner = Runner(
                 self._lifetime, threads, consoles, self.platform.serial.feed, self._positions, self._reset_in_place
             )
-            super().__init__(runner, self.serial, poll_log, self._find_terminal)
+            super().__init__(runner, self.serial, poll, self._find_terminal)
             self.debugger: Debugger | None = None
             if outputs.listener is not None:
                 self.debugger = runner.debugger = self._debugged(outputs.listener, core, threads)
@@ -531,6 +531,31 @@ class Machine(Runnable):
     def _note_debug(self, index: int) -> None:
         if self.debugger is not None:
             self.debugger.note_debug(index)
+
+    def _coalesce(self, core: Any, parts: ExitStack) -> "Callable[[], None] | None":
+        """Let writes that have no effect before somebody looks stay in the kernel until then (`native/coalesced.c`).
+
+        Returns what is to be called every few milliseconds of a run, so that they don't wait for ever.
+        """
+        config = self.config
+        asked = config.coalesced and config.trace is None and not config.exit_times
+        if not asked or self.softcpu is not None or not self.vm.check_extension(lib.KVM_CAP_COALESCED_PIO):
+            return None
+        bhyve = config.machine_type is MachineType.BHYVE
+        ports = [layout.PORT_DEBUG_BOCHS if bhyve else layout.PORT_DEBUG_QEMU]
+        if self.fw_cfg is not None:
+            ports.append(layout.PORT_FW_CFG_NOTES)
+        for each in ports:
+            self.vm.coalesce_writes(each.start, len(each), port=True)
+        lib.vmm_vm_coalesce(core, self.vcpus[0].coalesced_ring)
+        parts.callback(lib.vmm_vm_coalesce, core, ffi.NULL)
+
+        def poll() -> None:
+            # On a thread that mostly sleeps: on a busy host a vCPU's would wait long for its turn.
+            if lib.vmm_vm_poll(core):
+                self.platform.timers.wake()
+
+        return poll
 
     def _positions(self) -> str:
         from vmm.run.failure import assertion, positions  # few runs fail

@@ -41,11 +41,12 @@ class Both(RuleBasedStateMachine):
     """Two devices, one guest."""
 
     in_python = False
+    coalesced = False
 
     @initialize(dma=st.sampled_from([True, True, True, False]), seed=st.binary(min_size=8, max_size=8))
     def build(self, dma: bool, seed: bytes) -> None:
         self.events: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
-        self.rig = Rig(dma=dma, ram_size=LOW)
+        self.rig = Rig(dma=dma, ram_size=LOW, coalesced=self.coalesced)
         self.parts = [
             (0, self.rig.ram, False),
             (ROM, self.rig.add_memory(ROM, ROM_SIZE, read_only=True), True),
@@ -139,7 +140,7 @@ class Both(RuleBasedStateMachine):
 
     def _state(self) -> tuple[int, int, int]:
         """Selected key, offset, latched DMA address."""
-        native = self.rig.device.native
+        native = self.rig.settled()
         return native.key, native.offset, native.dma_address
 
     @rule()
@@ -173,6 +174,19 @@ class BothInPython(Both):
         return device._key, device._offset, device._dma_address
 
 
+class BothCoalesced(Both):
+    """The same where writes wait in KVM's ring, many of them, until somebody looks."""
+
+    coalesced = True
+
+    def same_state(self) -> None:
+        """Not after each step: to look ends the wait."""
+
+    @rule()
+    def look(self) -> None:
+        super().same_state()
+
+
 SETTINGS = settings(
     max_examples=150,
     stateful_step_count=60,
@@ -183,5 +197,7 @@ SETTINGS = settings(
 
 TestBoth = Both.TestCase
 TestBoth.settings = SETTINGS
+TestBothCoalesced = BothCoalesced.TestCase
+TestBothCoalesced.settings = SETTINGS
 TestBothInPython = BothInPython.TestCase
 TestBothInPython.settings = settings(SETTINGS, max_examples=50)

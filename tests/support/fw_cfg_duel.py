@@ -62,14 +62,14 @@ class Score:
 
 
 class Duel:
-    """Args: a started `Qemu` with QEMU_ARGUMENTS and MEMORY; the seed of everything random."""
+    """Args: a started `Qemu` with QEMU_ARGUMENTS and MEMORY; the seed of everything random; whether our writes wait."""
 
-    def __init__(self, qemu: Qemu, seed: int) -> None:
+    def __init__(self, qemu: Qemu, seed: int, *, coalesced: bool = False) -> None:
         self.qemu = qemu
         self.random = random.Random(seed)
         self.score = Score()
         self.files = qemu.files()
-        self.rig = Rig(ram_size=LOW_END)
+        self.rig = Rig(ram_size=LOW_END, coalesced=coalesced)
         self.rig.add_memory(ROM, HIGH - ROM, read_only=True)[:] = qemu.read(ROM, HIGH - ROM)
         self.high = self.rig.add_memory(HIGH, MEMORY - HIGH)
         self._add_items()
@@ -172,7 +172,7 @@ class Duel:
 
     def _left(self, key: int | None) -> int:
         """Bytes of the item that a transfer would begin with; key: what it selects first."""
-        native = self.rig.device.native
+        native = self.rig.settled()
         if key is not None:
             return self.sizes.get(key & ~0x4000, 0)
         return self.sizes.get(native.key, 0) - native.offset if native.key in self.sizes else 0
@@ -246,7 +246,7 @@ class Duel:
         left = self._left(key if control & SELECT else None)
         length = self._length(left)
         address = self._data_address(min(length, 2 * LONGEST_HOLE))
-        selected = key & ~0x4000 if control & SELECT else self.rig.device.native.key
+        selected = key & ~0x4000 if control & SELECT else self.rig.settled().key
         if selected == DIRECTORY:
             # QEMU's is longer: zeros up to its slot limit, the known exception.
             length = min(length, left)
@@ -269,7 +269,7 @@ class Duel:
             key = control >> 16
             control &= 0xFFFF
         self.score.dma += 1
-        before = self.rig.device.native.key
+        before = self.rig.settled().key
         self._big_endian_out(0x514, at >> 32)
         self._big_endian_out(0x518, at)
         current = key & ~0x4000 if control & SELECT else before

@@ -8,6 +8,7 @@ from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.devices.fw_cfg import FwCfg
 from vmm.handoff.interface import attach_fw_cfg
+from vmm.layout import PORT_FW_CFG_NOTES
 
 RAM_SIZE = 1 << 20
 DESCRIPTOR = 0x1000
@@ -19,8 +20,12 @@ ERROR, READ, SKIP, SELECT, WRITE = 1, 2, 4, 8, 16
 class Rig:
     """RAM at GPA 0 and an fw_cfg; register items on `device`, then `start`."""
 
-    def __init__(self, *, dma: bool = True, ram_size: int = RAM_SIZE) -> None:
+    def __init__(self, *, dma: bool = True, ram_size: int = RAM_SIZE, coalesced: bool = False) -> None:
         self.core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
+        self.ring = ffi.new("struct kvm_coalesced_mmio_ring *", {"coalesced_mmio": lib.COALESCED_ENTRIES})
+        self.coalesced = coalesced
+        if coalesced:
+            lib.vmm_vm_coalesce(self.core, self.ring)
         self.memory = ffi.addressof(self.core, "memory")
         self.ports = ffi.addressof(self.core, "ports")
         self.backing: list[Any] = []
@@ -44,7 +49,23 @@ class Rig:
     def _access(self, port: int, size: int, count: int, data: Any, *, write: bool) -> None:
         access = ffi.new("struct io_access *")
         access.address, access.size, access.count, access.is_write, access.data = port, size, count, write, data
-        lib.io_table_access(self.ports, access)
+        with IoLock(self.core):
+            lib.io_table_access(self.ports, access)
+
+    def keep(self, address: int, data: bytes, size: int | None = None, pio: int = 1) -> bool:
+        """Do what KVM does with a write (Linux, virt/kvm/coalesced_mmio.c); False: the ring is full."""
+        entry, after = self.ring.coalesced_mmio[self.ring.last], (self.ring.last + 1) % lib.COALESCED_ENTRIES
+        if after == self.ring.first:
+            return False
+        entry.phys_addr, entry.len, entry.pio = address, len(data) if size is None else size, pio
+        entry.data[0 : len(data)] = data
+        self.ring.last = after
+        return True
+
+    def settled(self) -> Any:
+        """The device's registers, once it has been told all that was written."""
+        with IoLock(self.core):
+            return self.device.native
 
     def inp(self, port: int, size: int = 1, count: int = 1) -> bytes:
         data = ffi.new("uint8_t[]", size * count)
@@ -52,7 +73,14 @@ class Rig:
         return bytes(data)
 
     def outs(self, port: int, size: int, data: bytes) -> None:
-        self._access(port, size, len(data) // size, ffi.new("uint8_t[]", data), write=True)
+        kept = self.coalesced and port in PORT_FW_CFG_NOTES and port + size - 1 in PORT_FW_CFG_NOTES
+        if not kept:
+            self._access(port, size, len(data) // size, ffi.new("uint8_t[]", data), write=True)
+            return
+        for at in range(0, len(data), size):
+            element = data[at : at + size]
+            if not self.keep(port, element):
+                self._access(port, size, 1, ffi.new("uint8_t[]", element), write=True)
 
     def out(self, port: int, value: int, size: int) -> None:
         self.outs(port, size, value.to_bytes(size, "little"))

@@ -192,10 +192,11 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     host = parser.add_argument_group("host")
     host.add_argument(
         "-accel",
-        metavar="ACCELERATOR",
+        metavar="ACCELERATOR[,coalesced=off]",
         default="auto",
         help="who executes the guest: kvm, or kvm+softcpu, the software CPU beside KVM, for hosts whose KVM interprets "
-        "ring 0; auto (the default) decides",
+        "ring 0; auto (the default) decides. coalesced=off: every write to fw_cfg's selector and to the debug port "
+        "leaves KVM, which else keeps them until somebody looks (never with --trace or --exit-times)",
     )
     host.add_argument(
         "--dispatch",
@@ -206,7 +207,8 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     host.add_argument(
         "--trace",
         metavar="PATH",
-        help="log every access to fw_cfg, as JSON lines, and in the end what was never read; - is text on stderr",
+        help="log every access to fw_cfg, as JSON lines, and in the end what was never read; - is text on stderr. "
+        "Each access is an exit then (coalesced=off)",
     )
     host.add_argument(
         "--sandbox",
@@ -230,7 +232,7 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     host.add_argument(
         "--exit-times",
         action="store_true",
-        help="time every exit and device access; --json has the histograms",
+        help="time every exit and device access, none of them coalesced; --json has the histograms",
     )
 
 
@@ -275,6 +277,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
     if arguments.bhyve_cpus is not None:
         cpus, max_cpus = parse_smp(arguments.bhyve_cpus, "-c")
     machine = _machine_keys(arguments.machine)
+    accel = parse_keys(arguments.accel, "-accel", known=("accel", "coalesced"), implied="accel")
     files, interface = _firmware(arguments)
     wanted = {interface or "auto", machine.get("fwcfg", "auto")} - {"auto"}
     if len(wanted) > 1:
@@ -314,7 +317,8 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         esp=arguments.esp,
         reboot=_reboot(arguments),
         max_resets=parse_int(arguments.max_resets, "--max-resets "),
-        accel=arguments.accel,
+        accel=accel.get("accel", "auto"),
+        coalesced=parse_bool(accel.get("coalesced", "on"), "-accel coalesced"),
         dispatch=arguments.dispatch,
         trace=arguments.trace,
         exit_times=arguments.exit_times,

@@ -77,6 +77,8 @@ class MachineFields(NamedTuple):
     max_resets: int = DEFAULT_MAX_RESETS
     """How often the guest may reset the machine within one run."""
     accel: Accelerator = Accelerator.AUTO
+    coalesced: bool = True
+    """Let KVM keep writes to fw_cfg's selector and the debug port until somebody looks; not beside `trace` or times."""
     dispatch: Dispatch = Dispatch.C
     exit_times: bool = False
     """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""

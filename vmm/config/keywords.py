@@ -62,6 +62,8 @@ class MachineOptions(TypedDict, total=False):
             they fail, and restarts all others.
         max_resets: how often the guest may reset the machine within one run; 10.
         accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
+        coalesced: let KVM keep writes to fw_cfg's selector and to the debug port, without an exit, until somebody
+            looks; True. Not with ``exit_times`` or ``trace``, which look at each.
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
         exit_times: time every exit and device access; False.
         trace: path of the access log, "-" for stderr.
@@ -107,6 +109,7 @@ class MachineOptions(TypedDict, total=False):
     reboot: bool | None
     max_resets: int | None
     accel: Accelerator | str | None
+    coalesced: bool | None
     dispatch: Dispatch | str | None
     exit_times: bool | None
     trace: str | Path | None

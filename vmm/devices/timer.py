@@ -81,6 +81,10 @@ class TimerService:
                 timer.fire()
         return None
 
+    def wake(self) -> None:
+        """Let the thread take io_lock once, soon, for that serves what the guest wrote (`native/coalesced.c`)."""
+        self.note_deadline(0)
+
     def note_deadline(self, deadline: int) -> None:
         """A timer was armed."""
         with self._wake:

@@ -25,7 +25,7 @@ class Runnable:
     Args:
         runner: runs the machine.
         serial: what its serial port printed.
-        poll_log: called often while it runs; None: there is no log.
+        poll: called often while it runs; None: nothing needs that.
         find_terminal: which type of terminal the guest expects at its serial port; AUTO: that is not known yet.
 
     Attributes:
@@ -36,13 +36,13 @@ class Runnable:
         self,
         runner: Runner,
         serial: Stream,
-        poll_log: Callable[[], None] | None,
+        poll: Callable[[], None] | None,
         find_terminal: Callable[[], "TerminalType"],
     ) -> None:
         self.outcome: Outcome | None = None
         self._runner = runner
         self._serial = serial
-        self._poll_log = poll_log
+        self._poll_machine = poll
         self._find_terminal = find_terminal
 
     def run(
@@ -214,8 +214,8 @@ class Runnable:
         self.outcome = None
 
     def _poll(self, on_poll: Callable[[Self], None] | None) -> None:
-        if self._poll_log is not None:
-            self._poll_log()
+        if self._poll_machine is not None:
+            self._poll_machine()
         if on_poll is not None:
             on_poll(self)
 

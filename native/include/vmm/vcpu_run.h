@@ -31,6 +31,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 
+#include "vmm/coalesced.h"
 #include "vmm/exit_times.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
@@ -88,6 +89,9 @@ struct vmm_vm {
     struct io_table mmio;
     pthread_mutex_t io_lock;
     uint32_t stop; /* accessed atomically */
+    uint32_t io_depth; /* how often the thread that has io_lock took it by vmm_io_lock or vmm_io_trylock */
+    uint32_t polled; /* where the ring began when vmm_vm_poll last looked */
+    struct kvm_coalesced_mmio_ring *ring; /* of writes that did not leave the kernel; NULL: all of them do */
     /* A debugger's, for the software CPU; changed while no vCPU runs, each time with another generation. */
     uint32_t debug_count;
     uint32_t debug_generation;
@@ -143,12 +147,27 @@ uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index);
 void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count);
 void vmm_vm_resume(struct vmm_vm *vm);
 
-/* False: another thread is in a device, maybe for long. */
+/*
+ * Be the one who uses devices, which have been told by then what the guest has written: coalesced writes are served
+ * first, unless this thread is in a device already. trylock: false if another thread is, maybe for long.
+ */
 bool vmm_io_trylock(struct vmm_vm *vm);
 void vmm_io_lock(struct vmm_vm *vm);
 void vmm_io_unlock(struct vmm_vm *vm);
 
-/* For devices with threads of their own. */
+/*
+ * Coalesce writes from now on, into the ring of this machine's vCPUs, until it is set to NULL, which must be before
+ * the page is unmapped. No vCPU runs.
+ */
+void vmm_vm_coalesce(struct vmm_vm *vm, struct kvm_coalesced_mmio_ring *ring);
+
+/*
+ * To be called every few milliseconds while vCPUs run, by one thread. True: a coalesced write waits, and none was served
+ * since the last call, so somebody should take io_lock; a guest that writes a lot fills the ring and so does it itself.
+ */
+bool vmm_vm_poll(struct vmm_vm *vm);
+
+/* For devices with threads of their own, which don't look at what the guest writes to others. */
 pthread_mutex_t *vmm_io_mutex(struct vmm_vm *vm);
 
 /* Pieces that the software CPU shares with the KVM loop. */

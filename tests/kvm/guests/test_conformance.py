@@ -62,9 +62,12 @@ def test_fwctl_where_fw_cfg_answers_fails(qemu: Callable[..., str]) -> None:
 
 @pytest.mark.hw
 @pytest.mark.needs_kvm
+@pytest.mark.parametrize("coalesced", [True, False])
 @pytest.mark.parametrize("machine", ["pc", "q35"])
-def test_fw_cfg_on_ours(ours: Callable[..., str], machine: str) -> None:
-    text = ours("conformance-fw-cfg", machine=machine, fw_cfg={"opt/vmm/pattern": bytes(range(256))})
+def test_fw_cfg_on_ours(ours: Callable[..., str], machine: str, coalesced: bool) -> None:
+    text = ours(
+        "conformance-fw-cfg", machine=machine, coalesced=coalesced, fw_cfg={"opt/vmm/pattern": bytes(range(256))}
+    )
     assert not failures(text)
     assert "refused as a whole" not in text
 

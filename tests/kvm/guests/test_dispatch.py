@@ -23,13 +23,16 @@ def test_python_answers_every_conformance_case_as_c_does(ours: Callable[..., str
 
 @pytest.mark.hw
 def test_the_statistics_do_not_depend_on_who_dispatches() -> None:
-    def statistics(dispatch: str) -> list[object]:
-        with Machine(str(guests.path("probe")), accel="kvm", dispatch=dispatch) as machine:
+    def statistics(dispatch: str, *, coalesced: bool = True) -> list[object]:
+        with Machine(str(guests.path("probe")), accel="kvm", dispatch=dispatch, coalesced=coalesced) as machine:
             assert machine.run(deadline=60).reached
             assert machine.fw_cfg is not None
-            return [*machine.fw_cfg.items(), machine.fw_cfg.probes]
+            named = ("fw_cfg", "debugcon")
+            used = [area for area in machine.ports.ranges() if area.name in named]
+            return [*machine.fw_cfg.items(), machine.fw_cfg.probes, *used, machine.debugcon.since(0)]
 
     assert statistics("python") == statistics("c")
+    assert statistics("c") == statistics("c", coalesced=False)
 
 
 @pytest.mark.hw

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "vmm/coalesced.h"
+
+#include <string.h>
+
+/* What KVM cannot have written is passed over. */
+static void serve(struct io_table *ports, const struct kvm_coalesced_mmio *entry)
+{
+    uint8_t data[sizeof(entry->data)];
+    /* KVM does not say which vCPU it was; only the access log would ask, and nothing is coalesced beside it. */
+    struct io_access access = {
+        .address = entry->phys_addr, .data = data, .size = entry->len, .count = 1, .is_write = true,
+    };
+
+    if (entry->pio != 1 || entry->phys_addr > UINT16_MAX || (entry->len != 1 && entry->len != 2 && entry->len != 4)) {
+        return;
+    }
+    memcpy(data, entry->data, sizeof(data));
+    io_table_access(ports, &access);
+}
+
+void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *ports)
+{
+    uint32_t last = __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE) % COALESCED_ENTRIES;
+    uint32_t next = ring->first % COALESCED_ENTRIES;
+
+    while (next != last) {
+        struct kvm_coalesced_mmio entry = ring->coalesced_mmio[next];
+
+        next = (next + 1) % COALESCED_ENTRIES;
+        __atomic_store_n(&ring->first, next, __ATOMIC_RELEASE);
+        serve(ports, &entry);
+    }
+}
