@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _TYPES = {
     **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point", "max_resets"), int),
     **dict.fromkeys(
-        ("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "exit_times", "hold"), bool
+        ("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "coalesced", "exit_times", "hold"), bool
     ),
     "firmware": FirmwareImages,
 }

@@ -38,7 +38,7 @@ def test_one_vcpu_selects_and_another_reads(tmp_path: Path, coalesced: bool) -> 
     rom = tmp_path / "rom.bin"
     first = bytes.fromhex(SELECT + RESET)
     rom.write_bytes(image(first.hex() + READ))
-    with Machine(str(rom), machine="pc", accel="kvm", cpus=2, coalesced=coalesced) as machine:
+    with Machine(str(rom), machine="pc", accel="kvm", cpus=2, coalesced=coalesced, reboot=False) as machine:
         reader = machine.vcpus[1]
         regs = reader.get_regs()
         regs.rip = START + len(first)
@@ -55,7 +55,7 @@ def test_one_vcpu_selects_and_another_reads(tmp_path: Path, coalesced: bool) -> 
 def test_a_string_arrives_whole(tmp_path: Path, coalesced: bool) -> None:
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image(strings(20_000) + RESET))
-    with Machine(str(rom), machine="pc", accel="kvm", coalesced=coalesced) as machine:
+    with Machine(str(rom), machine="pc", accel="kvm", coalesced=coalesced, reboot=False) as machine:
         text = bytes(at * 7 % 251 for at in range(20_000))
         machine.memory.write(0, text)
         assert machine.run(deadline=60).reason is Reason.RESET
@@ -77,6 +77,16 @@ def test_what_is_printed_shows_though_the_guest_never_leaves(tmp_path: Path) -> 
     with Machine(str(rom), machine="pc", accel="kvm") as machine:
         assert machine.run(until="Hi", deadline=60).reason is Reason.UNTIL
         assert machine.exit_counts().get("io", 0) == 0
+
+
+def test_a_reset_forgets_what_was_selected_before(tmp_path: Path) -> None:
+    rom = tmp_path / "rom.bin"
+    # mov dx, 0x511; in al, dx; mov dx, 0x402; out dx, al; mov dx, 0x510; mov ax, 5; out dx, ax
+    rom.write_bytes(image("ba 11 05 ec  ba 02 04 ee  ba 10 05 b8 05 00 ef" + RESET))
+    with Machine(str(rom), machine="pc", accel="kvm", max_resets=4) as machine:
+        machine.run(deadline=60)
+        assert machine.reset_count == 4
+        assert machine.debugcon.since(0) == b"Q" * 5
 
 
 @pytest.mark.parametrize("observer", ["trace", "exit_times"])
