@@ -17,7 +17,8 @@ def rig() -> tuple[Rig, list[str]]:
     def on_two() -> None:
         machine.keep(SELECTOR, b"\3\0")
         log.append("two")
-        machine.device.items()
+        with IoLock(machine.core):
+            pass
         log.append("two is done")
 
     machine.device.add_item(2, b"two", on_select=on_two)
