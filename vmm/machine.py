@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from vmm.config.items import FwCfgItem
     from vmm.config.keywords import MachineOptions
+    from vmm.config.listening import DebugSocket
     from vmm.cpu.registers import Registers
-    from vmm.debug.connection import Listener
     from vmm.debug.debugger import Debugger
     from vmm.debug.images import LoadedImage
     from vmm.debug.look import Look
@@ -514,7 +514,7 @@ class Machine(Runnable):
             )
         self._reset_machine(kind)
 
-    def _debugged(self, listener: "Listener", core: Any, threads: VcpuThreads) -> "Debugger":
+    def _debugged(self, listener: "DebugSocket", core: Any, threads: VcpuThreads) -> "Debugger":
         from vmm.debug.debugger import Debugger
 
         return Debugger(

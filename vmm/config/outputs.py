@@ -21,8 +21,8 @@ from vmm.options import shown
 
 if TYPE_CHECKING:
     from vmm.config.debugger import DebugAddress
+    from vmm.config.listening import DebugSocket
     from vmm.config.machine import MachineConfig
-    from vmm.debug.connection import Listener
     from vmm.disks.drives import Drive
     from vmm.disks.image import DiskImage
     from vmm.firmware.images import VariableStore
@@ -144,7 +144,7 @@ class Outputs:
         self.trace: GrowingFile | None = None
         self.variables: VariableFile | None = None
         self.disks: tuple[DiskImage, ...] = ()
-        self.listener: Listener | None = None
+        self.listener: DebugSocket | None = None
         self.documents: dict[str, Document] = {}
         self._scribe: tuple[int, ...] = ()
         self._logs_to_stderr = config is not None and config.trace == STANDARD
@@ -180,7 +180,7 @@ class Outputs:
         """
         from vmm.config.scribe import Scribe
 
-        writers: list[Document | VariableFile | Listener] = [
+        writers: list[Document | VariableFile | DebugSocket] = [
             document for document in self.documents.values() if document.opens
         ]
         if self.variables is not None:
@@ -253,9 +253,9 @@ class Outputs:
         self.disks = tuple(self._closers.enter_context(DiskImage(drive)) for drive in drives)
 
     def _listen(self, address: "DebugAddress") -> None:
-        from vmm.debug.connection import Listener  # few machines are debugged
+        from vmm.config.listening import DebugSocket  # few machines are debugged
 
-        self.listener = Listener(address)
+        self.listener = DebugSocket(address)
         self._closers.callback(self.listener.close)
 
     def _open_streams(self, config: "MachineConfig") -> None:

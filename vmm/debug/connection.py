@@ -3,15 +3,12 @@
 import contextlib
 import select
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm.config.debugger import DebugAddress
 from vmm.debug import packets
-from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from vmm.config.listening import DebugSocket
 
 _PIECE = 1 << 16
 _UNSENT = 1 << 20
@@ -22,27 +19,19 @@ _REFUSED_KEPT = 8
 
 
 class Listener:
-    """The socket, listening.
+    """Takes debuggers in, one at a time.
 
     Args:
-        address: where.
+        opened: the socket where they come; whoever opened it closes it.
 
     Attributes:
-        address: where it is, with the port that was chosen.
-        put: removes the path of a UNIX socket, or raises `OSError`; its argument is empty.
-
-    Raises:
-        ConfigError: nobody can listen there.
+        address: where it is.
     """
 
-    def __init__(self, address: DebugAddress) -> None:
+    def __init__(self, opened: "DebugSocket") -> None:
         self._refused: list[socket.socket] = []
-        try:
-            self._socket, self.address = _listen(address)
-        except OSError as error:
-            raise ConfigError(f"-gdb: cannot listen at {address}: {error.strerror or error}") from error
-        self._socket.setblocking(False)
-        self.put: Callable[[bytes], None] = self._remove
+        self._socket = opened.socket
+        self.address = opened.address
 
     def fileno(self) -> int:
         """For select."""
@@ -71,16 +60,9 @@ class Listener:
         return None
 
     def close(self) -> None:
-        """Stop listening."""
-        for refused in self._refused:
-            refused.close()
-        self._socket.close()
-        if self.address.path is not None:
-            with contextlib.suppress(OSError):
-                self.put(b"")
-
-    def _remove(self, _: bytes) -> None:
-        Path(self.address.path or "").unlink()
+        """Take leave of those who were refused; may be called twice."""
+        while self._refused:
+            self._refused.pop().close()
 
 
 class Connection:
@@ -158,39 +140,6 @@ def wait(listener: Listener, connection: Connection | None, seconds: float) -> N
     if connection is not None and not connection.closed:
         poll.register(connection, select.POLLIN | (select.POLLOUT if connection.wants_to_write else 0))
     poll.poll(seconds * 1000)
-
-
-def _listen(address: DebugAddress) -> tuple[socket.socket, DebugAddress]:
-    if address.path is None:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        made = socket.create_server((address.host, address.port), family=family, backlog=4)
-        return made, address._replace(port=made.getsockname()[1])
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if _is_left_over(address.path):
-            Path(address.path).unlink()
-        made.bind(address.path)
-        # Whoever connects can do to the machine what its owner can.
-        Path(address.path).chmod(0o600)
-        made.listen(4)
-    except OSError:
-        made.close()
-        raise
-    return made, address
-
-
-def _is_left_over(path: str) -> bool:
-    """Whether a socket is there that nobody listens at any more."""
-    try:
-        if not Path(path).is_socket():
-            return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.connect(path)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _is_over(client: socket.socket) -> bool:

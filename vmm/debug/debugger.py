@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import packets
-from vmm.debug.connection import Connection, wait
+from vmm.debug.connection import Connection, Listener, wait
 from vmm.debug.monitor import Monitor
 from vmm.debug.packets import Kind
 from vmm.debug.points import Hit, KvmPoints, Point, SoftwarePoints
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.config.debugger import DebugAddress
-    from vmm.debug.connection import Listener
+    from vmm.config.listening import DebugSocket
     from vmm.run.lifetime import Lifetime
     from vmm.run.threads import VcpuThreads
 
@@ -69,7 +69,7 @@ class Debugger:
         threads: VcpuThreads,
         lifetime: Lifetime,
         *,
-        listener: Listener,
+        listener: DebugSocket,
         hold: bool,
         interprets: bool,
     ) -> None:
@@ -86,7 +86,7 @@ class Debugger:
         self._everybody = Resume(frozenset(range(len(cores))), frozenset())
         self._resume = self._everybody
         self._stopped: list[int] = []
-        self._listener = listener
+        self._listener = Listener(listener)
         self._connection: Connection | None = None
         self._session: Session | None = None
         self._bits_of_firmware = 64 if machine.config.firmware.kind in _64_BIT else 32
@@ -111,6 +111,7 @@ class Debugger:
     def close(self) -> None:
         """Tell the debugger that the machine is gone; may be called twice."""
         self._say_goodbye()
+        self._listener.close()
 
     # -- the vCPUs' side --------------------------------------------------------------------------------------------
 
