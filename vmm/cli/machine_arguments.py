@@ -243,7 +243,8 @@ def _add_disk_arguments(parser: Parser) -> None:
         "it, and snapshot=on puts what is written into a private file that is gone in the end (the default for files "
         "below /usr). cache=writeback|none|writethrough|directsync|unsafe is as in QEMU; discard=unmap gives what the "
         "guest discards back to the file system. if=none,id=ID is for a -device virtio-blk-pci. Images are locked as "
-        "QEMU does it. bhyve's spelling is -s SLOT,virtio-blk,PATH, followed by ,ro ,nocache ,direct ,ser=TEXT or ,bootindex=N",
+        "QEMU does it. bhyve's spelling is -s SLOT,virtio-blk,PATH, followed by ,ro ,nocache ,direct ,ser=TEXT or "
+        ",bootindex=N",
     )
     add = disks.add_argument
     add(
