@@ -25,19 +25,17 @@ from vmm.handoff import interface, tables
 from vmm.kvm import Kvm, pc_routes
 from vmm.legible import counted
 from vmm.memory import GuestMemory
-from vmm.options import check_type
 from vmm.platform import Parts, builder
 from vmm.run.console import Stream
 from vmm.run.expect import Console
 from vmm.run.lifetime import Lifetime, Power
-from vmm.run.runnable import Runnable
+from vmm.run.observable import Observable
 from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads, execute_vcpu
 from vmm.run.whole import Whole
 from vmm.sandbox import Sandbox
 from vmm.softcpu import decision
 from vmm.tables.boot_order import cmos_boot_bytes
-from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,21 +46,17 @@ if TYPE_CHECKING:
     from vmm.config.items import FwCfgItem
     from vmm.config.keywords import MachineOptions
     from vmm.config.listening import DebugSocket
-    from vmm.cpu.registers import Registers
     from vmm.debug.debugger import Debugger
     from vmm.debug.images import LoadedImage
     from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
-    from vmm.run.exit_times import ExitTimes
     from vmm.run.keys import TerminalType
-    from vmm.run.outcome import Reset, ResetKind
+    from vmm.run.outcome import ResetKind
     from vmm.run.reset import MachineReset
     from vmm.run.resumption import Resumption, Time
     from vmm.run.snapshot import Snapshot
-    from vmm.run.timeline import TimelineEvent
-    from vmm.run.trace import Trace
     from vmm.softcpu.engine import SoftwareCpu
 
 
@@ -92,7 +86,7 @@ class _SpelledOut:
         return own.replace(parameters=parameters)
 
 
-class Machine(Runnable):
+class Machine(Observable):
     """A machine, ready to run; a context manager that gives everything back.
 
     Args:
@@ -371,45 +365,6 @@ class Machine(Runnable):
         self._runner.close()
         self._parts.close()
 
-    # -- what became of it ------------------------------------------------------------------------------------------
-
-    @property
-    def interface(self) -> Interface:
-        """What answers at ports 0x510 and 0x511: never AUTO."""
-        return self.interface_choice.interface
-
-    @property
-    def trace(self) -> "Trace":
-        """What the guest read from fw_cfg so far."""
-        from vmm.run.trace import Trace
-
-        return Trace(self.fw_cfg)
-
-    @property
-    def vmgenid_address(self) -> int | None:
-        """GPA of the VM generation id, once firmware has placed it and told us; None before, or without the device."""
-        if self.config.vmgenid is None or self.fw_cfg is None:
-            return None
-        return int.from_bytes(self.fw_cfg.contents(VMGENID_ADDRESS_FILE), "little") or None
-
-    def registers(self, index: int = 0) -> "Registers":
-        """The registers of a vCPU, to be printed or looked up; between two runs.
-
-        Raises:
-            RuntimeError: the machine runs.
-            KvmError: it is closed.
-            IndexError: it has no such vCPU.
-        """
-        from vmm.cpu.registers import Registers
-
-        check_type(index, "index", int)
-        if not 0 <= index < len(self.vcpus):
-            raise IndexError(f"no vCPU {index}: the machine has {counted(len(self.vcpus), 'CPU')}, from 0")
-
-        if self._lifetime.running:
-            raise RuntimeError("the machine is running; its registers can be read once run() has returned")
-        return Registers.of(self.vcpus[index])
-
     def images(self, index: int = 0) -> "list[LoadedImage]":
         """What is loaded in the guest, by address, as a vCPU sees it; between two runs.
 
@@ -420,61 +375,6 @@ class Machine(Runnable):
             KvmError: it is closed.
         """
         return self._look.images.all(self.registers(index).values)
-
-    def started_s(self) -> list[float | None]:
-        """For each vCPU: seconds after vCPU 0's that its first instruction since the last reset came; or None."""
-        return self._processors.started_s()
-
-    def exit_counts(self) -> dict[str, int]:
-        """How often KVM_RUN returned, of all vCPUs together, by `reason_name`."""
-        return self._processors.exit_counts()
-
-    def exit_times(self) -> "list[ExitTimes]":
-        """How long this program took for each exit reason, port and MMIO page; empty unless asked for in the config."""
-        if not self._processors.times:
-            return []
-        from vmm.run.exit_times import collect
-
-        return collect(self._processors.times)
-
-    def exit_times_lost(self) -> int:
-        """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
-        return sum(table.lost for table in self._processors.times)
-
-    @property
-    def started_ns(self) -> int:
-        """When the first run began, CLOCK_MONOTONIC; 0 before."""
-        return self._lifetime.started_ns
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds spent in runs."""
-        return self._lifetime.elapsed_s
-
-    @property
-    def reset_count(self) -> int:
-        """How often the machine was reset and went on."""
-        return self._lifetime.reset_count
-
-    @property
-    def resets(self) -> "list[Reset]":
-        """The latest of these resets, 100 at the most: when, by whom, and by what."""
-        return list(self._lifetime.resets)
-
-    @property
-    def timeline(self) -> "list[TimelineEvent]":
-        """What happened when, in order."""
-        from vmm.run.timeline import collect_timeline
-
-        streams = (self.serial, self.debugcon)
-        return collect_timeline(self._lifetime, self._processors.starts(), streams, self.fw_cfg, self.fwctl)
-
-    def accelerator_report(self) -> dict[str, Any]:
-        """Who executed the guest's instructions, why, and how many ran where."""
-        report: dict[str, Any] = {"name": str(self.accelerator.name), "why": self.accelerator.why}
-        if self.softcpu is None:
-            return report | {"instructions": 0, "kvm_steps": 0, "interrupts": 0}
-        return report | self.softcpu.counters()._asdict()
 
     def _find_terminal(self) -> "TerminalType":
         from vmm.run.keys import TerminalType  # few machines are sent keys
