@@ -26,15 +26,17 @@ boot_sector:
     movw    $LOADED, %sp
     sti
     cld
-    movw    $began, %si
-    call    print
     movw    $packet, %si
     movb    $0x42, %ah          /* extended read (EDD 3.0) */
     int     $0x13
-    movw    $failed, %si
+    cli                         /* SeaBIOS prints on COM1 as well, in its timer's interrupts */
+    movw    $failed, %bx
     jc      say
-    movw    $TEXT, %si
+    movw    $TEXT, %bx
 say:
+    movw    $began, %si
+    call    print
+    movw    %bx, %si
     call    print
     movw    $ended, %si
     call    print

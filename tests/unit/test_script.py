@@ -41,7 +41,10 @@ def test_every_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("expct Shell>", "expct: no such step; known are expect, send, send-line, keys, timeout and power-off"),
+        (
+            "expct Shell>",
+            "expct: no such step; known are expect, send, send-line, keys, snapshot, timeout and power-off",
+        ),
         ("expect", "expect: its argument is missing"),
         ("expect [", "expect: [: not a regular expression: unterminated character set at position 0"),
         ("send", "send: its argument is missing"),
