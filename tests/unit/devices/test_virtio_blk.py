@@ -466,13 +466,13 @@ def test_state_moves_to_another_device(image: Path) -> None:
 def test_a_request_that_was_being_served_is_served_again(image: Path) -> None:
     with VirtioRig(image) as disk:
         disk.start()
-        disk.chain([Segment(struct.pack("<IIQ", IN, 0, 2)), Segment(room=512), Segment(room=1)])
-        disk.offer(notify=False)
         config, state = disk.pci.state(), disk.disk.state()
         assert state["begun"] == []
         state["queues"][0]["next_available"] = 1
         state["begun"] = [0]
-        with disk.lock:
+        with disk.lock:  # without it, a thread that was woken by the start may serve what is offered now
+            disk.chain([Segment(struct.pack("<IIQ", IN, 0, 2)), Segment(room=512), Segment(room=1)])
+            disk.offer(notify=False)
             disk.disk.reset()
             disk.pci.restore(config)
             disk.disk.restore(state)
