@@ -21,7 +21,7 @@ DefinitionBlock ("", "SSDT", 2, "USER", "USERTEST", 1)
 }
 """
 NVS = E820Entry(0xFD10_0000, 0x1_0000, E820Type.NVS)
-PATHS = ("/rom@genroms/vmm-report.bin", "/pci@i0cf8/isa@1f/fdc@03f0/floppy@0")
+PATHS = ("/rom@genroms/user.bin", "/pci@i0cf8/isa@1f/fdc@03f0/floppy@0")
 
 
 @pytest.fixture(scope="module")
