@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError
 from vmm.inputs import is_file
-from vmm.verify.linux_guest import DISK_MODULES, FILES, cache
+from vmm.verify.linux_guest import BUILT_IN, DISK_MODULES, FILES, built_in, cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,7 @@ _MEMBERS: Final = {
     "vmlinuz": re.compile(r"boot/vmlinuz-[^/]+"),
     "qemu_fw_cfg.ko": re.compile(r".*/qemu_fw_cfg\.ko(\.xz)?"),
     "busybox": re.compile(r"(usr/)?bin/busybox"),
+    BUILT_IN: re.compile(r".*/modules\.builtin"),
     **{f"{name}.ko": re.compile(rf".*/{name}\.ko(\.xz)?") for name in DISK_MODULES},
 }
 
@@ -66,7 +67,16 @@ def fetch(*, again: bool, say: Callable[[str], object]) -> None:
 
 
 def _complete(place: Path) -> bool:
-    return all(is_file(place / name) for name in (*_MEMBERS, "packages"))
+    return is_file(place / "packages") and not _missing(place)
+
+
+def _missing(place: Path) -> list[str]:
+    """Which files are not there; a driver that the kernel has inside needs none."""
+    lacking = [name for name in _MEMBERS if not is_file(place / name)]
+    if BUILT_IN in lacking:
+        return lacking
+    inside = {f"{name}.ko" for name in built_in(place)}
+    return [name for name in lacking if name not in inside]
 
 
 def _fetch(work: Path, place: Path, say: Callable[[str], object]) -> None:
@@ -89,8 +99,7 @@ def _fetch(work: Path, place: Path, say: Callable[[str], object]) -> None:
     for package in sorted(work.glob("*.deb")):
         names.append(_output("dpkg-deb", "--show", str(package)).strip())
         _unpack(package, new)
-    missing = [name for name in _MEMBERS if not (new / name).is_file()]
-    if missing:
+    if missing := _missing(new):
         raise HostError(f"{' and '.join(names)} have no {', '.join(missing)}")
     (new / "packages").write_text("\n".join(names) + "\n", encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)

@@ -28,6 +28,23 @@ FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
 DISK_MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
 """Drivers of a virtio disk, in the order in which they can be loaded; not of this report, but of the same package."""
 
+BUILT_IN = "modules.builtin"
+"""Names the drivers that this kernel has inside: Debian 13's has those of virtio but for the disk's."""
+
+
+def disk_modules() -> list[Path]:
+    """Return the files of `DISK_MODULES` in the cache, without what the kernel has inside."""
+    return [cache() / f"{name}.ko" for name in DISK_MODULES if name not in built_in(cache())]
+
+
+def built_in(place: Path) -> set[str]:
+    """Return the names of the drivers that the kernel in a directory has inside.
+
+    Raises:
+        OSError: the directory has no `BUILT_IN`.
+    """
+    return {Path(line).stem for line in (place / BUILT_IN).read_text("ascii").split()}
+
 
 def cache() -> Path:
     """Return the directory, outside of any clone, where they are kept."""

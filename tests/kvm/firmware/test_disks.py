@@ -32,7 +32,7 @@ def initial_ram_disk(script: str) -> bytes:
         return initramfs.header(name, mode, len(data), device=device) + data + initramfs.padding(len(data))
 
     files = LinuxFiles.find()
-    modules = [linux_guest.cache() / f"{name}.ko" for name in linux_guest.DISK_MODULES]
+    modules = linux_guest.disk_modules()
     busybox = "/bin/busybox"
     init = f"#!{busybox} sh\n{busybox} mkdir /proc /sys\n{busybox} --install -s /bin\nexport PATH=/bin\n"
     init += "mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n"
