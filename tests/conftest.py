@@ -17,6 +17,8 @@ BUILD_BHYVE_FIRMWARE = Path(__file__).parents[1] / "scripts" / "build-bhyve-firm
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--repeat", type=int, metavar="N", help="run each selected test N times")
+    parser.addoption("--moments", type=int, metavar="N", help="take N snapshots at random moments instead of a few")
+    parser.addoption("--restores", type=int, default=40, metavar="N", help="restore N machines and look for leaks")
 
 
 def pytest_configure() -> None:

@@ -145,7 +145,8 @@ class Machine(Observable):
         # Each part is closed after those that were built on it, also where a later one cannot be built.
         with ExitStack() as parts:
             if outputs is None:
-                outputs = parts.enter_context(Outputs(config))
+                copy_disk = None if resumption is None else resumption.snapshot.copy_disk
+                outputs = parts.enter_context(Outputs(config, copy_disk=copy_disk))
             self.serial = Stream("serial", outputs.serial.write if outputs.serial else None)
             self.debugcon = Stream("debugcon", outputs.debugcon.write if outputs.debugcon else None)
             self.kvm = parts.enter_context(Kvm())
@@ -200,7 +201,7 @@ class Machine(Observable):
             threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
             if resumption is not None:
                 with self.io_lock:
-                    self.platform.place(resumption.snapshot.state["platform"])
+                    resumption.place(self.platform)
             self.softcpu: SoftwareCpu | None = None
             if self.accelerator.name is Accelerator.KVM_SOFTCPU:
                 from vmm.softcpu.engine import create_softcpu
@@ -243,7 +244,7 @@ class Machine(Observable):
                     boot_paths=self.platform.boot_paths,
                     customize=customize,
                     alter=alter,
-                    known_files=() if resumption is None else resumption.snapshot.state["fw_cfg"]["files"],
+                    known_files=() if resumption is None else resumption.known_files,
                 )
                 interface.attach_fw_cfg(self.fw_cfg, self.ports, core, in_python=config.dispatch is Dispatch.PYTHON)
             else:
@@ -273,7 +274,7 @@ class Machine(Observable):
                 consoles=consoles,
             )
             if resumption is not None:
-                self._resume(resumption)
+                resumption.resume(self._whole, str(self.accelerator.name))
             runner = Runner(
                 self._lifetime, threads, consoles, self.platform.serial.feed, self._positions, self._reset_in_place
             )
@@ -471,18 +472,6 @@ class Machine(Observable):
         from vmm.debug.look import Look
 
         return Look(self.memory, self.config.firmware)
-
-    def _resume(self, resumption: "Resumption") -> None:
-        from vmm.run import snapshot
-
-        taken = resumption.snapshot
-        snapshot.check_host(taken, str(self.accelerator.name), self._processors.cpuid, self.vcpus[0].get_tsc_khz())
-        snapshot.resume(taken, self._whole, resumption.jump_ns)
-        address = self.vmgenid_address
-        if resumption.new_generation and address is not None:
-            with self.io_lock:
-                self.memory.write(address, self.config.vmgenid or b"")
-                self.platform.pm.notify_generation()
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

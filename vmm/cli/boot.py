@@ -120,7 +120,8 @@ def run(words: list[str]) -> int:
         # A process that may open no file can write none; the threads that serve the guest need not.
         config = config._replace(sandbox=Sandboxing.THREADS)
     _check_page(arguments)
-    with Outputs(config, {"--json": arguments.json, "--html": arguments.html}) as outputs:
+    copy_disk = None if resumption is None else resumption.snapshot.copy_disk
+    with Outputs(config, {"--json": arguments.json, "--html": arguments.html}, copy_disk) as outputs:
         if at is not None:
             at.check(outputs)
         # Slow to load: what is wrong so far is said without it.

@@ -119,6 +119,8 @@ class Outputs:
         config: the machine, for its consoles, its access log, and its inputs, which no output may be; None: the run has
             no machine of its own.
         documents: paths by option; "-" is stdout, None: not asked for.
+        copy_disk: of a machine that goes on, gives the disk that an earlier one made of a folder, by its place among
+            the drives.
 
     Attributes:
         serial: the file that takes COM1's output alone, if there is one.
@@ -133,7 +135,12 @@ class Outputs:
         ConfigError: one of them cannot be written, is an input, or is the file of another.
     """
 
-    def __init__(self, config: "MachineConfig | None", documents: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self,
+        config: "MachineConfig | None",
+        documents: Mapping[str, str | None] | None = None,
+        copy_disk: Callable[[int], int] | None = None,
+    ) -> None:
         self._closers = ExitStack()
         self._inputs = {} if config is None else _identities(config.input_files)
         self._taken: dict[_Identity, str] = {}
@@ -152,7 +159,7 @@ class Outputs:
             if config is not None:
                 self._open_variables(config.firmware.variables)
                 if config.drives:
-                    self._open_disks(config.drives)
+                    self._open_disks(config.drives, copy_disk)
                 self._open_streams(config)
             for option, path in (documents or {}).items():
                 if path is not None:
@@ -247,10 +254,12 @@ class Outputs:
             self.variables = VariableFile(store.path, len(store.data))
             self._closers.callback(self.variables.close)
 
-    def _open_disks(self, drives: "Iterable[Drive]") -> None:
+    def _open_disks(self, drives: "Iterable[Drive]", copy_disk: Callable[[int], int] | None) -> None:
         from vmm.disks.image import DiskImage
 
-        self.disks = tuple(self._closers.enter_context(DiskImage(drive)) for drive in drives)
+        for index, drive in enumerate(drives):
+            copy = None if copy_disk is None or not drive.folder else copy_disk(index)
+            self.disks += (self._closers.enter_context(DiskImage(drive, copy)),)
 
     def _listen(self, address: "DebugAddress") -> None:
         from vmm.config.listening import DebugSocket  # few machines are debugged

@@ -46,6 +46,8 @@ class DiskImage:
 
     Args:
         drive: which file, and how it is used.
+        copy: of a folder, the descriptor of the disk that an earlier machine made of it; becomes this object's. None:
+            it is made now.
 
     Attributes:
         drive: the same.
@@ -60,14 +62,16 @@ class DiskImage:
         ConfigError: it cannot be opened, is no raw image, or somebody else writes to it.
     """
 
-    def __init__(self, drive: Drive) -> None:
+    def __init__(self, drive: Drive, copy: int | None = None) -> None:
         self.drive = drive
         self.direct_fd = self.overlay_fd = -1
         self.direct_alignment = SECTOR
         self.overlaid: mmap.mmap | None = None
         with ExitStack() as closers:
             flags = os.O_RDONLY if drive.only_read else os.O_RDWR
-            self.fd = _copy(drive) if drive.folder else _open(drive, flags)
+            if copy is None:
+                copy = _copy(drive) if drive.folder else _open(drive, flags)
+            self.fd = copy
             closers.callback(os.close, self.fd)
             _check_kind(self.fd, drive)
             self.size = _size(self.fd, drive)

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.config.items import FwCfgItem
 from vmm.config.parts import parse_choice, several
 from vmm.errors import ConfigError
+from vmm.run.snapshot import check_host, fitting, resume
+from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from vmm.config.machine import MachineConfig
+    from vmm.platform import Platform
     from vmm.run.snapshot import Snapshot
+    from vmm.run.whole import Whole
 
 NEW_GENERATION = "auto"
 
@@ -42,6 +46,50 @@ class Resumption(NamedTuple):
     config: "MachineConfig"
     new_generation: bool
     jump_ns: int
+
+    @property
+    def known_files(self) -> Sequence[str]:
+        """The files of fw_cfg that the guest knows, by their keys.
+
+        Raises:
+            ConfigError: the snapshot has something else there.
+        """
+        with fitting():
+            files = self.snapshot.state["fw_cfg"]["files"]
+            if not all(isinstance(name, str) for name in files):
+                raise TypeError(f"files {files!r}")
+            return list(files)
+
+    def place(self, platform: "Platform") -> None:
+        """Put devices where they were; io_lock is held.
+
+        Raises:
+            ConfigError: the snapshot has something else there.
+        """
+        with fitting():
+            platform.place(self.snapshot.state["platform"])
+
+    def resume(self, whole: "Whole", accelerator: str) -> None:
+        """Let a machine go on that was put together with all of this.
+
+        Args:
+            whole: its parts; it has not run yet.
+            accelerator: who executes it.
+
+        Raises:
+            ConfigError: it cannot go on here.
+            KvmError: KVM does not take its state.
+        """
+        vcpu = whole.processors.vcpus[0]
+        with fitting():
+            check_host(self.snapshot, accelerator, whole.processors.cpuid, vcpu.get_tsc_khz())
+        resume(self.snapshot, whole, self.jump_ns)
+        if self.new_generation and whole.fw_cfg is not None:
+            address = int.from_bytes(whole.fw_cfg.contents(VMGENID_ADDRESS_FILE), "little")
+            if address:
+                with whole.io_lock:
+                    whole.memory.write(address, self.config.vmgenid or b"")
+                    whole.platform.pm.notify_generation()
 
 
 def prepare(
@@ -72,7 +120,8 @@ def prepare(
         config = config._replace(vmgenid=_generation(generation))
     jump_ns = 0
     if parse_choice(Time, when, "time") is Time.NOW:
-        jump_ns = max(0, time.time_ns() - snapshot.state["utc_ns"])
+        with fitting():
+            jump_ns = max(0, time.time_ns() - snapshot.state["utc_ns"])
     return Resumption(snapshot, config, generation is not None, jump_ns)
 
 

@@ -1,17 +1,20 @@
 """A machine at one moment: taken between two runs, and made to go on, any number of times, in machines like it."""
 
 import mmap
+import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vmm._native import lib
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
 from vmm.kvm import state as kvm_state
 from vmm.memory import KeptRam
 from vmm.platform.parts import CODE, VARIABLES
-from vmm.run.snapshot_memory import SnapshotMemory
+from vmm.run.snapshot_memory import PAGE_SIZE, SnapshotMemory
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
@@ -65,7 +68,16 @@ class Snapshot:
         """
         from vmm.run import snapshot_file
 
-        return cls(*snapshot_file.read(Path(path)))
+        config, state, memory = snapshot_file.read(Path(path))
+        try:
+            with fitting():
+                _check_loaded(config, state, memory)
+                # What somebody else wrote makes a machine like any other: it writes into no file.
+                config = _without_outputs(config, state["accelerator"])
+        except BaseException:
+            memory.close()
+            raise
+        return cls(config, state, memory)
 
     def save(self, path: "str | Path") -> None:
         """Write it into a file, firmware and kernel included; zeros take no room. One that is there is replaced.
@@ -85,6 +97,32 @@ class Snapshot:
     def map_images(self) -> Mapping[str, mmap.mmap]:
         """The images that there are, for one machine."""
         return {name: self.memory.map(name) for name in (CODE, VARIABLES) if name in self.memory.parts}
+
+    def copy_disk(self, index: int) -> int:
+        """Return the descriptor of a copy of a disk that is the machine's own, for one machine.
+
+        Args:
+            index: of the disk among the machine's.
+
+        Raises:
+            ConfigError: the snapshot has no such disk.
+            HostError: there is no room for it.
+        """
+        with fitting():
+            size, _ = self.state["disks"][index]
+            disk = _disk(index)
+            if not 0 <= self.memory.parts[disk][1] - size < PAGE_SIZE:
+                raise ValueError(f"{disk} of {size} bytes")
+        try:
+            with tempfile.TemporaryFile(prefix="vmm-", buffering=0) as file:
+                os.truncate(file.fileno(), size)
+                self.memory.copy_to(disk, file.fileno())
+                return os.dup(file.fileno())
+        except OSError as error:
+            raise HostError(
+                f"no room in {tempfile.gettempdir()} for a disk of the snapshot: {(error.strerror or '').lower()}; "
+                "TMPDIR names another place"
+            ) from None
 
 
 def take(config: "MachineConfig", accelerator: str, whole: "Whole") -> Snapshot:
@@ -130,10 +168,40 @@ def resume(snapshot: Snapshot, whole: "Whole", jump_ns: int) -> None:
         ConfigError: it cannot go on here.
         KvmError: KVM does not take its state.
     """
-    try:
+    with fitting():
         _resume(snapshot.state, whole, jump_ns)
-    except (KeyError, IndexError, TypeError, ValueError, StopIteration) as error:
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Refuse a snapshot that has something else where this vmm looks for a part of a state.
+
+    Raises:
+        ConfigError: says what.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, OverflowError, StopIteration, TypeError, ValueError) as error:
         raise ConfigError(f"the snapshot does not fit this version of vmm: {error!r}; take it again") from error
+
+
+def _check_loaded(config: object, state: object, memory: SnapshotMemory) -> None:
+    """Refuse what would make no machine, or one that uses other memory or files than a snapshot's may."""
+    from vmm.config.machine import MachineConfig
+
+    if not isinstance(config, MachineConfig) or not isinstance(state, dict):
+        raise TypeError(f"a snapshot of {type(config).__name__} and {type(state).__name__}")
+    for drive in config.drives:
+        if not drive.only_read:
+            raise ValueError(f"{drive.option}: the guest may write to it")
+    sizes = {RAM: config.memory, CODE: len(config.firmware.code)}
+    if config.firmware.variables is not None:
+        sizes[VARIABLES] = len(config.firmware.variables.data)
+    for name, size in sizes.items():
+        if memory.parts.get(name, (0, size))[1] != size:
+            raise ValueError(f"{name} of {memory.parts[name][1]} bytes instead of {size}")
+    if RAM not in memory.parts:
+        raise KeyError(RAM)
 
 
 def _resume(state: dict[str, Any], whole: "Whole", jump_ns: int) -> None:
@@ -197,10 +265,19 @@ def _check_devices(whole: "Whole") -> None:
                 raise ConfigError(f"no snapshot: {name} was added by hand, and a restored machine would lack it")
 
 
+def _disk(index: int) -> str:
+    """The name of the part that a disk is."""
+    return f"disk {index}"
+
+
 def _copy_memory(whole: "Whole") -> SnapshotMemory:
     images = whole.platform.images
-    memory = SnapshotMemory({RAM: whole.memory.size} | {name: len(image) for name, image in images.items()})
+    disks = {_disk(index): disk for index, disk in enumerate(whole.platform.disks) if disk.drive.folder}
+    sizes = {RAM: whole.memory.size} | {name: len(image) for name, image in images.items()}
+    memory = SnapshotMemory(sizes | {name: disk.size + -disk.size % PAGE_SIZE for name, disk in disks.items()})
     try:
+        for name, disk in disks.items():
+            memory.store_file(name, disk.fd)
         memory.store(RAM, whole.memory.ram, whole.memory.filled)
         for name, image in images.items():
             memory.store(name, image)

@@ -122,6 +122,34 @@ class SnapshotMemory:
                 os.close(pagemap)
         return total
 
+    def store_file(self, name: str, fd: int) -> None:
+        """Copy the contents of a part from a file.
+
+        Args:
+            name: of the part.
+            fd: the file, not larger than the part; its holes take no room.
+
+        Raises:
+            HostError: there is not enough memory.
+        """
+        offset, _ = self.parts[name]
+        try:
+            for at, size in _extents(fd, os.fstat(fd).st_size):
+                _copy(fd, at, self.fd, offset + at, size)
+        except OSError as error:
+            raise HostError(f"no memory for the snapshot: {error.strerror}") from None
+
+    def copy_to(self, name: str, fd: int) -> None:
+        """Copy a part into a file, which is empty and may be smaller: then it gets what fits.
+
+        Raises:
+            OSError: there is no room.
+        """
+        offset, _ = self.parts[name]
+        most = os.fstat(fd).st_size
+        for at, size in self.filled(name):
+            _copy(self.fd, offset + at, fd, at, min(size, most - at))
+
     def seal(self) -> None:
         """Let nobody change it any more."""
         fcntl(self.fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -147,17 +175,27 @@ class SnapshotMemory:
 
     def extents(self) -> Iterator[tuple[int, int]]:
         """Where the file holds anything: offset and size, by rising offset."""
-        at = 0
-        while at < self.size:
-            try:
-                at = os.lseek(self.fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return
-                raise
-            end = os.lseek(self.fd, at, os.SEEK_HOLE)
-            yield at, end - at
-            at = end
+        return _extents(self.fd, self.size)
+
+
+def _extents(fd: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where a file holds anything up to ``end``."""
+    at = 0
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        hole = os.lseek(fd, at, os.SEEK_HOLE)
+        yield at, hole - at
+        at = hole
+
+
+def _copy(source: int, at: int, target: int, to: int, size: int) -> None:
+    for done in range(0, size, _CHUNK):
+        os.pwrite(target, os.pread(source, min(_CHUNK, size - done), at + done), to + done)
 
 
 def _open_pagemap() -> int | None:

@@ -50,7 +50,7 @@ def decode(text: bytes, blobs: bytes) -> Any:
     """
     try:
         return _decode(json.loads(text), memoryview(blobs))
-    except (AttributeError, ImportError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, ImportError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"not a snapshot's description: {error!r}") from None
 
 

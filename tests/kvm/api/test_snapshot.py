@@ -16,7 +16,6 @@ from waiting_guest import DONE, READY, write_waiting_guest
 from vmm import Machine, MachineConfig, Reason, Snapshot
 from vmm.bus import Device
 from vmm.errors import ConfigError, VmmError
-from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.tables.files import VMGENID_ADDRESS_FILE
 
@@ -27,38 +26,6 @@ GENEROUS = 120.0
 
 ACCELERATORS = [pytest.param("kvm", marks=pytest.mark.hw), "auto"]
 """Plain KVM, and what this host uses for firmware."""
-
-
-def ends_as(machine: Machine) -> tuple[Reason, str, str]:
-    outcome = machine.run(deadline=GENEROUS)
-    return outcome.reason, machine.debugcon.text(), machine.serial.text()
-
-
-@pytest.mark.parametrize(
-    ("guest", "cpus", "accel", "most"),
-    [
-        pytest.param("conformance-fw-cfg", 1, "kvm", 2, marks=pytest.mark.hw),
-        ("conformance-fw-cfg", 1, "auto", 6),
-        ("conformance-devices", 1, "auto", 2),
-        pytest.param("probe", 4, "kvm", 6, marks=pytest.mark.hw),
-        ("probe", 4, "auto", 6),
-    ],
-)
-def test_wherever_a_guest_is_stopped_it_goes_on_the_same_way(
-    vmm_machine: MachineFactory, guest: str, cpus: int, accel: str, most: int
-) -> None:
-    machine = vmm_machine(guests.path(guest), cpus=cpus, accel=accel)
-    moments = random.Random(guest)
-    taken = [machine.snapshot()]
-    pause = 0.004
-    while len(taken) < most and machine.run(deadline=moments.random() * pause).reason is Reason.TIMEOUT:
-        taken.append(machine.snapshot())
-        pause *= 2
-    expected = ends_as(machine)
-    assert expected[0] is Reason.POWER_OFF
-    for snapshot in taken:
-        with snapshot, Machine.restore(snapshot) as restored:
-            assert ends_as(restored) == expected
 
 
 def answers_as(machine: Machine) -> str:

@@ -28,6 +28,7 @@ class VirtioBlk(VirtioDevice):
     Attributes:
         drive: what it is made of.
         name: of its ranges on the bus.
+        fd: the image.
         size: bytes of the image.
         event_fd: what wakes its threads; whoever serves the guest writes to it.
 
@@ -37,6 +38,7 @@ class VirtioBlk(VirtioDevice):
 
     def __init__(self, image: DiskImage, backplane: Backplane, slot: int) -> None:
         self.drive = drive = image.drive
+        self.fd = image.fd
         self.size = image.size
         self._image = image
         self._backplane = backplane
@@ -77,15 +79,18 @@ class VirtioBlk(VirtioDevice):
 
     @property
     def is_written(self) -> bool:
-        """Whether the guest may have changed what is on the disk, the image or its private overlay."""
+        """Whether the guest may have changed what somebody else needs: the image, or its private overlay.
+
+        The disk of a folder is part of the machine.
+        """
         overlaid = self._image.overlaid
-        if self.drive.read_only:
+        if self.drive.read_only or self.drive.folder:
             return False
         return overlaid is None or overlaid[:] != bytes(len(overlaid))
 
     def identity(self) -> list[int]:
-        """The image's size in bytes, and when it was changed last, in ns since 1970."""
-        return [self._image.size, os.fstat(self._image.fd).st_mtime_ns]
+        """The image's size in bytes, and when it was changed last, in ns since 1970; 0 for that of a folder."""
+        return [self.size, 0 if self.drive.folder else os.fstat(self.fd).st_mtime_ns]
 
     def state(self) -> dict[str, Any]:
         """As `VirtioDevice.state`, and the requests that are being served; what is on the disk is not part of it."""
