@@ -6,6 +6,7 @@ import pytest
 
 from vmm.cli.script import Step, read_script
 from vmm.errors import ConfigError
+from vmm.run.outcome import Reason
 
 
 def write(directory: Path, text: str) -> str:
@@ -25,6 +26,8 @@ def test_every_step(tmp_path: Path) -> None:
         "send  two spaces\\x1b\\\\\n"
         "send-line ver\n"
         "send-line\n"
+        "suspend\n"
+        "wakeup\n"
         "power-off\n",
     )
     assert read_script(path) == [
@@ -34,7 +37,9 @@ def test_every_step(tmp_path: Path) -> None:
         Step(f"{path}:7", typed=b" two spaces\x1b\\"),
         Step(f"{path}:8", typed=b"ver\r"),
         Step(f"{path}:9", typed=b"\r"),
-        Step(f"{path}:10", deadline=5),
+        Step(f"{path}:10", deadline=5, end=Reason.SUSPENDED),
+        Step(f"{path}:11", wakes=True),
+        Step(f"{path}:12", deadline=5),
     ]
 
 
@@ -43,7 +48,7 @@ def test_every_step(tmp_path: Path) -> None:
     [
         (
             "expct Shell>",
-            "expct: no such step; known are expect, send, send-line, keys, snapshot, timeout and power-off",
+            "expct: no such step; known are expect, send, send-line, keys, snapshot, timeout, suspend, wakeup and",
         ),
         ("expect", "expect: its argument is missing"),
         ("expect [", "expect: [: not a regular expression: unterminated character set at position 0"),
@@ -52,6 +57,8 @@ def test_every_step(tmp_path: Path) -> None:
         ("keys up F13", "keys: no key is named 'F13'; known are up, down"),
         ("timeout soon", "timeout: soon is not a number of seconds above 0"),
         ("timeout", "timeout: nothing is not a number of seconds above 0"),
+        ("wakeup", "wakeup: the step before it is suspend, and waits for that"),
+        ("suspend now", "suspend: takes nothing behind it, not now"),
         ("power-off now", "power-off: takes nothing behind it, not now"),
     ],
 )
@@ -64,7 +71,7 @@ def test_a_line_that_makes_no_sense_is_named(tmp_path: Path, line: str, message:
 
 def test_a_script_that_waits_for_nothing_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "expect x\nsend y\n")
-    with pytest.raises(ConfigError, match=r"dialogue:2: nobody would read this; the last step is expect or power-off"):
+    with pytest.raises(ConfigError, match="dialogue:2: nobody would read this; the last step is expect, suspend or"):
         read_script(path)
     with pytest.raises(ConfigError, match="there is no step in it"):
         read_script(write(tmp_path, "# nothing\n"))

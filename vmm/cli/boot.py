@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm import inputs
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Boot firmware on /dev/kvm and report what it did. What the guest prints goes to stdout, everything else to stderr.
-On a terminal, the serial port is interactive; Ctrl-A X ends the machine.
+On a terminal, the serial port is interactive; Ctrl-A X ends the machine, Ctrl-A W wakes it up from S3.
 """
 
 EXAMPLES = r"""
@@ -63,6 +64,8 @@ script:
   snapshot FILE    keep the machine in FILE, for --from
   keys NAME ...    press keys: up, F2, esc, page-down, enter, ctrl-x ...
   timeout SECONDS  how long each wait below may take
+  suspend          wait until the guest suspends the machine to RAM (S3)
+  wakeup           wake it up again; the step before is suspend
   power-off        wait until the guest powers itself off
 The last step is a wait; the exit status is 0 if every wait got what it waits for.
 """
@@ -86,7 +89,8 @@ def parser() -> Parser:
         action="append",
         default=[],
         help=r"type TEXT into the serial port once the consoles show REGEX; may be repeated, then one after the other; "
-        r"a guest that ends before has failed. "
+        r"a guest that ends before has failed. With --from, what was read before the snapshot is not looked at again: "
+        r"a --script that begins with send types at once. "
         r"TEXT knows \r, \n, \t, \e (escape), \xNN and \\; in REGEX, write \x3d for =",
     )
     add("--script", metavar="FILE", help="hold the dialogue with the guest that FILE describes; see below")
@@ -199,6 +203,8 @@ def _run(
     at: SnapshotAt | None,
 ) -> tuple[Outcome, str]:
     """Return how the run ended, and what stdout lacks of what the guest printed; "" if nothing."""
+    from vmm.run.outcome import Reason
+
     terminal = _terminal(machine, arguments)
     taken = terminal is not None and terminal.shows_on_terminal
     with terminal or contextlib.nullcontext():
@@ -222,7 +228,13 @@ def _run(
         elif at is not None:
             outcome = snapshots.run_with_snapshot(machine, at, arguments.until, deadline, deque(send), on_poll)
         else:
-            outcome = machine.run(arguments.until, deadline, send, on_poll)
+            answers = deque(send)
+            outcome = machine.run(arguments.until, deadline, answers, on_poll)
+            while outcome.reason is Reason.SUSPENDED and terminal and terminal.asks_to_wake(partial(on_poll, machine)):
+                machine.wakeup()
+                left = None if deadline is None else max(0.0, deadline - machine.elapsed_s)
+                outcome = machine.run(arguments.until, left, answers, on_poll)
+                outcome = outcome._replace(elapsed_s=machine.elapsed_s)
         if progress is not None:
             progress.clear()
     return outcome, terminal.lost if terminal is not None else ""

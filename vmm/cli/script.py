@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _LIMIT = 1 << 20
 """Bytes of a script."""
 
+_WORDS = ("expect", "send", "send-line", "keys", "snapshot", "timeout", "suspend", "wakeup")
+
+_WAITS = "expect, suspend or power-off"
+
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "e": "\x1b", "\\": "\\"}
 
 
@@ -32,11 +36,13 @@ class Step(NamedTuple):
 
     Attributes:
         place: FILE:LINE.
-        wait: a regular expression; None: the power-off; only if nothing is typed.
-        typed: what is sent; None: it is a wait, keys, or a snapshot.
+        wait: a regular expression; None: the guest's end; only if nothing is done.
+        typed: what is sent; None: it is a wait, keys, a snapshot, or waking up.
         keys: the names of keys that are pressed.
         snapshot: a file that the machine is kept in.
         deadline: seconds that the wait may take; None: any.
+        end: the end that is waited for: the power-off, or that the guest suspends the machine.
+        wakes: the machine is woken up.
     """
 
     place: str
@@ -45,11 +51,20 @@ class Step(NamedTuple):
     keys: tuple[str, ...] = ()
     deadline: float | None = None
     snapshot: str | None = None
+    end: Reason = Reason.POWER_OFF
+    wakes: bool = False
 
     @property
     def types(self) -> bool:
-        """Whether it is no wait."""
-        return self.typed is not None or bool(self.keys)
+        """Whether it is something that only a later wait shows the effect of."""
+        return self.typed is not None or bool(self.keys) or self.wakes
+
+    @property
+    def awaited(self) -> str:
+        """What it waits for, as it was written."""
+        if self.wait is not None:
+            return f"expect {self.wait}"
+        return "suspend" if self.end is Reason.SUSPENDED else "power-off"
 
 
 def read_script(path: str, terminal: str = "auto") -> list[Step]:
@@ -82,9 +97,12 @@ def read_script(path: str, terminal: str = "auto") -> list[Step]:
     if not steps:
         raise ConfigError(f"--script {path}: there is no step in it")
     if steps[-1].types:
-        raise ConfigError(f"--script {steps[-1].place}: nobody would read this; the last step is expect or power-off")
+        raise ConfigError(f"--script {steps[-1].place}: nobody would read this; the last step is {_WAITS}")
     if all(step.types or step.snapshot is not None for step in steps):
-        raise ConfigError(f"--script {path}: nothing is waited for; a step is to be expect or power-off")
+        raise ConfigError(f"--script {path}: nothing is waited for; a step is to be {_WAITS}")
+    for before, step in zip([None, *steps], steps, strict=False):
+        if step.wakes and (before is None or before.end is not Reason.SUSPENDED):
+            raise ConfigError(f"--script {step.place}: wakeup: the step before it is suspend, and waits for that")
     return steps
 
 
@@ -108,6 +126,9 @@ def run_script(
         ConfigError: firmware's terminal has no such key, or is not known yet.
     """
     for step in steps:
+        if step.wakes:
+            machine.wakeup()
+            continue
         if step.types:
             # A guest that has ended is what the next wait tells.
             with suppress(SendError):
@@ -120,9 +141,9 @@ def run_script(
         left = [] if deadline is None else [max(0.0, deadline - machine.elapsed_s)]
         limits = [*left, *([] if step.deadline is None else [step.deadline])]
         outcome = machine.run(step.wait, min(limits, default=None), on_poll=on_poll)
-        if outcome.reason is not (Reason.POWER_OFF if step.wait is None else Reason.UNTIL):
-            what = "power-off" if step.wait is None else f"expect {step.wait}"
-            outcome = outcome._replace(message=f"{step.place}: {what}: {outcome.message}")
+        if outcome.reason is not (step.end if step.wait is None else Reason.UNTIL):
+            message = f"{step.place}: {step.awaited}: {outcome.message}"
+            outcome = outcome._replace(message=message, missed_until=outcome.missed_until or step.awaited)
             break
     return outcome._replace(elapsed_s=machine.elapsed_s)
 
@@ -177,6 +198,10 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
             return Step(place, wait=rest, deadline=deadline)
         case "power-off" if not rest:
             return Step(place, deadline=deadline)
+        case "suspend" if not rest:
+            return Step(place, deadline=deadline, end=Reason.SUSPENDED)
+        case "wakeup" if not rest:
+            return Step(place, wakes=True)
         case "send" if rest:
             return Step(place, typed=encode(unescape(rest)))
         case "snapshot" if rest:
@@ -186,8 +211,8 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
         case "keys" if rest:
             check_keys(rest.split(), terminal)
             return Step(place, keys=tuple(rest.split()))
-        case "power-off":
+        case "power-off" | "suspend" | "wakeup":
             raise ConfigError(f"takes nothing behind it, not {rest}")
         case "expect" | "send" | "keys" | "snapshot":
             raise ConfigError("its argument is missing")
-    raise ConfigError("no such step; known are expect, send, send-line, keys, snapshot, timeout and power-off")
+    raise ConfigError(f"no such step; known are {', '.join(_WORDS)} and power-off")

@@ -26,6 +26,11 @@ CONTROL_A = 0x01
 
 HELP = "Ctrl-A X ends the machine, Ctrl-A Ctrl-A types Ctrl-A, Ctrl-A H prints this"
 
+SUSPENDED = "the machine is suspended: Ctrl-A W wakes it up, Ctrl-A X ends it"
+
+_WAIT_SECONDS = 0.1
+"""How long a look for keys may take while nothing else happens."""
+
 DRAIN_SECONDS = 2.0
 """How long a reader of stdout may pause after the guest has ended before the rest is dropped."""
 
@@ -63,6 +68,7 @@ class Terminal:
         self._quit = quit_
         self._say = say
         self._after_control_a = False
+        self._wakes: bool | None = None
         self._saved: list[Any] | None = None
         self._closed = False
 
@@ -98,6 +104,21 @@ class Terminal:
             self._collect()
         while self._pending and not self._closed and _ready(1, write=True):
             self._write(self._pending[:PIECE])
+
+    def asks_to_wake(self, on_wait: Callable[[], object]) -> bool:
+        """Ask the person at the terminal whether a machine that the guest has suspended is to go on.
+
+        Args:
+            on_wait: called again and again meanwhile.
+        """
+        if not self.interactive:
+            return False
+        self._say(f"\nvmm: {SUSPENDED}")
+        self._wakes = None
+        while self._wakes is None and self._keys is not None and not self._closed:
+            on_wait()
+            _ready(0, seconds=_WAIT_SECONDS)
+        return bool(self._wakes)
 
     def _collect(self, *, final: bool = False) -> None:
         for index, stream in enumerate(self._streams):
@@ -161,7 +182,10 @@ class Terminal:
                 continue
             self._after_control_a = False
             if key in b"xX":
+                self._wakes = False
                 self._quit()
+            elif key in b"wW":
+                self._wakes = True
             elif key in b"hH":
                 self._say(f"\nvmm: {HELP}")
             elif key in b"aA\x01":

@@ -3,9 +3,11 @@
 import sys
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pexpect
 import pytest
+import real_mode_rom
 
 from vmm.firmware import guests
 
@@ -105,3 +107,18 @@ def test_progress_shows_seconds_and_what_the_guest_said() -> None:
     terminal.child.expect(r" \d+\.\d s  \d+ fw_cfg items read: \S")
     terminal.child.expect("vmm: the console showed")
     assert terminal.status() == 0
+
+
+def test_a_suspended_machine_is_woken_up_by_a_key(tmp_path: Path) -> None:
+    rom = tmp_path / "suspends.rom"
+    rom.write_bytes(real_mode_rom.image(real_mode_rom.SUSPENDS))
+    terminal = Terminal("boot", str(rom), "-machine", "pc,s3=on")
+    terminal.child.expect("the machine is suspended: Ctrl-A W wakes it up")
+    terminal.child.send(f"x{CONTROL_A}hx{CONTROL_A}w")
+    terminal.child.expect("awake")
+    terminal.child.expect("powered the machine off")
+    assert terminal.status() == 0
+    terminal = Terminal("boot", str(rom), "-machine", "pc,s3=on", "--until", "awake")
+    terminal.child.expect("the machine is suspended")
+    terminal.child.send(f"{CONTROL_A}x")
+    assert terminal.status() == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import real_mode_rom
 
 from vmm.firmware import guests
 
@@ -95,3 +96,21 @@ def test_a_run_whose_output_nobody_takes_has_not_reached_what_it_waited_for() ->
         ["bash", "-c", f"{piped} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, timeout=200, check=False
     )
     assert shell.returncode not in {0, 3}
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "message"),
+    [
+        ("suspend\nwakeup\nexpect awake\npower-off\n", 0, ""),
+        ("suspend\n", 0, ""),
+        ("power-off\n", 1, "1: power-off: the guest suspended the machine to RAM"),
+        ("suspend\nwakeup\nsuspend\n", 1, "3: suspend: the guest powered the machine off"),
+    ],
+)
+def test_a_script_wakes_a_machine_up(tmp_path: Path, script: str, status: int, message: str) -> None:
+    path, rom = tmp_path / "script", tmp_path / "suspends.rom"
+    path.write_text(script)
+    rom.write_bytes(real_mode_rom.image(real_mode_rom.SUSPENDS))
+    run = vmm(rom, "-machine", "pc,s3=on", "--script", path, "-q", "-debugcon", "none", "--timeout", "60")
+    assert run.returncode == status, run.stderr
+    assert (f"{path}:{message}" if message else "") in run.stderr
