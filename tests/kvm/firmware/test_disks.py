@@ -16,6 +16,7 @@ from vmm.machine import Machine
 from vmm.report.collect import collect
 from vmm.report.text import text as report_text
 from vmm.run.outcome import Reason
+from vmm.run.snapshot import Snapshot
 from vmm.verify import initramfs, linux_guest
 from vmm.verify.linux_guest import LinuxFiles
 
@@ -54,13 +55,12 @@ def initial_ram_disk(script: str) -> bytes:
 def linux(vmm_machine: Callable[..., Any], tmp_path: Path) -> MachineMaker:
     """Make a machine whose Linux runs a shell script beside its disks, and powers off."""
 
-    def make(script: str, append: str = "", **fields: Any) -> Machine:
+    def make(script: str, append: str = "", firmware: str = "none", **fields: Any) -> Machine:
         initrd = tmp_path / "initrd"
         initrd.write_bytes(initial_ram_disk(script))
         words = f"{linux_guest.COMMAND_LINE} {append}"
-        machine = vmm_machine(
-            "none", direct=True, kernel=LinuxFiles.find().kernel, initrd=initrd, append=words, **fields
-        )
+        fields |= {"direct": firmware == "none", "kernel": LinuxFiles.find().kernel}
+        machine = vmm_machine(firmware, initrd=initrd, append=words, **fields)
         assert isinstance(machine, Machine)
         return machine
 
@@ -158,6 +158,65 @@ def test_a_reset_in_the_middle_of_reading(linux: MachineMaker, tmp_path: Path) -
     assert "second boot" in printed(machine)
     assert machine.reset_count == 1
     assert image.read_bytes() == b"again".ljust(64 << 20, b"\0")
+
+
+def test_linux_goes_on_reading_from_a_snapshot(linux: MachineMaker, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(16 << 20))
+    script = """
+    md5sum /dev/vda
+    for i in 1 2 3 4; do dd if=/dev/vda bs=64k iflag=direct | md5sum & done
+    echo begun
+    wait
+    md5sum /dev/vda
+    """
+    machine = linux(script, drives=[Drive(image, read_only=True)])
+    machine.expect("begun", deadline=DEADLINE)
+    digest = hashlib.md5(image.read_bytes(), usedforsecurity=False).hexdigest()
+    with machine.snapshot() as snapshot:
+        text = printed(machine)
+        assert text.count(digest) == 6
+        for _ in range(2):
+            with Machine.restore(snapshot) as restored:
+                assert printed(restored).count(digest) == 6
+                assert "error" not in restored.serial.text()
+
+
+def test_a_disk_is_there_after_s3(linux: MachineMaker, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4 << 20))
+    script = """
+    for i in 1 2; do
+        echo mem >/sys/power/state
+        echo "awake $i" | dd of=/dev/vda seek=$i conv=fsync
+        dd if=/dev/vda bs=64k iflag=direct | md5sum
+    done
+    """
+    machine = linux(script, firmware="seabios", cpus=2, s3=True, drives=[image])
+    for _ in range(2):
+        assert machine.run(deadline=DEADLINE).reason is Reason.SUSPENDED, machine.serial.text()
+        machine.wakeup()
+    text = printed(machine)
+    expected = image.read_bytes()
+    assert expected == (bytes(512) + b"awake 1\n".ljust(512, b"\0") + b"awake 2\n").ljust(4 << 20, b"\0")
+    assert hashlib.md5(expected, usedforsecurity=False).hexdigest() in text
+
+
+def test_a_folder_goes_with_a_snapshot(vmm_machine: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "hello.txt").write_text("hello from a folder\n")
+    machine = vmm_machine("ovmf", drives=[Drive(folder, folder=True)])
+    in_the_shell(machine, r"cp fs0:\hello.txt fs0:\copy.txt")
+    (folder / "hello.txt").write_text("hello from another time\n")
+    with machine.snapshot() as snapshot:
+        snapshot.save(tmp_path / "folder.snap")
+        with Machine.restore(snapshot) as restored:
+            restored.send_line(r"rm fs0:\copy.txt")
+            restored.expect("successful", deadline=60)
+    with Snapshot.load(tmp_path / "folder.snap") as loaded, Machine.restore(loaded) as restored:
+        restored.send_line(r"type fs0:\copy.txt")
+        restored.expect("hello from a folder", deadline=60)
 
 
 def test_linux_cannot_write_what_is_read_only(linux: MachineMaker, tmp_path: Path) -> None:
