@@ -9,7 +9,7 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 ```
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -142,8 +142,9 @@ class Machine(Observable):
         self.config = config
         self.vmcoreinfo: VmCoreInfo | None = None
         self._reset_machine: MachineReset | None = None
+        own_code = customize is not None or alter is not None
         # Each part is closed after those that were built on it, also where a later one cannot be built.
-        with ExitStack() as parts:
+        with nullcontext() if resumption is None or own_code else resumption.fitting(), ExitStack() as parts:
             if outputs is None:
                 copy_disk = None if resumption is None else resumption.snapshot.copy_disk
                 outputs = parts.enter_context(Outputs(config, copy_disk=copy_disk))
@@ -197,7 +198,6 @@ class Machine(Observable):
             parts.callback(self.platform.close)
             self.sandbox.files += [disk.event_fd for disk in self.platform.disks]
             threads.helpers = [self.platform.timers.start]
-            own_code = customize is not None or alter is not None
             threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
             if resumption is not None:
                 with self.io_lock:

@@ -160,7 +160,13 @@ class Console:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """As `state` gave it; the stream, too."""
+        """As `state` gave it; the stream, too.
+
+        Raises:
+            TypeError: that gave something else.
+        """
+        for name, kind in (("position", int), ("end", int), ("taken", int), ("text", bytes), ("carry", bytes)):
+            check_type(state[name], name, kind)
         self.stream.restore(state["stream"])
         self.position = state["position"]
         self.end = state["end"]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,6 +47,10 @@ class Resumption(NamedTuple):
     config: "MachineConfig"
     new_generation: bool
     jump_ns: int
+
+    def fitting(self) -> AbstractContextManager[None]:
+        """What makes the machine is inside: what does not fit is refused, as `vmm.run.snapshot.fitting` does."""
+        return fitting()
 
     @property
     def known_files(self) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import struct
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from vmm._native import lib
 from vmm.errors import ConfigError, HostError
 from vmm.kvm import state as kvm_state
 from vmm.memory import KeptRam
+from vmm.options import check_type
 from vmm.platform.parts import CODE, VARIABLES
 from vmm.run.snapshot_memory import PAGE_SIZE, SnapshotMemory
 
@@ -172,6 +174,20 @@ def resume(snapshot: Snapshot, whole: "Whole", jump_ns: int) -> None:
         _resume(snapshot.state, whole, jump_ns)
 
 
+_MISFITS = (
+    AttributeError,
+    BufferError,
+    ImportError,
+    LookupError,
+    OverflowError,
+    StopIteration,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What comes of a value that has another type or size than expected."""
+
+
 @contextmanager
 def fitting() -> Iterator[None]:
     """Refuse a snapshot that has something else where this vmm looks for a part of a state.
@@ -181,7 +197,7 @@ def fitting() -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, LookupError, OverflowError, StopIteration, TypeError, ValueError) as error:
+    except _MISFITS as error:
         raise ConfigError(f"the snapshot does not fit this version of vmm: {error!r}; take it again") from error
 
 
@@ -191,7 +207,10 @@ def _check_loaded(config: object, state: object, memory: SnapshotMemory) -> None
 
     if not isinstance(config, MachineConfig) or not isinstance(state, dict):
         raise TypeError(f"a snapshot of {type(config).__name__} and {type(state).__name__}")
+    for option, path in config.input_files:
+        check_type(path, option, Path)
     for drive in config.drives:
+        check_type(drive.cache.direct, "cache", bool)
         if not drive.only_read:
             raise ValueError(f"{drive.option}: the guest may write to it")
     sizes = {RAM: config.memory, CODE: len(config.firmware.code)}

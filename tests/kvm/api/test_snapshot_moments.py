@@ -48,9 +48,11 @@ class Course(NamedTuple):
     pause: float = 0.001
 
     def goes_on(self, machine: Machine, answers: deque[tuple[str, str]]) -> tuple[Reason, str, str]:
-        """How it ends, and all that it shows."""
+        """How it ends, and all that it shows; what comes behind ``until`` is cut off somewhere."""
         outcome = machine.run(self.until, GENEROUS, answers)
         text = strip_escapes(machine.serial.since(0)).decode("utf-8", "replace")
+        if self.until is not None:
+            text = text[: text.rfind(self.until)]
         return outcome.reason, machine.debugcon.text(), TIMED.sub("", text)
 
 
