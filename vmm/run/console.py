@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vmm.options import check_type
+
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""
 
@@ -116,7 +118,13 @@ class Stream:
             return {"total": self.total, "kept": bytes(self._kept)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on behind what another machine printed; times of its lines are not this one's."""
+        """Go on behind what another machine printed; times of its lines are not this one's.
+
+        Raises:
+            TypeError: that gave something else.
+        """
+        check_type(state["total"], "total", int)
+        check_type(state["kept"], "kept", bytes)
         with self._lock:
             self.total = self._line_begin = state["total"]
             self._kept = bytearray(state["kept"])

@@ -4,8 +4,6 @@ import ctypes
 import gc
 import mmap
 import os
-import random
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -196,61 +194,6 @@ def test_what_cannot_be_taken_is_refused(vmm_machine: MachineFactory, stopped: S
         other.snapshot()
     with pytest.raises(ConfigError, match="no VM generation id"):
         Machine.restore(stopped, generation="auto")
-
-
-def test_a_file_holds_it_all(stopped: Snapshot, tmp_path: Path) -> None:
-    path = tmp_path / "probe.snapshot"
-    stopped.save(path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-    assert path.stat().st_size < 4 << 20, "zeros take no room"
-    with Snapshot.load(path) as loaded:
-        path.unlink()
-        assert loaded.config == stopped.config
-        assert loaded.state == stopped.state
-        with Machine.restore(loaded) as restored, Machine.restore(stopped) as same:
-            assert answers_as(restored) == answers_as(same)
-
-
-def test_a_damaged_file_is_told_in_one_line(stopped: Snapshot, tmp_path: Path) -> None:
-    path = tmp_path / "probe.snapshot"
-    stopped.save(path)
-    whole = path.read_bytes()
-    moments = random.Random(1)
-    places = [0, 16, 24, 40, 60, 90, len(whole) - 1, *(moments.randrange(len(whole)) for _ in range(30))]
-    for at in places:
-        path.write_bytes(whole[:at] + bytes((whole[at] ^ 0x40,)) + whole[at + 1 :])
-        with pytest.raises(ConfigError, match=r"^[^\n]+(damaged|not a snapshot|of format|not all)[^\n]*$"):
-            Snapshot.load(path)
-    for length in (0, 10, 79, 80, 5000, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ConfigError, match=r"not a snapshot|not all"):
-            Snapshot.load(path)
-    path.write_bytes(whole[:16] + struct.pack("<I", 2) + whole[20:])
-    with pytest.raises(ConfigError, match=r"format 2, and this vmm has 1"):
-        Snapshot.load(path)
-    with pytest.raises(ConfigError, match="cannot read"):
-        Snapshot.load(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda state: state["tsc"].update(khz=12), "counts 12 kHz"),
-        (lambda state: state["cpuid"][0].__setitem__(2, 99), "another kind of CPU"),
-        (lambda state: state.update(accelerator="kvm+softcpu"), "-accel kvm"),
-        (lambda state: state["platform"]["devices"].__setitem__("COM1", [7, {}]), "COM1 is of version 7"),
-        (lambda state: state["platform"]["devices"].pop("COM1"), "does not fit"),
-        (lambda state: state["fw_cfg"]["counters"].update({"opt/gone": [0] * 5}), "opt/gone"),
-    ],
-)
-def test_what_does_not_fit_is_refused(stopped: Snapshot, tmp_path: Path, change: object, expected: str) -> None:
-    path = tmp_path / "probe.snapshot"
-    stopped.save(path)
-    with Snapshot.load(path) as other:
-        assert callable(change)
-        change(other.state)
-        with pytest.raises(ConfigError, match=expected):
-            Machine.restore(other)
 
 
 def open_files() -> int:
