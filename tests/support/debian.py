@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vmm import directories
+
 
 @cache
 def version(package: str) -> tuple[int, int]:
@@ -29,3 +31,11 @@ def fetched_firmware(name: str) -> Path:
     if not path.is_file():
         pytest.skip("no newer firmware here; scripts/fetch-firmware gets it")
     return path
+
+
+def guest_disk() -> Path:
+    """Return the disk that scripts/make-guest has made, or skip the test; not to be written to."""
+    disks = sorted(directories.cache().glob("guest-*/disk.img"))
+    if not disks:
+        pytest.skip("no disk with Debian here; scripts/make-guest makes it")
+    return disks[0]

@@ -52,8 +52,17 @@ class Contender:
         """Return the command that runs the latency guest and prints its debug port on stdout."""
         raise NotImplementedError
 
-    def boot_command(self, firmware: Located, memory_mib: int, variables: Path | None) -> list[str]:
-        """Return the command that boots firmware with COM1 on stdin and stdout; ``variables`` may be written."""
+    def boot_command(
+        self, firmware: Located, memory_mib: int, variables: Path | None, disk: Path | None = None
+    ) -> list[str]:
+        """Return the command that boots firmware with COM1 on stdin and stdout.
+
+        Args:
+            firmware: what to boot.
+            memory_mib: RAM.
+            variables: a VARS file that may be written.
+            disk: a raw image that stays as it is.
+        """
         raise NotImplementedError
 
     def guest_command(self, guest: Path) -> list[str]:
@@ -96,10 +105,12 @@ class Vmm(Contender):
         command += ["-m", f"{memory_mib}M", "-serial", "none", "-debugcon", "stdio", "-q"]
         return [*command, *_items(options, bulk)]
 
-    def boot_command(self, firmware: Located, memory_mib: int, variables: Path | None) -> list[str]:
+    def boot_command(
+        self, firmware: Located, memory_mib: int, variables: Path | None, disk: Path | None = None
+    ) -> list[str]:
         """See `Contender.boot_command`."""
         command = [*self._boot(), "-m", f"{memory_mib}M", "-serial", "stdio", "-debugcon", "none", "-q"]
-        return [*command, *_images(firmware, variables)]
+        return [*command, *_images(firmware, variables), *_disk(disk)]
 
     def guest_command(self, guest: Path) -> list[str]:
         """See `Contender.guest_command`."""
@@ -151,10 +162,12 @@ class Qemu(Contender):
         command += ["-chardev", "stdio,id=out", "-device", "isa-debugcon,iobase=0x402,chardev=out"]
         return [*command, *_items(options, bulk)]
 
-    def boot_command(self, firmware: Located, memory_mib: int, variables: Path | None) -> list[str]:
+    def boot_command(
+        self, firmware: Located, memory_mib: int, variables: Path | None, disk: Path | None = None
+    ) -> list[str]:
         """See `Contender.boot_command`."""
         command = [*self._machine("q35" if firmware.variables else "pc"), "-m", str(memory_mib), "-serial", "stdio"]
-        return [*command, *_images(firmware, variables)]
+        return [*command, *_images(firmware, variables), *_disk(disk)]
 
     def guest_command(self, guest: Path) -> list[str]:
         """See `Contender.guest_command`."""
@@ -182,6 +195,12 @@ def _images(firmware: Located, variables: Path | None) -> list[str]:
     flash = "if=pflash,format=raw"
     code, own = (str(path).replace(",", ",,") for path in (firmware.code, variables))
     return ["-drive", f"{flash},unit=0,readonly=on,file={code}", "-drive", f"{flash},unit=1,file={own}"]
+
+
+def _disk(disk: Path | None) -> list[str]:
+    if disk is None:
+        return []
+    return ["-drive", f"if=virtio,format=raw,snapshot=on,file={str(disk).replace(',', ',,')}"]
 
 
 VMM_C = Vmm("vmm", "vmm")

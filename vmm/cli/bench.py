@@ -28,7 +28,8 @@ else (the floor), and QEMU. All take turns in random order, round after round, u
 
   pio    single IN and OUT, and REP INSB, timed by a guest with RDTSC
   dma    fw_cfg's DMA, 16 bytes to 64 MiB, likewise
-  boot   whole processes: a guest that exits at once, SeaBIOS, OVMF; a Machine() in a warm Python
+  boot   whole processes: a guest that exits at once, SeaBIOS, OVMF; a Machine() in a warm Python; with --case debian
+         the disk that scripts/make-guest makes, to its login
   snapshot
          taking one of OVMF at its prompt, going on from it, and a test there; QEMU's savevm and loadvm, a cold boot
 """
