@@ -167,6 +167,9 @@ static uint8_t execute(struct virtio_blk_worker *worker, const struct virtio_blk
     switch (request->type) {
     case VIRTIO_BLK_T_IN:
         blk->counters.reads++;
+        if (blk->first_read == 0 && blk->disks_read != NULL) {
+            blk->first_read = ++*blk->disks_read;
+        }
         return transfer(worker, request->sector, false);
     case VIRTIO_BLK_T_OUT:
         blk->counters.writes++;

@@ -81,6 +81,10 @@ def run(words: list[str]) -> int:
             closers.enter_context(_linux(arguments))
         with inputs.patience(deadline):
             config = config_from(arguments)
+        if config.drives:
+            from vmm.verify.taken import leave_disks
+
+            config = leave_disks(config)
         outputs = closers.enter_context(Outputs(config, {"--json": arguments.json, "--html": arguments.html}))
         result = _verify(config, arguments.notes, deadline, outputs, with_linux=with_linux)
         origin = _origin(config, words) if outputs.documents else None

@@ -332,10 +332,11 @@ class Board:
         parts = self.parts
         if not parts.disks:
             return
+        from vmm._native import ffi
         from vmm.devices.virtio.block import VirtioBlk
         from vmm.devices.virtio.transport import Backplane
 
-        backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd)
+        backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd, ffi.new("uint64_t *"))
         with ExitStack() as closers:
             for image in sorted(parts.disks, key=lambda image: image.drive.slot is None):
                 slot = image.drive.slot

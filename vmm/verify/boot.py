@@ -1,4 +1,4 @@
-"""Boot order: fw_cfg's ``bootorder`` and CMOS against UEFI's BootOrder, or against SeaBIOS's log."""
+"""Boot order: fw_cfg's ``bootorder`` and CMOS against UEFI's BootOrder, or SeaBIOS's log; and what was booted of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from vmm.verify.result import Subject
 from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm.verify.collect import Collected
     from vmm.verify.evidence import Evidence
+    from vmm.verify.taken import Attempt
 
 _HARDWARE_PATH, _ACPI_PATH = 1, 2
 _FLOPPY_HID = 0x0604_41D0
@@ -26,7 +29,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     text = collected.published.get(BOOT_ORDER_FILE, b"").rstrip(b"\0").decode("ascii", "replace")
     offered = [line for line in text.split("\n") if line and line != ROM_PATH]
     if report.kind is Kind.UEFI:
-        _compare_boot_variables(subject, offered, report, evidence)
+        _compare_boot_variables(subject, offered, report, evidence, collected.attempts)
         return subject
     seen = re.findall(r"^(\d+): (\S+)", collected.log.partition("boot order:")[2], re.MULTILINE)
     logged = [path for _, path in seen if path != ROM_PATH]
@@ -36,7 +39,8 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
         arrived = path in logged and logged.index(path) + 1 == place
         verdict = Verdict.ARRIVED if arrived else Verdict.ALTERED if path in logged else Verdict.MISSING
         reason = "" if arrived else evidence.never_read(BOOT_ORDER_FILE) or "SeaBIOS logged another order"
-        subject.add(path, str(place), found, verdict, reason=reason)
+        subject.add(path, str(place), found, verdict, taken=_taken(path, collected.attempts), reason=reason)
+    _others(subject, offered, collected.attempts)
     wanted = cmos_boot_bytes(collected.config.boot.once or collected.config.boot.order)
     there = {index: report.cmos[index] for index in wanted if index < len(report.cmos)}
     shown = ["0x{:02x}={:02x}".format(*pair) for pair in wanted.items()]
@@ -50,7 +54,9 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     return subject
 
 
-def _compare_boot_variables(subject: Subject, offered: list[str], report: GuestReport, evidence: Evidence) -> None:
+def _compare_boot_variables(
+    subject: Subject, offered: list[str], report: GuestReport, evidence: Evidence, attempts: Sequence[Attempt]
+) -> None:
     data = report.variables.get("BootOrder", b"")
     numbers = [number for (number,) in struct.iter_unpack("<H", data[: len(data) // 2 * 2])]
     options = [boot_option(report.variables.get(f"Boot{number:04X}", b"")) for number in numbers]
@@ -66,7 +72,7 @@ def _compare_boot_variables(subject: Subject, offered: list[str], report: GuestR
             reason = evidence.never_read(BOOT_ORDER_FILE) or (
                 "OVMF found nothing bootable there" if wanted else "OVMF knows only paths that begin with /pci@i0cf8"
             )
-            subject.add(path, str(place), "-", Verdict.MISSING, reason=reason)
+            subject.add(path, str(place), "-", Verdict.MISSING, taken=_taken(path, attempts), reason=reason)
             continue
         placed.append((at, path))
         arrived = at > last
@@ -76,13 +82,35 @@ def _compare_boot_variables(subject: Subject, offered: list[str], report: GuestR
             str(place),
             f"{at + 1}: Boot{numbers[at]:04X} {options[at][0]}",
             Verdict.ARRIVED if arrived else Verdict.ALTERED,
+            taken=_taken(path, attempts),
             reason="" if arrived else "overridden by firmware: BootOrder has another order",
         )
     subject.whole = _devices(offered), tuple(path for _, path in sorted(placed))
+    _others(subject, offered, attempts)
     if not offered:
         subject.add("BootOrder", "nothing", names or "-", Verdict.EXTRA)
     else:
         subject.add("BootOrder", "", names, Verdict.EXTRA)
+
+
+def _is_about(attempt: Attempt, path: str) -> bool:
+    """Whether firmware tried the device of an OpenFirmware path."""
+    nodes = tuple(node.lower() for node in uefi_path(path))
+    return attempt.path == path or bool(nodes and attempt.uefi[: len(nodes)] == nodes)
+
+
+def _taken(path: str, attempts: Sequence[Attempt]) -> str:
+    if not attempts or path == HALT:
+        return ""
+    found = next((attempt for attempt in attempts if _is_about(attempt, path)), None)
+    return "not tried" if found is None else found.why_not or "started"
+
+
+def _others(subject: Subject, offered: list[str], attempts: Sequence[Attempt]) -> None:
+    """Add what firmware tried that was not in the order."""
+    for attempt in attempts:
+        if not any(_is_about(attempt, path) for path in offered):
+            subject.add(attempt.path, "nothing", "-", Verdict.EXTRA, taken=attempt.why_not or "started")
 
 
 def _devices(paths: list[str]) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from vmm.errors import ConfigError
 from vmm.firmware import guests
 from vmm.firmware.images import FirmwareKind
 from vmm.machine import Machine
-from vmm.verify import guest_report, linux_report
+from vmm.verify import guest_report, linux_report, taken
 from vmm.verify.facts import facts_of
 from vmm.verify.guest_report import ROM_FILE, GuestReport, ReportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmm.config.machine import MachineConfig
     from vmm.config.outputs import Outputs
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.run.outcome import Outcome
     from vmm.verify.facts import Facts
+    from vmm.verify.taken import Attempt
 
     Alter = Callable[[dict[str, bytes]], dict[str, bytes]]
 
@@ -55,6 +56,7 @@ class Collected:
         log: what firmware printed on the debug port, or Linux on COM1.
         outcome: how the run ended.
         facts: what the machine was at the end.
+        attempts: what firmware starts where no report guest is in the way; empty where there is nothing to boot.
         vmcoreinfo: where the guest's kernel says that its crash notes are, if the machine has that device.
     """
 
@@ -74,6 +76,7 @@ class Collected:
     log: str
     outcome: Outcome
     facts: Facts
+    attempts: Sequence[Attempt] = ()
     vmcoreinfo: VmCoreInfo | None = None
 
 
@@ -179,6 +182,7 @@ def collect(
     if config.kernel is not None and not linux:
         raise ConfigError("verify: -kernel is taken, the report guest starts that way; leave it out")
     host = _LinuxHost(kind, alter) if linux else _Host(kind, alter)
+    bare = config
     # What is compared is one boot: a guest that resets has failed.
     config = config._replace(reboot=bool(config.reboot))
     if kind is FirmwareKind.SEABIOS and config.drives and not linux:
@@ -225,7 +229,12 @@ def collect(
         outcome=outcome,
         vmcoreinfo=vmcoreinfo,
         facts=facts,
+        attempts=() if linux else _attempts(bare, min(deadline, 10 + 4 * outcome.elapsed_s)),
     )
+
+
+def _attempts(config: MachineConfig, deadline: float) -> Sequence[Attempt]:
+    return taken.attempts(config, deadline) if config.drives or config.bootorder else ()
 
 
 def _read(machine: Machine, address: int, size: int) -> bytes | None:

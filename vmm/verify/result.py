@@ -25,6 +25,8 @@ class Row:
     verdict: Verdict
     true: str = ""
     """Empty where nothing but the offer can be compared."""
+    taken: str = ""
+    """What firmware did with it; empty where it has nothing to do."""
     difference: str = ""
     reason: str = ""
 
@@ -53,13 +55,14 @@ class Subject:
         verdict: Verdict,
         *,
         true: str = "",
+        taken: str = "",
         difference: str = "",
         reason: str = "",
         values: tuple[Any, Any] | None = None,
     ) -> None:
         """Append a row; what a guest said in it becomes legible. `values` are the thing itself, offered and found."""
-        name, offered, found, true = map(legible, (name, offered, found, true))
-        row = Row(name, offered, found, verdict, true, legible(difference), legible(reason))
+        name, offered, found, true, taken = map(legible, (name, offered, found, true, taken))
+        row = Row(name, offered, found, verdict, true, taken, legible(difference), legible(reason))
         self.rows.append(row)
         if values is not None:
             same = sum(key == name or key.startswith(f"{name} (") for key in self.compared)

@@ -10,6 +10,7 @@ from vmm.verify.collect import DEADLINE, Collected, collect
 from vmm.verify.evidence import NAMES, Evidence
 from vmm.verify.guest_report import Kind
 from vmm.verify.result import Subject, Verification
+from vmm.verify.taken import leave_disks
 from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def verify(
         ConfigError: see `collect`.
         HostError: no KVM.
     """
+    config = leave_disks(config)
     return compare(collect(config, alter=alter, deadline=deadline, linux=with_linux, outputs=outputs))
 
 

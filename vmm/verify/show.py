@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA = "vmm-verify/1"
 """Names what ``--json`` prints; changes when a key goes or means something else."""
 
-COLUMNS = ("offered", "found", "true")
+COLUMNS = ("offered", "found", "true", "taken")
 """Fields of a row that it compares; a page's table has those that one of its rows knows."""
 
 WIDTH = 118
@@ -73,18 +73,18 @@ def _summary(verification: Verification) -> list[str]:
 
 
 def _table(subject: Subject, width: int) -> Iterator[str]:
-    known = any(row.true for row in subject.rows)
-    cells = [("", subject.name, "offered", "found", "true" if known else "")]
-    cells += [(row.verdict.value, row.name, row.offered, row.found, row.true) for row in subject.rows]
-    told = 4 if known else 3
+    columns = _columns(subject.rows)
+    cells = [("", subject.name, *columns)]
+    cells += [(row.verdict.value, row.name, *(getattr(row, name) for name in columns)) for row in subject.rows]
+    told = 1 + len(columns)
     widest = _WIDEST if width >= WIDTH else max(11, (width - len(Verdict.EXTRA) - told * len(_GAP)) // told)
-    widths = [min(widest, max(len(cell[column]) for cell in cells)) for column in range(5)]
+    widths = [min(widest, max(len(cell[column]) for cell in cells)) for column in range(len(cells[0]))]
     for number, cell in enumerate(cells):
-        columns = [
+        wrapped = [
             [text] if width >= WIDTH or len(text) <= most else textwrap.wrap(text, most)
             for text, most in zip(cell, widths, strict=True)
         ]
-        for line in zip_longest(*columns, fillvalue=""):
+        for line in zip_longest(*wrapped, fillvalue=""):
             yield _GAP.join(text.ljust(most) for text, most in zip(line, widths, strict=True)).rstrip()
         if number:
             yield from _details(subject.rows[number - 1], width)

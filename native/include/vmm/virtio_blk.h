@@ -61,6 +61,8 @@ struct virtio_blk {
     uint32_t again_count;
     uint16_t again[VIRTIO_BLK_THREADS]; /* heads of chains that are to be served once more: see virtio_blk_begun */
     bool closing;
+    uint64_t *disks_read;     /* how many of the machine's disks were read from; NULL: nobody asks */
+    uint64_t first_read;      /* which of these it was, from 1; 0: it was not yet */
     struct virtio_blk_counters counters;
     uint8_t *buffers;         /* those of all workers */
     struct virtio_blk_worker workers[VIRTIO_BLK_THREADS];

@@ -47,6 +47,7 @@ class VirtioBlk(VirtioDevice):
         if not blk:
             raise HostError(f"{drive.option}: no memory, or no descriptor for it (ulimit -n)")
         self._blk = blk = ffi.gc(blk, lib.virtio_blk_free)
+        blk.disks_read = backplane.disks_read or ffi.NULL
         self.event_fd = int(blk.event_fd)
         blk.read_only = drive.read_only
         blk.write_back = drive.cache.write_back
@@ -113,6 +114,12 @@ class VirtioBlk(VirtioDevice):
         with self._backplane.lock:
             counters = self._blk.counters
             return {name: getattr(counters, name) for name, _ in ffi.typeof(counters).fields}
+
+    @property
+    def first_read(self) -> int:
+        """Which of the disks that the guest read from this was, from 1, by the first read of each; 0: it is none."""
+        with self._backplane.lock:
+            return int(self._blk.first_read)
 
     def close(self) -> None:
         """End the threads; no vCPU runs, and io_lock is not held. May be called twice."""

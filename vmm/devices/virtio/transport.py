@@ -48,12 +48,14 @@ class Backplane(NamedTuple):
         pirqs: the wires of the interrupt pin.
         on_notify: lets the kernel signal an eventfd for a 16-bit store to a guest address, or not any more:
             descriptor, address, whether; None: stores are the MMIO bus's.
+        disks_read: how many disks the guest has read from, a ``uint64_t *``; None: nobody asks.
     """
 
     core: Any
     lock: AbstractContextManager[object]
     pirqs: PirqRouter
     on_notify: Callable[[int, int, bool], None] | None = None
+    disks_read: Any = None
 
 
 class VirtioFunction(PciFunction):
