@@ -241,7 +241,7 @@ class Machine(Observable):
                     feature_control=self._processors.feature_control,
                     on_vmcoreinfo=self._vmcoreinfo_written,
                     standing=self.platform.standing,
-                    boot_paths=self.platform.boot_paths,
+                    boot_indices=self.platform.boot_indices,
                     customize=customize,
                     alter=alter,
                     known_files=() if resumption is None else resumption.known_files,

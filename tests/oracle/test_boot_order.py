@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from qemu_qtest import Qemu
 
+from vmm.firmware import guests
 from vmm.machine import Machine
 
 pytestmark = pytest.mark.needs_kvm
@@ -25,14 +26,17 @@ def test_the_same_disks(vmm_machine: Callable[..., Machine], tmp_path: Path, boa
         at = "" if index is None else f",bootindex={index}"
         devices.append(f"virtio-blk-pci,drive={name},addr={slot:#x}{at}")
     boot = f"strict={strict}"
-    arguments = ["-boot", boot]
+    rom = guests.report("report.bin")
+    roms = [f"romfile={rom},bootindex=10"]
+    arguments = ["-boot", boot, "-option-rom", roms[0]]
     for drive, device in zip(drives, devices, strict=True):
         arguments += ["-drive", f"{drive},file.locking=off", "-device", device]
     with Qemu(tmp_path, 32 << 20, arguments, machine=board) as qemu:
         key, size = qemu.files()["bootorder"]
         theirs = qemu.item(key, size)
-    with vmm_machine("probe", machine=board, drives=drives, devices=devices, boot=boot) as machine:
+    with vmm_machine("probe", machine=board, drives=drives, devices=devices, boot=boot, option_roms=roms) as machine:
         assert machine.fw_cfg is not None
         ours = machine.fw_cfg.contents("bootorder")
+        assert bytes(machine.fw_cfg.contents("genroms/report.bin")) == rom.read_bytes()
     assert bytes(ours) == theirs
-    assert theirs.count(b"/pci@i0cf8/scsi@") == 3
+    assert theirs.split(b"\n")[2] == b"/rom@genroms/report.bin"

@@ -92,7 +92,6 @@ WORDS: dict[str, Word] = {
     **_values("there is no TPM", "-tpmdev"),
     **_values("there is no watchdog", "-watchdog-action"),
     **_values("a PC has no device tree", "-dtb"),
-    **_values("give it to firmware as -fw_cfg name=genroms/NAME,file=PATH", "-option-rom"),
     **_values(
         "the guest sees the host's processor, as KVM offers it", "-cpu", harmless=r"(host|max)(,migratable=o\w+)?"
     ),

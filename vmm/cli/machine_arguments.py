@@ -149,6 +149,13 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         help="OpenFirmware path of what boots first; repeat it for what comes next, like /rom@genroms/own.bin",
     )
     add(
+        "-option-rom",
+        metavar="PATH[,bootindex=N]",
+        action="append",
+        default=[],
+        help="an option ROM, which SeaBIOS takes from fw_cfg's genroms/, and its place in the boot order",
+    )
+    add(
         "-device",
         metavar="DEVICE",
         action="append",
@@ -313,6 +320,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         append=arguments.append,
         direct=arguments.direct,
         bootorder=arguments.bootorder,
+        option_roms=arguments.option_rom,
         devices=arguments.device,
         drives=_disks(arguments),
         esp=arguments.esp,

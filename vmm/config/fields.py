@@ -13,13 +13,14 @@ from vmm.tables.boot_order import BootOptions
 if TYPE_CHECKING:
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.config.option_roms import OptionRom
     from vmm.disks.drives import Drive
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
     from vmm.tables.smbios_options import SmbiosOption
 else:
     # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
-    DebugAddress = FwCfgItem = FwCtlItem = UserTable = E820Entry = SmbiosOption = Drive = Any
+    DebugAddress = FwCfgItem = FwCtlItem = OptionRom = UserTable = E820Entry = SmbiosOption = Drive = Any
 
 DEFAULT_MEMORY = 256 << 20
 DEFAULT_MAX_RESETS = 10
@@ -66,6 +67,8 @@ class MachineFields(NamedTuple):
     """Entries of the memory map beside RAM's."""
     bootorder: tuple[str, ...] = ()
     """OpenFirmware paths, the first to boot first."""
+    option_roms: tuple[OptionRom, ...] = ()
+    """Those that firmware takes from fw_cfg; SeaBIOS does."""
     vmgenid: bytes | None = None
     """The VM generation id, 16 bytes in GUID order; None: the machine has no such device."""
     vmcoreinfo: bool = False

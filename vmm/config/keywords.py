@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.config.option_roms import OptionRom
     from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, Target
     from vmm.disks.drives import Drive
     from vmm.firmware.images import Interface
@@ -54,6 +55,7 @@ class MachineOptions(TypedDict, total=False):
         smbios_entry_point: 32 for SMBIOS 2.8, which is the default, 64 for SMBIOS 3.0.
         e820: entries, or ``-e820`` texts.
         bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
+        option_roms: a ``Path``, or ``-option-rom``'s text, which also has a boot index.
         devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``.
         drives: disks: a ``Path`` is a raw image that the guest may write; `vmm.disks.drives.Drive` says more, and so
             do ``-drive`` texts.
@@ -103,6 +105,7 @@ class MachineOptions(TypedDict, total=False):
     smbios_entry_point: int | None
     e820: Iterable[E820Entry | str] | E820Entry | str | None
     bootorder: Iterable[str] | str | None
+    option_roms: Iterable[OptionRom | Path | str] | OptionRom | Path | str | None
     devices: Iterable[str] | str | None
     drives: Iterable[Drive | Path | str] | Drive | Path | str | None
     esp: str | Path | None

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.keywords import MachineOptions
+    from vmm.config.option_roms import OptionRom
     from vmm.disks.drives import Drive
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
@@ -156,6 +157,11 @@ class MachineConfig(MachineFields):
 
             check_together(self.smbios)
         check_paths(self.bootorder)
+        indices = {drive.bootindex for drive in self.drives} - {None}
+        for rom in self.option_roms:
+            if rom.bootindex in indices:
+                raise ConfigError(f"-option-rom {rom.item.path}: bootindex={rom.bootindex} is another's already")
+            indices |= {rom.bootindex} - {None}
 
     def _check_kernel(self) -> None:
         if self.direct != (self.firmware.kind is FirmwareKind.NONE):
@@ -178,6 +184,7 @@ class MachineConfig(MachineFields):
         options = (("-fw_cfg", self.fw_cfg), ("-fwctl", self.fwctl))
         for option, items in options:
             names = [item.name for item in items]
+            names += [rom.item.name for rom in self.option_roms if option == "-fw_cfg"]
             for name in names:
                 if names.count(name) > 1:
                     raise ConfigError(f"{option} name={name}: the name is given twice")
@@ -196,6 +203,7 @@ class MachineConfig(MachineFields):
             "-smbios": bool(self.smbios) and self.machine_type is not MachineType.BHYVE,
             "-e820": bool(self.e820),
             "-bootorder": bool(self.bootorder),
+            "-option-rom": bool(self.option_roms),
             "-device bootindex=": any(drive.bootindex is not None for drive in self.drives),
             "-device vmgenid": self.vmgenid is not None,
             "-device vmcoreinfo": self.vmcoreinfo,
@@ -207,7 +215,7 @@ class MachineConfig(MachineFields):
         yield "the firmware", self.firmware.path
         if self.firmware.variables is not None:
             yield "the variable store", self.firmware.variables.path
-        for item in self.fw_cfg:
+        for item in (*self.fw_cfg, *(rom.item for rom in self.option_roms)):
             if item.path is not None:
                 yield f"-fw_cfg {item.name}", item.path
         for oid in self.fwctl:
@@ -300,6 +308,7 @@ class MachineConfig(MachineFields):
         smbios_entry_point: int = 32,
         e820: Iterable[E820Entry | str] | E820Entry | str = (),
         bootorder: Iterable[str] | str = (),
+        option_roms: Iterable[OptionRom | Path | str] | OptionRom | Path | str = (),
         devices: Iterable[str] | str = (),
         drives: Iterable[Drive | Path | str] | Drive | Path | str = (),
         esp: str | Path | None = None,
@@ -396,6 +405,11 @@ class MachineConfig(MachineFields):
             from vmm.config.items import fw_cfg_items
 
             fields["fw_cfg"] = fw_cfg_items(fw_cfg)
+        if option_roms:
+            from vmm.config.option_roms import OptionRom
+
+            given = several(option_roms, "option_roms", str, Path, OptionRom)
+            fields["option_roms"] = tuple(map(OptionRom.parse, given))
         if fwctl:
             from vmm.config.items import fwctl_items
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 
 from vmm import options
 from vmm.errors import ConfigError
+from vmm.tables.boot_order import MAX_BOOTINDEX
 
 DEVICES = ("virtio-blk-pci", "virtio-blk-pci-non-transitional", "virtio-blk")
 """QEMU's names for the device; here it is always a modern one."""
@@ -24,7 +25,6 @@ _BHYVE_FLAGS = {
     "nodelete": "discard=ignore",
 }
 _INTERFACES = ("virtio", "none")
-_MAX_BOOTINDEX = (1 << 31) - 1
 _MAX_SERIAL = 20
 """Bytes (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID)."""
 
@@ -235,7 +235,7 @@ def _device(text: str, backends: dict[str | None, _Backend]) -> tuple[str, Drive
         serial=keys.get("serial", ""),
         bootindex=None
         if bootindex is None
-        else options.parse_int(bootindex, "-device bootindex=", minimum=0, maximum=_MAX_BOOTINDEX),
+        else options.parse_int(bootindex, "-device bootindex=", minimum=0, maximum=MAX_BOOTINDEX),
         slot=None if "addr" not in keys else _slot(keys["addr"], what),
     )
 

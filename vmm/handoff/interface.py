@@ -54,7 +54,7 @@ def build_fw_cfg(
     feature_control: int | None,
     on_vmcoreinfo: "Callable[[VmCoreInfo | None], None]",
     standing: Callable[[], "Standing"],
-    boot_paths: Iterable[str] = (),
+    boot_indices: Iterable[tuple[int, str]] = (),
     customize: Customize | None = None,
     alter: Alter | None = None,
     known_files: Sequence[str] = (),
@@ -70,8 +70,8 @@ def build_fw_cfg(
         feature_control: what firmware should write into MSR 0x3a, if the CPUs have it.
         on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
         standing: asked for what the board's registers say, with io_lock held.
-        boot_paths: OpenFirmware paths of the devices that have a place in the boot order, in that order; the config's
-            own paths come before them.
+        boot_indices: boot index and OpenFirmware path of each device that has one; the config's own paths come before
+            them.
         customize: for whoever adds items.
         alter: for whoever looks at the tables, or changes them.
         known_files: of a machine that was restored: the files that its guest knows already, by their keys. What is in
@@ -81,7 +81,8 @@ def build_fw_cfg(
         ConfigError: a name is taken, overlong or unreadable.
     """
     fw_cfg = FwCfg(core, on_failure=on_failure)
-    bootorder = (*config.bootorder, *boot_paths)
+    roms = [(rom.bootindex, rom.path) for rom in config.option_roms if rom.bootindex is not None]
+    bootorder = (*config.bootorder, *(path for _, path in sorted([*boot_indices, *roms])))
     check_paths(bootorder)
     low, high = memory.low_size, memory.high_size
     memory_map = e820.encode(tables.e820_map(config, low, high))
@@ -122,7 +123,7 @@ def build_fw_cfg(
     own = {item.name for item in config.fw_cfg}
     if config.machine_type is MachineType.BHYVE and config.cpu_count and CPU_COUNT_FILE not in own:
         fw_cfg.add_file(CPU_COUNT_FILE, config.cpus.to_bytes(4, "little"))
-    for item in config.fw_cfg:
+    for item in (*config.fw_cfg, *(rom.item for rom in config.option_roms)):
         fw_cfg.add_user_file(item.name, item.data)
     if config.boot.splash is not None:
         fw_cfg.add_file(config.boot.splash.name, config.boot.splash.data)

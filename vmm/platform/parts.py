@@ -147,10 +147,9 @@ class Platform(NamedTuple):
     standing: Callable[[], Standing]
 
     @property
-    def boot_paths(self) -> list[str]:
-        """OpenFirmware paths of the disks that have a boot index, the lowest index first."""
-        indexed = sorted((disk.drive.bootindex, disk.path) for disk in self.disks if disk.drive.bootindex is not None)
-        return [path for _, path in indexed]
+    def boot_indices(self) -> list[tuple[int, str]]:
+        """Boot index and OpenFirmware path of each disk that has one."""
+        return [(disk.drive.bootindex, disk.path) for disk in self.disks if disk.drive.bootindex is not None]
 
     def state(self) -> dict[str, Any]:
         """The state of every device, by name, with its version; io_lock is held."""

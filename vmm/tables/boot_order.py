@@ -19,6 +19,8 @@ CMOS_DEVICES: Final = 0x3D
 HALT: Final = "HALT"
 DEFAULT_ORDER: Final = "cad"
 
+MAX_BOOTINDEX: Final = (1 << 31) - 1
+
 HOST_BRIDGE_PATH: Final = "/pci@i0cf8"
 """A PC's PCI bus 0, by the port that configures it (PCI Bus Binding to IEEE 1275, 2.1; QEMU, hw/pci-host)."""
 

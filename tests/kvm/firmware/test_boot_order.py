@@ -152,3 +152,17 @@ def test_a_disk_that_a_bios_cannot_boot_hides_those_behind_it(tmp_path: Path) ->
     rows = verify(MachineConfig.create("seabios", drives=drives)).subject("boot order").rows
     assert [row.taken for row in rows[:3]] == ["not a bootable disk", "not tried", "could not read the boot disk"]
     assert drives[0].path.read_bytes() == before
+
+
+def test_an_option_rom_between_disks(tmp_path: Path) -> None:
+    drives = numbered(tmp_path, (0, 2))
+    drives[0].path.write_bytes(bytes(1 << 20))
+    rom = shutil.copy(guests.report("report.bin"), tmp_path / "own.bin")
+    result = verify(MachineConfig.create("seabios", drives=drives, option_roms=f"{rom},bootindex=1"))
+    taken = {row.name: row.taken for row in result.subject("boot order").rows if row.taken}
+    assert taken == {
+        "/pci@i0cf8/scsi@4/disk@0,0": "not a bootable disk",
+        "/rom@genroms/own.bin": "started",
+        "/pci@i0cf8/scsi@5/disk@0,0": "not tried",
+    }
+    assert result.ok
