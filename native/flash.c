@@ -40,10 +40,25 @@ static bool program(struct flash_loop *loop, uint64_t offset, const uint8_t *dat
     return loop->active;
 }
 
+static void read_contents(const struct flash_loop *loop, const struct io_access *access)
+{
+    for (uint32_t i = 0; i < access->size; i++) {
+        uint64_t at = access->offset + i;
+
+        access->data[i] = at < loop->size ? loop->contents[at] : 0xff;
+    }
+}
+
 void flash_loop_access(void *opaque, struct io_access *access)
 {
     struct flash_loop *loop = opaque;
 
+    if (loop->secure && !access->smm) {
+        if (!access->is_write) {
+            read_contents(loop, access);
+        }
+        return;
+    }
     if (access->is_write) {
         while (access->count > 0 && program(loop, access->offset, access->data, access->size)) {
             access->data += access->size;

@@ -65,6 +65,48 @@ int guest_memory_remove(struct guest_memory *memory, uint64_t gpa)
     return 0;
 }
 
+int guest_memory_add_smm(struct guest_memory *memory, uint64_t gpa, uint64_t size, uint8_t *hva)
+{
+    uint64_t last = gpa + (size - 1);
+
+    if (size == 0 || last < gpa || hva == NULL) {
+        return -EINVAL;
+    }
+    for (uint32_t i = 0; i < memory->smm_count; i++) {
+        const struct guest_region *other = &memory->smm_regions[i];
+
+        if (other->gpa <= last && gpa <= other->gpa + (other->size - 1)) {
+            return -EEXIST;
+        }
+    }
+    if (memory->smm_count == GUEST_MEMORY_SMM_REGIONS) {
+        return -ENOSPC;
+    }
+    memory->smm_regions[memory->smm_count++] =
+        (struct guest_region){.gpa = gpa, .size = size, .hva = hva, .flags = GUEST_REGION_SMM};
+    if (memory->changed != NULL) {
+        memory->changed(memory->opaque, gpa, size);
+    }
+    return 0;
+}
+
+int guest_memory_remove_smm(struct guest_memory *memory, uint64_t gpa)
+{
+    for (uint32_t i = 0; i < memory->smm_count; i++) {
+        uint64_t size = memory->smm_regions[i].size;
+
+        if (memory->smm_regions[i].gpa != gpa) {
+            continue;
+        }
+        memory->smm_regions[i] = memory->smm_regions[--memory->smm_count];
+        if (memory->changed != NULL) {
+            memory->changed(memory->opaque, gpa, size);
+        }
+        return 0;
+    }
+    return -ENOENT;
+}
+
 const struct guest_region *guest_memory_find(const struct guest_memory *memory, uint64_t gpa)
 {
     uint32_t at = first_ending_above(memory, gpa);

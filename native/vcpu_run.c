@@ -187,9 +187,15 @@ void vmm_vcpu_leave(struct vmm_vcpu *vcpu)
     pthread_mutex_unlock(&vcpu->thread_lock);
 }
 
+static bool in_smm(const struct vmm_vcpu *vcpu)
+{
+    return vcpu->smm || (vcpu->run->flags & KVM_RUN_X86_SMM) != 0;
+}
+
 static void serve_access(struct vmm_vcpu *vcpu, struct io_table *table, struct io_access *access)
 {
     vmm_io_lock(vcpu->vm);
+    vcpu->vm->accessing = vcpu->index;
     io_table_access(table, access);
     vmm_io_unlock(vcpu->vm);
 }
@@ -198,6 +204,7 @@ void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32
 {
     struct io_access access = {
         .address = port, .data = data, .size = size, .count = count, .vcpu = vcpu->index, .is_write = is_write,
+        .smm = in_smm(vcpu),
     };
     uint64_t began;
 
@@ -214,6 +221,7 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
 {
     struct io_access access = {
         .address = gpa, .data = data, .size = size, .count = 1, .vcpu = vcpu->index, .is_write = is_write,
+        .smm = in_smm(vcpu),
     };
     uint64_t began;
 

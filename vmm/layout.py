@@ -28,6 +28,9 @@ PAGE = 4 * KIB
 LEGACY_VIDEO = range(0xA0000, 0xC0000)
 """IBM PC: display memory. Nothing is there, for there is no display."""
 
+HIGH_SMRAM = range(0xFEDA_0000, 0xFEDC_0000)
+"""Intel 3 Series (316966) 5.1.33: where H_SMRAME shows the RAM behind LEGACY_VIDEO instead."""
+
 LEGACY_ROM = range(0xC0000, 0x100000)
 """IBM PC: option ROMs and the system BIOS; PAM registers decide between ROM and RAM, segment by segment."""
 

@@ -164,7 +164,13 @@ class Machine(Observable):
             threads = VcpuThreads(core, self.sandbox)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
             ram = None if resumption is None else resumption.snapshot.map_ram()
-            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory, ram)
+            cuts: tuple[int, ...] = ()
+            if config.has_smm:
+                decision.check_smm(self.accelerator)
+                from vmm.devices.smram import tseg_boundaries
+
+                cuts = tseg_boundaries(config.low_memory)
+            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory, ram, cuts=cuts)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
             self._clock = GuestClock()
@@ -188,6 +194,8 @@ class Machine(Observable):
                     variables=outputs.variables,
                     hpet=config.hpet,
                     s3=config.s3,
+                    smi=partial(self._send_smi, core) if config.has_smm else None,
+                    secure_flash=config.has_secure_flash,
                     boot_order=config.boot.once or config.boot.order,
                     core=core,
                     disks=outputs.disks,
@@ -242,6 +250,7 @@ class Machine(Observable):
                     on_vmcoreinfo=self._vmcoreinfo_written,
                     standing=self.platform.standing,
                     boot_indices=self.platform.boot_indices,
+                    smi_features=self.platform.smi_features,
                     customize=customize,
                     alter=alter,
                     known_files=() if resumption is None else resumption.known_files,
@@ -388,6 +397,10 @@ class Machine(Observable):
 
     def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
+
+    def _send_smi(self, core: Any, broadcast: bool) -> None:
+        if self.softcpu is not None:
+            self.softcpu.smi(None if broadcast else int(core.accessing))
 
     def _hand_over(self) -> None:
         """Do what must be done before the guest's first instruction, after a reset again."""

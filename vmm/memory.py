@@ -100,6 +100,7 @@ class GuestMemory:
         size: bytes of RAM, a multiple of 4 KiB.
         low_limit: the GPA at which the PCI hole begins; RAM beyond it moves above 4 GiB.
         ram: what the RAM is, instead of fresh memory; closed with this object.
+        cuts: addresses in low RAM, rising, at which a region ends and another begins: what can be unmapped by itself.
 
     Attributes:
         size: as given.
@@ -111,7 +112,16 @@ class GuestMemory:
         ConfigError: the host cannot give that much address space.
     """
 
-    def __init__(self, vm: "Vm", core: Any, size: int, low_limit: int, ram: KeptRam | None = None) -> None:
+    def __init__(
+        self,
+        vm: "Vm",
+        core: Any,
+        size: int,
+        low_limit: int,
+        ram: KeptRam | None = None,
+        *,
+        cuts: tuple[int, ...] = (),
+    ) -> None:
         self._vm = vm
         self._core = core  # owns the table
         self._table = ffi.addressof(core, "memory")
@@ -132,7 +142,9 @@ class GuestMemory:
         self._parked: dict[int, _Parked] = {}
         self._parks_roms = False
         self.map_ram(0, layout.LEGACY_VIDEO.start)
-        self.map_ram(layout.LEGACY_END, self.low_size - layout.LEGACY_END)
+        starts = (layout.LEGACY_END, *cuts)
+        for start, end in zip(starts, (*cuts, self.low_size), strict=True):
+            self.map_ram(start, end - start)
         if self.high_size:
             self._map(layout.HIGH_RAM_BASE, self.high_size, self._ram_address + self.low_size, "ram", read_only=False)
 
@@ -142,15 +154,38 @@ class GuestMemory:
             ram += f", {self.high_size:#x} from {layout.HIGH_RAM_BASE:#x}"
         return f"<GuestMemory: {ram}, {len(self._regions)} regions>"
 
-    def map_ram(self, gpa: int, size: int, *, read_only: bool = False) -> None:
-        """Show the RAM that belongs to ``gpa`` (below the PCI hole) there.
+    def map_ram(self, gpa: int, size: int, *, read_only: bool = False, ram: int | None = None) -> None:
+        """Show the RAM that belongs to ``gpa``, or to ``ram`` (below the PCI hole), there.
 
         Raises:
             ValueError: the range overlaps a mapped one, or is not all low RAM.
         """
-        if gpa + size > self.low_size:
-            raise ValueError(f"{gpa:#x}+{size:#x} is not below the end of low RAM at {self.low_size:#x}")
-        self._map(gpa, size, self._ram_address + gpa, "ram", read_only=read_only)
+        self._map(gpa, size, self._low_ram(gpa if ram is None else ram, size), "ram", read_only=read_only)
+
+    def map_smm(self, gpa: int, size: int, ram: int) -> None:
+        """Show the low RAM that belongs to ``ram`` at ``gpa``, to vCPUs in system management mode and nobody else.
+
+        Raises:
+            ValueError: the range overlaps another of these, or is not all low RAM.
+        """
+        hva = ffi.cast("uint8_t *", self._low_ram(ram, size))
+        error = lib.guest_memory_add_smm(self._table, gpa, size, hva)
+        if error:
+            raise ValueError(f"cannot map {gpa:#x}+{size:#x} for system management mode: error {-error}")
+
+    def unmap_smm(self, gpa: int) -> None:
+        """Take away what `map_smm` shows from ``gpa`` on.
+
+        Raises:
+            KeyError: it shows nothing from there.
+        """
+        if lib.guest_memory_remove_smm(self._table, gpa):
+            raise KeyError(gpa)
+
+    def _low_ram(self, ram: int, size: int) -> int:
+        if ram + size > self.low_size:
+            raise ValueError(f"{ram:#x}+{size:#x} is not below the end of low RAM at {self.low_size:#x}")
+        return self._ram_address + ram
 
     def map_rom(self, gpa: int, contents: "Buffer") -> None:
         """Show ``contents`` (whole pages) read-only at ``gpa``; the buffer is used in place, not copied.

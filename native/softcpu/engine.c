@@ -23,7 +23,7 @@ static bool deliver_interrupt(CPUState *cs, int request)
     struct softcpu_vcpu *vcpu = (struct softcpu_vcpu *)cs;
     int vector = vcpu->acknowledged;
 
-    if (!(request & CPU_INTERRUPT_HARD)) {
+    if (!(request & (CPU_INTERRUPT_HARD | CPU_INTERRUPT_SMI))) {
         return false;
     }
     if (vector != NOTHING_ACKNOWLEDGED) {
@@ -32,7 +32,11 @@ static bool deliver_interrupt(CPUState *cs, int request)
         do_interrupt_x86_hardirq(cs->env_ptr, vector, 1);
         return true;
     }
-    if (engine_takes_interrupts(vcpu)) {
+    if (smm_has_smi(vcpu)) {
+        smm_enter(vcpu);
+        return true;
+    }
+    if ((request & CPU_INTERRUPT_HARD) && engine_takes_interrupts(vcpu)) {
         cs->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
         engine_leave(vcpu, LEAVE_WINDOW);
     }

@@ -52,6 +52,8 @@ void lock_yield(struct softcpu_vcpu *vcpu);
 int bounded_kvm_run(struct softcpu_vcpu *vcpu, uint32_t ticks);
 
 /* helpers.c */
+/* Control register 4's bits that the guest's CPUID offers. */
+target_ulong engine_cr4_allowed(const CPUX86State *env);
 /* RIP of the port access that is being served, for the core's access log. */
 uint64_t engine_io_rip(struct vmm_vcpu *core);
 
@@ -65,7 +67,8 @@ bool memory_apply_work(struct softcpu *softcpu);
 void memory_after_device(struct softcpu_vcpu *vcpu);
 /* All translations go before the next block; from the owner's thread. */
 void memory_drop_all_code(struct softcpu *softcpu);
-struct engine_region *memory_find(struct softcpu *softcpu, uint64_t gpa);
+/* What is at gpa as the vCPU sees it, or NULL. */
+struct engine_region *memory_find(const struct softcpu_vcpu *vcpu, uint64_t gpa);
 
 /* tlb.c */
 /* CPUClass.tlb_fill. */
@@ -105,12 +108,26 @@ bool stubs_wait(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t ticks, bool
 /* chips.c */
 bool chips_have_port(uint32_t port);
 bool chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
+/* An interrupt command that no LAPIC of KVM's is to see, for it would refuse it: an SMI. Sends it. */
+bool chips_take_command(struct softcpu_vcpu *vcpu, uint32_t command, uint32_t destination);
+/* The vCPU's LAPIC sends an INIT to itself. */
+bool chips_send_init(struct softcpu_vcpu *vcpu);
 /* Of translated code; where KVM fails, that is left. */
 void chips_port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write,
                        uintptr_t return_address);
 void chips_memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint64_t *value, bool is_write);
 
+/* smm.c */
+/* Is there an SMI that the vCPU would take? */
+bool smm_has_smi(const struct softcpu_vcpu *vcpu);
+/* Take it; of cpu_exec. */
+void smm_enter(struct softcpu_vcpu *vcpu);
+/* One for each vCPU that a LAPIC's interrupt command names; by any thread. */
+void smm_send(struct softcpu *softcpu, bool (*names)(const struct softcpu_vcpu *vcpu, void *opaque), void *opaque);
+
 /* msr.c */
+/* EFER's bits of features that the guest's CPUID offers. */
+uint64_t msr_efer_allowed(const struct softcpu_vcpu *vcpu);
 bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 /* As if the guest had written it; 0: nothing is armed. */
 bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value);
@@ -134,8 +151,8 @@ bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
 
 /* interrupts.c; false where KVM fails: core->end says how. */
 enum found interrupts_look(struct softcpu_vcpu *vcpu);
-/* Read the LAPIC timer's state after something that may have changed it; armed: its initial count was written. */
-bool interrupts_note_timer(struct softcpu_vcpu *vcpu, bool armed);
+/* Read the LAPIC's timer and addresses after something that may have changed them; armed: its initial count was written. */
+bool interrupts_note_lapic(struct softcpu_vcpu *vcpu, bool armed);
 /* After a wait: a timer that was due has been seen to. */
 void interrupts_after_wait(struct softcpu_vcpu *vcpu);
 /* After a LAPIC access: any other vCPU may have got an interrupt, INIT or SIPI. */

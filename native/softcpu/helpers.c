@@ -93,10 +93,13 @@ static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t 
     uint32_t length;
 
     port_access(vcpu, port & 0xffff, size, &value, true, return_address);
-    if (!memory_has_work(vcpu->softcpu)) {
+    if (!memory_has_work(vcpu->softcpu) && !smm_has_smi(vcpu)) {
         return;
     }
-    /* The device moved memory or stored over code: end this block here, its next instruction may be gone. */
+    /*
+     * The device moved memory, stored over code, or sent an SMI: end this block here, its next instruction may be gone,
+     * or not yet be due.
+     */
     memory_after_device(vcpu);
     cpu_restore_state(env_cpu(env), return_address, true);
     length = out_length(env);
@@ -105,6 +108,7 @@ static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t 
         if (!(env->hflags & HF_CS64_MASK)) {
             env->eip = (env->hflags & HF_CS32_MASK) ? (uint32_t)env->eip : (uint16_t)env->eip;
         }
+        env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
         engine_leave(vcpu, LEAVE_AGAIN);
     }
 }
@@ -248,7 +252,7 @@ target_ulong WRAP(helper_read_crN)(CPUX86State *env, int reg)
 }
 
 /* Control register 4's bits that go with a CPUID feature. */
-static target_ulong cr4_allowed(const CPUX86State *env)
+target_ulong engine_cr4_allowed(const CPUX86State *env)
 {
     target_ulong allowed = CR4_VME_MASK | CR4_PVI_MASK | CR4_TSD_MASK | CR4_DE_MASK | CR4_PSE_MASK | CR4_PAE_MASK |
                            CR4_MCE_MASK | CR4_PGE_MASK | CR4_PCE_MASK | CR4_OSFXSR_MASK | CR4_OSXMMEXCPT_MASK;
@@ -282,7 +286,7 @@ static bool cr_value_is_valid(const CPUX86State *env, int reg, target_ulong valu
     case 3:
         return !long_mode || (value >> owner_of((CPUX86State *)env)->physical_bits) == 0;
     case 4:
-        return (value & ~cr4_allowed(env)) == 0 && (!long_mode || (value & CR4_PAE_MASK));
+        return (value & ~engine_cr4_allowed(env)) == 0 && (!long_mode || (value & CR4_PAE_MASK));
     case 8:
         return value <= 15;
     default:

@@ -51,6 +51,7 @@ enum leave_reason {
     LEAVE_PAUSE,          /* PAUSE executed: let another vCPU run */
     LEAVE_WINDOW,         /* an interrupt waits and can be taken now */
     LEAVE_RESET,          /* KVM has reset the vCPU */
+    LEAVE_INIT,           /* out of system management mode, in which an INIT had to wait */
     LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
     LEAVE_WATCHPOINT,     /* the instruction is about to touch what a debugger watches, or just did */
     LEAVE_DEBUG,          /* a debugger wants to look: vcpu->point says why */
@@ -61,6 +62,9 @@ enum leave_reason {
 
 /* Of MSR 1b; the bits below are flags. */
 #define APIC_BASE_ADDRESS (((1ull << 52) - 1) & ~0xfffull)
+
+/* Intel SDM volume 3, 32.4: where SMIs find their handler until it says otherwise. */
+#define SMBASE_AT_RESET 0x30000u
 
 #define TICK_NS 1000000
 /* Host TSC ticks between two looks at KVM from a loop of PAUSE, which need not wait for the ticker. */
@@ -89,6 +93,7 @@ struct engine_region {
     bool present; /* false: a flash device took it over to answer commands */
     bool flips;   /* has been taken over before: data reads ask each time instead of going through the TLB */
     bool fetched; /* code was fetched from here since the last flush */
+    bool smm;     /* in front of the others for a vCPU in system management mode, nowhere for the rest */
 };
 
 struct pending_write {
@@ -139,6 +144,10 @@ struct softcpu_vcpu {
     uint64_t looked_tsc; /* host TSC at the last look at KVM */
     bool nmi_masked; /* KVM delivered an NMI whose IRET the engine will execute */
     bool parked; /* waits for INIT or SIPI */
+    bool smi_pending; /* atomic: set by any thread */
+    bool init_latched; /* one came in system management mode */
+    uint32_t logical_destination; /* of its LAPIC, as last read: LDR and DFR */
+    uint32_t destination_format;
     bool halted; /* executed HLT: KVM waits for what ends it */
     int acknowledged; /* a vector that KVM has acknowledged and the engine is to deliver, or NOTHING_ACKNOWLEDGED */
     int point; /* of a debugger's: come to, or NO_POINT */
@@ -195,9 +204,9 @@ struct softcpu {
     bool map_work; /* atomic: the fields below ask for apply_map_work */
     bool table_stale;
     uint32_t table_count;
-    struct guest_region table[GUEST_MEMORY_MAX_REGIONS];
+    struct guest_region table[GUEST_MEMORY_MAX_REGIONS + GUEST_MEMORY_SMM_REGIONS];
     uint32_t region_count;
-    struct engine_region regions[2 * GUEST_MEMORY_MAX_REGIONS];
+    struct engine_region regions[2 * (GUEST_MEMORY_MAX_REGIONS + GUEST_MEMORY_SMM_REGIONS)];
     struct engine_region *last_region;
     uint32_t host_count;
     struct host_range hosts[HOST_RANGES];
@@ -243,6 +252,11 @@ enum found {
 static inline struct softcpu_vcpu *owner_of(CPUX86State *env)
 {
     return (struct softcpu_vcpu *)env_archcpu(env);
+}
+
+static inline bool in_smm(const struct softcpu_vcpu *vcpu)
+{
+    return (vcpu->cpu.env.hflags & HF_SMM_MASK) != 0;
 }
 
 /* Of one writer, read by any thread: the vCPU's thread, or the owner. */

@@ -10,6 +10,8 @@
 
 /* Register offsets: Intel SDM volume 3, table 11-1. */
 #define APIC_TPR 0x80
+#define APIC_LDR 0xd0
+#define APIC_DFR 0xe0
 #define APIC_ISR 0x100
 #define APIC_IRR 0x200
 #define APIC_LVT_TIMER 0x320
@@ -160,7 +162,7 @@ enum found interrupts_look(struct softcpu_vcpu *vcpu)
     return takes_pic(vcpu, &lapic) ? look_at_pic(vcpu) : FOUND_NOTHING;
 }
 
-bool interrupts_note_timer(struct softcpu_vcpu *vcpu, bool armed)
+bool interrupts_note_lapic(struct softcpu_vcpu *vcpu, bool armed)
 {
     struct kvm_lapic_state lapic;
     uint32_t lvt;
@@ -172,6 +174,8 @@ bool interrupts_note_timer(struct softcpu_vcpu *vcpu, bool armed)
     if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_LAPIC, &lapic)) {
         return false;
     }
+    vcpu->logical_destination = lapic_register(&lapic, APIC_LDR);
+    vcpu->destination_format = lapic_register(&lapic, APIC_DFR);
     lvt = lapic_register(&lapic, APIC_LVT_TIMER);
     if ((lvt & LVT_MASKED) || LVT_TIMER_MODE(lvt) > TIMER_PERIODIC ||
         lapic_register(&lapic, APIC_TIMER_INITIAL) == 0) {

@@ -9,21 +9,32 @@
  */
 #include "engine.h"
 
-struct engine_region *memory_find(struct softcpu *softcpu, uint64_t gpa)
+static struct engine_region *find(struct softcpu *softcpu, uint64_t gpa, bool smm)
 {
-    struct engine_region *region = softcpu->last_region;
-
-    if (region != NULL && gpa >= region->gpa && gpa <= region->last) {
-        return region;
-    }
     for (uint32_t i = 0; i < softcpu->region_count; i++) {
-        region = &softcpu->regions[i];
-        if (gpa >= region->gpa && gpa <= region->last) {
-            softcpu->last_region = region;
+        struct engine_region *region = &softcpu->regions[i];
+
+        if (region->smm == smm && gpa >= region->gpa && gpa <= region->last) {
             return region;
         }
     }
     return NULL;
+}
+
+struct engine_region *memory_find(const struct softcpu_vcpu *vcpu, uint64_t gpa)
+{
+    struct softcpu *softcpu = vcpu->softcpu;
+    struct engine_region *region = in_smm(vcpu) ? find(softcpu, gpa, true) : NULL;
+
+    if (region != NULL) {
+        return region;
+    }
+    region = softcpu->last_region;
+    if (region == NULL || gpa < region->gpa || gpa > region->last) {
+        region = find(softcpu, gpa, false);
+        softcpu->last_region = region;
+    }
+    return region;
 }
 
 static void leave_work(struct softcpu *softcpu)
@@ -46,7 +57,8 @@ static void on_changed(void *opaque, uint64_t gpa, uint64_t size)
     (void)size;
     pthread_mutex_lock(&softcpu->map_mutex);
     memcpy(softcpu->table, memory->regions, memory->count * sizeof(softcpu->table[0]));
-    softcpu->table_count = memory->count;
+    memcpy(softcpu->table + memory->count, memory->smm_regions, memory->smm_count * sizeof(softcpu->table[0]));
+    softcpu->table_count = memory->count + memory->smm_count;
     softcpu->table_stale = true;
     pthread_mutex_unlock(&softcpu->map_mutex);
     leave_work(softcpu);
@@ -91,7 +103,8 @@ static void on_written(void *opaque, uint64_t gpa, uint64_t length)
         uint64_t from = gpa > region->gpa ? gpa : region->gpa;
         uint64_t to = last < region->last ? last : region->last;
 
-        if (from <= to && region->present) {
+        /* No device sees the memory of system management mode. */
+        if (from <= to && region->present && !region->smm) {
             noted |= note_write(softcpu, region, from, to - from + 1);
         }
     }
@@ -114,7 +127,8 @@ static void flush_all_tlbs(struct softcpu *softcpu)
 static bool same_place(const struct engine_region *ours, const struct guest_region *theirs)
 {
     return ours->gpa == theirs->gpa && ours->last == theirs->gpa + (theirs->size - 1) && ours->hva == theirs->hva &&
-           ours->read_only == ((theirs->flags & GUEST_REGION_READ_ONLY) != 0);
+           ours->read_only == ((theirs->flags & GUEST_REGION_READ_ONLY) != 0) &&
+           ours->smm == ((theirs->flags & GUEST_REGION_SMM) != 0);
 }
 
 static bool in_table(const struct softcpu *softcpu, const struct engine_region *region)
@@ -132,7 +146,8 @@ static bool overlaps_table(const struct softcpu *softcpu, const struct engine_re
     for (uint32_t i = 0; i < softcpu->table_count; i++) {
         const struct guest_region *other = &softcpu->table[i];
 
-        if (other->gpa <= region->last && region->gpa <= other->gpa + (other->size - 1)) {
+        if (region->smm == ((other->flags & GUEST_REGION_SMM) != 0) && other->gpa <= region->last &&
+            region->gpa <= other->gpa + (other->size - 1)) {
             return true;
         }
     }
@@ -215,6 +230,7 @@ static bool add_new(struct softcpu *softcpu)
             .hva = theirs->hva,
             .host = host,
             .read_only = (theirs->flags & GUEST_REGION_READ_ONLY) != 0,
+            .smm = (theirs->flags & GUEST_REGION_SMM) != 0,
             .present = true,
         };
         flush = true;

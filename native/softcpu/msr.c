@@ -10,6 +10,7 @@
 #define MSR_TSC_DEADLINE 0x6e0u
 #define MSR_X2APIC_FIRST 0x800u
 #define MSR_X2APIC_LAST 0x8ffu
+#define MSR_X2APIC_ICR 0x830u
 #define MSR_X2APIC_TIMER_INITIAL 0x838u
 
 /* KVM takes the host's word for MSRs that a guest must not reach: its paravirtual ones, which CPUID does not offer. */
@@ -37,17 +38,23 @@ static bool memory_types(uint64_t value)
     return true;
 }
 
-static bool write_efer(struct softcpu_vcpu *vcpu, uint64_t value)
+uint64_t msr_efer_allowed(const struct softcpu_vcpu *vcpu)
 {
-    CPUX86State *env = &vcpu->cpu.env;
-    uint32_t features = (uint32_t)env->features[FEAT_8000_0001_EDX];
+    uint32_t features = (uint32_t)vcpu->cpu.env.features[FEAT_8000_0001_EDX];
     uint64_t allowed = 0;
 
     allowed |= (features & CPUID_EXT2_SYSCALL) ? MSR_EFER_SCE : 0;
     allowed |= (features & CPUID_EXT2_LM) ? MSR_EFER_LME | MSR_EFER_LMA : 0;
     allowed |= (features & CPUID_EXT2_NX) ? MSR_EFER_NXE : 0;
     allowed |= (features & CPUID_EXT2_FFXSR) ? MSR_EFER_FFXSR : 0;
-    if ((value & ~allowed) != 0 || ((env->cr[0] & CR0_PG_MASK) && ((env->efer ^ value) & MSR_EFER_LME))) {
+    return allowed;
+}
+
+static bool write_efer(struct softcpu_vcpu *vcpu, uint64_t value)
+{
+    CPUX86State *env = &vcpu->cpu.env;
+
+    if ((value & ~msr_efer_allowed(vcpu)) != 0 || ((env->cr[0] & CR0_PG_MASK) && ((env->efer ^ value) & MSR_EFER_LME))) {
         return false;
     }
     value = (value & ~(uint64_t)MSR_EFER_LMA) | (env->efer & MSR_EFER_LMA);
@@ -80,6 +87,10 @@ bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value)
 
 static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
+    if (index == MSR_X2APIC_ICR && (vcpu->apic_base & MSR_IA32_APICBASE_EXTD) &&
+        chips_take_command(vcpu, (uint32_t)value, (uint32_t)(value >> 32))) {
+        return true;
+    }
     if (hidden(index) || !kvm_msr_write(vcpu, index, in_kvm(vcpu, index, value))) {
         return false;
     }
@@ -102,7 +113,7 @@ static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t va
         break;
     default:
         if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
-            if (!interrupts_note_timer(vcpu, index == MSR_X2APIC_TIMER_INITIAL)) {
+            if (!interrupts_note_lapic(vcpu, index == MSR_X2APIC_TIMER_INITIAL)) {
                 engine_leave(vcpu, LEAVE_ENDED);
             }
             interrupts_wake_others(vcpu);

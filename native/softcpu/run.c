@@ -46,6 +46,11 @@ static bool take_reset(struct softcpu_vcpu *vcpu)
 {
     uint32_t state;
 
+    if (in_smm(vcpu)) {
+        /* Intel SDM volume 3, 10.4.7 and 32.3: an INIT waits, a SIPI is lost. KVM's LAPIC is reset already. */
+        vcpu->init_latched = true;
+        return stubs_enter(vcpu) && interrupts_note_lapic(vcpu, false);
+    }
     if (!get_mp_state(vcpu, &state)) {
         return false;
     }
@@ -58,7 +63,7 @@ static bool take_reset(struct softcpu_vcpu *vcpu)
         return true;
     }
     return vcpu->softcpu->core->note_start(vcpu->core) && state_load_reset(vcpu) && stubs_enter(vcpu) &&
-           interrupts_note_timer(vcpu, false);
+           interrupts_note_lapic(vcpu, false);
 }
 
 /*
@@ -110,6 +115,14 @@ static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
     *next = 0;
     if (stop_requested(vcpu)) {
         return false;
+    }
+    if (vcpu->init_latched && !in_smm(vcpu)) {
+        *next = LEAVE_INIT;
+        return false;
+    }
+    if (smm_has_smi(vcpu)) {
+        CPU(&vcpu->cpu)->interrupt_request |= CPU_INTERRUPT_SMI;
+        return true;
     }
     if (vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
         CPU(&vcpu->cpu)->interrupt_request |= CPU_INTERRUPT_HARD;
@@ -192,9 +205,10 @@ static bool run_round(struct softcpu_vcpu *vcpu)
     if (vcpu->parked) {
         return wait_for_start(vcpu);
     }
-    if (vcpu->halted) {
+    if (vcpu->halted && !smm_has_smi(vcpu)) {
         return wait_for_interrupt(vcpu, 0);
     }
+    vcpu->halted = false;
     switch (run_translated(vcpu)) {
     case 0:
         return false;
@@ -206,6 +220,9 @@ static bool run_round(struct softcpu_vcpu *vcpu)
         return wait_for_interrupt(vcpu, WINDOW_TICKS);
     case LEAVE_RESET:
         return take_reset(vcpu);
+    case LEAVE_INIT:
+        vcpu->init_latched = false;
+        return chips_send_init(vcpu);
     case LEAVE_DEBUG:
         vcpu->core->end.point = vcpu->point;
         return vmm_vcpu_end(vcpu->core, VCPU_DEBUG, 0);
@@ -244,7 +261,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
     __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
     /* An AP, too, may be past its SIPI: that may have come before this thread did. */
     return vcpu->parked || (vcpu->softcpu->core->note_start(vcpu->core) && stubs_enter(vcpu) &&
-                            interrupts_note_timer(vcpu, false));
+                            interrupts_note_lapic(vcpu, false));
 }
 
 /* Leave the vCPU in KVM as if KVM had run it; what fails here ends the run if nothing else has. */

@@ -246,10 +246,15 @@ int softcpu_reset_vcpu(struct vmm_vcpu *core)
     /* Registers and MSRs come from KVM when it runs, but for those that KVM lacks. */
     vcpu->stored = false;
     env->tsc_aux = 0;
-    env->hflags2 &= ~(uint32_t)HF2_NMI_MASK;
+    env->hflags &= ~(uint32_t)HF_SMM_MASK;
+    env->hflags2 &= ~(uint32_t)(HF2_NMI_MASK | HF2_SMM_INSIDE_NMI_MASK);
+    env->smbase = SMBASE_AT_RESET;
+    core->smm = false;
+    vcpu->smi_pending = false;
+    vcpu->init_latched = false;
     vcpu->nmi_masked = false;
     vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
-    CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
+    CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)(CPU_INTERRUPT_HARD | CPU_INTERRUPT_SMI);
     vcpu->tsc_deadline = 0;
     vcpu->timer_due_ns = 0;
     return share_tsc(vcpu);

@@ -106,10 +106,20 @@ struct softcpu_vcpu_state {
     uint32_t msr_count;
     uint64_t msrs[16];
     uint64_t tsc_deadline;
+    uint32_t smbase;
+    bool smi_pending;
+    bool init_latched;
     bool has_registers; /* false: it never ran, or waits for its start, and KVM's are the guest's */
     bool nmi_masked;
     bool timer_runs;
 };
+
+/*
+ * Send an SMI, to the vCPU with this index or to all: whichever is in a device's access takes it before its next
+ * instruction. From any thread.
+ */
+#define SOFTCPU_ALL_VCPUS UINT32_MAX
+void softcpu_smi(struct softcpu *softcpu, uint32_t index);
 
 /* False: KVM does not give or take registers; core->end says why. */
 bool softcpu_save_vcpu(struct vmm_vcpu *vcpu, struct softcpu_vcpu_state *state);

@@ -329,6 +329,9 @@ bool softcpu_save_vcpu(struct vmm_vcpu *core, struct softcpu_vcpu_state *state)
     state->acknowledged = vcpu->acknowledged;
     state->tsc_deadline = vcpu->tsc_deadline;
     state->nmi_masked = vcpu->nmi_masked;
+    state->smbase = env->smbase;
+    state->smi_pending = vcpu->smi_pending;
+    state->init_latched = vcpu->init_latched;
     state->timer_runs = vcpu->timer_due_ns != 0;
     state->msr_count = engine_msrs_save(vcpu, state->msrs);
     if (!vcpu->stored) {
@@ -360,6 +363,9 @@ bool softcpu_restore_vcpu(struct vmm_vcpu *core, const struct softcpu_vcpu_state
 
     vcpu->acknowledged = state->acknowledged;
     vcpu->nmi_masked = state->nmi_masked;
+    env->smbase = state->smbase;
+    vcpu->smi_pending = state->smi_pending;
+    vcpu->init_latched = state->init_latched;
     /* If it is over by then, it is due at once. */
     vcpu->timer_due_ns = state->timer_runs;
     engine_msrs_restore(vcpu, state->msrs);
@@ -377,6 +383,7 @@ bool softcpu_restore_vcpu(struct vmm_vcpu *core, const struct softcpu_vcpu_state
     vcpu->apic_base = state->sregs.apic_base;
     env->hflags = state->hflags;
     env->hflags2 = state->hflags2;
+    core->smm = in_smm(vcpu);
     __atomic_store_n(&vcpu->flush_tlb, true, __ATOMIC_RELAXED);
     return store_registers(vcpu);
 }

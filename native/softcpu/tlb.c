@@ -44,7 +44,7 @@ static CPUTLBEntry make_entry(struct softcpu_vcpu *vcpu, target_ulong vaddr, hwa
 {
     struct softcpu *softcpu = vcpu->softcpu;
     /* A LAPIC can be moved over RAM. */
-    struct engine_region *region = chips_have_address(vcpu, paddr) ? NULL : memory_find(softcpu, paddr);
+    struct engine_region *region = chips_have_address(vcpu, paddr) ? NULL : memory_find(vcpu, paddr);
     target_ulong read = vaddr;
     target_ulong write = vaddr;
     target_ulong code = vaddr;
@@ -168,7 +168,7 @@ MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion
     }
     /* Nobody's bytes read as ones; those beyond the access are to be zeros. */
     *value = UINT64_MAX >> (64 - 8 * size);
-    flash = memory_find(vcpu->softcpu, gpa);
+    flash = memory_find(vcpu, gpa);
     if (flash != NULL && flash->present && gpa + size - 1 <= flash->last) {
         *value = 0;
         memcpy(value, flash->hva + (gpa - flash->gpa), size);
@@ -197,12 +197,12 @@ MemTxResult WRAP(memory_region_dispatch_write)(struct uc_struct *uc, MemoryRegio
 }
 
 /*
- * The page walker's accesses (and those of task switches). What is not RAM
+ * The page walker's accesses (and those of task switches and SMIs). What is not RAM
  * reads as zeros: a table there has no present entry.
  */
 static uint8_t *physical(CPUState *cs, hwaddr gpa, uint32_t size, bool write)
 {
-    struct engine_region *region = memory_find(((struct softcpu_vcpu *)cs)->softcpu, gpa);
+    struct engine_region *region = memory_find((struct softcpu_vcpu *)cs, gpa);
 
     if (region == NULL || !region->present || gpa + size - 1 > region->last || (write && region->read_only)) {
         return NULL;
@@ -210,8 +210,8 @@ static uint8_t *physical(CPUState *cs, hwaddr gpa, uint32_t size, bool write)
     return region->hva + (gpa - region->gpa);
 }
 
-#define PHYSICAL_LOAD(name, type)                                       \
-    type WRAP(name)(CPUState * cs, hwaddr gpa)                          \
+#define PHYSICAL_LOAD(name, type, result)                               \
+    result WRAP(name)(CPUState * cs, hwaddr gpa)                        \
     {                                                                   \
         const uint8_t *from = physical(cs, gpa, sizeof(type), false);   \
         type value = 0;                                                 \
@@ -222,19 +222,21 @@ static uint8_t *physical(CPUState *cs, hwaddr gpa, uint32_t size, bool write)
         return value;                                                   \
     }
 
-#define PHYSICAL_STORE(name, type)                                      \
-    void WRAP(name)(CPUState * cs, hwaddr gpa, type value)              \
+#define PHYSICAL_STORE(name, type, argument)                            \
+    void WRAP(name)(CPUState * cs, hwaddr gpa, argument value)          \
     {                                                                   \
         uint8_t *to = physical(cs, gpa, sizeof(type), true);            \
                                                                         \
         if (to != NULL) {                                               \
-            memcpy(to, &value, sizeof(value));                          \
+            memcpy(to, &value, sizeof(type));                           \
         }                                                               \
     }
 
-PHYSICAL_LOAD(x86_ldub_phys, uint8_t)
-PHYSICAL_LOAD(x86_ldl_phys, uint32_t)
-PHYSICAL_LOAD(x86_ldq_phys, uint64_t)
-PHYSICAL_STORE(x86_stl_phys_notdirty, uint32_t)
-PHYSICAL_STORE(x86_stl_phys, uint32_t)
-PHYSICAL_STORE(x86_stq_phys, uint64_t)
+PHYSICAL_LOAD(x86_ldub_phys, uint8_t, uint8_t)
+PHYSICAL_LOAD(x86_lduw_phys, uint16_t, uint32_t)
+PHYSICAL_LOAD(x86_ldl_phys, uint32_t, uint32_t)
+PHYSICAL_LOAD(x86_ldq_phys, uint64_t, uint64_t)
+PHYSICAL_STORE(x86_stl_phys_notdirty, uint32_t, uint32_t)
+PHYSICAL_STORE(x86_stw_phys, uint16_t, uint32_t)
+PHYSICAL_STORE(x86_stl_phys, uint32_t, uint32_t)
+PHYSICAL_STORE(x86_stq_phys, uint64_t, uint64_t)

@@ -54,6 +54,7 @@ DEVICES = "no such device here; known are virtio-blk-pci, vmgenid and vmcoreinfo
 _RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
 _S3 = r"(ICH9-LPC|PIIX4_PM)\.disable_s[34]=(1|on)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s[34],value=(1|on)"
 _S3_ON = r"(ICH9-LPC|PIIX4_PM)\.disable_s3=(0|off)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s3,value=(0|off)"
+_SECURE_FLASH = r"(cfi\.pflash01\.secure=|driver=cfi\.pflash01,property=secure,value=)(?P<value>\w+)"
 _DEBUGCON = r"isa-debugcon\.iobase=0x402|driver=isa-debugcon,property=iobase,value=0x402"
 
 
@@ -159,10 +160,10 @@ _DEVICES = {
 }
 
 _MACHINE_HARMLESS = (
-    r"accel=kvm(:.*)?|(usb|smm|vmport|graphics|nvdimm|hmat|i8042)=off|vmport=auto|(acpi|pit|hpet|kernel-irqchip)=on"
+    r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|hmat|i8042)=off|vmport=auto|(acpi|pit|hpet|kernel-irqchip)=on"
     r"|(dump-guest-core|mem-merge|suppress-vmdesc)=o\w+"
 )
-_MACHINE_REFUSED = {"accel": "the accelerators are -accel auto, kvm and kvm+softcpu", "smm": "there is no such mode"}
+_MACHINE_REFUSED = {"accel": "the accelerators are -accel auto, kvm and kvm+softcpu"}
 _MACHINE_TYPES = {"pc-q35-": "q35", "pc-i440fx-": "pc"}
 """What QEMU's versioned machines begin with."""
 
@@ -196,6 +197,8 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
             result.options.append(("-machine", "hpet=off"))
         elif word == "-global" and value is not None and re.fullmatch(_S3_ON, value):
             result.options.append(("-machine", "s3=on"))
+        elif word == "-global" and value is not None and (secure := re.fullmatch(_SECURE_FLASH, value)):
+            result.options.append(("-machine", f"secure-flash={secure['value']}"))
         elif word in {"-serial", "-debugcon"} and value is not None:
             _console(word, value, result, again=word in given)
         elif word == "-device" and value is not None:

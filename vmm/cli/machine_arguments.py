@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from vmm.config.items import FwCfgItem
 
 DEFAULT_FIRMWARE = "ovmf"
-MACHINE_KEYS = ("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet", "s3")
+MACHINE_KEYS = (
+    *("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet", "s3", "smm"),
+    "secure-flash",
+)
 
 
 def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) -> None:
@@ -52,7 +55,9 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
         "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8; max-ram-below-4g=SIZE moves more of RAM "
-        "above 4 GiB; hpet=off leaves the HPET out; s3=on offers suspend to RAM",
+        "above 4 GiB; hpet=off leaves the HPET out; s3=on offers suspend to RAM; smm=on|off|auto: system management mode, "
+        "(default) if the firmware needs it; secure-flash=on|off: only that mode may write the variable store, (default) "
+        "if the firmware needs it (QEMU's -global driver=cfi.pflash01,property=secure,value=on)",
     )
     add("-uuid", "-U", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
@@ -307,6 +312,8 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", 32), "-machine smbios-entry-point-type="),
         hpet=parse_bool(machine.get("hpet", "on"), "-machine hpet"),
         s3=parse_bool(machine.get("s3", "off"), "-machine s3"),
+        smm=machine.get("smm"),
+        secure_flash=_optional_bool(machine.get("secure-flash"), "-machine secure-flash"),
         cpu_count=parse_bool(machine.get("hw.ncpu", "on"), "-machine hw.ncpu"),
         uuid=arguments.uuid,
         serial=_given(arguments.serial, "stdio"),
@@ -352,6 +359,10 @@ def items_from(arguments: argparse.Namespace) -> list[FwCfgItem | str]:
     from vmm.config.items import FwCfgItem
 
     return [*arguments.fw_cfg, *(FwCfgItem.parse(text, "-f", terminate=True) for text in arguments.bhyve_fw_cfg)]
+
+
+def _optional_bool(value: str | None, option: str) -> bool | None:
+    return None if value is None else parse_bool(value, option)
 
 
 def _given(*values: Any) -> Any:

@@ -5,7 +5,7 @@ Sizes are in bytes unless a name says otherwise.
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, Target
+from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target
 from vmm.firmware.images import FirmwareImages, Interface
 from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions
@@ -47,6 +47,10 @@ class MachineFields(NamedTuple):
     """Have an HPET."""
     s3: bool = False
     """Offer S3, suspend to RAM."""
+    smm: SystemManagement = SystemManagement.AUTO
+    """Have system management mode."""
+    secure_flash: bool | None = None
+    """Let only that mode write the variable store; None: if the firmware needs it, for then only that part writes it."""
     uuid: bytes | None = None
     """16 bytes, in the order in which a UUID is written (RFC 4122)."""
     serial: Target = Target()

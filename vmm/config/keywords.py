@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.option_roms import OptionRom
-    from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, Target
+    from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target
     from vmm.disks.drives import Drive
     from vmm.firmware.images import Interface
     from vmm.inputs import InputFile
@@ -42,6 +42,8 @@ class MachineOptions(TypedDict, total=False):
         cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
         hpet: have an HPET; True.
         s3: offer S3, suspend to RAM, from which `Machine.wakeup` wakes; False.
+        smm: have system management mode: ``on``, ``off`` or, if the firmware needs it, ``auto``, the default.
+        secure_flash: let only that mode write the variable store; where the firmware needs it.
         uuid: fw_cfg key 2 and SMBIOS type 1.
         serial: COM1: ``none``, ``stdio`` or ``file:PATH``; read it from Python in any case.
         debugcon: port 0x402, likewise.
@@ -92,6 +94,8 @@ class MachineOptions(TypedDict, total=False):
     cpu_count: bool | None
     hpet: bool | None
     s3: bool | None
+    smm: SystemManagement | str | None
+    secure_flash: bool | None
     uuid: UUID | str | None
     serial: Target | str | None
     debugcon: Target | str | None

@@ -20,6 +20,7 @@ from vmm.config.parts import (
     Dispatch,
     MachineType,
     Sandboxing,
+    SystemManagement,
     Target,
     TargetKind,
     low_memory,
@@ -98,8 +99,9 @@ class MachineConfig(MachineFields):
             raise ConfigError(f"-smp {self.cpus}: a machine has from 1 to {MAX_CPUS} CPUs")
         if not self.cpus <= self.max_cpus <= MAX_CPUS:
             raise ConfigError(f"-smp {self.cpus},maxcpus={self.max_cpus}: maxcpus is from {self.cpus} to {MAX_CPUS}")
-        if self.reboot is not None:
-            options.check_type(self.reboot, "reboot", bool)
+        for name in ("reboot", "secure_flash"):
+            if getattr(self, name) is not None:
+                options.check_type(getattr(self, name), name, bool)
         if self.max_resets < 1:
             raise ConfigError(f"--max-resets {self.max_resets}: must be 1 or more; -no-reboot ends at the first reset")
         self._check_firmware()
@@ -121,11 +123,20 @@ class MachineConfig(MachineFields):
             drives.check_together(self.drives)
 
     def _check_firmware(self) -> None:
-        if self.firmware.needs_smm:
+        if self.has_smm and self.machine_type is not MachineType.Q35:
             raise ConfigError(
-                f"{self.firmware.path}: the image needs system management mode (PiSmmCore is in its volumes), which "
-                "this machine does not have: it would hang; boot an image built without, such as 'ovmf'"
+                f"-machine {self.machine_type},smm=on: only q35 has system management mode"
+                if self.smm is SystemManagement.ON
+                else f"{self.firmware.path}: the image needs system management mode (PiSmmCore is in its volumes), which "
+                f"only q35 has; leave out -machine {self.machine_type}"
             )
+        if self.firmware.needs_smm and not self.has_smm:
+            raise ConfigError(
+                f"{self.firmware.path}: the image needs system management mode (PiSmmCore is in its volumes): it would "
+                "hang; leave out -machine smm=off, or boot an image built without, such as 'ovmf'"
+            )
+        if self.secure_flash and not self.has_smm:
+            raise ConfigError("secure flash is written by system management mode alone; give -machine smm=on, too")
 
     def _check_memory(self) -> None:
         size = self.memory
@@ -252,6 +263,16 @@ class MachineConfig(MachineFields):
         return low_memory(self.machine_type, self.memory, self.max_ram_below_4g)
 
     @property
+    def has_smm(self) -> bool:
+        """Whether the machine has system management mode."""
+        return self.smm is SystemManagement.ON or (self.smm is SystemManagement.AUTO and self.firmware.needs_smm)
+
+    @property
+    def has_secure_flash(self) -> bool:
+        """Whether only system management mode may write the variable store."""
+        return self.firmware.needs_smm if self.secure_flash is None else self.secure_flash
+
+    @property
     def machine_type(self) -> MachineType:
         """The board: never AUTO."""
         return MachineType(self.firmware.machine) if self.machine is MachineType.AUTO else self.machine
@@ -295,6 +316,8 @@ class MachineConfig(MachineFields):
         cpu_count: bool = True,
         hpet: bool = True,
         s3: bool = False,
+        smm: SystemManagement | str = SystemManagement.AUTO,
+        secure_flash: bool | None = None,
         uuid: UUID | str | None = None,
         serial: Target | str = "none",
         debugcon: Target | str = "none",
@@ -338,6 +361,8 @@ class MachineConfig(MachineFields):
             "cpu_count": cpu_count,
             "hpet": hpet,
             "s3": s3,
+            "smm": parse_choice(SystemManagement, smm, "-machine smm="),
+            "secure_flash": secure_flash,
             "uuid": None if uuid is None else options.parse_uuid(uuid).bytes,
             "serial": Target.parse(serial, "-serial"),
             "debugcon": Target.parse(debugcon, "-debugcon"),

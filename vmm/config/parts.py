@@ -55,6 +55,15 @@ class Accelerator(StrEnum):
     """The software CPU; KVM has the interrupt controllers and timers."""
 
 
+class SystemManagement(StrEnum):
+    """Whether the machine has system management mode."""
+
+    AUTO = "auto"
+    """If the firmware needs it."""
+    ON = "on"
+    OFF = "off"
+
+
 class Dispatch(StrEnum):
     """Which half of this program answers fw_cfg's ports."""
 

@@ -1,8 +1,8 @@
 """The ACPI fixed hardware (ACPI 6.5, 4.8): PM1a event and control registers, PM timer, GPE0, SMI_CMD.
 
 The blocks move with the chipset's PMBASE register, at run time. The PM timer itself is C's. Not there: the timer's
-overflow status, sleep states other than S3 and S5, and SMIs; `SMI_EN` says that firmware set SMM up before, so that
-nobody waits for one.
+overflow status, sleep states other than S3 and S5, and SMIs other than that by APM control. On a machine without system
+management mode, `SMI_EN` says that firmware set it up before, so that nobody waits for an SMI.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,7 @@ _SLEEP_ENABLE = 1 << 5
 _SLEEP_TYPE_SHIFT = 2
 """PM1 control: SCI_EN is bit 0; SLP_TYP bits 10-12 and SLP_EN bit 13 are bits 2-4 and 5 of the second byte."""
 
+_SMI_ENABLE_GLOBAL = 1 << 0
 _SMI_ENABLE_APMC = 1 << 5
 
 
@@ -121,10 +122,21 @@ class AcpiPm(Device):
         irq: the SCI line.
         power: gets the S5 request.
         clock: the guest's.
+        smi: sends an SMI; None: there is no system management mode.
     """
 
-    def __init__(self, model: PmModel, ports: Bus, irq: Irq, power: PowerControl, clock: GuestClock) -> None:
+    def __init__(
+        self,
+        model: PmModel,
+        ports: Bus,
+        irq: Irq,
+        power: PowerControl,
+        clock: GuestClock,
+        smi: Callable[[], None] | None = None,
+    ) -> None:
         self.model = model
+        self._smi = smi
+        self._smi_locked = False
         self.base: int | None = None
         self.event = EventBlock(4, self._update_sci)
         self.gpe0 = EventBlock(len(model.gpe0) if model.gpe0 else 4, self._update_sci)
@@ -132,7 +144,8 @@ class AcpiPm(Device):
         self._irq = irq
         self._power = power
         self._control = bytearray(4)
-        self._smi_enable = bytearray(_SMI_ENABLE_APMC.to_bytes(4, "little"))
+        self._smi_enable = bytearray(4)
+        self._reset_smi_enable()
         self._timer = ffi.new("struct pm_timer *")
         self._clock = clock  # C's struct goes by it
         lib.pm_timer_init(self._timer, clock.core, model.timer_bits)
@@ -170,13 +183,19 @@ class AcpiPm(Device):
         """Where the guest finds the block; None: nowhere, as before firmware has set PMBASE."""
         return self.base if self._placed else None
 
-    def enable_acpi(self, command: int) -> None:
-        """What SMI_CMD's handler does on real machines: switch SCI_EN."""
-        if command == self.model.acpi_enable:
+    def command(self, value: int) -> None:
+        """A write to SMI_CMD: an SMI, but for the two commands whose handler on real machines switches SCI_EN."""
+        if value == self.model.acpi_enable:
             self._control[0] |= _SCI_ENABLE
-        elif command == self.model.acpi_disable:
+        elif value == self.model.acpi_disable:
             self._control[0] &= ~_SCI_ENABLE
+        elif self._smi is not None and self._smi_enable[0] & _SMI_ENABLE_APMC:
+            self._smi()
         self._update_sci()
+
+    def lock_smi(self, locked: bool) -> None:
+        """GBL_SMI_EN cannot be changed any more, or again (ICH9, GEN_PMCON_1.SMI_LOCK)."""
+        self._smi_locked = locked
 
     def wake_up(self) -> None:
         """Tell the OS that the machine was asleep."""
@@ -223,10 +242,14 @@ class AcpiPm(Device):
     def reset(self) -> None:
         """ACPI off, nothing pending, decoded nowhere; the timer runs on."""
         self._control[:] = bytes(4)
-        self._smi_enable[:] = _SMI_ENABLE_APMC.to_bytes(4, "little")
+        self._smi_locked = False
+        self._reset_smi_enable()
         self.event.reset()
         self.gpe0.reset()
         self.move(None)
+
+    def _reset_smi_enable(self) -> None:
+        self._smi_enable[:] = (0 if self._smi is not None else _SMI_ENABLE_APMC).to_bytes(4, "little")
 
     def _place(self, first: int, size: int, device: Device, name: str) -> None:
         self._ports.add(first, first + size - 1, device, name)
@@ -258,7 +281,8 @@ class AcpiPm(Device):
         elif gpe0 is not None and at in gpe0:
             self.gpe0.write(at - gpe0.start, 1, byte)
         elif smi is not None and smi <= at < smi + 4:
-            self._smi_enable[at - smi] = byte
+            kept = _SMI_ENABLE_GLOBAL if self._smi_locked and at == smi else 0
+            self._smi_enable[at - smi] = byte & ~kept | self._smi_enable[at - smi] & kept
 
     def _sleep(self, sleep_type: int) -> None:
         if sleep_type == self.model.s5_sleep_type:
@@ -291,7 +315,7 @@ class ApmPorts(Device):
     """Ports 0xb2 (SMI_CMD) and 0xb3 (a scratch byte for an SMI handler).
 
     Args:
-        pm: what the ACPI enable and disable commands act on.
+        pm: what the commands act on.
     """
 
     def __init__(self, pm: AcpiPm) -> None:
@@ -303,11 +327,11 @@ class ApmPorts(Device):
         return int.from_bytes(self._bytes[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Keep it; a command goes to the ACPI hardware."""
+        """Keep it; a command goes to the ACPI hardware, and what comes with it, to 0xb3, first."""
         end = min(offset + size, 2)
         self._bytes[offset:end] = value.to_bytes(size, "little")[: end - offset]
         if offset == 0:
-            self._pm.enable_acpi(value & 0xFF)
+            self._pm.command(value & 0xFF)
 
     def state(self) -> dict[str, Any]:
         """Both bytes."""

@@ -9,6 +9,18 @@ from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.pci import INTERRUPT_PIN, Ecam, PciBus, PciFunction
 from vmm.devices.pirq import PIRQ_OFF, PirqRouter
 from vmm.devices.shadow import PAM_REGISTERS, ShadowArea
+from vmm.devices.smram import (
+    ESMRAMC_RESET,
+    ESMRAMC_WRITABLE,
+    EXTENDED_TSEG_MIB,
+    EXTENDED_TSEG_QUERY,
+    LOCK,
+    OPEN,
+    SMRAM_RESET,
+    SMRAM_WRITABLE,
+    SMRAM_WRITABLE_LOCKED,
+    Smram,
+)
 from vmm.errors import ConfigError
 
 INTEL = 0x8086
@@ -24,11 +36,15 @@ _Q35_PCIEXBAR = 0x60
 _PCIEXBAR_ENABLE = 1
 _PCIEXBAR_LENGTH = 0x6
 _Q35_TSEG = 0x50
+_Q35_SMBASE = 0x9C
 _Q35_SMRAM = 0x9D
+_Q35_ESMRAMC = 0x9E
 
 _ICH9_PMBASE = 0x40
 _ICH9_ACPI_CONTROL = 0x44
 _ICH9_ACPI_ENABLE = 0x80
+_ICH9_GEN_PMCON_1 = 0xA0
+_ICH9_SMI_LOCK = 0x10
 _ICH9_RCBA = 0xF0
 
 _PIIX4_PMBASE = 0x40
@@ -73,23 +89,30 @@ def i440fx_host_bridge(shadow: ShadowArea) -> HostBridge:
 
 
 class Q35HostBridge(HostBridge):
-    """82G33 and relatives: PAM, and the address of ECAM.
+    """82G33 and relatives: PAM, the address of ECAM, and the memory of system management mode.
 
-    There is no SMM, so the registers that would give it memory read as 0.
+    QEMU's lockable RAM at the default SMBASE is not there: its register (0x9c) reads as 0.
 
     Args:
         shadow: what PAM switches.
         pci: the bus that ECAM shows.
         mmio: where ECAM is put.
+        smram: what the registers of that memory switch; None: without that mode they read as 0.
     """
 
-    def __init__(self, shadow: ShadowArea, pci: PciBus, mmio: Bus) -> None:
+    def __init__(self, shadow: ShadowArea, pci: PciBus, mmio: Bus, smram: Smram | None = None) -> None:
         self._ecam = Ecam(pci)
         self._mmio = mmio
         self._ecam_at: range | None = None
+        self._smram = smram
         super().__init__(0x29C0, 0, _Q35_PAM, shadow)
-        self.writable[_Q35_TSEG : _Q35_TSEG + 2] = bytes(2)
-        self.writable[_Q35_SMRAM : _Q35_SMRAM + 2] = bytes(2)
+        self.writable[_Q35_SMBASE : _Q35_ESMRAMC + 1] = bytes(3)
+        if smram is None:
+            self.writable[_Q35_TSEG : _Q35_TSEG + 2] = bytes(2)
+        else:
+            self._set_extended_tseg(EXTENDED_TSEG_MIB)
+            self.config[_Q35_SMRAM], self.config[_Q35_ESMRAMC] = SMRAM_RESET, ESMRAMC_RESET
+            self._follow_lock()
 
     @property
     def ecam(self) -> range | None:
@@ -97,10 +120,30 @@ class Q35HostBridge(HostBridge):
         return self._ecam_at
 
     def config_written(self, first: int, last: int) -> None:
-        """Follow PAM and PCIEXBAR."""
+        """Follow PAM, PCIEXBAR, SMRAM and ESMRAMC."""
         super().config_written(first, last)
         if first < _Q35_PCIEXBAR + 8 and last >= _Q35_PCIEXBAR:
             self._move_ecam()
+        if self._smram is None:
+            return
+        if first < _Q35_TSEG + 2 and last >= _Q35_TSEG and self._extended_tseg() == EXTENDED_TSEG_QUERY:
+            self._set_extended_tseg(EXTENDED_TSEG_MIB)
+        if first <= _Q35_ESMRAMC and last >= _Q35_SMRAM:
+            self._follow_lock()
+            self._smram.update(self.config[_Q35_SMRAM], self.config[_Q35_ESMRAMC])
+
+    def _extended_tseg(self) -> int:
+        return int.from_bytes(self.config[_Q35_TSEG : _Q35_TSEG + 2], "little")
+
+    def _set_extended_tseg(self, mib: int) -> None:
+        self.config[_Q35_TSEG : _Q35_TSEG + 2] = mib.to_bytes(2, "little")
+
+    def _follow_lock(self) -> None:
+        locked = bool(self.config[_Q35_SMRAM] & LOCK)
+        if locked:
+            self.config[_Q35_SMRAM] &= ~OPEN
+        self.writable[_Q35_SMRAM] = SMRAM_WRITABLE_LOCKED if locked else SMRAM_WRITABLE
+        self.writable[_Q35_ESMRAMC] = 0 if locked else ESMRAMC_WRITABLE
 
     def _wanted_ecam(self) -> range | None:
         register = self.dword(_Q35_PCIEXBAR) | self.dword(_Q35_PCIEXBAR + 4) << 32
@@ -154,7 +197,7 @@ class IsaBridge(PciFunction):
 
 
 class Ich9Lpc(IsaBridge):
-    """0:31.0: ISA bridge, PMBASE, interrupt routing registers.
+    """0:31.0: ISA bridge, PMBASE, interrupt routing registers, the lock of GBL_SMI_EN.
 
     Args:
         pm: the ACPI block that PMBASE and ACPI_CNTL place.
@@ -169,8 +212,12 @@ class Ich9Lpc(IsaBridge):
         self.writable[_ICH9_RCBA : _ICH9_RCBA + 4] = (0xFFFF_C001).to_bytes(4, "little")
 
     def config_written(self, first: int, last: int) -> None:
-        """Move the ACPI block."""
+        """Move the ACPI block, lock SMIs on."""
         super().config_written(first, last)
+        if first <= _ICH9_GEN_PMCON_1 <= last:
+            locked = bool(self.config[_ICH9_GEN_PMCON_1] & _ICH9_SMI_LOCK)
+            self.writable[_ICH9_GEN_PMCON_1] = 0xFF & ~_ICH9_SMI_LOCK if locked else 0xFF
+            self._pm.lock_smi(locked)
         if first <= _ICH9_ACPI_CONTROL and last >= _ICH9_PMBASE:
             base = self.dword(_ICH9_PMBASE) & ~_IO_SPACE
             enabled = self.config[_ICH9_ACPI_CONTROL] & _ICH9_ACPI_ENABLE

@@ -115,6 +115,7 @@ class Flash(Device):
         contents: the array, whole sectors of page-aligned memory.
         read_only: programming and erasing fail with the chip's error bits.
         write_back: where changes go; None: they are kept nowhere.
+        secure: only vCPUs in system management mode reach the chip; the others read its contents.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Flash(Device):
         *,
         read_only: bool,
         write_back: WriteBack | None = None,
+        secure: bool = False,
     ) -> None:
         self._memory = memory
         self._gpa = gpa
@@ -141,7 +143,7 @@ class Flash(Device):
         self.erases = 0
         # C's pointer into the contents, and what C does with it: see close.
         self._bytes = ffi.from_buffer("uint8_t[]", contents, require_writable=not read_only)
-        self._loop = ffi.new("struct flash_loop *", {"contents": self._bytes, "size": len(self._contents)})
+        self._loop = ffi.new("struct flash_loop *", {"contents": self._bytes, "size": len(self._contents), "secure": secure})
         self._write_back = write_back
         if write_back is not None:
             write_back.watch(self._loop)

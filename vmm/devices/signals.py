@@ -44,8 +44,14 @@ class FlashFile(Protocol):
 class MemoryMapper(Protocol):
     """The part of guest memory that a chipset rearranges; `vmm.memory.GuestMemory` has more."""
 
-    def map_ram(self, gpa: int, size: int, *, read_only: bool = False) -> None:
-        """Show the RAM that belongs to ``gpa`` there."""
+    def map_ram(self, gpa: int, size: int, *, read_only: bool = False, ram: int | None = None) -> None:
+        """Show the RAM that belongs to ``gpa``, or to ``ram``, there."""
+
+    def map_smm(self, gpa: int, size: int, ram: int) -> None:
+        """Show the RAM that belongs to ``ram`` at ``gpa``, to vCPUs in system management mode and nobody else."""
+
+    def unmap_smm(self, gpa: int) -> None:
+        """Take away what `map_smm` shows from ``gpa`` on."""
 
     def map_rom(self, gpa: int, contents: RomBuffer) -> None:
         """Show ``contents`` read-only at ``gpa``, in place; stores become MMIO accesses."""

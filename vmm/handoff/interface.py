@@ -27,6 +27,7 @@ from vmm.tables.files import ACPI_FILES, E820_FILE, SMBIOS_FILES, WRITABLE_FILES
 if TYPE_CHECKING:
     from vmm.bus import Bus
     from vmm.devices.fwctl import Fwctl
+    from vmm.devices.smi import SmiFeatures
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.memory import GuestMemory
     from vmm.platform import Standing
@@ -55,6 +56,7 @@ def build_fw_cfg(
     on_vmcoreinfo: "Callable[[VmCoreInfo | None], None]",
     standing: Callable[[], "Standing"],
     boot_indices: Iterable[tuple[int, str]] = (),
+    smi_features: "SmiFeatures | None" = None,
     customize: Customize | None = None,
     alter: Alter | None = None,
     known_files: Sequence[str] = (),
@@ -72,6 +74,7 @@ def build_fw_cfg(
         standing: asked for what the board's registers say, with io_lock held.
         boot_indices: boot index and OpenFirmware path of each device that has one; the config's own paths come before
             them.
+        smi_features: what firmware is told about SMIs; None without system management mode.
         customize: for whoever adds items.
         alter: for whoever looks at the tables, or changes them.
         known_files: of a machine that was restored: the files that its guest knows already, by their keys. What is in
@@ -120,6 +123,8 @@ def build_fw_cfg(
         feature_control=feature_control,
         system_states=SYSTEM_STATES_S3 if config.s3 else SYSTEM_STATES,
     )
+    if smi_features is not None:
+        smi_features.add_to(fw_cfg)
     own = {item.name for item in config.fw_cfg}
     if config.machine_type is MachineType.BHYVE and config.cpu_count and CPU_COUNT_FILE not in own:
         fw_cfg.add_file(CPU_COUNT_FILE, config.cpus.to_bytes(4, "little"))

@@ -26,10 +26,11 @@ from vmm.tables.boot_order import cmos_boot_bytes
 
 if TYPE_CHECKING:
     from vmm.devices.flash import Flash
+    from vmm.devices.smi import SmiFeatures
     from vmm.devices.virtio.block import VirtioBlk
     from vmm.disks.image import DiskImage
 else:
-    Flash = VirtioBlk = DiskImage = Any  # loaded for machines that have variables, or disks
+    Flash = VirtioBlk = DiskImage = SmiFeatures = Any  # loaded for machines that have variables, disks, or that mode
 
 _CMOS_SHUTDOWN_STATUS, _RESUME = 0x0F, 0xFE
 """What SeaBIOS (src/resume.c) and OVMF (OvmfPkg/PlatformPei) take for a wake-up from S3."""
@@ -62,6 +63,8 @@ class Parts(NamedTuple):
         variables: the file that the variable store is kept in; None: the guest writes a private copy.
         hpet: whether there is one, where a board can do without.
         s3: whether the guest can suspend the machine to RAM.
+        smi: sends an SMI to the vCPU whose access is being served, or to all; None: there is no system management mode.
+        secure_flash: only that mode may write the variable store.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
         images: by `CODE` and `VARIABLES`, what the images became in an earlier machine; to be used in place.
         disks: images that the guest gets as disks; they stay the caller's.
@@ -86,6 +89,8 @@ class Parts(NamedTuple):
     variables: FlashFile | None = None
     hpet: bool = True
     s3: bool = False
+    smi: Callable[[bool], None] | None = None
+    secure_flash: bool = False
     boot_order: str | None = None
     images: Mapping[str, mmap.mmap] = MappingProxyType({})
     disks: tuple[DiskImage, ...] = ()
@@ -130,6 +135,7 @@ class Platform(NamedTuple):
         devices: all that a reset reaches, by name.
         images: by `CODE` and `VARIABLES`, the memory of the images that there are.
         disks: the disks, in the order in which they were given.
+        smi_features: what firmware and chipset agree on about SMIs; None without system management mode.
         standing: tells what stands where now; io_lock is held.
     """
 
@@ -144,6 +150,7 @@ class Platform(NamedTuple):
     devices: dict[str, Device]
     images: dict[str, mmap.mmap]
     disks: list[VirtioBlk]
+    smi_features: SmiFeatures | None
     standing: Callable[[], Standing]
 
     @property
@@ -227,6 +234,7 @@ class Board:
         self.pci = PciBus(parts.mmio)
         self.pirqs = PirqRouter(wiring, kvm_sink(parts.core))
         self._disks: list[VirtioBlk] = []
+        self._smi_features: SmiFeatures | None = None
         self.timers = TimerService(parts.ports.lock, parts.ports.fail, parts.clock)
         self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
         self._devices: dict[str, Device] = {}
@@ -272,7 +280,7 @@ class Board:
             contents = self._image(VARIABLES, store.data)
         self._images[VARIABLES] = contents
         gpa = firmware.variables_address
-        flash = Flash(self.parts.memory, gpa, contents, read_only=False, write_back=write_back)
+        flash = Flash(self.parts.memory, gpa, contents, read_only=False, write_back=write_back, secure=self.parts.secure_flash)
         self.add_at(range(gpa, gpa + len(contents)), flash, "flash VARS")
         return flash
 
@@ -297,12 +305,23 @@ class Board:
         self.add_at(layout.HPET, Hpet(self.parts.irq, self.parts.msi, self.timers), "HPET")
         return layout.HPET
 
-    def add_acpi(self, model: PmModel) -> AcpiPm:
+    def add_smi(self) -> Callable[[], None] | None:
+        """Add what firmware is asked about SMIs; return what sends one, if there is system management mode."""
+        send = self.parts.smi
+        if send is None:
+            return None
+        from vmm.devices.smi import SmiFeatures
+
+        features = self._smi_features = SmiFeatures()
+        self._devices["SMI features"] = features
+        return lambda: send(features.broadcast)
+
+    def add_acpi(self, model: PmModel, smi: Callable[[], None] | None = None) -> AcpiPm:
         """Add the ACPI block, placed nowhere yet, and SMI_CMD."""
         parts = self.parts
         if not parts.s3:
             model = model._replace(s3_sleep_type=None)
-        pm = AcpiPm(model, parts.ports, parts.line(layout.SCI_IRQ), parts.power, parts.clock)
+        pm = AcpiPm(model, parts.ports, parts.line(layout.SCI_IRQ), parts.power, parts.clock, smi)
         self._devices["ACPI"] = pm
         self.add_at_ports(layout.PORT_APM, ApmPorts(pm), "APM")
         return pm
@@ -374,6 +393,7 @@ class Board:
             devices=self._devices,
             images=self._images,
             disks=self._disks,
+            smi_features=self._smi_features,
             standing=standing,
         )
 

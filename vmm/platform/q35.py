@@ -4,6 +4,7 @@ from vmm import layout
 from vmm.devices.acpi_pm import ICH9
 from vmm.devices.chipset import Ich9Lpc, Q35HostBridge
 from vmm.devices.pirq import Q35 as WIRING
+from vmm.devices.smram import Smram
 from vmm.platform.parts import Board, Parts, Platform, Standing
 
 
@@ -17,8 +18,9 @@ def build(parts: Parts) -> Platform:
     shadow = board.map_code()
     flash = board.map_variables()
     board.add_config_and_reset()
-    pm = board.add_acpi(ICH9)
-    host = Q35HostBridge(shadow, board.pci, parts.mmio)
+    pm = board.add_acpi(ICH9, board.add_smi())
+    smram = None if parts.smi is None else Smram(parts.memory, parts.ram_low)
+    host = Q35HostBridge(shadow, board.pci, parts.mmio, smram)
     board.pci.add(0, 0, host)
     board.pci.add(31, 0, Ich9Lpc(pm, board.pirqs))
     board.add_disks()

@@ -68,6 +68,18 @@ def ring0_speed(kvm: Kvm) -> float:
             return _PROBE_ITERATIONS / max(time.perf_counter() - began, 1e-9)
 
 
+def check_smm(accelerator: Decision) -> None:
+    """See whether a machine can have system management mode.
+
+    Raises:
+        HostError: it cannot.
+    """
+    if accelerator.name is Accelerator.KVM:
+        raise HostError(
+            f"system management mode is the software CPU's; here, KVM alone executes the guest ({accelerator.why})"
+        )
+
+
 def decide(wanted: Accelerator, kvm: Kvm, *, interpretable: bool = True) -> Decision:
     """Which accelerator shall run a machine on this host?
 

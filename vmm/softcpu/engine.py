@@ -152,6 +152,10 @@ class SoftwareCpu:
         outcome: int = self._lib.softcpu_vcpu_run(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu))
         return outcome
 
+    def smi(self, index: int | None) -> None:
+        """Send an SMI to the vCPU with this index, or to all; while a device is used."""
+        self._lib.softcpu_smi(self._handle, self._lib.SOFTCPU_ALL_VCPUS if index is None else index)
+
     def amend_sregs(self, core_vcpu: Any, sregs: Any) -> None:
         """Turn what KVM says of a vCPU's special registers into what the guest has, if nobody has set them since.
 

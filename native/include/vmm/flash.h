@@ -20,6 +20,7 @@ struct flash_loop {
     uint64_t changed_end;   /* to before this one; 0: nothing */
     bool active;       /* the chip is ready, gives its status, and takes a command next, as after a program operation */
     bool data_next;    /* if active: the command was "program" */
+    bool secure; /* only system management mode reaches the chip; others read its contents, and their stores are lost */
 };
 
 /* Note that bytes of the contents changed; the caller holds io_lock. */

@@ -17,9 +17,11 @@
 #include <stdint.h>
 
 #define GUEST_MEMORY_MAX_REGIONS 64
+#define GUEST_MEMORY_SMM_REGIONS 4
 
 enum guest_region_flags {
     GUEST_REGION_READ_ONLY = 1u << 0,
+    GUEST_REGION_SMM = 1u << 1, /* only a vCPU in system management mode sees it, and sees it first */
 };
 
 struct guest_region {
@@ -32,6 +34,9 @@ struct guest_region {
 struct guest_memory {
     uint32_t count;
     struct guest_region regions[GUEST_MEMORY_MAX_REGIONS];
+    /* What a vCPU in system management mode sees in front of those; no copy here ever does. */
+    uint32_t smm_count;
+    struct guest_region smm_regions[GUEST_MEMORY_SMM_REGIONS];
     /* Called after a device stored into guest RAM: a software CPU drops code it translated from there. */
     void (*written)(void *opaque, uint64_t gpa, uint64_t length);
     /* Called after the table changed in [gpa, gpa + size). */
@@ -44,6 +49,10 @@ int guest_memory_add(struct guest_memory *memory, uint64_t gpa, uint64_t size, u
 
 /* Remove the region that starts at gpa: 0 or -ENOENT. */
 int guest_memory_remove(struct guest_memory *memory, uint64_t gpa);
+
+/* The same for memory of system management mode: it may lie over other regions, but not over its own kind. */
+int guest_memory_add_smm(struct guest_memory *memory, uint64_t gpa, uint64_t size, uint8_t *hva);
+int guest_memory_remove_smm(struct guest_memory *memory, uint64_t gpa);
 
 /* The region that contains gpa, or NULL. */
 const struct guest_region *guest_memory_find(const struct guest_memory *memory, uint64_t gpa);

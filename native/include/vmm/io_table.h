@@ -24,6 +24,7 @@ struct io_access {
     uint32_t count;   /* elements of a string instruction, all at the same address; else 1 */
     uint32_t vcpu;    /* index of the vCPU that asks */
     bool is_write;
+    bool smm; /* it is in system management mode */
 };
 
 typedef void io_handler(void *opaque, struct io_access *access);

@@ -90,6 +90,7 @@ struct vmm_vm {
     pthread_mutex_t io_lock;
     uint32_t stop; /* accessed atomically */
     uint32_t io_depth; /* how often the thread that has io_lock took it by vmm_io_lock or vmm_io_trylock */
+    uint32_t accessing; /* index of the vCPU whose access a device serves; io_lock is held */
     uint32_t polled; /* where the ring began when vmm_vm_poll last looked */
     struct kvm_coalesced_mmio_ring *ring; /* of writes that did not leave the kernel; NULL: all of them do */
     /* A debugger's, for the software CPU; changed while no vCPU runs, each time with another generation. */
@@ -115,6 +116,7 @@ struct vmm_vcpu {
     pthread_mutex_t thread_lock;
     pthread_t thread;
     bool running;
+    bool smm; /* of the software CPU: it is in system management mode; the vCPU's thread writes it */
     void *engine; /* of the software CPU, if one runs this vCPU */
     uint64_t (*engine_rip)(struct vmm_vcpu *vcpu); /* what vmm_vcpu_rip asks then */
 };
@@ -224,7 +226,7 @@ bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
 bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
 /* Raise it when a function of struct vmm_core, or a field of the structures that it shares, changes its meaning. */
-#define VMM_CORE_VERSION 2u
+#define VMM_CORE_VERSION 3u
 
 /*
  * The above, for a module that is linked separately. It must have been built
