@@ -77,6 +77,40 @@ void lock_destroy(struct softcpu *softcpu)
     pthread_mutex_destroy(&softcpu->lock_mutex);
 }
 
+/* Needs lock_mutex, as the next two. */
+static void enqueue(struct softcpu_vcpu *vcpu)
+{
+    struct softcpu *softcpu = vcpu->softcpu;
+
+    vcpu->next_waiting = NULL;
+    if (softcpu->first_waiting == NULL) {
+        softcpu->first_waiting = vcpu;
+    } else {
+        softcpu->last_waiting->next_waiting = vcpu;
+    }
+    softcpu->last_waiting = vcpu;
+    __atomic_fetch_add(&softcpu->waiting, 1, __ATOMIC_RELAXED);
+}
+
+static void hand_over(struct softcpu *softcpu)
+{
+    struct softcpu_vcpu *next = softcpu->first_waiting;
+
+    __atomic_store_n(&softcpu->owner, next, __ATOMIC_RELAXED);
+    if (next != NULL) {
+        softcpu->first_waiting = next->next_waiting;
+        __atomic_fetch_sub(&softcpu->waiting, 1, __ATOMIC_RELAXED);
+        pthread_cond_signal(&next->turn);
+    }
+}
+
+static void wait_for_turn(struct softcpu_vcpu *vcpu)
+{
+    while (vcpu->softcpu->owner != vcpu) {
+        pthread_cond_wait(&vcpu->turn, &vcpu->softcpu->lock_mutex);
+    }
+}
+
 void lock_acquire(struct softcpu_vcpu *vcpu)
 {
     struct softcpu *softcpu = vcpu->softcpu;
@@ -86,17 +120,8 @@ void lock_acquire(struct softcpu_vcpu *vcpu)
         __atomic_store_n(&softcpu->owner, vcpu, __ATOMIC_RELAXED);
         pthread_cond_signal(&softcpu->ticker_wake);
     } else {
-        vcpu->next_waiting = NULL;
-        if (softcpu->first_waiting == NULL) {
-            softcpu->first_waiting = vcpu;
-        } else {
-            softcpu->last_waiting->next_waiting = vcpu;
-        }
-        softcpu->last_waiting = vcpu;
-        __atomic_fetch_add(&softcpu->waiting, 1, __ATOMIC_RELAXED);
-        while (softcpu->owner != vcpu) {
-            pthread_cond_wait(&vcpu->turn, &softcpu->lock_mutex);
-        }
+        enqueue(vcpu);
+        wait_for_turn(vcpu);
     }
     pthread_mutex_unlock(&softcpu->lock_mutex);
 }
@@ -104,16 +129,9 @@ void lock_acquire(struct softcpu_vcpu *vcpu)
 void lock_release(struct softcpu_vcpu *vcpu)
 {
     struct softcpu *softcpu = vcpu->softcpu;
-    struct softcpu_vcpu *next;
 
     pthread_mutex_lock(&softcpu->lock_mutex);
-    next = softcpu->first_waiting;
-    __atomic_store_n(&softcpu->owner, next, __ATOMIC_RELAXED);
-    if (next != NULL) {
-        softcpu->first_waiting = next->next_waiting;
-        __atomic_fetch_sub(&softcpu->waiting, 1, __ATOMIC_RELAXED);
-        pthread_cond_signal(&next->turn);
-    }
+    hand_over(softcpu);
     pthread_mutex_unlock(&softcpu->lock_mutex);
 }
 
@@ -131,10 +149,22 @@ void lock_assert_owner(const struct softcpu_vcpu *vcpu)
 
 void lock_yield(struct softcpu_vcpu *vcpu)
 {
-    if (__atomic_load_n(&vcpu->softcpu->waiting, __ATOMIC_RELAXED) > 0) {
-        lock_release(vcpu);
-        lock_acquire(vcpu);
+    struct softcpu *softcpu = vcpu->softcpu;
+
+    if (__atomic_load_n(&softcpu->waiting, __ATOMIC_RELAXED) == 0) {
+        return;
     }
+    pthread_mutex_lock(&softcpu->lock_mutex);
+    if (softcpu->first_waiting != NULL) {
+        /*
+         * In the queue before the other one runs: in between, this thread could be without a processor of the host for
+         * long, and one that spins with PAUSE would find nobody to yield to.
+         */
+        enqueue(vcpu);
+        hand_over(softcpu);
+        wait_for_turn(vcpu);
+    }
+    pthread_mutex_unlock(&softcpu->lock_mutex);
 }
 
 int bounded_kvm_run(struct softcpu_vcpu *vcpu, uint32_t ticks)
