@@ -71,13 +71,13 @@ LOW_RAM = 0xB000_0000
 
 
 class Rig:
-    def __init__(self, ram: int = 16 * MIB) -> None:
+    def __init__(self, ram: int = 16 * MIB, cuts: tuple[int, ...] = ()) -> None:
         self.core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
         self.lock = IoLock(self.core)
         self.failures: list[BaseException] = []
         self.ports = Bus("port", ffi.addressof(self.core, "ports"), self.lock, self.failures.append)
         self.mmio = Bus("MMIO", ffi.addressof(self.core, "mmio"), self.lock, self.failures.append)
-        self.memory = GuestMemory(_NoKvm(), self.core, ram, LOW_RAM)  # type: ignore[arg-type]
+        self.memory = GuestMemory(_NoKvm(), self.core, ram, LOW_RAM, cuts=cuts)  # type: ignore[arg-type]
         self.power = Power()
         self.clock = GuestClock()
         self.lines: dict[int, bool] = {}
@@ -129,12 +129,22 @@ class Rig:
         if lib.guest_memory_write(ffi.addressof(self.core, "memory"), gpa, data, size) != size:
             self._access("mmio", gpa, size, 1, data)
 
+    in_smm = False
+    """Whether what follows is done by a vCPU in system management mode."""
+
     def _access(self, table: str, address: int, size: int, count: int, data: bytes | None) -> bytes:
         """One access; None reads."""
         buffer = ffi.new("uint8_t[]", data if data is not None else size * count)
         access: Any = ffi.new(
             "struct io_access *",
-            {"address": address, "data": buffer, "size": size, "count": count, "is_write": data is not None},
+            {
+                "address": address,
+                "data": buffer,
+                "size": size,
+                "count": count,
+                "is_write": data is not None,
+                "smm": self.in_smm,
+            },
         )
         with self.lock:
             lib.io_table_access(ffi.addressof(self.core, table), access)

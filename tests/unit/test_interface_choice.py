@@ -130,9 +130,27 @@ def test_smbios_needs_no_fw_cfg_on_the_bhyve_board() -> None:
     assert config.interface_choice.interface is Interface.BHYVE
 
 
-def test_an_image_that_needs_smm_is_refused_by_name(cache: Path) -> None:
+def test_an_image_that_needs_smm_gets_it_or_is_refused_by_name(cache: Path) -> None:
     image = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
     for remembered in (False, True):
         assert any(cache.glob("*")) is remembered
+        config = MachineConfig.create(image)
+        assert config.has_smm
+        assert config.has_secure_flash
+    for options in ({"smm": "off"}, {"machine": "pc"}):
         with pytest.raises(ConfigError, match=r"OVMF_CODE_4M\.secboot\.fd: the image needs system management mode"):
-            MachineConfig.create(image)
+            MachineConfig.create(image, **options)  # type: ignore[arg-type]
+
+
+def test_smm_for_an_image_that_does_not_need_it() -> None:
+    assert not MachineConfig.create("ovmf").has_smm
+    config = MachineConfig.create("ovmf", smm="on")
+    assert config.has_smm
+    assert not config.has_secure_flash
+    assert MachineConfig.create("ovmf", smm="on", secure_flash=True).has_secure_flash
+    with pytest.raises(ConfigError, match="only q35 has system management mode"):
+        MachineConfig.create("seabios", machine="pc", smm="on")
+    with pytest.raises(ConfigError, match="give -machine smm=on, too"):
+        MachineConfig.create("ovmf", secure_flash=True)
+    with pytest.raises(ConfigError, match="-machine smm=maybe"):
+        MachineConfig.create("ovmf", smm="maybe")

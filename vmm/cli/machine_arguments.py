@@ -55,9 +55,9 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
         "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8; max-ram-below-4g=SIZE moves more of RAM "
-        "above 4 GiB; hpet=off leaves the HPET out; s3=on offers suspend to RAM; smm=on|off|auto: system management mode, "
-        "(default) if the firmware needs it; secure-flash=on|off: only that mode may write the variable store, (default) "
-        "if the firmware needs it (QEMU's -global driver=cfi.pflash01,property=secure,value=on)",
+        "above 4 GiB; hpet=off leaves the HPET out; s3=on offers suspend to RAM; smm=on|off|auto: system management "
+        "mode (default: if the firmware needs it); secure-flash=on|off: only that mode may write the variable store "
+        "(default: if the firmware needs it; QEMU says -global driver=cfi.pflash01,property=secure,value=on)",
     )
     add("-uuid", "-U", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")

@@ -50,7 +50,7 @@ class MachineFields(NamedTuple):
     smm: SystemManagement = SystemManagement.AUTO
     """Have system management mode."""
     secure_flash: bool | None = None
-    """Let only that mode write the variable store; None: if the firmware needs it, for then only that part writes it."""
+    """Let only that mode write the variable store; None: where the firmware needs the mode, which then writes it."""
     uuid: bytes | None = None
     """16 bytes, in the order in which a UUID is written (RFC 4122)."""
     serial: Target = Target()

@@ -127,8 +127,8 @@ class MachineConfig(MachineFields):
             raise ConfigError(
                 f"-machine {self.machine_type},smm=on: only q35 has system management mode"
                 if self.smm is SystemManagement.ON
-                else f"{self.firmware.path}: the image needs system management mode (PiSmmCore is in its volumes), which "
-                f"only q35 has; leave out -machine {self.machine_type}"
+                else f"{self.firmware.path}: the image needs system management mode (PiSmmCore is in its volumes), "
+                f"which only q35 has; leave out -machine {self.machine_type}"
             )
         if self.firmware.needs_smm and not self.has_smm:
             raise ConfigError(

@@ -143,7 +143,9 @@ class Flash(Device):
         self.erases = 0
         # C's pointer into the contents, and what C does with it: see close.
         self._bytes = ffi.from_buffer("uint8_t[]", contents, require_writable=not read_only)
-        self._loop = ffi.new("struct flash_loop *", {"contents": self._bytes, "size": len(self._contents), "secure": secure})
+        self._loop = ffi.new(
+            "struct flash_loop *", {"contents": self._bytes, "size": len(self._contents), "secure": secure}
+        )
         self._write_back = write_back
         if write_back is not None:
             write_back.watch(self._loop)

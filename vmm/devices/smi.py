@@ -23,8 +23,8 @@ _SUPPORTED = BROADCAST
 class SmiFeatures(Device):
     """The agreement; no range of addresses belongs to it.
 
-    Firmware writes what it wants into one file and selects another, which then reads 1 if it can have that; from then on
-    it is settled until the next reset.
+    Firmware writes what it wants into one file and selects another, which then reads 1 if it can have that; from then
+    on it is settled until the next reset.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,11 @@
 """Q35's memory of system management mode: SMRAM at 0xa0000 or 0xfeda0000, and TSEG at the end of low RAM.
 
-Registers: Intel 3 Series (316966) 5.1.32 SMRAM and 5.1.33 ESMRAMC; the size of the extended TSEG, which the chipset does
-not have, is QEMU's (hw/pci-host/q35.c, MCH_HOST_BRIDGE_EXT_TSEG_MBYTES). What they do where the data sheet leaves it
-open is what QEMU does.
+Registers: Intel 3 Series (316966) 5.1.32 SMRAM and 5.1.33 ESMRAMC; the size of the extended TSEG, which the chipset
+does not have, is QEMU's (hw/pci-host/q35.c, MCH_HOST_BRIDGE_EXT_TSEG_MBYTES). What they do where the data sheet leaves
+it open is what QEMU does.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from vmm import layout
@@ -106,7 +107,7 @@ class Smram:
 
     def _hide(self, hidden: int) -> None:
         cuts = (*tseg_boundaries(self._end), self._end)
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             if hidden <= start < self._hidden:
                 self._memory.unmap(start)
             elif self._hidden <= start < hidden:

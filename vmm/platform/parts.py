@@ -280,7 +280,9 @@ class Board:
             contents = self._image(VARIABLES, store.data)
         self._images[VARIABLES] = contents
         gpa = firmware.variables_address
-        flash = Flash(self.parts.memory, gpa, contents, read_only=False, write_back=write_back, secure=self.parts.secure_flash)
+        flash = Flash(
+            self.parts.memory, gpa, contents, read_only=False, write_back=write_back, secure=self.parts.secure_flash
+        )
         self.add_at(range(gpa, gpa + len(contents)), flash, "flash VARS")
         return flash
 

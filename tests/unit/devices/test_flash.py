@@ -13,10 +13,10 @@ SIZE = 0x84000  # OVMF's variable store
 
 
 class FlashRig(Rig):
-    def __init__(self, contents: mmap.mmap | None = None, *, read_only: bool = False) -> None:
+    def __init__(self, contents: mmap.mmap | None = None, *, read_only: bool = False, secure: bool = False) -> None:
         super().__init__()
         self.contents = mmap.mmap(-1, SIZE) if contents is None else contents
-        self.flash = Flash(self.memory, GPA, self.contents, read_only=read_only)
+        self.flash = Flash(self.memory, GPA, self.contents, read_only=read_only, secure=secure)
         self.mmio.add(GPA, GPA + SIZE - 1, self.flash, "flash")
 
     @property
@@ -42,6 +42,26 @@ def rig() -> FlashRig:
     rig = FlashRig()
     rig.contents[:SECTOR_SIZE] = bytes(range(256)) * 16
     return rig
+
+
+def test_secure_flash_is_commanded_by_smm_alone() -> None:
+    rig = FlashRig(secure=True)
+    rig.command(0x10, 0x55)
+    assert rig.mapped, "others' commands are lost"
+    assert rig.load(GPA, 1) == 0
+    rig.in_smm = True
+    rig.command(0x10, 0x55)
+    rig.command(0x10, 0x56, at=1)
+    assert rig.load(GPA, 1) == 0x80, "a status for the one who asked"
+    rig.in_smm = False
+    assert rig.load(GPA, 2) == 0x5655, "contents for the others"
+    rig.command(0xFF)
+    rig.command(0x20, 0xD0)
+    assert not rig.mapped
+    rig.in_smm = True
+    rig.command(0xFF)
+    assert rig.mapped
+    assert rig.load(GPA, 2) == 0x5655
 
 
 def test_read_array_mode_is_plain_memory(rig: FlashRig) -> None:

@@ -1,23 +1,24 @@
 import pytest
-from device_rig import Rig
+from device_rig import MIB, Rig
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm import layout
-from vmm.devices.acpi_pm import ICH9, PIIX4, AcpiPm
+from vmm.devices.acpi_pm import ICH9, PIIX4, AcpiPm, ApmPorts
 from vmm.devices.chipset import Ich9Lpc, Piix4Pm, Q35HostBridge, i440fx_host_bridge, piix3_isa_bridge
 from vmm.devices.pci import INTERRUPT_LINE, PciBus, PciConfigPorts, PciFunction
 from vmm.devices.pirq import Q35, PirqRouter
 from vmm.devices.reset import ResetControl
 from vmm.devices.shadow import ShadowArea
+from vmm.devices.smram import Smram, tseg_boundaries
 
 ADDRESS, DATA = 0xCF8, 0xCFC
 ECAM = 0xB000_0000
 
 
 class PciRig(Rig):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, ram: int = 16 * MIB, cuts: tuple[int, ...] = ()) -> None:
+        super().__init__(ram, cuts)
         self.pci = PciBus(self.mmio)
         self.pirqs = PirqRouter(Q35, self.sink)
         self.shadow = ShadowArea(self.memory, memoryview(bytearray(0x20000)))
@@ -258,6 +259,111 @@ def test_registers_of_memory_that_only_smm_has_read_as_zero(q35: PciRig) -> None
     q35.write(0, 0, 0x9C, 4, 0xFFFF_FFFF)
     assert q35.read(0, 0, 0x50, 2) == 0
     assert q35.read(0, 0, 0x9D, 2) == 0
+
+
+RAM = 64 * MIB
+SMRAM, ESMRAMC = 0x9D, 0x9E
+ONES = 0xFFFF_FFFF
+
+
+@pytest.fixture
+def with_smm() -> PciRig:
+    rig = PciRig(RAM, tseg_boundaries(RAM))
+    rig.smis: list[int] = []  # type: ignore[attr-defined]
+    rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio, Smram(rig.memory, RAM)))
+    pm = AcpiPm(ICH9, rig.ports, lambda _: None, rig.power, rig.clock, lambda: rig.smis.append(1))  # type: ignore[attr-defined]
+    rig.pci.add(31, 0, Ich9Lpc(pm, rig.pirqs))
+    rig.ports.add(0xB2, 0xB3, ApmPorts(pm), "APM")
+    for mib in (1, 2, 8, 16):
+        rig.store(RAM - mib * MIB, 4, 0x1111_1111 * (mib % 9))
+    return rig
+
+
+def in_smm(rig: PciRig) -> set[tuple[int, int]]:
+    """What the mode alone sees: addresses and sizes."""
+    memory = rig.core.memory
+    return {(memory.smm_regions[i].gpa, memory.smm_regions[i].size) for i in range(memory.smm_count)}
+
+
+@pytest.mark.parametrize(("bits", "size"), [(0, 1), (2, 2), (4, 8), (6, 16)])
+def test_tseg_is_hidden_from_all_but_smm(with_smm: PciRig, bits: int, size: int) -> None:
+    rig = with_smm
+    rig.write(0, 0, ESMRAMC, 1, bits | 1)
+    assert rig.load(RAM - 4, 4) != ONES, "not before G_SMRAME"
+    rig.write(0, 0, SMRAM, 1, 0x08)
+    for mib in (1, 2, 8, 16):
+        assert (rig.load(RAM - mib * MIB, 4) == ONES) is (mib <= size)
+    rig.store(RAM - 4, 4, 0)
+    assert in_smm(rig) == {(0xA0000, 0x20000), (RAM - size * MIB, size * MIB)}
+    rig.write(0, 0, ESMRAMC, 1, 0)
+    assert [rig.load(RAM - mib * MIB, 4) for mib in (1, 2, 8)] == [0x1111_1111, 0x2222_2222, 0x8888_8888]
+    assert in_smm(rig) == {(0xA0000, 0x20000)}
+
+
+@pytest.mark.parametrize("high", [0, 0x80])
+def test_smram_is_open_then_closed_then_locked(with_smm: PciRig, high: int) -> None:
+    rig = with_smm
+    place, other = (0xFEDA_0000, 0xA0000) if high else (0xA0000, 0xFEDA_0000)
+    rig.write(0, 0, ESMRAMC, 1, high)
+    rig.write(0, 0, SMRAM, 1, 0x48)
+    rig.store(place + 8, 4, 0x1234_5678)
+    assert rig.load(place + 8, 4) == 0x1234_5678
+    assert rig.load(other + 8, 4) == ONES
+    assert in_smm(rig) == set()
+    rig.write(0, 0, SMRAM, 1, 0x08)
+    assert rig.load(place + 8, 4) == ONES
+    assert in_smm(rig) == {(place, 0x20000)}
+    rig.write(0, 0, SMRAM, 1, 0x58)
+    assert rig.read(0, 0, SMRAM, 1) == 0x1A, "D_LCK clears D_OPEN"
+    rig.write(0, 0, SMRAM, 2, 0)
+    rig.write(0, 0, SMRAM, 1, 0x48)
+    assert rig.read(0, 0, SMRAM, 2) == 0x1A | (0x38 | high) << 8
+    assert in_smm(rig) == {(place, 0x20000)}
+    state = rig.pci.state()
+    rig.pci.reset()
+    assert rig.read(0, 0, SMRAM, 2) == 0x3802
+    assert in_smm(rig) == set()
+    rig.pci.restore(state)
+    assert in_smm(rig) == {(place, 0x20000)}
+    rig.write(0, 0, SMRAM, 1, 0x48)
+    assert rig.read(0, 0, SMRAM, 1) == 0x1A, "a restored lock locks"
+
+
+def test_a_tseg_that_is_larger_than_ram_is_none() -> None:
+    assert tseg_boundaries(16 * MIB) == tuple(16 * MIB - size * MIB for size in (8, 2, 1))
+    rig = PciRig(16 * MIB, tseg_boundaries(16 * MIB))
+    rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio, Smram(rig.memory, 16 * MIB)))
+    rig.write(0, 0, ESMRAMC, 1, 7)
+    rig.write(0, 0, SMRAM, 1, 0x08)
+    assert rig.load(16 * MIB - 4, 4) == 0
+    assert in_smm(rig) == {(0xA0000, 0x20000)}
+
+
+def test_apm_control_sends_smis_and_the_lock_keeps_them_on(with_smm: PciRig) -> None:
+    rig = with_smm
+    sent: list[int] = rig.smis  # type: ignore[attr-defined]
+    rig.write(31, 0, 0x40, 4, 0x600)
+    rig.write(31, 0, 0x44, 1, 0x80)
+    assert rig.inp(0x630, 4) == 0
+    rig.outb(0xB2, 0x44)
+    assert sent == []
+    rig.out(0x630, 4, 0x21)
+    rig.out(0xB2, 2, 0x5544)
+    assert sent == [1]
+    assert rig.inp(0xB2, 2) == 0x5544
+    for acpi in (2, 3):
+        rig.outb(0xB2, acpi)
+    rig.outb(0xB3, 0x44)
+    assert sent == [1], "these are no requests"
+    assert rig.inp(0x634, 4) == 0
+    rig.write(31, 0, 0xA0, 1, 0x10)
+    rig.out(0x630, 4, 0)
+    assert rig.inp(0x630, 4) == 1
+    rig.write(31, 0, 0xA0, 1, 0)
+    assert rig.read(31, 0, 0xA0, 1) == 0x10
+    rig.pci.reset()
+    rig.write(31, 0, 0xA0, 1, 0xEF)
+    assert rig.read(31, 0, 0xA0, 1) == 0xEF
 
 
 def test_reset_restores_registers_and_decoding(q35: PciRig) -> None:
