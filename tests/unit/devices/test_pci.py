@@ -19,6 +19,7 @@ ECAM = 0xB000_0000
 class PciRig(Rig):
     def __init__(self, ram: int = 16 * MIB, cuts: tuple[int, ...] = ()) -> None:
         super().__init__(ram, cuts)
+        self.smis: list[int] = []
         self.pci = PciBus(self.mmio)
         self.pirqs = PirqRouter(Q35, self.sink)
         self.shadow = ShadowArea(self.memory, memoryview(bytearray(0x20000)))
@@ -269,9 +270,8 @@ ONES = 0xFFFF_FFFF
 @pytest.fixture
 def with_smm() -> PciRig:
     rig = PciRig(RAM, tseg_boundaries(RAM))
-    rig.smis: list[int] = []  # type: ignore[attr-defined]
     rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio, Smram(rig.memory, RAM)))
-    pm = AcpiPm(ICH9, rig.ports, lambda _: None, rig.power, rig.clock, lambda: rig.smis.append(1))  # type: ignore[attr-defined]
+    pm = AcpiPm(ICH9, rig.ports, lambda _: None, rig.power, rig.clock, lambda: rig.smis.append(1))
     rig.pci.add(31, 0, Ich9Lpc(pm, rig.pirqs))
     rig.ports.add(0xB2, 0xB3, ApmPorts(pm), "APM")
     for mib in (1, 2, 8, 16):
@@ -341,7 +341,7 @@ def test_a_tseg_that_is_larger_than_ram_is_none() -> None:
 
 def test_apm_control_sends_smis_and_the_lock_keeps_them_on(with_smm: PciRig) -> None:
     rig = with_smm
-    sent: list[int] = rig.smis  # type: ignore[attr-defined]
+    sent = rig.smis
     rig.write(31, 0, 0x40, 4, 0x600)
     rig.write(31, 0, 0x44, 1, 0x80)
     assert rig.inp(0x630, 4) == 0

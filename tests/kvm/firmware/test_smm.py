@@ -1,0 +1,78 @@
+"""Firmware that lives in system management mode: what Debian's OVMF with Secure Boot locks, and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vmm.machine import Machine
+from vmm.pytest_plugin.plugin import MachineFactory
+
+pytestmark = pytest.mark.needs_kvm
+
+OVMF = Path("/usr/share/OVMF")
+DEADLINE = 120
+VARIABLE = "setvar vmmtest -guid 6e67c8a2-1ab8-4d9b-8a2e-3f9c0a1d5e77"
+KEPT = "6B 00 65 00 70 00 74 00"
+"""L"kept", as the shell shows it."""
+
+
+def said(machine: Machine, command: str) -> str:
+    """What the shell answers."""
+    machine.send_line(command)
+    return machine.expect("Shell> ", deadline=DEADLINE).before.partition("\n")[2].strip()
+
+
+LOCKED = ["0x1A", "0x3F"]
+"""SMRAM: G_SMRAME and D_LCK; ESMRAMC: T_EN, 16 MiB."""
+
+
+def registers(machine: Machine) -> list[str]:
+    return [said(machine, f"mm {register} -pci -w 1 -n").rpartition(" ")[2] for register in ("9d", "9e")]
+
+
+def to_shell(machine: Machine) -> None:
+    machine.expect("any other key to continue", deadline=DEADLINE)
+    machine.send_line()
+    machine.expect("Shell> ", deadline=DEADLINE)
+
+
+def test_what_the_firmware_locked_stays_so_and_its_variables_are_kept(
+    vmm_machine: MachineFactory, tmp_path: Path
+) -> None:
+    """From the shell: SMRAM's registers, TSEG, flash; then through resets and snapshots."""
+    variables = Path(shutil.copy(OVMF / "OVMF_VARS_4M.fd", tmp_path / "vars.fd"))
+    code = str(OVMF / "OVMF_CODE_4M.secboot.fd")
+    with vmm_machine(code, cpus=2, memory="512M", variables=variables) as machine:
+        to_shell(machine)
+        assert registers(machine) == LOCKED
+        said(machine, "mm 9d 48 -pci -w 1 -n")
+        said(machine, "mm 9e 0 -pci -w 1 -n")
+        assert registers(machine) == LOCKED
+        for address in ("1f000000", "1ffffffc", "a0000"):
+            assert said(machine, f"mm {address} -w 4 -n").endswith(": 0xFFFFFFFF")
+        assert said(machine, "mm 1efffffc -w 4 -n") != "", "RAM in front of it"
+        said(machine, "mm ffc00000 10 -w 1 -n")
+        said(machine, "mm ffc00000 55 -w 1 -n")
+        assert said(machine, "mm ffc00000 -w 1 -n").endswith(": 0x00"), "neither written, nor in another mode"
+        assert variables.read_bytes()[:1] == b"\0"
+        said(machine, f'{VARIABLE} -bs -nv =L"kept"')
+        machine.send_line("reset")
+        to_shell(machine)
+        assert KEPT in said(machine, VARIABLE)
+        assert registers(machine) == LOCKED
+        snapshot = machine.snapshot()
+    assert "kept".encode("utf-16-le") in variables.read_bytes()
+    with snapshot, Machine.restore(snapshot) as machine:
+        assert KEPT in said(machine, VARIABLE)
+        said(machine, f'{VARIABLE} -bs -nv =L"more"')
+        assert "6D 00 6F 00" in said(machine, VARIABLE)
+        assert said(machine, "mm 1f000000 -w 4 -n").endswith(": 0xFFFFFFFF")
+
+
+def test_secure_boot_refuses_what_nobody_signed(vmm_machine: MachineFactory) -> None:
+    """With Microsoft's keys, even the shell in the image's own volume."""
+    code, variables = str(OVMF / "OVMF_CODE_4M.ms.fd"), OVMF / "OVMF_VARS_4M.ms.fd"
+    with vmm_machine(code, cpus=4, memory="512M", variables=variables, persist=False) as machine:
+        machine.expect("EFI Internal Shell.*Security Violation", deadline=DEADLINE)
+        machine.expect("Boot Manager Menu", deadline=DEADLINE)
