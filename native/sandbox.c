@@ -152,6 +152,15 @@ int sandbox_filter_thread(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int *f
     return build_and_install(vm, vcpu, files, count);
 }
 
+int sandbox_filter_disk(void *opaque)
+{
+    const struct sandbox_disk *disk = opaque;
+    struct filter filter; /* on the stack: an arena of malloc's would be the thread's only use of it */
+
+    filter_disk_rules(&filter, disk->vm, disk->files, disk->count);
+    return install(&filter, 0);
+}
+
 int sandbox_landlock_abi(void)
 {
     long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_VERSION);

@@ -52,8 +52,10 @@ static void allow_computing(struct filter *filter)
     filter_rule(filter, ONLY(SYS_mprotect));
     filter_bits(filter, 2, PROT_EXEC, 0);
     filter_allow(filter);
+    /* A file that is mapped could be written to, whatever rules there are about write. */
     filter_rule(filter, ONLY(SYS_mmap));
     filter_bits(filter, 2, PROT_EXEC, 0);
+    filter_bits(filter, 3, MAP_ANONYMOUS, MAP_ANONYMOUS);
     filter_allow(filter);
 }
 
@@ -106,6 +108,32 @@ void filter_thread_rules(struct filter *filter, int vm, int vcpu, const int *fil
     filter_end(filter);
 }
 
+void filter_disk_rules(struct filter *filter, int vm, const int *files, uint32_t count)
+{
+    /* Waiting for a lock, and what glibc does as a thread ends, or where it finds a fault of ours. */
+    static const uint32_t calls[] = {
+        SYS_futex,  SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_restart_syscall, SYS_madvise,
+        SYS_munmap, SYS_getpid,         SYS_gettid,       SYS_exit,
+    };
+    static const uint32_t vm_requests[] = {KVM_IRQ_LINE, KVM_SIGNAL_MSI};
+    static const uint32_t uses[] = {
+        SYS_read, SYS_write, SYS_pread64, SYS_pwrite64, SYS_fdatasync, SYS_fallocate,
+    };
+
+    filter_begin(filter);
+    filter_rule(filter, LISTED(uses));
+    filter_one_of(filter, 0, (const uint32_t *)files, count);
+    filter_allow(filter);
+    filter_rule(filter, LISTED(calls));
+    filter_allow(filter);
+    filter_rule(filter, ONLY(SYS_ioctl));
+    filter_one_of(filter, 0, ONLY(vm));
+    filter_one_of(filter, 1, LISTED(vm_requests));
+    filter_allow(filter);
+    allow_signals_to_itself(filter, ONLY(SIGABRT));
+    filter_end(filter);
+}
+
 /* Reading modules, writing to what is open, waiting for a person or a debugger, and ending. */
 static void allow_using_files(struct filter *filter)
 {
@@ -116,8 +144,7 @@ static void allow_using_files(struct filter *filter)
         SYS_select,     SYS_pselect6,     SYS_epoll_create1, SYS_epoll_ctl,  SYS_epoll_wait, SYS_epoll_pwait,
         SYS_eventfd2,   SYS_pipe2,        SYS_dup,          SYS_ftruncate,   SYS_fallocate,   SYS_fsync,      SYS_fdatasync,
         /* Of a socket that was opened before. */
-        SYS_accept4,    SYS_recvfrom,     SYS_sendto,       SYS_shutdown,    SYS_getsockopt, SYS_setsockopt,
-        SYS_getsockname,
+        SYS_accept4,    SYS_recvfrom,     SYS_shutdown,     SYS_getsockopt,  SYS_setsockopt, SYS_getsockname,
     };
     static const uint32_t controls[] = {
         F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_OFD_SETLK, F_OFD_GETLK,
@@ -130,6 +157,10 @@ static void allow_using_files(struct filter *filter)
 
     filter_rule(filter, LISTED(calls));
     filter_allow(filter);
+    /* To whoever is connected. With an address it connects: MSG_FASTOPEN on a socket that has stopped listening. */
+    filter_rule(filter, ONLY(SYS_sendto));
+    filter_null(filter, 4);
+    filter_allow(filter);
     filter_rule(filter, ONLY(SYS_openat));
     filter_bits(filter, 2, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY);
     filter_allow(filter);
@@ -138,6 +169,10 @@ static void allow_using_files(struct filter *filter)
     filter_allow(filter);
     filter_rule(filter, ONLY(SYS_ioctl));
     filter_one_of(filter, 1, LISTED(terminal));
+    filter_allow(filter);
+    /* Files may be mapped as data, too. */
+    filter_rule(filter, ONLY(SYS_mmap));
+    filter_bits(filter, 2, PROT_EXEC, 0);
     filter_allow(filter);
     /* Python's modules in C: code that is in a file, and not written to. */
     filter_rule(filter, ONLY(SYS_mmap));

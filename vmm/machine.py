@@ -205,7 +205,7 @@ class Machine(Observable):
             )
             parts.callback(self.platform.close)
             self.sandbox.files += [disk.event_fd for disk in self.platform.disks]
-            threads.helpers = [self.platform.timers.start]
+            threads.helpers = [self.platform.timers.start, lambda _: self.platform.restrict_disks(self.vm.fd)]
             threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
             if resumption is not None:
                 with self.io_lock:

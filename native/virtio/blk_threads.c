@@ -41,6 +41,28 @@ static void wait_for_event(struct virtio_blk *blk)
     blk->idle--;
 }
 
+/* False: it must not serve the guest. */
+static bool restrict_thread(struct virtio_blk_worker *worker)
+{
+    struct virtio_blk *blk = worker->blk;
+
+    int error;
+
+    if (blk->restriction == NULL || worker->restricted) {
+        return true;
+    }
+    error = blk->restriction(blk->restriction_opaque);
+    worker->restricted = true;
+    blk->restricted++;
+    pthread_cond_broadcast(&blk->settled);
+    /* An event wakes one thread: leave it to those that have this to do still. */
+    while (blk->restricted < blk->running && !blk->closing) {
+        virtio_blk_notify(blk);
+        pthread_cond_wait(&blk->settled, blk->io_lock);
+    }
+    return error == 0;
+}
+
 static void *work(void *opaque)
 {
     struct virtio_blk_worker *worker = opaque;
@@ -48,6 +70,10 @@ static void *work(void *opaque)
 
     pthread_mutex_lock(blk->io_lock);
     while (!blk->closing) {
+        if (!restrict_thread(worker)) {
+            virtio_pci_break(&blk->pci);
+            break;
+        }
         if (!virtio_blk_serve(worker)) {
             wait_for_event(blk);
         } else {
@@ -113,6 +139,7 @@ int virtio_blk_start(struct virtio_blk *blk)
     sigdelset(&all, SIGFPE);
     sigdelset(&all, SIGILL);
     sigdelset(&all, SIGABRT);
+    sigdelset(&all, SIGSYS); /* the kernel ends a process that it cannot tell of a refused call */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (error == 0 && blk->running < VIRTIO_BLK_THREADS) {
         struct virtio_blk_worker *worker = &blk->workers[blk->running];
@@ -127,11 +154,21 @@ int virtio_blk_start(struct virtio_blk *blk)
     return error;
 }
 
+void virtio_blk_restrict(struct virtio_blk *blk, int (*restriction)(void *opaque), void *opaque)
+{
+    pthread_mutex_lock(blk->io_lock);
+    blk->restriction = restriction;
+    blk->restriction_opaque = opaque;
+    virtio_blk_notify(blk);
+    pthread_mutex_unlock(blk->io_lock);
+}
+
 void virtio_blk_stop(struct virtio_blk *blk)
 {
     pthread_mutex_lock(blk->io_lock);
     blk->closing = true;
     virtio_blk_notify(blk);
+    pthread_cond_broadcast(&blk->settled);
     pthread_mutex_unlock(blk->io_lock);
     for (uint32_t i = 0; i < blk->running; i++) {
         pthread_join(blk->workers[i].thread, NULL);

@@ -6,6 +6,7 @@ memory never sees an INT3 of ours.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,8 +84,7 @@ class SoftwarePoints:
         Raises:
             PointError: it cannot.
         """
-        if len(list(points)) > lib.VMM_DEBUG_POINTS:
-            raise PointError(f"there are {lib.VMM_DEBUG_POINTS} points at the most")
+        _check_count(points)
 
     def arm(self, points: Iterable[Point], stepping: Iterable[int]) -> None:
         """The machine is about to run, the vCPUs in ``stepping`` for one instruction."""
@@ -126,6 +126,8 @@ class KvmPoints:
 
     def check(self, points: Iterable[Point], index: int) -> None:
         """As `SoftwarePoints.check`."""
+        points = list(points)
+        _check_count(points)
         _, rest = self._place(points)
         for point in rest:
             gpa = self._target.gpa(index, point.address)
@@ -138,9 +140,14 @@ class KvmPoints:
         slots, rest = self._place(points)
         self._slots = [point for point, _, _ in slots]
         memory = self._target.memory
-        self._planted = {self._gpas[point]: (point, memory.read(self._gpas[point], 1)) for point in rest}
-        for gpa in self._planted:
-            memory.write(gpa, _INT3)
+        self._planted = {}
+        for point in rest:
+            gpa = self._gpas[point]
+            # Where the guest has switched RAM off since, it executes none.
+            with suppress(ValueError):
+                byte = memory.read(gpa, 1)
+                memory.write(gpa, _INT3)
+                self._planted[gpa] = point, byte
         registers = {number: address for number, (_, address, _) in enumerate(slots)}
         registers[7] = _DR7_FIXED
         for number, (point, _, length) in enumerate(slots):
@@ -161,9 +168,10 @@ class KvmPoints:
         """The machine has stopped."""
         memory = self._target.memory
         for gpa, (_, byte) in self._planted.items():
-            # The guest may have stored something else there meanwhile.
-            if memory.read(gpa, 1) == _INT3:
-                memory.write(gpa, byte)
+            # The guest may have stored something else there meanwhile, or switched this RAM off.
+            with suppress(ValueError):
+                if memory.read(gpa, 1) == _INT3:
+                    memory.write(gpa, byte)
 
     def hit(self, index: int) -> Hit | None:
         """As `SoftwarePoints.hit`."""
@@ -212,10 +220,17 @@ class KvmPoints:
         )
 
 
+def _check_count(points: Iterable[Point]) -> None:
+    if len(list(points)) > lib.VMM_DEBUG_POINTS:
+        raise PointError(f"there are {lib.VMM_DEBUG_POINTS} points at the most")
+
+
 def _aligned(address: int, length: int) -> list[tuple[int, int]]:
     """A range in pieces that a debug register can watch: 1, 2, 4 or 8 bytes at a multiple of that."""
     pieces: list[tuple[int, int]] = []
     end = address + length
+    if end > 1 << 64:
+        raise PointError(f"{length} bytes at {address:#x} go beyond the last address")
     while address < end:
         size = next(size for size in (8, 4, 2, 1) if address % size == 0 and address + size <= end)
         pieces.append((address, size))

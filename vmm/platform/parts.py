@@ -207,6 +207,11 @@ class Platform(NamedTuple):
         for disk in self.disks:
             disk.settle()
 
+    def restrict_disks(self, vm: int) -> None:
+        """As `VirtioBlk.restrict`, for each of them."""
+        for disk in self.disks:
+            disk.restrict(vm)
+
     def close(self) -> None:
         """Stop the timers and threads, and let go of the images; no vCPU runs any more, and io_lock is not held."""
         self.timers.close()

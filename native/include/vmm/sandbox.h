@@ -23,6 +23,15 @@
 bool sandbox_seccomp_offered(void);
 int sandbox_landlock_abi(void); /* 0: no Landlock */
 
+#define SANDBOX_DISK_FILES 4
+
+/* What a disk's threads use. */
+struct sandbox_disk {
+    int vm;
+    uint32_t count;
+    int files[SANDBOX_DISK_FILES];
+};
+
 /*
  * Each returns 0 or a negative errno, after which nothing was restricted.
  *
@@ -30,11 +39,14 @@ int sandbox_landlock_abi(void); /* 0: no Landlock */
  * sandbox_filter_thread: the calling thread, which may use the machine's
  *   descriptor, the vCPU's (NULL: a thread that serves devices only), and
  *   write to `files`.
+ * sandbox_filter_disk: the calling thread, which serves a disk's requests. It
+ *   reads and writes `files` and sends interrupts, and does nothing else.
  * sandbox_restrict_files: the calling thread reads beneath `paths`, and
  *   writes nowhere.
  */
 int sandbox_filter_process(void);
 int sandbox_filter_thread(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int *files, uint32_t count);
+int sandbox_filter_disk(void *disk);
 int sandbox_restrict_files(const char *const *paths, uint32_t count);
 
 /* The first call that was refused in this process, by any thread, or -1; and what a call is called, or NULL. */

@@ -41,6 +41,7 @@ struct virtio_blk_worker {
     uint8_t *buffer; /* VIRTIO_BLK_PIECE bytes, of whole pages */
     pthread_t thread;
     bool busy; /* with chain, since the last reset */
+    bool restricted;
     struct virtq_chain chain;
 };
 
@@ -51,7 +52,7 @@ struct virtio_blk {
     bool write_back;          /* as the image's cache mode begins: writes need a flush to be on the disk */
     uint8_t serial[VIRTIO_BLK_SERIAL];
     pthread_mutex_t *io_lock;
-    pthread_cond_t settled;   /* a request was served, or none will be */
+    pthread_cond_t settled;   /* a request was served, or none will be; a thread was restricted */
     int event_fd;             /* a thread has something to do; KVM may signal it, too */
     uint32_t running;         /* threads */
     uint32_t idle;            /* threads that wait for event_fd */
@@ -63,6 +64,9 @@ struct virtio_blk {
     bool closing;
     uint64_t *disks_read;     /* how many of the machine's disks were read from; NULL: nobody asks */
     uint64_t first_read;      /* which of these it was, from 1; 0: it was not yet */
+    int (*restriction)(void *opaque); /* see virtio_blk_restrict */
+    void *restriction_opaque;
+    uint32_t restricted; /* threads that have called it */
     struct virtio_blk_counters counters;
     uint8_t *buffers;         /* those of all workers */
     struct virtio_blk_worker workers[VIRTIO_BLK_THREADS];
@@ -73,6 +77,12 @@ struct virtio_blk *virtio_blk_new(const struct guest_memory *memory, pthread_mut
 
 /* Offer what the fields say, and start the threads: 0 or an errno. io_lock is not held. */
 int virtio_blk_start(struct virtio_blk *blk);
+
+/*
+ * From now on each thread calls this before it serves another request; if it returns anything but 0, the thread serves
+ * none. io_lock is not held.
+ */
+void virtio_blk_restrict(struct virtio_blk *blk, int (*restriction)(void *opaque), void *opaque);
 
 /* Stop the threads, after what they do at this moment; io_lock is not held. May be called twice. */
 void virtio_blk_stop(struct virtio_blk *blk);

@@ -28,6 +28,7 @@ listening.bind(sys.argv[1])
 listening.listen()
 client = socket.socket(socket.AF_UNIX)
 client.connect(sys.argv[1])
+tcp, target = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
 master, terminal = os.openpty()
 page = mmap.mmap(-1, mmap.PAGESIZE)
 address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page)))
@@ -93,6 +94,7 @@ REFUSED = {
     "vfork": "raw(58)",
     "socket": "socket.socket()",
     "connect": "raw(42, client.fileno(), None, 0)",
+    "connect by sending": "tcp.shutdown(socket.SHUT_RD); tcp.sendto(b'x', socket.MSG_FASTOPEN, target.getsockname())",
     "bind": "raw(49, client.fileno(), None, 0)",
     "kill": "os.kill(os.getppid(), 0)",
     "kill itself": "os.kill(os.getpid(), 0)",
@@ -220,6 +222,21 @@ def test_each_kind_of_thread_has_its_filters(words: list[str], expected: list[in
         try:
             until = time.monotonic() + 30
             while filters(guest.pid) != expected and time.monotonic() < until:
+                time.sleep(0.02)
+            assert filters(guest.pid) == expected
+        finally:
+            guest.send_signal(signal.SIGINT)
+        assert guest.wait(30) == 130
+
+
+def test_a_disks_threads_have_one_too(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    words = ["-accel", "kvm", "-q", "-drive", f"file={disk},format=raw,if=virtio"]
+    with subprocess.Popen([*VMM, "boot", "hang", *words]) as guest:
+        try:
+            until = time.monotonic() + 30
+            while filters(guest.pid) != (expected := [1, 1] + [2] * 6) and time.monotonic() < until:
                 time.sleep(0.02)
             assert filters(guest.pid) == expected
         finally:

@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,13 @@ def syscall(name: str, *arguments: Any) -> None:
     numbers = {
         "openat": 257, "open": 2, "execve": 59, "socket": 41, "connect": 42, "ptrace": 101, "kill": 62, "tgkill": 234,
         "ioctl": 16, "write": 1, "read": 0, "mmap": 9, "mprotect": 10, "clone": 56, "fork": 57, "unlink": 87,
+        "pread64": 17, "pwrite64": 18, "fdatasync": 75, "fallocate": 285, "ftruncate": 77, "close": 3,
+        "clock_nanosleep": 230,
         "prctl": 157, "newfstatat": 262, "setuid": 105, "exit_group": 231, "process_vm_readv": 310,
     }  # fmt: skip
-    if libc.syscall(numbers[name], *arguments) == -1:
+    # ctypes would make an int of an address.
+    words = (ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
+    if libc.syscall(numbers[name], *words) == -1:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
@@ -65,6 +70,9 @@ PATH = ctypes.create_string_buffer(b"/etc/passwd")
 ADDRESS = ctypes.create_string_buffer(socket.AF_UNIX.to_bytes(2, "little") + b"/run/socket\0")
 PAGE = mmap.mmap(-1, mmap.PAGESIZE)
 PAGE_ADDRESS = ctypes.addressof(ctypes.c_char.from_buffer(PAGE))
+FILE = os.memfd_create("a file that is open")
+os.ftruncate(FILE, mmap.PAGESIZE)
+READ_AND_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 EXECUTABLE = mmap.PROT_READ | mmap.PROT_EXEC
 KVM_GET_API_VERSION = 0xAE00
 PTRACE_ATTACH = 16
@@ -93,6 +101,7 @@ ATTACKS: dict[str, tuple[str, Callable[[Machine], object]]] = {
     "stat": ("newfstatat", lambda _: syscall("newfstatat", AT_FDCWD, PATH, PAGE_ADDRESS, 0)),
     "unlink": ("unlink", lambda _: syscall("unlink", ctypes.create_string_buffer(b"/nonexistent"))),
     "new-code": ("mmap", lambda _: syscall("mmap", 0, 4096, EXECUTABLE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)),
+    "map-a-file": ("mmap", lambda _: syscall("mmap", 0, mmap.PAGESIZE, READ_AND_WRITE, mmap.MAP_SHARED, FILE, 0)),
     "changed-code": ("mprotect", lambda _: syscall("mprotect", PAGE_ADDRESS, mmap.PAGESIZE, EXECUTABLE)),
     "prctl": ("prctl", lambda _: syscall("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)),
     "setuid": ("setuid", lambda _: syscall("setuid", 0)),
@@ -204,6 +213,64 @@ def test_descriptors_of_kvm_are_what_the_filter_names(ask: Callable[..., tuple[M
     )
     assert machine.run(deadline=60).reason is Reason.POWER_OFF
     assert (device.error, device.answered) == (None, 0)
+
+
+def disk_calls(image: int, event: int, vm: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """What a thread of a disk tries, with the errno that it gets."""
+    line = ffi.new("struct kvm_irq_level *")
+    elsewhere = os.memfd_create("elsewhere")
+    allowed: dict[str, Callable[[], object]] = {
+        "read": lambda: syscall("pread64", image, PAGE_ADDRESS, 512, 0),
+        "write": lambda: syscall("pwrite64", image, PAGE_ADDRESS, 512, 0),
+        "flush": lambda: syscall("fdatasync", image),
+        "discard": lambda: syscall("fallocate", image, 3, 0, 512),
+        "wake": lambda: syscall("write", event, PAGE_ADDRESS, 8),
+        "interrupt": lambda: syscall("ioctl", vm, lib.KVM_IRQ_LINE, int(ffi.cast("uintptr_t", line))),
+    }
+    refused: dict[str, Callable[[], object]] = {
+        "read elsewhere": lambda: syscall("pread64", elsewhere, PAGE_ADDRESS, 1, 0),
+        "write elsewhere": lambda: syscall("write", elsewhere, PAGE_ADDRESS, 1),
+        "truncate": lambda: syscall("ftruncate", image, 0),
+        "another ioctl": lambda: syscall("ioctl", vm, lib.KVM_GET_CLOCK, 0),
+        "memory": lambda: syscall("mmap", 0, 4096, READ_AND_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0),
+        "changed code": lambda: syscall("mprotect", PAGE_ADDRESS, mmap.PAGESIZE, EXECUTABLE),
+        "name": lambda: syscall("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0),
+        "sleep": lambda: syscall("clock_nanosleep", 0, 0, None, None),
+        "close": lambda: syscall("close", elsewhere),
+        "exit": lambda: syscall("exit_group", 0),
+        "kill itself": lambda: syscall("tgkill", os.getpid(), os.getpid(), signal.SIGTERM),
+        "openat": lambda: syscall("openat", AT_FDCWD, PATH, os.O_RDONLY),
+        "exec": lambda: syscall("execve", PATH, None, None),
+        "socket": lambda: syscall("socket", socket.AF_INET, socket.SOCK_STREAM, 0),
+        "new thread": lambda: syscall("clone", 0x10F00, None, None, None, None),
+    }
+    return {name: (call, 0) for name, call in allowed.items()} | {
+        name: (call, errno.EPERM) for name, call in refused.items()
+    }
+
+
+def test_a_disks_thread_uses_its_files_and_interrupts_alone() -> None:
+    image = os.memfd_create("image")
+    os.ftruncate(image, mmap.PAGESIZE)
+    event = os.eventfd(0)
+    with Machine("exit", accel="kvm", sandbox="off") as machine:
+        calls = disk_calls(image, event, machine.vm.fd)
+        disk = ffi.new("struct sandbox_disk *", {"vm": machine.vm.fd, "count": 2, "files": [image, event]})
+        found: dict[str, int] = dict.fromkeys(calls, -1)
+
+        def attempt() -> None:
+            assert lib.sandbox_filter_disk(disk) == 0
+            for name, (call, _) in calls.items():
+                try:
+                    call()
+                    found[name] = 0
+                except OSError as error:
+                    found[name] = error.errno or -1
+
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    assert found == {name: expected for name, (_, expected) in calls.items()}
 
 
 def test_no_memory_is_written_and_executed(vmm_machine: Callable[..., Machine]) -> None:

@@ -69,6 +69,17 @@ class VirtioBlk(VirtioDevice):
             self.close()
             raise HostError(f"{drive.option}: no thread for it: {os.strerror(error).lower()} (ulimit -u)")
 
+    def restrict(self, vm: int) -> None:
+        """Let its threads use the image and the machine's interrupts alone, before they serve the next request.
+
+        Args:
+            vm: descriptor of the virtual machine.
+        """
+        core = self._blk.image
+        files = [self.event_fd, *(fd for fd in (core.fd, core.direct_fd, core.overlay_fd) if fd >= 0)]
+        self._sandbox = ffi.new("struct sandbox_disk *", {"vm": vm, "count": len(files), "files": files})
+        lib.virtio_blk_restrict(self._blk, ffi.addressof(lib, "sandbox_filter_disk"), self._sandbox)
+
     @property
     def path(self) -> str:
         """The disk's OpenFirmware path, as QEMU writes it into ``bootorder`` (hw/core/qdev-fw.c, hw/pci/pci.c)."""

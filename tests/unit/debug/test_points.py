@@ -1,0 +1,69 @@
+"""KVM's breakpoints and watchpoints: what a debugger asks for, and what a guest does to them."""
+
+import pytest
+from device_rig import MIB, Rig
+from vmm._native import lib
+
+from vmm.debug.points import KvmPoints, Point, PointError, PointKind
+from vmm.debug.target import Target
+
+GPA = 2 * MIB
+CODE = b"\x90" * 8
+
+
+class Unpaged(Target):
+    """A machine without vCPUs; linear addresses are guest physical ones."""
+
+    def gpa(self, index: int, linear: int) -> int | None:
+        return linear
+
+
+@pytest.fixture
+def rig() -> Rig:
+    rig = Rig()
+    rig.memory.write(GPA, CODE)
+    return rig
+
+
+@pytest.fixture
+def points(rig: Rig) -> KvmPoints:
+    return KvmPoints(Unpaged([], [], rig.memory), interprets=False)
+
+
+def breakpoints(count: int) -> list[Point]:
+    """More than four have an INT3 each."""
+    return [Point(PointKind.SOFTWARE, GPA + index, 1) for index in range(count)]
+
+
+def test_what_finds_no_debug_register_is_planted_and_taken_out(points: KvmPoints, rig: Rig) -> None:
+    wanted = breakpoints(6)
+    points.check(wanted, 0)
+    points.arm(wanted, ())
+    assert rig.memory.read(GPA, 8) == CODE[:4] + b"\xcc\xcc" + CODE[:2]
+    points.disarm()
+    assert rig.memory.read(GPA, 8) == CODE
+
+
+def test_a_guest_that_switches_its_ram_off_harms_nobody(points: KvmPoints, rig: Rig) -> None:
+    start = next(region.gpa for region in rig.memory.regions() if region.gpa <= GPA < region.gpa + region.size)
+    wanted = breakpoints(6)
+    points.check(wanted, 0)
+    points.arm(wanted, ())
+    rig.memory.unmap(start)
+    points.disarm()
+    points.arm(wanted, ())
+    rig.memory.map_ram(start, 4 * MIB, read_only=True)
+    points.disarm()
+    points.arm(wanted, ())
+
+
+def test_there_is_an_end_to_them(points: KvmPoints) -> None:
+    points.check(breakpoints(lib.VMM_DEBUG_POINTS), 0)
+    with pytest.raises(PointError, match=f"{lib.VMM_DEBUG_POINTS} points at the most"):
+        points.check(breakpoints(lib.VMM_DEBUG_POINTS + 1), 0)
+
+
+def test_no_data_is_watched_behind_the_last_address(points: KvmPoints) -> None:
+    points.check([Point(PointKind.WRITE, (1 << 64) - 8, 8)], 0)
+    with pytest.raises(PointError, match="beyond the last address"):
+        points.check([Point(PointKind.WRITE, (1 << 64) - 4, 8)], 0)
