@@ -58,5 +58,9 @@ class KvmError(VmmError):
         self.errno = errno
 
 
+class MachineDiedError(VmmError):
+    """The process of a machine that has one of its own (``sandbox="process"``) has ended; others go on."""
+
+
 class DeviceError(VmmError):
     """A device of ours failed while it served the guest: a defect of vmm, kept for the caller of ``run``."""

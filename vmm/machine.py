@@ -11,13 +11,14 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 
 from contextlib import ExitStack, nullcontext
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.config.machine import Accelerator, Dispatch, FirmwareKind, Interface, MachineConfig, MachineType
 from vmm.config.outputs import Outputs
+from vmm.config.parts import Sandboxing
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.devices.clock import GuestClock
@@ -294,7 +295,19 @@ class Machine(Observable):
                 parts.callback(self.debugger.close)
             self._parts = parts.pop_all()
 
-    __init__.__wrapped__ = _SpelledOut(__init__)  # type: ignore[attr-defined]
+    def __new__(cls, config: MachineConfig | str = "ovmf", /, *_: Any, **options: Any) -> Self:
+        """A machine, in this process or in another one (``sandbox="process"``).
+
+        What comes back then is a `vmm.isolation.machine.ProcessMachine`, which has the same names.
+        """
+        sandbox = config.sandbox if isinstance(config, MachineConfig) else options.get("sandbox")
+        if cls is not Machine or sandbox != Sandboxing.PROCESS:
+            return super().__new__(cls)
+        from vmm.isolation.machine import ProcessMachine
+
+        return cast("Self", ProcessMachine.made(config, **options))
+
+    __init__.__wrapped__ = __new__.__wrapped__ = _SpelledOut(__init__)  # type: ignore[attr-defined]
 
     @classmethod
     def restore(

@@ -72,9 +72,9 @@ class MachineOptions(TypedDict, total=False):
         exit_times: time every exit and device access; False.
         trace: path of the access log, "-" for stderr.
         sandbox: ``off``, the default; ``threads``, which keeps vCPUs' threads from all but serving the guest; ``auto``:
-            the same, unless code of the caller's runs on them (``customize``, ``alter``, a device that was added); or
+            the same, unless code of the caller's runs on them (``customize``, ``alter``, a device that was added);
             ``whole``, after which the whole process opens nothing but modules, starts no program and connects to
-            nothing, for good.
+            nothing, for good; or ``process``: the machine is in a process of its own, of which that is true.
         user: a name or number: whom the process belongs to once the first run begins; as root only.
         gdb: where a debugger finds the machine, ``tcp:[HOST]:PORT`` (port 0: any) or ``unix:PATH``; nowhere.
         hold: let the first run wait for a debugger; False.

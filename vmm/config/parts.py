@@ -82,6 +82,8 @@ class Sandboxing(StrEnum):
     """The threads that serve the guest: system calls other than theirs."""
     WHOLE = "whole"
     """That, and the whole process for good: other programs, files, sockets, privileges."""
+    PROCESS = "process"
+    """The machine has a process of its own, which is restricted as WHOLE says."""
 
 
 class TargetKind(StrEnum):

@@ -44,10 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--vmm-sandbox",
-        choices=("auto", "off"),
+        choices=("auto", "off", "process"),
         default="auto",
         help="auto: threads that serve the guest of a machine can make no other system calls, unless devices or "
-        "functions of a test run on them; off: they can",
+        "functions of a test run on them; off: they can; process: each machine has a restricted process of its own, "
+        "whose end is an exception in its test alone (without artifacts, and without a test's own devices)",
     )
     group.addoption(
         "--vmm-artifacts",
@@ -81,6 +82,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     directory: Path | None = session.config.getoption("--vmm-artifacts")
     if directory is None:
         return
+    if session.config.getoption("--vmm-sandbox") == "process":
+        raise pytest.UsageError("--vmm-artifacts: machines in other processes (--vmm-sandbox process) leave none")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=directory, prefix=".vmm-"):
@@ -151,7 +154,8 @@ class _Recorder:
 
     def create(self, config: Any, **options: Any) -> "Machine":
         """A machine, as `vmm.Machine` takes it."""
-        if self._artifacts is None:
+        sandbox = options.get("sandbox") if isinstance(config, str) else config.sandbox
+        if self._artifacts is None or sandbox == "process":
             from vmm.machine import Machine
 
             return self._closers.enter_context(Machine(config, **options))
@@ -185,6 +189,12 @@ def _recorder(request: pytest.FixtureRequest) -> Iterator[_Recorder]:
         recorder.close()
 
 
+def _sandbox(request: pytest.FixtureRequest, options: dict[str, Any]) -> str:
+    """That of a machine whose test does not say; another process is not given the test's functions."""
+    wanted: str = request.config.getoption("--vmm-sandbox")
+    return "auto" if wanted == "process" and options.keys() & {"customize", "alter"} else wanted
+
+
 @pytest.fixture
 def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
     """Make machines: call it with what `vmm.Machine` takes; all are closed after the test.
@@ -196,7 +206,7 @@ def vmm_machine(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
         def create(firmware: Any = None, /, **options: Any) -> "Machine":
             firmware = firmware or request.config.getoption("--vmm-firmware")
             if isinstance(firmware, str):
-                options.setdefault("sandbox", request.config.getoption("--vmm-sandbox"))
+                options.setdefault("sandbox", _sandbox(request, options))
             return recorder.create(firmware, **options)
 
         yield create
@@ -237,7 +247,7 @@ def _booted(request: pytest.FixtureRequest, _vmm_snapshots: "Snapshots") -> Iter
         ) -> "Machine":
             firmware = firmware or request.config.getoption("--vmm-firmware")
             if isinstance(firmware, str):
-                options.setdefault("sandbox", request.config.getoption("--vmm-sandbox"))
+                options.setdefault("sandbox", _sandbox(request, options))
             config = as_config(firmware, options)
             resumption = prepare(_vmm_snapshots.get(config, until, send, deadline), items, generation, "stopped")
             return recorder.create(resumption.config, resumption=resumption)

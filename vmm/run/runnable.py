@@ -80,7 +80,7 @@ class Runnable:
         """
         if on_poll is not None and not callable(on_poll):
             raise TypeError(f"on_poll: a function that takes the machine, not {type(on_poll).__name__}: {on_poll!r}")
-        answers = deque(_answers(send))
+        answers = deque(read_answers(send))
         self.outcome, _ = self._runner.run(
             [] if until is None else compile_patterns(until, "until"), deadline, answers, partial(self._poll, on_poll)
         )
@@ -116,11 +116,7 @@ class Runnable:
             KeyboardInterrupt: Ctrl-C.
             VmmError: as `run`, and so are TypeError, ValueError and RuntimeError.
         """
-        if len(patterns) > 1 and isinstance(patterns[-1], int | float | None):
-            raise TypeError(f"expect: patterns only, not {patterns[-1]!r}; a deadline has its name, deadline=…")
-        if not patterns:
-            raise TypeError("expect: no pattern to wait for; run() waits for the guest's end")
-        compiled = [pattern for each in patterns for pattern in compile_patterns(each, "expect")]
+        compiled = read_goal(patterns)
         self.outcome, found = self._runner.run(compiled, deadline, deque(), partial(self._poll, None))
         if found is not None:
             return found.expected()
@@ -189,6 +185,10 @@ class Runnable:
         """End the current `run` from another thread, with `Reason.STOPPED`; if there is none, the next one at once."""
         self._runner.stop()
 
+    def interrupt(self) -> None:
+        """End the current `run` from another thread as Ctrl-C does, with `Reason.INTERRUPTED`."""
+        self._runner.interrupt()
+
     def reset(self) -> None:
         """Reset the machine, as its reset button does: at once, or as soon as its vCPUs have stopped if it runs.
 
@@ -220,7 +220,17 @@ class Runnable:
             on_poll(self)
 
 
-def _answers(send: Sequence[tuple[Pattern, str | bytes]]) -> list[tuple[Compiled, bytes]]:
+def read_goal(patterns: Sequence[Pattern | Sequence[Pattern]]) -> list[Compiled]:
+    """What `Runnable.expect` is given, ready to search with; raises what that does."""
+    if len(patterns) > 1 and isinstance(patterns[-1], int | float | None):
+        raise TypeError(f"expect: patterns only, not {patterns[-1]!r}; a deadline has its name, deadline=…")
+    if not patterns:
+        raise TypeError("expect: no pattern to wait for; run() waits for the guest's end")
+    return [pattern for each in patterns for pattern in compile_patterns(each, "expect")]
+
+
+def read_answers(send: Sequence[tuple[Pattern, str | bytes]]) -> list[tuple[Compiled, bytes]]:
+    """What `Runnable.run` is given to type, ready to search with; raises what that does."""
     form = "send: pairs (regular expression, text) in a list"
     if isinstance(send, str | bytes) or not isinstance(send, Iterable):
         raise TypeError(f"{form}, not {type(send).__name__}: {send!r}")

@@ -139,6 +139,10 @@ class Runner:
         """End the run that goes on, or else the next one."""
         self._lifetime.stop()
 
+    def interrupt(self) -> None:
+        """End the run that goes on as Ctrl-C does."""
+        self._lifetime.finish(Reason.INTERRUPTED, "interrupted")
+
     def reset(self, kind: ResetKind, cause: str) -> None:
         """Reset the machine: at once, or soon if it runs.
 

@@ -155,7 +155,7 @@ def take(config: "MachineConfig", accelerator: str, whole: "Whole") -> Snapshot:
             "disks": [disk.identity() for disk in whole.platform.disks],
             "consoles": [console.state() for console in whole.consoles],
         }
-        return Snapshot(_without_outputs(config, accelerator), state, _copy_memory(whole))
+        return Snapshot(without_outputs(config, accelerator), state, _copy_memory(whole))
 
 
 def resume(snapshot: Snapshot, whole: "Whole", jump_ns: int) -> None:
@@ -351,7 +351,7 @@ def _set_time(whole: "Whole", state: dict[str, Any], jump_ns: int) -> None:
             whole.softcpu.set_tsc_offset(core, offset)
 
 
-def _without_outputs(config: "MachineConfig", accelerator: str) -> "MachineConfig":
+def without_outputs(config: "MachineConfig", accelerator: str) -> "MachineConfig":
     """The machine as another one can be made beside it: no files that it writes, and the same accelerator."""
     from vmm.config.parts import Accelerator, Target
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError
@@ -45,20 +45,71 @@ class SnapshotMemory:
         HostError: the kernel gives no such file.
     """
 
+    given: ClassVar[int] = -1
+    """Of a process that can make no file: the one that it has, for one snapshot at a time (see `room`); -1: none."""
+
     def __init__(self, sizes: Mapping[str, int]) -> None:
-        self.parts: dict[str, tuple[int, int]] = {}
-        at = 0
-        for name, size in sizes.items():
-            self.parts[name] = at, size
-            at += size + -size % _ALIGNMENT
-        self.size = at
+        self.parts, self.size = _divided(sizes)
         self._fd = -1
         try:
-            self._fd = os.memfd_create("vmm-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.truncate(self._fd, at)
+            self._fd = _new_file(self.size) if self.given < 0 else os.dup(self.given)
         except OSError as error:
             self.close()
-            raise HostError(f"no memory for a snapshot of {at >> 20} MiB: {error.strerror}") from None
+            raise HostError(f"no memory for a snapshot of {self.size >> 20} MiB: {error.strerror}") from None
+        if self.given >= 0 and self.size > (room := os.fstat(self._fd).st_size):
+            self.close()
+            raise HostError(f"a snapshot of {self.size >> 20} MiB, and its process was given room for {room >> 20} MiB")
+
+    @classmethod
+    def around(cls, fd: int, sizes: Mapping[str, int]) -> Self:
+        """The memory that is in a file; ``sizes`` as they were when it was stored there."""
+        self = cls.__new__(cls)
+        self.parts, self.size = _divided(sizes)
+        self._fd = fd
+        return self
+
+    @staticmethod
+    def room(size: int) -> int:
+        """A file of this size, which cannot get another one, for another process to store a snapshot in.
+
+        Raises:
+            HostError: the kernel gives no such file.
+        """
+        try:
+            fd = _new_file(size)
+        except OSError as error:
+            raise HostError(f"no memory for a snapshot of {size >> 20} MiB: {error.strerror}") from None
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+        return fd
+
+    @classmethod
+    def copied(cls, room: int, sizes: Mapping[str, int]) -> Self:
+        """What another process has stored in a file that `room` made, which is empty again afterwards.
+
+        Raises:
+            HostError: there is not enough memory.
+            ValueError: the sizes are more than there was room for.
+        """
+        most = os.fstat(room).st_size
+        stored = cls.around(os.dup(room), sizes)
+        if stored.size > most or any(size <= 0 for size in sizes.values()):
+            raise ValueError("sizes that do not fit")
+        memory = cls(sizes)
+        try:
+            for at, size in stored.extents():
+                for begin in range(at, at + size, _CHUNK):
+                    piece = os.pread(room, min(_CHUNK, at + size - begin), begin)
+                    os.pwrite(memory.fd, piece, begin)
+            with mmap.mmap(room, most) as all_of_it:
+                all_of_it.madvise(mmap.MADV_REMOVE)
+            memory.seal()
+        except OSError as error:
+            memory.close()
+            raise HostError(f"no memory for a snapshot: {error.strerror}") from None
+        except BaseException:
+            memory.close()
+            raise
+        return memory
 
     def __enter__(self) -> Self:
         return self
@@ -151,7 +202,9 @@ class SnapshotMemory:
             _copy(self.fd, offset + at, fd, at, min(size, most - at))
 
     def seal(self) -> None:
-        """Let nobody change it any more."""
+        """Let nobody change it any more; whose file it is in the end does that."""
+        if self.given >= 0:
+            return
         fcntl(self.fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
     def map(self, name: str) -> mmap.mmap:
@@ -196,6 +249,25 @@ def _extents(fd: int, end: int) -> Iterator[tuple[int, int]]:
 def _copy(source: int, at: int, target: int, to: int, size: int) -> None:
     for done in range(0, size, _CHUNK):
         os.pwrite(target, os.pread(source, min(_CHUNK, size - done), at + done), to + done)
+
+
+def _divided(sizes: Mapping[str, int]) -> tuple[dict[str, tuple[int, int]], int]:
+    parts: dict[str, tuple[int, int]] = {}
+    at = 0
+    for name, size in sizes.items():
+        parts[name] = at, size
+        at += size + -size % _ALIGNMENT
+    return parts, at
+
+
+def _new_file(size: int) -> int:
+    fd = os.memfd_create("vmm-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _open_pagemap() -> int | None:

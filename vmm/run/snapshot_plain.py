@@ -15,12 +15,25 @@ from vmm.errors import ConfigError
 
 _MODULES = frozenset(
     {
+        "vmm.bus",
+        "vmm.config.debugger",
+        "vmm.config.interface",
         "vmm.config.items",
         "vmm.config.machine",
         "vmm.config.parts",
+        "vmm.debug.images",
+        "vmm.devices.fw_cfg_item",
+        "vmm.devices.vmcoreinfo",
         "vmm.disks.drives",
+        "vmm.errors",
         "vmm.firmware.images",
         "vmm.inputs",
+        "vmm.kvm.structs",
+        "vmm.memory",
+        "vmm.run.outcome",
+        "vmm.run.timeline",
+        "vmm.softcpu.decision",
+        "vmm.softcpu.engine",
         "vmm.tables.acpi_user",
         "vmm.tables.boot_order",
         "vmm.tables.e820",
@@ -57,7 +70,7 @@ def decode(text: bytes, blobs: bytes) -> Any:
 def _encode(value: Any, blobs: bytearray) -> Any:
     if isinstance(value, Enum):
         return {_ENUM: [_name_of(type(value)), value.value]}
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
         return {_PATH: str(value)}

@@ -1,6 +1,7 @@
 """The plugin in a pytest of its own: what --vmm-artifacts keeps, and of whom."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,53 @@ def test_the_sandbox_is_on_unless_a_test_needs_it_off(tmp_path: Path, options: l
     assert kinds in run.stdout
     for off in ("config off", "device off", "customize off"):
         assert off in run.stdout
+
+
+DYING = """
+import os
+import signal
+
+import pytest
+
+from vmm.bus import Device
+
+
+def test_dies(vmm_machine):
+    machine = vmm_machine("hang", accel="kvm")
+    os.kill(machine.pid, signal.SIGKILL)
+    machine.run(deadline=60)
+
+
+def test_goes_on(vmm_machine):
+    assert vmm_machine("exit").run(deadline=60).reached
+
+
+def test_has_functions(vmm_machine):
+    assert vmm_machine("exit", customize=lambda fw_cfg: fw_cfg.add_file("opt/a", b"x")).run(deadline=60).reached
+
+
+def test_booted(vmm_booted):
+    machine = vmm_booted("waits.fd", until="ready", accel="kvm")
+    machine.send("x")
+    machine.expect("done", deadline=60)
+    print("booted in", machine.pid != os.getpid())
+"""
+
+
+def test_a_machine_that_dies_in_its_process_fails_its_test_alone(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(DYING)
+    write_waiting_guest(tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "--vmm-sandbox", "process"]
+    run = subprocess.run(
+        [*command, "test_it.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "1 failed, 3 passed" in run.stdout, run.stdout + run.stderr
+    assert re.search(r"MachineDiedError: the machine's process \d+ was ended by signal 9", run.stdout)
+    assert "booted in True" in run.stdout
+    words = [*command, "--vmm-artifacts", "kept", "test_it.py"]
+    run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 4
+    assert "machines in other processes (--vmm-sandbox process) leave none" in run.stderr
 
 
 BOOTED = """
