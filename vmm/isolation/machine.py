@@ -285,9 +285,9 @@ class ProcessMachine(Remote):
             if options.pop(name, None) is not None:
                 raise ConfigError(f"sandbox=process: {name}= is of this process, where the machine is not; {_INSTEAD}")
         resumption = options.pop("resumption", None)
-        if isinstance(config, str):
-            from vmm.config.machine import MachineConfig
+        from vmm.config.machine import MachineConfig
 
+        if not isinstance(config, MachineConfig):
             config = MachineConfig.create(config, **options)
         elif options:
             raise TypeError(f"a MachineConfig is whole: {', '.join(options)} cannot be given beside it")

@@ -154,10 +154,11 @@ class _Recorder:
 
     def create(self, config: Any, **options: Any) -> "Machine":
         """A machine, as `vmm.Machine` takes it."""
-        sandbox = options.get("sandbox") if isinstance(config, str) else config.sandbox
-        if self._artifacts is None or sandbox == "process":
-            from vmm.machine import Machine
+        from vmm.config.machine import MachineConfig
+        from vmm.machine import Machine
 
+        sandbox = config.sandbox if isinstance(config, MachineConfig) else options.get("sandbox")
+        if self._artifacts is None or sandbox == "process":
             return self._closers.enter_context(Machine(config, **options))
         from vmm.pytest_plugin.artifacts import RecordedMachine
 
