@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Runs programs of random instructions in the software CPU, two vCPUs at once
- * on one memory, in all modes and in rings 0 and 3. What no guest may do is to
- * end or stop the process, or to make the engine give up; the supervisor sees
- * that from outside, keeps the program in a file, and says how to run it again.
+ * on one memory, in turn or on threads of their own, in all modes and in rings
+ * 0 and 3. What no guest may do is to end or stop the process, or to make the
+ * engine give up; the supervisor sees that from outside, keeps the program in a
+ * file, and says how to run it again.
  *
  * usage: softcpu_fuzz SECONDS DIRECTORY [SEED]   programs made from SEED, SEED + 1, …; findings go to DIRECTORY
  *        softcpu_fuzz FILE...                    run these programs
@@ -48,6 +49,7 @@ static void make_program(uint64_t seed, struct program *program)
     program->start = (uint8_t)random_next(&random);
     program->trap_flag = random_below(&random, 50) == 0;
     program->registers = (uint32_t)random_next(&random);
+    program->side_by_side = random_below(&random, 4) == 0;
     program->size = random_below(&random, 8) == 0 ? CODE_BYTES : 1 + random_below(&random, 512);
     for (uint32_t i = 0; i < GUEST_CPUS; i++) {
         x86_code_fill(&random, program_bits(program), program->code[i], program->size);
@@ -94,6 +96,27 @@ static bool run_cpu(struct softcpu_vcpu *vcpu)
     return reason < LEAVE_HALT || reason == LEAVE_AGAIN || reason == LEAVE_PAUSE;
 }
 
+static void *run_rounds(void *opaque)
+{
+    for (uint32_t round = 0; round < ROUNDS && run_cpu(opaque); round++) {
+    }
+    return NULL;
+}
+
+static bool run_side_by_side(struct guest *guest)
+{
+    pthread_t threads[GUEST_CPUS];
+    uint32_t count = 0;
+
+    while (count < GUEST_CPUS && pthread_create(&threads[count], NULL, run_rounds, guest->vcpus[count]) == 0) {
+        count++;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    return !engine_gave_up(guest->softcpu);
+}
+
 /* False: the engine gave up. */
 static bool run_program(struct guest *guest, const struct program *program)
 {
@@ -103,6 +126,9 @@ static bool run_program(struct guest *guest, const struct program *program)
     lock_acquire(guest->vcpus[0]);
     guest_load(guest, program);
     lock_release(guest->vcpus[0]);
+    if (program->side_by_side) {
+        return run_side_by_side(guest);
+    }
     for (uint32_t round = 0; round < ROUNDS; round++) {
         for (uint32_t i = 0; i < GUEST_CPUS; i++) {
             running[i] = running[i] && run_cpu(guest->vcpus[i]);

@@ -21,6 +21,7 @@ struct program {
     uint8_t start;     /* where in its page the code begins, in units of 16 bytes */
     uint8_t trap_flag; /* begin with RFLAGS.TF */
     uint32_t registers; /* seed */
+    uint32_t side_by_side; /* the vCPUs have a thread each, as a machine's do */
     uint32_t size;      /* of each code, at most CODE_BYTES */
     uint8_t code[GUEST_CPUS][CODE_BYTES];
 };
