@@ -5,26 +5,6 @@
 
 #include "x86_code.h"
 
-#define RAM_BYTES 0x40000u
-
-/* Memory map; all below 64 KiB but the programs, their data and stacks. */
-#define STUBS 0x1000u
-#define GDT 0x2000u
-#define TSS 0x2800u
-#define IDT_32 0x3000u
-#define IDT_64 0x3800u /* 256 gates of 16 bytes, up to 0x47ff */
-#define PML4 0x5000u
-#define PDPT 0x6000u
-#define DIRECTORY 0x7000u
-#define HIGH_DIRECTORY 0x8000u
-#define DIRECTORY_32 0x9000u
-#define RING0_STACK 0xb000u
-#define IST_STACK 0xd000u
-#define PROGRAMS 0x10000u
-#define PROGRAM_STRIDE 0x4000u
-#define STACKS 0x1e000u
-#define DATA 0x20000u
-
 #define PRESENT_WRITABLE_USER_LARGE 0x87u
 
 /* The program's last instruction; its handler halts. */

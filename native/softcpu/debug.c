@@ -121,10 +121,7 @@ void WRAP(cpu_check_watchpoint)(CPUState *cs, vaddr address, vaddr length, MemTx
     uint32_t kind = (flags & BP_MEM_WRITE) ? DEBUG_WRITE : DEBUG_READ;
 
     (void)attrs;
-    if (vcpu->point != NO_POINT) {
-        return;
-    }
-    for (uint32_t i = 0; i < vm->debug_count; i++) {
+    for (uint32_t i = 0; i < vm->debug_count && vcpu->point == NO_POINT; i++) {
         if ((vm->debug_points[i].kinds & kind) && overlap(&vm->debug_points[i], address, length)) {
             vcpu->point = (int)i;
             if (return_address != 0) {
@@ -132,16 +129,16 @@ void WRAP(cpu_check_watchpoint)(CPUState *cs, vaddr address, vaddr length, MemTx
             }
             /* Of the delivery of an interrupt, which cannot be begun again: what it leads to comes after the look. */
             engine_ask_to_leave(vcpu);
-            return;
         }
     }
+    breakpoints_access(vcpu, address, length, kind, return_address);
 }
 
 int debug_step(struct softcpu_vcpu *vcpu)
 {
     while (!vmm_stop_requested(vcpu->softcpu->vm)) {
         target_ulong rip = linear_rip(vcpu);
-        int next = engine_execute_one(vcpu);
+        int next = breakpoints_execute_one(vcpu);
 
         switch (next) {
         case EXCP_DEBUG:

@@ -26,6 +26,10 @@ static bool deliver_interrupt(CPUState *cs, int request)
     if (!(request & (CPU_INTERRUPT_HARD | CPU_INTERRUPT_SMI))) {
         return false;
     }
+    if (vcpu->debug_trap != 0) {
+        breakpoints_deliver(vcpu);
+        return true;
+    }
     if (vector != NOTHING_ACKNOWLEDGED) {
         vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
         cs->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
@@ -77,6 +81,7 @@ static void clone_cpu(struct softcpu_vcpu *vcpu, const X86CPU *template)
     QTAILQ_INIT(&cs->watchpoints);
     cs->cc->tlb_fill = tlb_fill_noting_access;
     cs->cc->cpu_exec_interrupt = deliver_interrupt;
+    cs->cc->do_unaligned_access = exceptions_unaligned;
     cs->created = true;
     cs->stopped = false;
     cs->halted = 0;

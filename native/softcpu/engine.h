@@ -24,6 +24,23 @@ void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason);
 /* With RIP at the instruction that called from this place in translated code. */
 void QEMU_NORETURN engine_leave_before(struct softcpu_vcpu *vcpu, int reason, uintptr_t return_address);
 
+/* exceptions.c */
+/* To the guest's handler; a fault on the way leaves by itself, as translated code does. */
+void exceptions_deliver(struct softcpu_vcpu *vcpu, int vector);
+/* CPUClass.do_unaligned_access. */
+void exceptions_unaligned(CPUState *cs, vaddr address, MMUAccessType access, int mmu_index, uintptr_t return_address);
+
+/* breakpoints.c */
+/* What of the page at a linear address the guest's debug registers watch: enum debug_kind. */
+uint32_t breakpoints_watched(const struct softcpu_vcpu *vcpu, target_ulong page);
+/* In front of an access to a page with watched data; kind: DEBUG_READ or DEBUG_WRITE. May leave before the instruction. */
+void breakpoints_access(struct softcpu_vcpu *vcpu, uint64_t address, uint64_t length, uint32_t kind,
+                        uintptr_t return_address);
+/* As engine_execute_one; what the instruction touches is noted, and vcpu->debug_trap says what is due. */
+int breakpoints_execute_one(struct softcpu_vcpu *vcpu);
+/* The #DB that is due. */
+void breakpoints_deliver(struct softcpu_vcpu *vcpu);
+
 /* debug.c */
 /* Before a run, by the owner: a debugger's breakpoints and watchpoints become the engine's. False: the engine gave up. */
 bool debug_begin(struct softcpu_vcpu *vcpu);

@@ -309,17 +309,6 @@ void WRAP(helper_write_crN)(CPUX86State *env, int reg, target_ulong value)
     REAL(helper_write_crN)(env, reg, value);
 }
 
-/* A breakpoint is found when its instruction is translated: code translated before knows nothing of it. */
-void WRAP(helper_set_dr)(CPUX86State *env, int reg, target_ulong value)
-{
-    bool armed = (env->dr[7] & 0xff) != 0;
-
-    REAL(helper_set_dr)(env, reg, value);
-    if (armed || (env->dr[7] & 0xff) != 0) {
-        memory_drop_all_code(owner_of(env)->softcpu);
-    }
-}
-
 static void flat_segment(CPUX86State *env, int segment, uint32_t selector, uint32_t flags)
 {
     cpu_x86_load_seg_cache(env, segment, selector, 0, 0xffffffff,

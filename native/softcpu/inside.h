@@ -53,6 +53,7 @@ enum leave_reason {
     LEAVE_RESET,          /* KVM has reset the vCPU */
     LEAVE_INIT,           /* out of system management mode, in which an INIT had to wait */
     LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
+    LEAVE_BREAKPOINT,     /* the instruction is about to touch what the guest's debug registers watch */
     LEAVE_WATCHPOINT,     /* the instruction is about to touch what a debugger watches, or just did */
     LEAVE_DEBUG,          /* a debugger wants to look: vcpu->point says why */
     LEAVE_ENDED,          /* an ioctl failed: core->end says which */
@@ -150,6 +151,9 @@ struct softcpu_vcpu {
     uint32_t destination_format;
     bool halted; /* executed HLT: KVM waits for what ends it */
     int acknowledged; /* a vector that KVM has acknowledged and the engine is to deliver, or NOTHING_ACKNOWLEDGED */
+    bool executes_one;         /* one instruction, which nothing that it touches may stop */
+    uint32_t data_breakpoints; /* DR6's bits: what that instruction touched of the guest's watched data */
+    uint32_t debug_trap;       /* DR6's bits of a #DB that comes before the next instruction; 0: none */
     int point; /* of a debugger's: come to, or NO_POINT */
     bool shutdown; /* set below a triple fault, on the way out */
     bool abort;

@@ -57,6 +57,7 @@ static bool take_reset(struct softcpu_vcpu *vcpu)
     vcpu->parked = is_parked(state);
     vcpu->halted = false;
     vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
+    vcpu->debug_trap = 0;
     CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
     vcpu->tsc_deadline = 0;
     if (vcpu->parked) {
@@ -124,7 +125,12 @@ static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
         CPU(&vcpu->cpu)->interrupt_request |= CPU_INTERRUPT_SMI;
         return true;
     }
-    if (vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
+    if (vcpu->debug_trap != 0) {
+        /* Interrupts come behind it: at its handler, they are looked for again. */
+        __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+        engine_ask_to_leave(vcpu);
+    }
+    if (vcpu->debug_trap != 0 || vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
         CPU(&vcpu->cpu)->interrupt_request |= CPU_INTERRUPT_HARD;
         return true;
     }
@@ -167,6 +173,10 @@ static int run_translated(struct softcpu_vcpu *vcpu)
     }
     while (look_before_running(vcpu, &next)) {
         next = engine_execute(vcpu);
+        if (next == LEAVE_BREAKPOINT) {
+            next = breakpoints_execute_one(vcpu);
+            next = next == EXCP_DEBUG ? LEAVE_AGAIN : next;
+        }
         if (next == EXCP_DEBUG) {
             vcpu->point = debug_breakpoint_here(vcpu);
         } else if (next == LEAVE_WATCHPOINT) {

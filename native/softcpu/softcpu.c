@@ -16,7 +16,7 @@ static bool deliver_exception(struct uc_struct *uc, int index)
     CPUState *cs = uc->cpu;
 
     if (index >= 0 && index < EXCP_INTERRUPT) {
-        x86_cpu_do_interrupt(cs);
+        exceptions_deliver((struct softcpu_vcpu *)cs, index);
         /* A single step ends at the handler. */
         cs->exception_index = cs->singlestep_enabled ? EXCP_DEBUG : -1;
     }
@@ -254,6 +254,7 @@ int softcpu_reset_vcpu(struct vmm_vcpu *core)
     vcpu->init_latched = false;
     vcpu->nmi_masked = false;
     vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
+    vcpu->debug_trap = 0;
     CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)(CPU_INTERRUPT_HARD | CPU_INTERRUPT_SMI);
     vcpu->tsc_deadline = 0;
     vcpu->timer_due_ns = 0;

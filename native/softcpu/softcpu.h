@@ -103,6 +103,7 @@ struct softcpu_vcpu_state {
     uint32_t hflags;
     uint32_t hflags2;
     int32_t acknowledged;
+    uint32_t debug_trap;
     uint32_t msr_count;
     uint64_t msrs[16];
     uint64_t tsc_deadline;

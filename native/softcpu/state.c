@@ -263,6 +263,7 @@ static void set_debug_registers(void *opaque)
     }
     env->dr[6] = registers->kvm.dr6;
     cpu_x86_update_dr7(env, (uint32_t)registers->kvm.dr7);
+    __atomic_store_n(&registers->vcpu->flush_tlb, true, __ATOMIC_RELAXED);
     if ((registers->kvm.dr7 & 0xff) != 0) {
         memory_drop_all_code(registers->vcpu->softcpu);
     }
@@ -327,6 +328,7 @@ bool softcpu_save_vcpu(struct vmm_vcpu *core, struct softcpu_vcpu_state *state)
 
     memset(state, 0, sizeof(*state)); /* padding too, for it goes into a file */
     state->acknowledged = vcpu->acknowledged;
+    state->debug_trap = vcpu->debug_trap;
     state->tsc_deadline = vcpu->tsc_deadline;
     state->nmi_masked = vcpu->nmi_masked;
     state->smbase = env->smbase;
@@ -362,6 +364,7 @@ bool softcpu_restore_vcpu(struct vmm_vcpu *core, const struct softcpu_vcpu_state
     CPUX86State *env = &vcpu->cpu.env;
 
     vcpu->acknowledged = state->acknowledged;
+    vcpu->debug_trap = state->debug_trap;
     vcpu->nmi_masked = state->nmi_masked;
     env->smbase = state->smbase;
     vcpu->smi_pending = state->smi_pending;

@@ -81,8 +81,8 @@ static CPUTLBEntry make_entry(struct softcpu_vcpu *vcpu, target_ulong vaddr, hwa
         }
         *iotlb = hva;
     }
-    if (softcpu->watched > 0) {
-        uint32_t watched = debug_watched(softcpu, vaddr);
+    if (softcpu->watched > 0 || (vcpu->cpu.env.dr[7] & 0xff) != 0) {
+        uint32_t watched = debug_watched(softcpu, vaddr) | breakpoints_watched(vcpu, vaddr);
 
         read |= (watched & DEBUG_READ) ? TLB_WATCHPOINT : 0;
         write |= (watched & DEBUG_WRITE) ? TLB_WATCHPOINT : 0;
