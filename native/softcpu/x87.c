@@ -273,4 +273,5 @@ void WRAP(helper_emms)(CPUX86State *env)
 {
     check_pending(env, GETPC());
     REAL(helper_emms)(env);
+    env->fpstt = 0; /* as every other MMX instruction */
 }
