@@ -60,6 +60,8 @@ class MachineFields(NamedTuple):
     initrd: InputFile | None = None
     append: bytes | None = None
     """The kernel's command line, without the NUL at its end."""
+    option_rom: InputFile | None = None
+    """What starts the kernel under a BIOS: read here, because a machine in the sandbox opens no such file."""
     direct: bool = False
     """Start the kernel without firmware."""
     acpi_tables: tuple[UserTable, ...] = ()

@@ -232,7 +232,12 @@ class MachineConfig(MachineFields):
         for oid in self.fwctl:
             if oid.path is not None:
                 yield f"-fwctl {oid.name}", oid.path
-        for option, file in (("-kernel", self.kernel), ("-initrd", self.initrd), ("-boot splash=", self.boot.splash)):
+        for option, file in (
+            ("-kernel", self.kernel),
+            ("-kernel", self.option_rom),
+            ("-initrd", self.initrd),
+            ("-boot splash=", self.boot.splash),
+        ):
             if file is not None:
                 yield option, file.path
         for table in self.acpi_tables:
@@ -439,10 +444,14 @@ class MachineConfig(MachineFields):
             from vmm.config.items import fwctl_items
 
             fields["fwctl"] = fwctl_items(fwctl)
+        fields["kernel"] = _input_file(kernel, "-kernel")
+        if fields["kernel"] is not None and firmware.kind is FirmwareKind.SEABIOS:
+            from vmm.config.option_rom import option_rom_for
+
+            fields["option_rom"] = option_rom_for(fields["kernel"])
         return cls(
             firmware,
             boot=BootOptions() if boot is None else BootOptions.parse(boot),
-            kernel=_input_file(kernel, "-kernel"),
             initrd=_input_file(initrd, "-initrd"),
             **fields,
         )

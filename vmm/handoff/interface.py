@@ -18,7 +18,6 @@ from vmm.devices.fw_cfg_items import (
     add_pc_items,
 )
 from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
-from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
 from vmm.tables import e820
 from vmm.tables.boot_order import check_paths, encode_boot_order
@@ -140,8 +139,8 @@ def build_fw_cfg(
         if not known_files:
             kernel.store(memory.write)
         fw_cfg.at_reset(lambda: kernel.store(memory.write))
-        if config.firmware.kind is FirmwareKind.SEABIOS:
-            kernel.add_option_rom(fw_cfg)
+        if config.option_rom is not None:
+            fw_cfg.add_file(f"genroms/{config.option_rom.path.name}", config.option_rom.data)
     if config.vmcoreinfo:
         from vmm.devices.vmcoreinfo import add_vmcoreinfo
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from vmm.devices.fw_cfg import FwCfg
 from vmm.devices.fw_cfg_format import Buffer, Key
 from vmm.errors import ConfigError
-from vmm.inputs import InputFile, load_file
+from vmm.inputs import InputFile
 
 SECTOR = 512
 
@@ -57,9 +57,6 @@ ELF_NOTE_PVH_ENTRY = 18
 WHOLE_KERNEL = "etc/boot/kernel"
 """The kernel's file as it is, since QEMU 10."""
 
-OPTION_ROM_DIRECTORIES = (Path("/usr/share/qemu"), Path("/usr/share/qemu/optionroms"), Path("/usr/share/seabios"))
-"""Where distributions put the option ROMs that start a kernel under SeaBIOS (QEMU's pc-bios/optionrom)."""
-
 Store = Callable[[int, bytes], None]
 """Puts bytes into guest RAM at a GPA."""
 
@@ -75,8 +72,6 @@ class Kernel:
     """What has to be in RAM before the guest runs."""
     entry: int | None = None
     """Where a PVH kernel starts, in 32-bit protected mode."""
-    option_rom: str | None = None
-    """QEMU's option ROM that starts it under a BIOS; none starts a UEFI program."""
 
     def add_to(self, fw_cfg: FwCfg) -> None:
         """Register the items.
@@ -88,23 +83,6 @@ class Kernel:
             fw_cfg.add_item(key, data)
         for name, data in self.files.items():
             fw_cfg.add_file(name, data)
-
-    def add_option_rom(self, fw_cfg: FwCfg) -> None:
-        """Let a BIOS start it, as QEMU does: by QEMU's option ROM that boots from fw_cfg.
-
-        Raises:
-            ConfigError: there is none for such a kernel, or it is not installed.
-        """
-        if self.option_rom is None:
-            raise ConfigError("-kernel: a BIOS starts no UEFI program; boot ovmf")
-        for directory in OPTION_ROM_DIRECTORIES:
-            path = directory / self.option_rom
-            if path.exists():
-                fw_cfg.add_file(f"genroms/{self.option_rom}", load_file(path, "-kernel").data)
-                return
-        raise ConfigError(
-            f"-kernel: a BIOS needs QEMU's option ROM {self.option_rom}; Debian has it in qemu-system-data"
-        )
 
     def store(self, write: Store) -> None:
         """Put the segments into guest RAM.
@@ -214,7 +192,7 @@ def _linux(path: Path, image: Buffer, words: bytes, disk: Buffer | None, low_mem
         address, items = _initrd(disk, highest, low_memory)
         struct.pack_into("<II", setup, RAMDISK_IMAGE, address, len(disk))
         keys |= items
-    return Kernel(keys | _split(image, bytes(setup), real, load), {}, option_rom="linuxboot_dma.bin")
+    return Kernel(keys | _split(image, bytes(setup), real, load), {})
 
 
 def _initrd_limit(setup: bytearray, protocol: int) -> int:
@@ -273,4 +251,4 @@ def _pvh(path: Path, image: Buffer, words: bytes, disk: Buffer | None, low_memor
     }
     if disk is not None:
         keys |= _initrd(disk, 0xFFFFFFFF, low_memory)[1]
-    return Kernel(keys, {}, segments, entries[0], "pvh.bin")
+    return Kernel(keys, {}, segments, entries[0])
