@@ -124,7 +124,14 @@ def test_a_script_in_python_without_python(clone: Path, commands: Path, script: 
 
 
 def test_all_scripts_in_python_are_known() -> None:
-    assert {"build-bhyve-firmware", "compare-hosts", "report-schema", "test-svm-host", "try-versions"} == set(IN_PYTHON)
+    assert {
+        "build-bhyve-firmware",
+        "build-edk2",
+        "compare-hosts",
+        "report-schema",
+        "test-svm-host",
+        "try-versions",
+    } == set(IN_PYTHON)
 
 
 def test_python_that_is_too_old(clone: Path, commands: Path) -> None:
