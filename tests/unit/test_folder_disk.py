@@ -130,6 +130,8 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         ("blank ", "it ends with ' '"),
         ("\U0001f600", "UEFI knows only characters up to U+FFFF"),
         (os.fsdecode(b"\xff"), "it is not UTF-8"),
+        ("Nul", "it is that of a device of DOS"),
+        ("LPT4", "it is that of a device of DOS"),
     ],
 )
 def test_names_that_fat_cannot_carry(tmp_path: Path, name: str, why: str) -> None:
@@ -142,6 +144,14 @@ def test_two_names_that_are_one_for_fat(tmp_path: Path) -> None:
     for name in ("readme", "README"):
         (tmp_path / name).touch()
     assert "are one name for FAT, which is blind to case" in refused(tmp_path)
+
+
+def test_names_that_only_look_like_one(tmp_path: Path) -> None:
+    """What Unicode's capitals of more than one letter are, and a device's name with more behind it."""
+    for name in ("ß", "SS", "con.efi"):
+        (tmp_path / name).touch()
+    with image_of(tmp_path) as image:
+        assert mtools(image, "mdir", "-b", "::").decode().split() == ["::/SS", "::/con.efi", "::/ß"]
 
 
 def test_files_that_fat_cannot_hold(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ _CLUSTERS: Final = ((260 * _MIB, 1), (8 * _GIB, 8), (16 * _GIB, 16), (32 * _GIB,
 _LARGEST_CLUSTER: Final = 64 * gpt.SECTOR
 
 _FORBIDDEN: Final = frozenset('"*/:<>?\\|')
+_RESERVED: Final = frozenset(
+    ("CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in (1, 2, 3, 4)))
+)
+"""What mtools takes for a device of DOS, and does not copy."""
+
 _MAX_NAME = 255
 """Characters of a long name (FAT specification 1.03, 7)."""
 _NAME_BYTES: Final = 32 * (1 + -(-_MAX_NAME // 13))
@@ -130,9 +135,14 @@ def _check_names(entries: Sequence[Path], option: str) -> None:
         why = _why_not(path.name)
         if why:
             raise ConfigError(f"{option}: {legible(str(path))}: FAT cannot carry the name: {why}; rename it")
-        other = names.setdefault(path.name.upper(), path.name)
+        other = names.setdefault(_in_capitals(path.name), path.name)
         if other != path.name:
             raise ConfigError(f"{option}: {path} and {other} are one name for FAT, which is blind to case; rename one")
+
+
+def _in_capitals(name: str) -> str:
+    """Letter by letter, as FAT's drivers do it: ß stays what it is."""
+    return "".join(capital if len(capital := letter.upper()) == 1 else letter for letter in name)
 
 
 def _why_not(name: str) -> str:
@@ -143,6 +153,8 @@ def _why_not(name: str) -> str:
         return f"it has {bad!r}"
     if any(ord(letter) > 0xFFFF for letter in name):
         return "UEFI knows only characters up to U+FFFF"
+    if name.upper() in _RESERVED:
+        return "it is that of a device of DOS"
     if name[-1] in " .":
         return f"it ends with {name[-1]!r}"
     return f"it has more than {_MAX_NAME} characters" if len(name) > _MAX_NAME else ""
