@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vmm import directories
@@ -16,7 +17,7 @@ from vmm.inputs import is_file
 from vmm.verify import initramfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 no_timer_check"
 """Warnings on COM1, where the report goes too; a panic resets the machine, which ends the run. Linux panics unless the
@@ -25,8 +26,12 @@ leaves that check out by itself (kvm_guest_init in arch/x86/kernel/kvm.c)."""
 
 FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
 
-DISK_MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
-"""Drivers of a virtio disk, in the order in which they can be loaded; not of this report, but of the same package."""
+DISK_MODULES = (
+    *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk"),
+    *("fuse", "virtiofs"),
+)
+"""Drivers of a virtio disk, and of a folder that the host shares, in the order in which they can be loaded; not of this
+report, but of the same package."""
 
 BUILT_IN = "modules.builtin"
 """Names the drivers that this kernel has inside: Debian 13's has those of virtio but for the disk's."""
@@ -106,6 +111,37 @@ def build_initramfs(files: LinuxFiles) -> bytes:
             _entry("bin/busybox", stat.S_IFREG | 0o755, files.busybox.read_bytes()),
             _entry("qemu_fw_cfg.ko", stat.S_IFREG | 0o644, files.module.read_bytes()),
             _entry("init", stat.S_IFREG | 0o755, init),
+            initramfs.header(initramfs.TRAILER, 0),
+        )
+    )
+
+
+def build_script_initramfs(
+    files: LinuxFiles, script: str, programs: Mapping[str, bytes] = MappingProxyType({})
+) -> bytes:
+    """Build an initial RAM disk that runs a shell script, with drivers of disks loaded, and powers off.
+
+    Args:
+        files: kernel and busybox.
+        script: for busybox's shell.
+        programs: others that are in PATH, by name.
+    """
+    busybox = "/bin/busybox"
+    modules = disk_modules()
+    init = (
+        f"#!{busybox} sh\n{busybox} mkdir /proc /sys\n{busybox} --install -s /bin\nexport PATH=/bin\n"
+        "mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n"
+        + "".join(f"insmod /{module.name}\n" for module in modules)
+        + f"{script}\npoweroff -f\n"
+    )
+    return b"".join(
+        (
+            *(_entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev")),
+            _entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+            _entry("bin/busybox", stat.S_IFREG | 0o755, files.busybox.read_bytes()),
+            *(_entry(f"bin/{name}", stat.S_IFREG | 0o755, data) for name, data in programs.items()),
+            *(_entry(module.name, stat.S_IFREG | 0o644, module.read_bytes()) for module in modules),
+            _entry("init", stat.S_IFREG | 0o755, init.encode()),
             initramfs.header(initramfs.TRAILER, 0),
         )
     )

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from disk_images import write_fat
+from linux_machine import DEADLINE, fields, printed
 
 from vmm.disks.drives import Drive
 from vmm.firmware import guests
@@ -17,61 +17,23 @@ from vmm.report.collect import collect
 from vmm.report.text import text as report_text
 from vmm.run.outcome import Reason
 from vmm.run.snapshot import Snapshot
-from vmm.verify import initramfs, linux_guest
-from vmm.verify.linux_guest import LinuxFiles
 
 pytestmark = pytest.mark.needs_kvm
 
-DEADLINE = 120.0
 MachineMaker = Callable[..., Machine]
-
-
-def initial_ram_disk(script: str) -> bytes:
-    """A static busybox, the drivers, and a script that begins once /dev/vda is there."""
-
-    def entry(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
-        return initramfs.header(name, mode, len(data), device=device) + data + initramfs.padding(len(data))
-
-    files = LinuxFiles.find()
-    modules = linux_guest.disk_modules()
-    busybox = "/bin/busybox"
-    init = f"#!{busybox} sh\n{busybox} mkdir /proc /sys\n{busybox} --install -s /bin\nexport PATH=/bin\n"
-    init += "mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n"
-    init += "".join(f"insmod /{module.name}\n" for module in modules)
-    init += f"{script}\npoweroff -f\n"
-    return b"".join(
-        (
-            *(entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev")),
-            entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
-            entry("bin/busybox", stat.S_IFREG | 0o755, files.busybox.read_bytes()),
-            *(entry(module.name, stat.S_IFREG | 0o644, module.read_bytes()) for module in modules),
-            entry("init", stat.S_IFREG | 0o755, init.encode()),
-            initramfs.header(initramfs.TRAILER, 0),
-        )
-    )
 
 
 @pytest.fixture
 def linux(vmm_machine: Callable[..., Any], tmp_path: Path) -> MachineMaker:
     """Make a machine whose Linux runs a shell script beside its disks, and powers off."""
 
-    def make(script: str, append: str = "", firmware: str = "none", **fields: Any) -> Machine:
-        initrd = tmp_path / "initrd"
-        initrd.write_bytes(initial_ram_disk(script))
-        words = f"{linux_guest.COMMAND_LINE} {append}"
-        fields |= {"direct": firmware == "none", "kernel": LinuxFiles.find().kernel}
-        machine = vmm_machine(firmware, initrd=initrd, append=words, **fields)
+    def make(script: str, append: str = "", firmware: str = "none", **more: Any) -> Machine:
+        described = fields(script, tmp_path / "initrd", append) | {"direct": firmware == "none"}
+        machine = vmm_machine(firmware, **described, **more)
         assert isinstance(machine, Machine)
         return machine
 
     return make
-
-
-def printed(machine: Machine) -> str:
-    outcome = machine.run(deadline=DEADLINE)
-    text = machine.serial.text()
-    assert outcome.reason is Reason.POWER_OFF, f"{outcome.message}\n{text[-2000:]}"
-    return text
 
 
 SCRIPT = """
