@@ -188,6 +188,8 @@ void filter_process_rules(struct filter *filter)
         SYS_getuid,          SYS_geteuid, SYS_getgid,          SYS_getegid,      SYS_getppid,         SYS_getpgrp,
         SYS_getpgid,         SYS_getrusage, SYS_times,         SYS_uname,        SYS_wait4,           SYS_exit_group,
         SYS_membarrier,      SYS_getcpu,  SYS_time,          SYS_mincore,
+        /* Of --profile, for threads that are not restricted yet. */
+        SYS_timer_create,    SYS_timer_settime, SYS_timer_delete,
     };
 
     filter_begin(filter);

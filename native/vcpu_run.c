@@ -9,14 +9,24 @@
 /* Intel SDM volume 3, 17.2.3. */
 #define DR6_BREAKPOINTS 0xfu
 
+static __thread struct kvm_run *kicked_into;
+
 static void on_kick(int signal)
 {
     (void)signal;
+    if (kicked_into != NULL) {
+        __atomic_store_n(&kicked_into->immediate_exit, 1, __ATOMIC_RELAXED);
+    }
+}
+
+void vmm_kick_into(struct kvm_run *run)
+{
+    kicked_into = run;
 }
 
 static void install_kick_handler(void)
 {
-    struct sigaction action = {.sa_handler = on_kick};
+    struct sigaction action = {.sa_handler = on_kick, .sa_flags = SA_RESTART};
 
     sigemptyset(&action.sa_mask);
     sigaction(VMM_KICK_SIGNAL, &action, NULL);
@@ -312,6 +322,9 @@ static __attribute__((noinline)) bool serve_errno(struct vmm_vcpu *vcpu, int err
 {
     if (error == EINTR) {
         count(&vcpu->interrupted);
+        if (vcpu->profile != NULL) {
+            profile_look(vcpu);
+        }
     } else if (error != EAGAIN) {
         return vmm_vcpu_fail(vcpu, KVM_RUN, error);
     } else if (!watch_for_start(vcpu)) {
@@ -421,4 +434,5 @@ const struct vmm_core vmm_core = {
     .serve_exit = vmm_vcpu_serve_exit,
     .finish_access = vmm_vcpu_finish_access,
     .note_start = vmm_vcpu_note_start,
+    .profile_add = profile_add,
 };

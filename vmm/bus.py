@@ -213,6 +213,11 @@ class Bus:
                 result.append(BusRange(name, row.first, row.last, reads + row.reads, writes + row.writes))
             return result
 
+    def accesses(self) -> int:
+        """How often the guest read or wrote, of all ranges together; for who holds `lock`."""
+        past = sum(reads + writes for reads, writes in self._past.values())
+        return past + sum(int(row.reads + row.writes) for row in self._rows())
+
     def devices(self) -> list[tuple[str, Device]]:
         """Every Python device with the name of its range, by rising address; one with several ranges comes as often."""
         with self.lock:

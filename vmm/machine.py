@@ -10,7 +10,7 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 """
 
 from contextlib import ExitStack, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from vmm import layout
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
     from vmm.config.listening import DebugSocket
     from vmm.debug.debugger import Debugger
     from vmm.debug.images import LoadedImage
-    from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.run.keys import TerminalType
     from vmm.run.outcome import ResetKind
+    from vmm.run.profile import Profiler
     from vmm.run.reset import MachineReset
     from vmm.run.resumption import Resumption, Time
     from vmm.run.snapshot import Snapshot
@@ -269,6 +269,9 @@ class Machine(Observable):
 
                 cores = self._processors.cores
                 poll = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
+            self._profiler: Profiler | None = None
+            if config.profile:
+                poll = self._profile(core, poll, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
             self._whole = Whole(
                 vm=self.vm,
@@ -484,6 +487,20 @@ class Machine(Observable):
 
         return poll
 
+    def _profile(self, core: Any, poll: "Callable[[], None] | None", parts: ExitStack) -> "Callable[[], None]":
+        """Sample the vCPUs; returns what is to be called in the place of ``poll``."""
+        from vmm.run.profile import Profiler, count
+
+        self._profiler = profiler = Profiler(self._processors.cores, partial(count, self, core))
+        parts.callback(profiler.close)
+
+        def both() -> None:
+            if poll is not None:
+                poll()
+            profiler.poll(lambda: self._look.images)
+
+        return both
+
     def _positions(self) -> str:
         from vmm.run.failure import assertion, positions  # few runs fail
 
@@ -492,12 +509,6 @@ class Machine(Observable):
         said = assertion(self.debugcon, self.serial)
         where = positions(started, lambda: self._look)
         return f"{where}\nthe guest said: {said}" if said else where
-
-    @cached_property
-    def _look(self) -> "Look":
-        from vmm.debug.look import Look
-
-        return Look(self.memory, self.config.firmware)
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

@@ -13,6 +13,7 @@
 #include "vmm/pages.h"
 #include "vmm/pci_config.h"
 #include "vmm/pm_timer.h"
+#include "vmm/profile.h"
 #include "vmm/python_device.h"
 #include "vmm/sandbox.h"
 #include "vmm/trace.h"

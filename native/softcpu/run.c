@@ -160,6 +160,13 @@ static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
     }
 }
 
+static void add_sample(struct softcpu_vcpu *vcpu)
+{
+    const CPUX86State *env = &vcpu->cpu.env;
+
+    vcpu->softcpu->core->profile_add(vcpu->core->profile, env->segs[R_CS].base + env->eip);
+}
+
 /* Own the engine until something needs KVM; returns what. 0: stop. */
 static int run_translated(struct softcpu_vcpu *vcpu)
 {
@@ -198,6 +205,9 @@ static int run_translated(struct softcpu_vcpu *vcpu)
         } else if (next < LEAVE_HALT) {
             /* The ticker, or another thread that wants to be noticed. */
             __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+            if (vcpu->core->profile != NULL) {
+                add_sample(vcpu);
+            }
             lock_yield(vcpu);
         } else if (next != LEAVE_AGAIN) {
             break;

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections import deque
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm import inputs
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vmm.cli.script import Step
     from vmm.cli.snapshots import SnapshotAt
     from vmm.machine import Machine
+    from vmm.report.profile import NamedProfile
     from vmm.report.schema import Report
     from vmm.run.outcome import Outcome
     from vmm.run.terminal import Terminal
@@ -71,6 +73,10 @@ The last step is a wait; the exit status is 0 if every wait got what it waits fo
 """
 
 
+_FOLDED = ".folded"
+_FOLDED_OPTION = "--profile (folded stacks)"
+
+
 def parser() -> Parser:
     """The parser of the command line; the manual page is made of it, too."""
     made = Parser(
@@ -103,6 +109,13 @@ def parser() -> Parser:
     add("--timeout", metavar="SECONDS", help="end with status 3 after this long (default: never)")
     add("--json", metavar="PATH", help="write the report as a JSON object; - is stdout")
     add("--html", metavar="PATH", help="write the report as one self-contained page with pictures, for people")
+    add(
+        "--profile",
+        metavar="PATH",
+        help="look at what the vCPUs execute a thousand times a second, and write that by phase, image and function: a "
+        "file for speedscope, and beside it folded stacks in one that ends in .folded; - is the former on stdout. The "
+        "reports have the phases and what was hot",
+    )
     add("-q", "--quiet", action="store_true", help="no progress and no report; errors are still told")
     snapshots.add_options(made)
     return made
@@ -119,13 +132,14 @@ def run(words: list[str]) -> int:
         steps = _read_script(arguments)
         resumption = None if arguments.from_ is None else snapshots.resumption_from(arguments, _machine_parser)
         config = config_from(arguments) if resumption is None else resumption.config
+    config = config._replace(profile=arguments.profile is not None)
     at = _snapshot_at(arguments)
     if config.sandbox is Sandboxing.WHOLE and (at is not None or any(step.snapshot is not None for step in steps)):
         # A process that may open no file can write none; the threads that serve the guest need not.
         config = config._replace(sandbox=Sandboxing.THREADS)
     _check_page(arguments)
     copy_disk = None if resumption is None else resumption.snapshot.copy_disk
-    with Outputs(config, {"--json": arguments.json, "--html": arguments.html}, copy_disk) as outputs:
+    with Outputs(config, _documents(arguments), copy_disk) as outputs:
         if at is not None:
             at.check(outputs)
         # Slow to load: what is wrong so far is said without it.
@@ -149,10 +163,11 @@ def run(words: list[str]) -> int:
                 say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline, at)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
+            profile = None if report is None else _add_profile(machine, report)
         if arguments.quiet and outcome.exit_status:
             say(f"vmm: {outcome.message}")
         if report is not None:
-            _write(report, outputs, quiet=arguments.quiet)
+            _write(report, profile, outputs, quiet=arguments.quiet)
         if lost:
             raise HostError(lost)
     if outputs.failed and not outcome.exit_status:
@@ -173,7 +188,25 @@ def _report(machine: Machine, outcome: Outcome, outputs: Outputs, words: list[st
     return collect(machine, outcome, origin(["boot", *words], images_of_machine(machine.config)))
 
 
-def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:
+def _documents(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """Return what is written once the run is over: paths by option."""
+    profile = arguments.profile
+    folded = None if profile in {None, "-"} else str(Path(profile).with_suffix(_FOLDED))
+    return {"--json": arguments.json, "--html": arguments.html, "--profile": profile, _FOLDED_OPTION: folded}
+
+
+def _add_profile(machine: Machine, report: Report) -> NamedProfile | None:
+    profile = machine.profile()
+    if profile is None:
+        return None
+    from vmm.report.profile import NamedProfile
+
+    named = NamedProfile(profile, report, machine.started_ns)
+    report["profile"] = named.report()
+    return named
+
+
+def _write(report: Report, profile: NamedProfile | None, outputs: Outputs, *, quiet: bool) -> None:
     from vmm.report import text
 
     def page() -> str:
@@ -186,8 +219,11 @@ def _write(report: Report, outputs: Outputs, *, quiet: bool) -> None:
 
         return schema.as_json(report)
 
+    makers = {"--json": json, "--html": page}
+    if profile is not None:
+        makers |= {"--profile": profile.speedscope, _FOLDED_OPTION: profile.folded}
     try:
-        outputs.write({"--json": json, "--html": page})
+        outputs.write(makers)
     finally:
         if not quiet:
             say(text.text(report, columns(sys.stderr, text.WIDTH)))

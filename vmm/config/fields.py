@@ -91,6 +91,8 @@ class MachineFields(NamedTuple):
     dispatch: Dispatch = Dispatch.C
     exit_times: bool = False
     """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
+    profile: bool = False
+    """Look at what the vCPUs execute all the time; `vmm.run.profile` is what comes of it."""
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
     sandbox: Sandboxing = Sandboxing.OFF

@@ -70,6 +70,7 @@ class MachineOptions(TypedDict, total=False):
             looks; True. Not with ``exit_times`` or ``trace``, which look at each.
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
         exit_times: time every exit and device access; False.
+        profile: look at what the vCPUs execute, a thousand times a second; False.
         trace: path of the access log, "-" for stderr.
         sandbox: ``off``, the default; ``threads``, which keeps vCPUs' threads from all but serving the guest; ``auto``:
             the same, unless code of the caller's runs on them (``customize``, ``alter``, a device that was added);
@@ -119,6 +120,7 @@ class MachineOptions(TypedDict, total=False):
     coalesced: bool | None
     dispatch: Dispatch | str | None
     exit_times: bool | None
+    profile: bool | None
     trace: str | Path | None
     sandbox: Sandboxing | str | None
     user: str | None

@@ -52,7 +52,19 @@ if TYPE_CHECKING:
 _TYPES = {
     **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point", "max_resets"), int),
     **dict.fromkeys(
-        ("fwctl_extensions", "cpu_count", "hpet", "s3", "direct", "vmcoreinfo", "coalesced", "exit_times", "hold"), bool
+        (
+            "fwctl_extensions",
+            "cpu_count",
+            "hpet",
+            "s3",
+            "direct",
+            "vmcoreinfo",
+            "coalesced",
+            "exit_times",
+            "profile",
+            "hold",
+        ),
+        bool,
     ),
     "firmware": FirmwareImages,
 }
@@ -346,6 +358,7 @@ class MachineConfig(MachineFields):
         coalesced: bool = True,
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
+        profile: bool = False,
         trace: str | Path | None = None,
         sandbox: Sandboxing | str = Sandboxing.OFF,
         user: str | None = None,
@@ -381,6 +394,7 @@ class MachineConfig(MachineFields):
             "coalesced": coalesced,
             "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
             "exit_times": exit_times,
+            "profile": profile,
             "trace": None if trace is None else str(trace),
             "sandbox": parse_choice(Sandboxing, sandbox, "sandbox"),
             "user": user,

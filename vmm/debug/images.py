@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from vmm.cpu.paging import walk
-from vmm.debug import efi
+from vmm.debug import efi, symbols
 from vmm.firmware import guests
 from vmm.firmware.contents import read
 from vmm.firmware.volumes import HEADER, SIGNATURE, SIGNATURE_OFFSET, volume_at
@@ -76,6 +76,13 @@ class LoadedImage(NamedTuple):
         """An address in it: ``DxeCore+0x1a2b``."""
         return f"{self.name or 'an image without a name'}+{address - self.base:#x}"
 
+    def function(self, address: int) -> symbols.Function | None:
+        """The function that an address in it is in; None: there is no file that says so.
+
+        No file is opened because a guest names it.
+        """
+        return symbols.function_at(Path(self.path), address) if self.kind == "guest" and self.path else None
+
     def as_dict(self) -> dict[str, object]:
         """What ``vmm images --json`` prints."""
         return self._asdict() | {"guid": None if self.guid is None else str(self.guid)}
@@ -120,17 +127,30 @@ class Images:
 
         It says "" for one in no known image, and is good as long as the machine stands still.
         """
-        known = [image for image in (self._ours(), self._kernel(registers)) if image is not None]
-        listed = efi.listed(self._read, self._memory.low_size)
+        image_at = self.finder(registers)
 
         def say(address: int) -> str:
-            image = self._at(address, known, listed, registers)
+            image = image_at(address)
             if image is None:
                 return ""
-            function = _function(Path(image.path), address) if image.kind == "guest" and image.path else ""
-            return ", ".join(filter(None, (image.where(address), function)))
+            function = image.function(address)
+            return image.where(address) if function is None else f"{image.where(address)}, {function}"
 
         return cache(say)
+
+    def finder(self, registers: Mapping[str, int]) -> Callable[[int], LoadedImage | None]:
+        """What finds the image that an address is in, as long as the machine stands still; None: it is in none."""
+        known = [image for image in (self._ours(), self._kernel(registers)) if image is not None]
+        listed = efi.listed(self._read, self._memory.low_size)
+        return cache(lambda address: self._at(address, known, listed, registers))
+
+    def listed(self) -> list[efi.EfiImage]:
+        """What UEFI itself lists: soon told, at any time; of a machine that runs, it may be half of a change."""
+        return efi.listed(self._read, self._memory.low_size)
+
+    def named(self, image: efi.EfiImage) -> LoadedImage:
+        """One that was listed, with the name that the firmware volumes have for it."""
+        return _named(image, self._modules_now())
 
     def _at(
         self, address: int, known: list[LoadedImage], listed: list[efi.EfiImage], registers: Mapping[str, int]
@@ -248,10 +268,8 @@ class Images:
         if not self._firmware.code or not guests.is_ours(path):
             return None
         base, size = self._firmware.code_address, len(self._firmware.code)
-        symbols = _symbols(path)
-        return LoadedImage(
-            path.stem, base, size, "guest", "the machine's image", "" if symbols is None else str(symbols)
-        )
+        elf = symbols.beside(path)
+        return LoadedImage(path.stem, base, size, "guest", "the machine's image", "" if elf is None else str(elf))
 
     def _rom(self, address: int) -> LoadedImage | None:
         """Firmware as a whole, below 4 GiB or in its copy below 1 MiB."""
@@ -265,27 +283,6 @@ class Images:
             "the machine's image",
         )
         return image if address in image else None
-
-
-def _symbols(path: Path) -> Path | None:
-    elf = path.with_suffix(".elf")
-    return elf if elf.is_file() else None
-
-
-def _function(elf: Path, address: int) -> str:
-    """The function of an ELF file that an address is in, and how far; "" if none is in front of it."""
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.sections import SymbolTableSection
-
-    with elf.open("rb") as file:
-        table = ELFFile(file).get_section_by_name(".symtab")
-        symbols = [
-            (symbol["st_value"], symbol.name)
-            for symbol in (table.iter_symbols() if isinstance(table, SymbolTableSection) else ())
-            if symbol["st_info"]["type"] in {"STT_FUNC", "STT_NOTYPE"} and symbol["st_shndx"] != "SHN_ABS"
-        ]
-    value, name = max((symbol for symbol in symbols if symbol[0] <= address and symbol[1]), default=(0, ""))
-    return f"{name}+{address - value:#x}" if name else ""
 
 
 class _Modules(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from vmm.report import html
+from vmm.report.flame import boxes
 from vmm.report.pictures import bar, events, memory, sparks, timeline
 from vmm.report.text import SILENT, rows, seconds, size
 
@@ -94,6 +95,7 @@ def render(report: Report) -> str:
         times=times,
         devices=[_device(report, row) for row in times],
         sparks=sparks(times),
+        flame=boxes(report["profile"]) if "profile" in report else [],
         silent=SILENT,
         first_rows=FIRST_ROWS,
         first_times=FIRST_TIMES,

@@ -29,6 +29,7 @@ _SIGNS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         "DXE": (("fw-cfg-item", r"fw_cfg item etc/smbios/"),),
         "BDS": (("fw-cfg-item", r"fw_cfg item (etc/table-loader|boot_menu) "), ("console-line", r"BdsDxe: ")),
         "shell": (("console-line", r"UEFI Interactive Shell"),),
+        "OS": (("console-line", r"(\[ *0\.\d+\] )?Linux version |EFI stub: "),),
     },
     "seabios": {
         "POST": (("vcpu-started", r"vCPU 0 "),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from vmm.legible import counted, legible
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         FwCfgReport,
         FwctlReport,
         ItemReport,
+        ProfileReport,
         Report,
         ResetsReport,
     )
@@ -32,6 +34,9 @@ SHOWN_RESETS = 5
 SHOWN_REQUESTS = 16
 SHOWN_VALUE = 16
 """Requests of fwctl, and bytes of a value, that the text names."""
+
+PROFILE_SHOWN = 4
+"""Modules of a phase that the text names."""
 
 WIDTH = 100
 
@@ -84,6 +89,8 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
     for disk in report.get("disks", ()):
         yield "disk", _disk_words(disk)
     yield "exits", _exit_words(report["exits"])
+    if "profile" in report:
+        yield from _profile_rows(report["profile"])
     yield "host", _host_words(report["accelerator"])
     if not any(report["consoles"].values()):
         yield "consoles", SILENT
@@ -177,6 +184,32 @@ def _exit_words(exits: ExitsReport) -> str:
     devices = ", ".join(f"{area['name']} {area['reads'] + area['writes']:,}" for area in busiest)
     words = f"{reasons or 'none'}{f'; accesses: {devices}' if devices else ''}"
     return words + (f"; {exits['times_lost']:,} too many for the table of times" if exits["times_lost"] else "")
+
+
+def _profile_rows(profile: ProfileReport) -> Iterator[tuple[str, str]]:
+    if not profile["samples"]:
+        yield "profile", "no vCPU was seen executing"
+        return
+    for phase in profile["phases"]:
+        modules: Counter[str] = Counter()
+        for stack in profile["stacks"]:
+            if stack["phase"] == phase["name"]:
+                modules[stack["module"]] += stack["samples"]
+        shares = (
+            f"{name} {_percent(samples, phase['samples'])}" for name, samples in modules.most_common(PROFILE_SHOWN)
+        )
+        words = [
+            seconds(phase["seconds"]),
+            f"{phase['accesses']:,} accesses",
+            f"{size(phase['fw_cfg_bytes'])} of fw_cfg",
+        ]
+        if phase["instructions"] is not None:
+            words.insert(1, f"{phase['instructions'] / 1e6:,.0f} M instructions")
+        yield phase["name"], f"{', '.join(words)}: {', '.join(shares) or 'nothing was executed'}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f}%"
 
 
 def _host_words(accelerator: AcceleratorReport) -> str:

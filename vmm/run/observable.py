@@ -1,5 +1,6 @@
 """What users ask of a machine: its registers, what the guest read, how long things took, who executed it."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vmm.legible import counted
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from vmm.config.machine import Interface, MachineConfig
     from vmm.cpu.processors import Processors
     from vmm.cpu.registers import Registers
+    from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.kvm import Vcpu
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from vmm.run.exit_times import ExitTimes
     from vmm.run.lifetime import Lifetime
     from vmm.run.outcome import Reset
+    from vmm.run.profile import Profile, Profiler
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
     from vmm.softcpu.decision import Decision
@@ -41,6 +44,7 @@ class Observable(Runnable):
     vcpus: "list[Vcpu]"
     _lifetime: "Lifetime"
     _processors: "Processors"
+    _profiler: "Profiler | None"
 
     @property
     def interface(self) -> "Interface":
@@ -98,6 +102,23 @@ class Observable(Runnable):
     def exit_times_lost(self) -> int:
         """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
         return sum(table.lost for table in self._processors.times)
+
+    @cached_property
+    def _look(self) -> "Look":
+        from vmm.debug.look import Look
+
+        return Look(self.memory, self.config.firmware)
+
+    def profile(self) -> "Profile | None":
+        """What the vCPUs were executing so far, by image; between two runs. None unless asked for in the config.
+
+        Raises:
+            RuntimeError: the machine runs.
+            KvmError: it is closed.
+        """
+        if self._profiler is None:
+            return None
+        return self._profiler.finish(self._look.images, self.registers().values)
 
     @property
     def started_ns(self) -> int:

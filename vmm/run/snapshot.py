@@ -75,7 +75,7 @@ class Snapshot:
             with fitting():
                 _check_loaded(config, state, memory)
                 # What somebody else wrote makes a machine like any other: it writes into no file.
-                config = _without_outputs(config, state["accelerator"])
+                config = without_outputs(config, state["accelerator"])
         except BaseException:
             memory.close()
             raise
@@ -364,6 +364,7 @@ def without_outputs(config: "MachineConfig", accelerator: str) -> "MachineConfig
         serial=Target(),
         debugcon=Target(),
         trace=None,
+        profile=False,
         user=None,
         gdb=None,
         hold=False,

@@ -80,7 +80,7 @@ class VcpuThreads:
             for index, task in enumerate(self._tasks):
                 if only is not None and index not in only:
                     continue
-                first = partial(self._sandbox.enter_thread, self._vcpus[index])
+                first = partial(self._begin, self._vcpus[index])
                 thread = threading.Thread(
                     target=_guarded, args=(first, task, on_failure), name=f"vcpu{index}", daemon=True
                 )
@@ -94,6 +94,14 @@ class VcpuThreads:
                         f"no thread for vCPU {index}: {error}; raise the limits of processes (ulimit -u) "
                         "and of address space (ulimit -v), or ask for fewer CPUs"
                     ) from error
+
+    def _begin(self, vcpu: Any) -> None:
+        """On a vCPU's thread, before all else."""
+        if vcpu.profile:
+            from vmm.run import profile
+
+            profile.arm(vcpu)
+        self._sandbox.enter_thread(vcpu)
 
     def kick(self) -> None:
         """Make every vCPU leave the guest, now and until `start`; returns at once."""
@@ -116,6 +124,8 @@ class VcpuThreads:
                 "the machine is kept as long as that lasts",
                 0,
             )
+        for vcpu in self._vcpus:
+            lib.profile_disarm(vcpu)
 
     def close(self) -> None:
         """Stop, and never start again.

@@ -30,15 +30,17 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <time.h>
 
 #include "vmm/coalesced.h"
 #include "vmm/exit_times.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
+#include "vmm/profile.h"
 
 #define VCPU_EXIT_REASONS 64
 
-/* Only makes KVM_RUN return; its handler does nothing. SIGRTMIN itself is taken by some threading libraries. */
+/* Only makes KVM_RUN return, as vmm_kick_into says. SIGRTMIN itself is taken by some threading libraries. */
 #define VMM_KICK_SIGNAL (SIGRTMIN + 4)
 
 /* Why vmm_vcpu_run returned. */
@@ -113,6 +115,9 @@ struct vmm_vcpu {
     uint64_t started_ns;               /* CLOCK_MONOTONIC when it first left the wait-for-SIPI state; 0 before */
     bool start_watched; /* a single step is armed that shows an AP's first instruction */
     struct exit_times *times; /* NULL: not measured; set while the vCPU does not run */
+    struct profile *profile;  /* NULL: not sampled; set while the vCPU does not run */
+    timer_t profile_timer;    /* while it is armed */
+    bool profile_armed;
     pthread_mutex_t thread_lock;
     pthread_t thread;
     bool running;
@@ -148,6 +153,12 @@ uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index);
  */
 void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count);
 void vmm_vm_resume(struct vmm_vm *vm);
+
+/*
+ * From now on, VMM_KICK_SIGNAL makes the calling thread's next KVM_RUN return at once, too, if it comes in front of it:
+ * its handler sets immediate_exit there.
+ */
+void vmm_kick_into(struct kvm_run *run);
 
 /*
  * Be the one who uses devices, which have been told by then what the guest has written: coalesced writes are served
@@ -244,6 +255,7 @@ struct vmm_core {
     bool (*serve_exit)(struct vmm_vcpu *vcpu, int result);
     bool (*finish_access)(struct vmm_vcpu *vcpu);
     bool (*note_start)(struct vmm_vcpu *vcpu);
+    void (*profile_add)(struct profile *profile, uint64_t address);
 };
 
 extern const struct vmm_core vmm_core;

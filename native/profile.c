@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#define _GNU_SOURCE /* gettid */
+#include "vmm/profile.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "vmm/clock.h"
+#include "vmm/vcpu_run.h"
+
+/* Linux's name, which glibc has only since 2.39. */
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+struct profile {
+    uint32_t capacity;
+    uint64_t produced; /* accessed atomically */
+    uint64_t consumed; /* accessed atomically */
+    uint64_t lost;     /* accessed atomically */
+    struct profile_sample samples[];
+};
+
+struct profile *profile_new(uint32_t capacity)
+{
+    struct profile *profile = calloc(1, sizeof(*profile) + capacity * sizeof(struct profile_sample));
+
+    if (profile != NULL) {
+        profile->capacity = capacity;
+    }
+    return profile;
+}
+
+void profile_free(struct profile *profile)
+{
+    free(profile);
+}
+
+void profile_add(struct profile *profile, uint64_t address)
+{
+    uint64_t produced = profile->produced;
+
+    if (produced - __atomic_load_n(&profile->consumed, __ATOMIC_ACQUIRE) == profile->capacity) {
+        __atomic_store_n(&profile->lost, profile->lost + 1, __ATOMIC_RELAXED);
+        return;
+    }
+    profile->samples[produced & (profile->capacity - 1)] =
+        (struct profile_sample){.time_ns = monotonic_ns(), .address = address};
+    __atomic_store_n(&profile->produced, produced + 1, __ATOMIC_RELEASE);
+}
+
+uint32_t profile_take(struct profile *profile, struct profile_sample *samples, uint32_t count)
+{
+    uint64_t consumed = profile->consumed;
+    uint64_t available = __atomic_load_n(&profile->produced, __ATOMIC_ACQUIRE) - consumed;
+    uint32_t taken = available < count ? (uint32_t)available : count;
+
+    for (uint32_t i = 0; i < taken; i++) {
+        samples[i] = profile->samples[(consumed + i) & (profile->capacity - 1)];
+    }
+    __atomic_store_n(&profile->consumed, consumed + taken, __ATOMIC_RELEASE);
+    return taken;
+}
+
+uint64_t profile_lost(const struct profile *profile)
+{
+    return __atomic_load_n(&profile->lost, __ATOMIC_RELAXED);
+}
+
+int profile_arm(struct vmm_vcpu *vcpu)
+{
+    const struct timespec interval = {.tv_nsec = PROFILE_INTERVAL_NS};
+    const struct itimerspec every = {.it_interval = interval, .it_value = interval};
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = VMM_KICK_SIGNAL};
+
+    if (vcpu->profile == NULL || vcpu->engine != NULL) {
+        return 0;
+    }
+    event.sigev_notify_thread_id = gettid();
+    if (timer_create(CLOCK_MONOTONIC, &event, &vcpu->profile_timer) != 0) {
+        return -errno;
+    }
+    vcpu->profile_armed = true;
+    vmm_kick_into(vcpu->run);
+    return timer_settime(vcpu->profile_timer, 0, &every, NULL) == 0 ? 0 : -errno;
+}
+
+void profile_disarm(struct vmm_vcpu *vcpu)
+{
+    if (vcpu->profile_armed) {
+        vcpu->profile_armed = false;
+        timer_delete(vcpu->profile_timer);
+    }
+}
+
+void profile_look(struct vmm_vcpu *vcpu)
+{
+    struct kvm_mp_state state;
+    struct kvm_regs regs;
+    struct kvm_sregs sregs;
+
+    /* A stop sets it, too, but only once it can be seen that a stop is asked for, which the caller looks at next. */
+    __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    /* Before its start, asking for its state would take away the INIT that watch_for_start waits for. */
+    if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) != 0 && ioctl(vcpu->fd, KVM_GET_MP_STATE, &state) == 0 &&
+        state.mp_state == KVM_MP_STATE_RUNNABLE && ioctl(vcpu->fd, KVM_GET_REGS, &regs) == 0 &&
+        ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) == 0) {
+        profile_add(vcpu->profile, sregs.cs.base + regs.rip);
+    }
+}
