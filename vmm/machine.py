@@ -491,7 +491,7 @@ class Machine(Observable):
         """Sample the vCPUs; returns what is to be called in the place of ``poll``."""
         from vmm.run.profile import Profiler, count
 
-        self._profiler = profiler = Profiler(self._processors.cores, partial(count, self, core))
+        self._profiler = profiler = Profiler(core, self._processors.cores, partial(count, self))
         parts.callback(profiler.close)
 
         def both() -> None:

@@ -11,8 +11,8 @@ from vmm.bench import boot, host, latency, scale
 from vmm.bench.contenders import DEADLINE_S, ContenderFailedError
 from vmm.bench.result import CaseResult, Measured, Result, Target, names
 from vmm.bench.rounds import Rounds, not_done, run_rounds
-from vmm.bench.statistics import median, summarize
 from vmm.errors import ConfigError
+from vmm.statistics import median, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

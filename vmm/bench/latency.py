@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.bench.contenders import BARE_LOOP, QEMU_KVM, VMM_C, VMM_PYTHON, Contender, ContenderFailedError
-from vmm.bench.statistics import median
+from vmm.statistics import median
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,7 +10,7 @@ import random
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmm.bench.statistics import Growth, Ratio, Summary, compare, fit_growth, median, summarize
+from vmm.statistics import Growth, Ratio, Summary, compare, fit_growth, median, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

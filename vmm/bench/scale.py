@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from vmm.bench.contenders import QEMU_KVM, VMM_C, Contender, run
 from vmm.bench.result import Scale
 from vmm.bench.rounds import run_rounds
-from vmm.bench.statistics import median, percentile
 from vmm.errors import ConfigError
 from vmm.firmware import guests
 from vmm.options import parse_size
+from vmm.statistics import median, percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vmm.bench.result import CaseResult, Result, Scale
-    from vmm.bench.statistics import Ratio
+    from vmm.statistics import Ratio
 
 PIPE_WIDTH = 132
 """Columns where stdout is no terminal."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop",
     "verify": "did the guest get the tables that fw_cfg offered?",
     "images": "what is loaded in a guest, and where: UEFI's modules, a kernel, a guest of ours",
+    "diff": "what is different between two runs, by their reports",
     "fetch-linux": "get Debian's Linux, which verify linux boots, without installing it",
     "info": "what this host can do, and which firmware it has",
     "completion": "a script that makes bash, zsh or fish complete all this",

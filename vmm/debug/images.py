@@ -141,23 +141,27 @@ class Images:
     def finder(self, registers: Mapping[str, int]) -> Callable[[int], LoadedImage | None]:
         """What finds the image that an address is in, as long as the machine stands still; None: it is in none."""
         known = [image for image in (self._ours(), self._kernel(registers)) if image is not None]
-        listed = efi.listed(self._read, self._memory.low_size)
-        return cache(lambda address: self._at(address, known, listed, registers))
+        listed = self.listed()
+
+        def find(address: int) -> LoadedImage | None:
+            found = next((image for image in known if address in image), None)
+            if found is None and (found := self._at(address, listed, registers)) is not None:
+                known.append(found)
+            return found or self._rom(address)
+
+        return cache(find)
 
     def listed(self) -> list[efi.EfiImage]:
         """What UEFI itself lists: soon told, at any time; of a machine that runs, it may be half of a change."""
         return efi.listed(self._read, self._memory.low_size)
 
-    def named(self, image: efi.EfiImage) -> LoadedImage:
-        """One that was listed, with the name that the firmware volumes have for it."""
-        return _named(image, self._modules_now())
+    def named(self, listed: Iterable[efi.EfiImage]) -> list[LoadedImage]:
+        """Those that were listed, with the names that the firmware volumes have for them."""
+        modules = self._modules_now()
+        return [_named(image, modules) for image in listed]
 
-    def _at(
-        self, address: int, known: list[LoadedImage], listed: list[efi.EfiImage], registers: Mapping[str, int]
-    ) -> LoadedImage | None:
-        for image in known:
-            if address in image:
-                return image
+    def _at(self, address: int, listed: list[efi.EfiImage], registers: Mapping[str, int]) -> LoadedImage | None:
+        """The executable of UEFI's that an address is in."""
         for executable in listed:
             if executable.base <= address < executable.base + executable.size:
                 return _named(executable, self._modules_now())
@@ -167,7 +171,7 @@ class Images:
             for executable in self._scanned(self._before(gpa)):
                 if executable.base <= address < executable.base + executable.size:
                     return _named(executable, self._modules_now())
-        return self._rom(address)
+        return None
 
     def _read(self, gpa: int, size: int) -> bytes:
         """As `GuestMemory.read`, for addresses that a guest made up."""

@@ -8,6 +8,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
@@ -63,18 +64,13 @@ class Counts(NamedTuple):
         return Counts(*(now - before for now, before in zip(self, earlier, strict=True)))
 
 
-def count(machine: "Machine", core: Any) -> Counts | None:
-    """What a machine's guest has done; None: a device is at work, so it cannot be told now."""
-    if not lib.vmm_io_trylock(core):
-        return None
-    try:
-        accesses = machine.ports.accesses() + machine.mmio.accesses()
-        items = machine.fw_cfg.items() if machine.fw_cfg is not None else ()
-        delivered = sum(item.bytes_read for item in items)
-    finally:
-        lib.vmm_io_unlock(core)
+def count(machine: "Machine") -> Counts:
+    """What a machine's guest has done; for who holds its ``io_lock``."""
+    accesses = machine.ports.accesses() + machine.mmio.accesses()
+    items = machine.fw_cfg.items() if machine.fw_cfg is not None else ()
     softcpu = machine.softcpu
-    return Counts(accesses, delivered, 0 if softcpu is None else softcpu.counters().instructions)
+    instructions = 0 if softcpu is None else softcpu.counters().instructions
+    return Counts(accesses, sum(item.bytes_read for item in items), instructions)
 
 
 class Place(NamedTuple):
@@ -95,18 +91,20 @@ class Profiler:
     """Samples one machine from its first run on.
 
     Args:
-        cores: the C core's ``struct vmm_vcpu`` pointers, by index.
-        counts: returns what was done so far; None: that cannot be told now.
+        core: the C core's ``struct vmm_vm``.
+        cores: its ``struct vmm_vcpu`` pointers, by index.
+        counts: returns what was done so far.
     """
 
-    def __init__(self, cores: Sequence[Any], counts: Callable[[], Counts | None]) -> None:
+    def __init__(self, core: Any, cores: Sequence[Any], counts: Callable[[], Counts]) -> None:
+        self._core = core
         self._cores = list(cores)
         self._rings = []
-        for core in self._cores:
+        for vcpu in self._cores:
             ring = ffi.gc(lib.profile_new(_RING_SAMPLES), lib.profile_free)
             if ring == ffi.NULL:
                 raise MemoryError
-            core.profile = ring
+            vcpu.profile = ring
             self._rings.append(ring)
         self._batch = ffi.new("struct profile_sample[]", _RING_SAMPLES)
         self._times, self._addresses, self._vcpus = array("Q"), array("Q"), array("H")
@@ -123,12 +121,9 @@ class Profiler:
         if self._is_due(0, now, _TAKE_SECONDS):
             self.take()
         if self._is_due(1, now, self._mark_s):
-            self._mark()
+            self._without_devices(self._mark)
         if self._is_due(2, now, _LIST_SECONDS):
-            # What the guest has there may be anything, or half of something.
-            with suppress(ValueError):
-                for image in images().listed():
-                    self._loaded.setdefault(image, time.monotonic_ns())
+            self._without_devices(lambda: self._list(images()))
 
     def take(self) -> None:
         """Take what the vCPUs have left."""
@@ -145,16 +140,16 @@ class Profiler:
     def close(self) -> None:
         """Ask for no more; no vCPU runs."""
         self.take()
-        for core in self._cores:
-            core.profile = ffi.NULL
+        for vcpu in self._cores:
+            vcpu.profile = ffi.NULL
 
     def finish(self, images: "Images", registers: Mapping[str, int]) -> "Profile":
         """What was found out so far, of a machine that stands still; the registers are those of a vCPU."""
         self.take()
-        self._mark(last=True)
+        self._without_devices(partial(self._mark, last=True))
         samples = sorted(map(Sample, self._times, self._vcpus, self._addresses))
         lost = self._beyond + sum(lib.profile_lost(ring) for ring in self._rings)
-        loaded = [(images.named(image), seen_ns) for image, seen_ns in self._loaded.items()]
+        loaded = list(zip(images.named(self._loaded), self._loaded.values(), strict=True))
         return Profile(samples, int(lost), list(self._marks), _Names(loaded, images.finder(registers)))
 
     def _is_due(self, what: int, now: float, interval: float) -> bool:
@@ -167,9 +162,21 @@ class Profiler:
         if len(self._marks) >= _MAX_MARKS and not last:
             self._marks = self._marks[::2]
             self._mark_s *= 2
-        counts = self._counts()
-        if counts is not None:
-            self._marks.append((time.monotonic_ns(), counts))
+        self._marks.append((time.monotonic_ns(), self._counts()))
+
+    def _list(self, images: "Images") -> None:
+        # What the guest has there may be anything, or half of something.
+        with suppress(ValueError):
+            for image in images.listed():
+                self._loaded.setdefault(image, time.monotonic_ns())
+
+    def _without_devices(self, act: Callable[[], None]) -> None:
+        """Act while no device is at work, which may change memory; if one is, it can wait until the next time."""
+        if lib.vmm_io_trylock(self._core):
+            try:
+                act()
+            finally:
+                lib.vmm_io_unlock(self._core)
 
 
 class Profile(NamedTuple):

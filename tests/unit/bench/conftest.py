@@ -8,7 +8,7 @@ import pytest
 from vmm.bench.experiments import PAIRS, TARGETS
 from vmm.bench.host import Noise, facts
 from vmm.bench.result import CaseResult, Measured, Result, Scale
-from vmm.bench.statistics import fit_growth
+from vmm.statistics import fit_growth
 
 NAMES = {"vmm": "vmm", "vmm-python": "vmm, Python dispatch", "bare-loop": "bare KVM_RUN loop", "qemu-kvm": "QEMU, KVM"}
 

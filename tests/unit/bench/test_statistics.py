@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from vmm.bench.statistics import MIN_ROUNDS, compare, fit_growth, median, percentile, summarize
+from vmm.statistics import MIN_ROUNDS, compare, fit_growth, median, percentile, summarize
 
 
 def test_percentiles_of_a_known_sequence() -> None:
