@@ -69,7 +69,7 @@ def test_seabios_starts_a_pvh_kernel(tmp_path: Path, sandbox: str) -> None:
     words = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext-segment=0x200000,-e,entry,--build-id=none,-z,noexecstack"]
     subprocess.run(["gcc", "-m32", *words, "-o", kernel, source], check=True)
     # What starts it comes from QEMU's package, which the sandbox, of a process of its own, keeps out of reach.
-    command = [sys.executable, "-m", "vmm", "boot", "seabios", "-kernel", kernel, "-append", "the words"]
+    command = [sys.executable, "-m", "vmm", "boot", "seabios", "-kernel", str(kernel), "-append", "the words"]
     command += ["--sandbox", sandbox, "--until", "the words!", "--timeout", "60", "--quiet", "-serial", "none"]
     done = subprocess.run([*command, "-debugcon", "stdio"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
