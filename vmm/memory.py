@@ -136,6 +136,7 @@ class GuestMemory:
         self._ram = memoryview(self._mapping)[start : start + size]
         self._ram_address = address + start
         self._regions: dict[int, Region] = {}
+        self._mapped = 0
         self._roms: dict[int, _Rom] = {}
         self._free_slots: list[int] = []
         self._next_slot = 0
@@ -206,6 +207,7 @@ class GuestMemory:
             KeyError: no region starts there.
         """
         region = self._regions.pop(gpa)
+        self._mapped -= region.size
         if self._parks_roms and region.kind == "rom":
             self._parked[gpa] = _Parked(region, self._roms.pop(gpa))
             lib.guest_memory_remove(self._table, gpa)
@@ -328,7 +330,8 @@ class GuestMemory:
             raise ValueError("the machine is closed, and its memory gone")
         check_type(gpa, "gpa", int)
         check_type(size, "size", int)
-        if not 0 <= gpa < 1 << 64 or not 0 <= size <= sum(region.size for region in self._regions.values()):
+        # Not their sum: a device may change the regions on another thread meanwhile.
+        if not 0 <= gpa < 1 << 64 or not 0 <= size <= self._mapped:
             raise ValueError(f"no memory of {size} bytes at {gpa:#x}")
 
     def _map(self, gpa: int, size: int, hva: int, kind: str, *, read_only: bool) -> None:
@@ -341,3 +344,4 @@ class GuestMemory:
         if error:
             raise ValueError(f"cannot map {gpa:#x}+{size:#x}: error {-error}")
         self._regions[gpa] = Region(gpa, size, kind, read_only, slot)
+        self._mapped += size
