@@ -1,1 +1,1 @@
-"""Machines in processes of their own: `channel` is between them, `machine` the caller's side, `child` the other."""
+"""Machines in processes of their own, from the caller's side; the other is `vmm.isolated`."""

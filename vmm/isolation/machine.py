@@ -53,7 +53,7 @@ class _Link:
         self.memory = SnapshotMemory.room(config.memory + _IMAGES)
         descriptors = [end.fileno() for end in there]
         passed = [*descriptors, self.memory]
-        command = [sys.executable, "-P", "-m", "vmm.isolation.child", ",".join(map(str, descriptors)), str(self.memory)]
+        command = [sys.executable, "-P", "-m", "vmm.isolated", ",".join(map(str, descriptors)), str(self.memory)]
         told: list[Any] | None = None
         if resumption is not None:
             snapshot = resumption.snapshot
@@ -84,7 +84,7 @@ class _Link:
         """Ask, and wait for the answer: plain data, or a `Remote`.
 
         Args:
-            operation: what `vmm.isolation.child` is to do.
+            operation: what `vmm.isolated` is to do.
             values: plain data.
             on_poll: called when the other process wants it.
 

@@ -129,6 +129,7 @@ def test_all_scripts_in_python_are_known() -> None:
         "build-edk2",
         "compare-hosts",
         "report-schema",
+        "soak",
         "test-svm-host",
         "try-versions",
     } == set(IN_PYTHON)

@@ -1,6 +1,6 @@
 """The process of a machine: makes it, restricts itself once the guest is to run, and answers the caller's process.
 
-usage: python -m vmm.isolation.child LANE,LANE,… MEMORY [SNAPSHOT]      descriptors that it was started with
+usage: python -m vmm.isolated LANE,LANE,… MEMORY [SNAPSHOT]      descriptors that it was started with
 
 The first message on the first lane is the machine. Each lane then has a thread, so that one can wait for a run and
 another stop it. When the caller has ended, so does this.
