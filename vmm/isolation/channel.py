@@ -3,11 +3,13 @@
 A message is a description in JSON and the bytes that it refers to (`vmm.run.snapshot_plain`), behind their two sizes.
 """
 
+import math
 import select
 import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -21,6 +23,9 @@ _LONGEST: Final = 256 << 20
 """Bytes of a message that is taken; the longest are what somebody reads of a guest's memory."""
 
 _PIECE: Final = 1 << 20
+
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds, of a wait that may be repeated."""
 
 
 class Lane:
@@ -50,10 +55,14 @@ class Lane:
         while self._unsent:
             self._move()
 
-    def receive(self) -> Any:
+    def receive(self, until: float = math.inf) -> Any:
         """The next message. An interrupt loses nothing: it may be called again.
 
+        Args:
+            until: when to give up, of `time.monotonic`.
+
         Raises:
+            TimeoutError: it is later than that.
             EOFError: the other side has ended.
             ValueError: it sent what it never should.
         """
@@ -68,16 +77,18 @@ class Lane:
                     blobs = bytes(self._received[begin + sizes[0] : end])
                     del self._received[:end]
                     return snapshot_plain.decode(text, blobs)
-            self._move()
+            if time.monotonic() > until:
+                raise TimeoutError("no answer")
+            self._move(min(_LONGEST_WAIT, max(0.0, until - time.monotonic())))
 
     def close(self) -> None:
         """Give it back; may be called twice."""
         self._socket.close()
 
-    def _move(self) -> None:
-        """Wait, then send and receive what is possible."""
+    def _move(self, seconds: float = _LONGEST_WAIT) -> None:
+        """Wait, but not for longer than this, then send and receive what is possible."""
         self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        ready = self._poll.poll()
+        ready = self._poll.poll(seconds * 1000)
         with _uninterrupted():
             for _, events in ready:
                 try:

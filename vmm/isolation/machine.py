@@ -4,12 +4,14 @@ Plain data comes back as it is. What is none (`Machine.memory`, a console) stays
 here passes on what is asked of that.
 """
 
+import math
 import os
 import queue
 import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -43,6 +45,9 @@ _IMAGES: Final = 64 << 20
 """Room for firmware and variables in a snapshot, beside RAM."""
 
 _END_SECONDS: Final = 5.0
+
+_GRACE_SECONDS = 60.0
+"""How much longer than its deadline a run may take until its process is taken for one that does not answer."""
 
 
 class _Link:
@@ -80,13 +85,20 @@ class _Link:
         """Nobody refers to an object of the other process any more."""
         self._released.append(handle)
 
-    def ask(self, operation: str, *values: object, on_poll: Callable[[], None] | None = None) -> Any:
+    def ask(
+        self,
+        operation: str,
+        *values: object,
+        on_poll: Callable[[], None] | None = None,
+        seconds: float | None = None,
+    ) -> Any:
         """Ask, and wait for the answer: plain data, or a `Remote`.
 
         Args:
             operation: what `vmm.isolated` is to do.
             values: plain data.
             on_poll: called when the other process wants it.
+            seconds: how long it may take at its own word; None: for ever.
 
         Raises:
             MachineDiedError: the other process has ended.
@@ -102,9 +114,10 @@ class _Link:
         whole = False
         try:
             lane.send(message)
-            found = self._answer(lane, operation, on_poll)
+            until = math.inf if seconds is None else time.monotonic() + seconds + _GRACE_SECONDS
+            found = self._answer(lane, operation, on_poll, until)
             whole = True
-        except (EOFError, *_NONSENSE) as error:
+        except (EOFError, TimeoutError, *_NONSENSE) as error:
             raise self._died(error) from None
         finally:
             if not whole:
@@ -115,11 +128,11 @@ class _Link:
             raise found.error
         return found
 
-    def _answer(self, lane: Lane, operation: str, on_poll: Callable[[], None] | None) -> Any:
+    def _answer(self, lane: Lane, operation: str, on_poll: Callable[[], None] | None, until: float) -> Any:
         raised: BaseException | None = None
         while True:
             try:
-                kind, *values = lane.receive()
+                kind, *values = lane.receive(until)
             except KeyboardInterrupt as interrupt:
                 self.ask("interrupt")
                 if operation not in _RUNS:
@@ -151,6 +164,9 @@ class _Link:
         return [self._released.popleft() for _ in range(len(self._released))]
 
     def _died(self, error: BaseException) -> MachineDiedError:
+        if isinstance(error, TimeoutError):
+            self.process.kill()
+            return MachineDiedError("the machine's process did not keep to its deadline, and was ended")
         if isinstance(error, EOFError):
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_SECONDS)
@@ -324,7 +340,8 @@ class ProcessMachine(Remote):
         goal = None if until is None else _told(compile_patterns(until, "until"))
         answers = [[_told([pattern])[0], text] for pattern, text in read_answers(send)]
         poll = None if on_poll is None else lambda: on_poll(self)
-        outcome, typed = self._link.ask("run", goal, deadline, answers, poll is not None, on_poll=poll)
+        wanted = [goal, deadline, answers, poll is not None]
+        outcome, typed = self._link.ask("run", *wanted, on_poll=poll, seconds=_seconds(deadline))
         if isinstance(send, deque):
             for _ in range(typed):
                 send.popleft()
@@ -337,7 +354,9 @@ class ProcessMachine(Remote):
             MachineDiedError: its process has ended.
         """
         compiled = read_goal(patterns)
-        which, text, begin, end, before, console = self._link.ask("expect", _told(compiled), deadline)
+        which, text, begin, end, before, console = self._link.ask(
+            "expect", _told(compiled), deadline, seconds=_seconds(deadline)
+        )
         match = compiled[which].search(text, begin, end)
         if match is None:
             raise MachineDiedError("the machine's process found what does not match")
@@ -348,6 +367,11 @@ class ProcessMachine(Remote):
         state, sizes = self._link.ask("snapshot")
         memory = SnapshotMemory.copied(self._link.memory, sizes)
         return Snapshot(without_outputs(self.config, Accelerator(state["accelerator"])), state, memory)
+
+
+def _seconds(deadline: object) -> float | None:
+    """What the other process does not refuse as a deadline, or None."""
+    return deadline if isinstance(deadline, int | float) and deadline >= 0 else None
 
 
 def _told(patterns: Sequence[Compiled]) -> list[list[Any]]:

@@ -266,3 +266,14 @@ time.sleep(600)
     monkeypatch.setattr(sys, "executable", str(hostile))
     with pytest.raises(MachineDiedError, match="said what none of ours does"):
         Machine(waits, sandbox="process")
+
+
+def test_a_process_that_does_not_answer_is_ended_after_the_deadline(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = make()
+    machine.expect(READY, deadline=GENEROUS)
+    monkeypatch.setattr("vmm.isolation.machine._GRACE_SECONDS", 0.5)
+    os.kill(machine.pid, signal.SIGSTOP)
+    with pytest.raises(MachineDiedError, match="did not keep to its deadline"):
+        machine.run(deadline=0.1)
