@@ -30,6 +30,7 @@ from vmm.run.snapshot_memory import SnapshotMemory
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
+    from vmm.disks.drives import Drive
     from vmm.run.outcome import Outcome
     from vmm.run.resumption import Resumption
 
@@ -44,6 +45,11 @@ _ERRORS: Final = frozenset({"builtins", "vmm.errors", "vmm.run.expected"})
 _IMAGES: Final = 64 << 20
 """Room for firmware and variables in a snapshot, beside RAM."""
 
+_ALIGNMENT: Final = 2 << 20
+"""Of a snapshot's parts (`vmm.run.snapshot_memory`)."""
+
+_MOST_OF_A_FOLDER: Final = 33 << 30
+
 _END_SECONDS: Final = 5.0
 
 _GRACE_SECONDS = 60.0
@@ -55,7 +61,7 @@ class _Link:
 
     def __init__(self, config: "MachineConfig", resumption: "Resumption | None") -> None:
         here, there = zip(*(socket.socketpair() for _ in range(_LANES)), strict=True)
-        self.memory = SnapshotMemory.room(config.memory + _IMAGES)
+        self.memory = SnapshotMemory.room(config.memory + _IMAGES + sum(map(_size, config.drives)))
         descriptors = [end.fileno() for end in there]
         passed = [*descriptors, self.memory]
         command = [sys.executable, "-P", "-m", "vmm.isolated", ",".join(map(str, descriptors)), str(self.memory)]
@@ -367,6 +373,13 @@ class ProcessMachine(Remote):
         state, sizes = self._link.ask("snapshot")
         memory = SnapshotMemory.copied(self._link.memory, sizes)
         return Snapshot(without_outputs(self.config, Accelerator(state["accelerator"])), state, memory)
+
+
+def _size(drive: "Drive") -> int:
+    """Room for a disk in a snapshot: of a folder, all that a disk made of one may have."""
+    with suppress(OSError):
+        return _MOST_OF_A_FOLDER if drive.folder else drive.path.stat().st_size + _ALIGNMENT
+    return 0  # the machine will say why
 
 
 def _seconds(deadline: object) -> float | None:

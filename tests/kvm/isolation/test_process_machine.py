@@ -277,3 +277,14 @@ def test_a_process_that_does_not_answer_is_ended_after_the_deadline(
     os.kill(machine.pid, signal.SIGSTOP)
     with pytest.raises(MachineDiedError, match="did not keep to its deadline"):
         machine.run(deadline=0.1)
+
+
+def test_a_snapshot_has_room_for_disks(make: Callable[..., Any], tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"sector".ljust(512, b"\0") * 2048)
+    os.truncate(disk, 256 << 20)
+    machine = make(drives=[f"file={disk},format=raw,snapshot=on"])
+    machine.expect(READY, deadline=GENEROUS)
+    with machine.snapshot() as snapshot, Machine.restore(snapshot) as restored:
+        restored.send("x")
+        restored.expect(DONE, deadline=GENEROUS)
