@@ -5,7 +5,18 @@ import subprocess
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
-CORE = ("coalesced", "exit_times", "fw_cfg", "guest_memory", "interrupts", "io_table", "msix", "trace", "vcpu_run")
+CORE = (
+    "coalesced",
+    "exit_times",
+    "fw_cfg",
+    "guest_memory",
+    "interrupts",
+    "io_table",
+    "msix",
+    "profile",
+    "trace",
+    "vcpu_run",
+)
 
 
 def stress(directory: Path, name: str, iterations: int) -> str:
