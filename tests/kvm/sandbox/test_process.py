@@ -73,7 +73,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What became of everything that is attempted below, in one process that has run a machine."""
     path = tmp_path_factory.mktemp("sandbox") / "socket"
     command = [sys.executable, "-c", BEGIN + END, str(path), json.dumps(REFUSED | CLOSED | ALLOWED)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found
