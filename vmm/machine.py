@@ -10,7 +10,7 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 """
 
 from contextlib import ExitStack, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from vmm import layout
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from vmm.config.listening import DebugSocket
     from vmm.debug.debugger import Debugger
     from vmm.debug.images import LoadedImage
+    from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
@@ -489,15 +490,16 @@ class Machine(Observable):
 
     def _profile(self, core: Any, poll: "Callable[[], None] | None", parts: ExitStack) -> "Callable[[], None]":
         """Sample the vCPUs; returns what is to be called in the place of ``poll``."""
-        from vmm.run.profile import Profiler, count
+        from vmm.run.profile import Profiler
 
-        self._profiler = profiler = Profiler(core, self._processors.cores, partial(count, self))
+        images = lambda: self._look.images  # noqa: E731  # what it needs is loaded once it is asked
+        self._profiler = profiler = Profiler(core, self._processors.cores, self._counts, images)
         parts.callback(profiler.close)
 
         def both() -> None:
             if poll is not None:
                 poll()
-            profiler.poll(lambda: self._look.images)
+            profiler.poll()
 
         return both
 
@@ -509,6 +511,12 @@ class Machine(Observable):
         said = assertion(self.debugcon, self.serial)
         where = positions(started, lambda: self._look)
         return f"{where}\nthe guest said: {said}" if said else where
+
+    @cached_property
+    def _look(self) -> "Look":
+        from vmm.debug.look import Look
+
+        return Look(self.memory, self.config.firmware)
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

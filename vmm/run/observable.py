@@ -1,6 +1,5 @@
 """What users ask of a machine: its registers, what the guest read, how long things took, who executed it."""
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vmm.legible import counted
@@ -9,11 +8,11 @@ from vmm.run.runnable import Runnable
 from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 if TYPE_CHECKING:
+    from vmm.bus import Bus
     from vmm.config.interface import InterfaceChoice
     from vmm.config.machine import Interface, MachineConfig
     from vmm.cpu.processors import Processors
     from vmm.cpu.registers import Registers
-    from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.kvm import Vcpu
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from vmm.run.exit_times import ExitTimes
     from vmm.run.lifetime import Lifetime
     from vmm.run.outcome import Reset
-    from vmm.run.profile import Profile, Profiler
+    from vmm.run.profile import Counts, Profile, Profiler
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
     from vmm.softcpu.decision import Decision
@@ -39,6 +38,8 @@ class Observable(Runnable):
     fwctl: "Fwctl | None"
     interface_choice: "InterfaceChoice"
     memory: "GuestMemory"
+    mmio: "Bus"
+    ports: "Bus"
     serial: "Stream"
     softcpu: "SoftwareCpu | None"
     vcpus: "list[Vcpu]"
@@ -103,12 +104,6 @@ class Observable(Runnable):
         """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
         return sum(table.lost for table in self._processors.times)
 
-    @cached_property
-    def _look(self) -> "Look":
-        from vmm.debug.look import Look
-
-        return Look(self.memory, self.config.firmware)
-
     def profile(self) -> "Profile | None":
         """What the vCPUs were executing so far, by image; between two runs. None unless asked for in the config.
 
@@ -118,7 +113,16 @@ class Observable(Runnable):
         """
         if self._profiler is None:
             return None
-        return self._profiler.finish(self._look.images, self.registers().values)
+        return self._profiler.finish(self.registers().values)
+
+    def _counts(self) -> "Counts":
+        """What the guest has done; with ``io_lock`` held."""
+        from vmm.run.profile import Counts
+
+        items = self.fw_cfg.items() if self.fw_cfg is not None else ()
+        instructions = 0 if self.softcpu is None else self.softcpu.counters().instructions
+        accesses = self.ports.accesses() + self.mmio.accesses()
+        return Counts(accesses, sum(item.bytes_read for item in items), instructions)
 
     @property
     def started_ns(self) -> int:

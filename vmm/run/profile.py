@@ -17,7 +17,6 @@ from vmm.errors import HostError
 if TYPE_CHECKING:
     from vmm.debug.efi import EfiImage
     from vmm.debug.images import Images, LoadedImage
-    from vmm.machine import Machine
 
 INTERVAL_NS: int = lib.PROFILE_INTERVAL_NS
 """Between two samples of a vCPU that executes."""
@@ -64,15 +63,6 @@ class Counts(NamedTuple):
         return Counts(*(now - before for now, before in zip(self, earlier, strict=True)))
 
 
-def count(machine: "Machine") -> Counts:
-    """What a machine's guest has done; for who holds its ``io_lock``."""
-    accesses = machine.ports.accesses() + machine.mmio.accesses()
-    items = machine.fw_cfg.items() if machine.fw_cfg is not None else ()
-    softcpu = machine.softcpu
-    instructions = 0 if softcpu is None else softcpu.counters().instructions
-    return Counts(accesses, sum(item.bytes_read for item in items), instructions)
-
-
 class Place(NamedTuple):
     """What an address belongs to.
 
@@ -94,9 +84,12 @@ class Profiler:
         core: the C core's ``struct vmm_vm``.
         cores: its ``struct vmm_vcpu`` pointers, by index.
         counts: returns what was done so far.
+        images: gives the machine's images, once it is asked.
     """
 
-    def __init__(self, core: Any, cores: Sequence[Any], counts: Callable[[], Counts]) -> None:
+    def __init__(
+        self, core: Any, cores: Sequence[Any], counts: Callable[[], Counts], images: "Callable[[], Images]"
+    ) -> None:
         self._core = core
         self._cores = list(cores)
         self._rings = []
@@ -110,20 +103,21 @@ class Profiler:
         self._times, self._addresses, self._vcpus = array("Q"), array("Q"), array("H")
         self._beyond = 0
         self._counts = counts
+        self._images = images
         self._marks: list[tuple[int, Counts]] = []
         self._mark_s = _MARK_SECONDS
         self._loaded: dict[EfiImage, int] = {}
         self._due = [0.0, 0.0, 0.0]
 
-    def poll(self, images: "Callable[[], Images]") -> None:
-        """To be called often while the machine runs, with what gives its images."""
+    def poll(self) -> None:
+        """To be called often while the machine runs."""
         now = time.monotonic()
         if self._is_due(0, now, _TAKE_SECONDS):
             self.take()
         if self._is_due(1, now, self._mark_s):
             self._without_devices(self._mark)
         if self._is_due(2, now, _LIST_SECONDS):
-            self._without_devices(lambda: self._list(images()))
+            self._without_devices(self._list)
 
     def take(self) -> None:
         """Take what the vCPUs have left."""
@@ -143,12 +137,13 @@ class Profiler:
         for vcpu in self._cores:
             vcpu.profile = ffi.NULL
 
-    def finish(self, images: "Images", registers: Mapping[str, int]) -> "Profile":
+    def finish(self, registers: Mapping[str, int]) -> "Profile":
         """What was found out so far, of a machine that stands still; the registers are those of a vCPU."""
         self.take()
         self._without_devices(partial(self._mark, last=True))
         samples = sorted(map(Sample, self._times, self._vcpus, self._addresses))
         lost = self._beyond + sum(lib.profile_lost(ring) for ring in self._rings)
+        images = self._images()
         loaded = list(zip(images.named(self._loaded), self._loaded.values(), strict=True))
         return Profile(samples, int(lost), list(self._marks), _Names(loaded, images.finder(registers)))
 
@@ -164,10 +159,10 @@ class Profiler:
             self._mark_s *= 2
         self._marks.append((time.monotonic_ns(), self._counts()))
 
-    def _list(self, images: "Images") -> None:
+    def _list(self) -> None:
         # What the guest has there may be anything, or half of something.
         with suppress(ValueError):
-            for image in images.listed():
+            for image in self._images().listed():
                 self._loaded.setdefault(image, time.monotonic_ns())
 
     def _without_devices(self, act: Callable[[], None]) -> None:
