@@ -128,7 +128,7 @@ DEBIAN = BootCase(
     ),
     memory_mib=512,
     weight=60,
-    deadline_s=120.0,
+    deadline_s=240.0,
     guest_disk=True,
 )
 CASES = (EXIT, START, WARM_EXIT, SEABIOS, OVMF, DEBIAN)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _UEFI: Final = re.compile(
     r'^BdsDxe: (starting|failed to load|failed to start) Boot\w+ "([^"\n]*)" from (\S+?):?(?=\s)', re.MULTILINE
 )
-_UEFI_END: Final = r"(?m)^BdsDxe: starting Boot.* from \S+|No bootable option or device"
+UEFI_END: Final = r"(?m)^BdsDxe: starting Boot.* from \S+\s|No bootable option or device"
+"""When OVMF has started something, with all of its path, or will start nothing."""
 
 _BIOS: Final = re.compile(
     r"^Booting from (?P<kind>[A-Z][^.\n]*)\.\.\.\n"
@@ -65,11 +66,12 @@ def attempts(config: MachineConfig, deadline: float) -> list[Attempt]:
     """
     bios = config.firmware.kind is FirmwareKind.SEABIOS
     with Machine(leave_disks(config)._replace(reboot=False)) as machine:
-        machine.run(_BIOS_END if bios else _UEFI_END, deadline).raise_interrupt()
-        return _of_bios(machine) if bios else _of_uefi(machine.serial.text())
+        machine.run(_BIOS_END if bios else UEFI_END, deadline).raise_interrupt()
+        return _of_bios(machine) if bios else of_uefi(machine.serial.text())
 
 
-def _of_uefi(text: str) -> list[Attempt]:
+def of_uefi(text: str) -> list[Attempt]:
+    """Return what OVMF says on the console that it tried."""
     found = []
     for said, name, path in _UEFI.findall(text.replace("\r", "")):
         nodes = tuple(path.lower().split("/")[1:])
