@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     from vmm.softcpu.engine import SoftwareCpu
 
 
+_MSI_SMI = 2 << 8
+"""Delivery mode SMI (Intel SDM volume 3, 11.11.2)."""
+
+
 class _SpelledOut:
     """A constructor with its `MachineOptions` spelled out, for help() and `inspect`; editors and mypy see them anyway.
 
@@ -168,11 +172,12 @@ class Machine(Observable):
             ram = None if resumption is None else resumption.snapshot.map_ram()
             cuts: tuple[int, ...] = ()
             if config.has_smm:
-                decision.check_smm(self.accelerator)
+                decision.check_smm(self.accelerator, self.kvm)
                 from vmm.devices.smram import tseg_boundaries
 
                 cuts = tseg_boundaries(config.low_memory)
-            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory, ram, cuts=cuts)
+            kvm_smm = config.has_smm and self.accelerator.name is Accelerator.KVM
+            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory, ram, cuts=cuts, kvm_smm=kvm_smm)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
             self._clock = GuestClock()
@@ -416,8 +421,17 @@ class Machine(Observable):
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
 
     def _send_smi(self, core: Any, broadcast: bool) -> None:
+        """On the thread of the vCPU that asks for it, whose next instruction it comes before."""
+        asks = int(core.accessing)
         if self.softcpu is not None:
-            self.softcpu.smi(None if broadcast else int(core.accessing))
+            self.softcpu.smi(None if broadcast else asks)
+            return
+        for index, vcpu in enumerate(self.vcpus):
+            if index == asks:
+                vcpu.smi()
+            elif broadcast:
+                # KVM_SMI would wait until that one leaves the guest.
+                self.vm.signal_msi(layout.LAPIC_BASE | index << 12, _MSI_SMI)
 
     def _hand_over(self) -> None:
         """Do what must be done before the guest's first instruction, after a reset again."""

@@ -29,6 +29,9 @@ HUGE_PAGE_SIZE = 2 << 20
 for each variable that firmware writes: with pages of 4 KiB, OVMF's boot has ten times as many nested page faults.
 """
 
+_SMM_SPACE = 1 << 16
+"""In a slot's number: the address space of vCPUs in system management mode (arch/x86/include/asm/kvm_host.h)."""
+
 _MAP_NORESERVE = 0x4000
 """<asm-generic/mman-common.h>; Python names it from 3.13 on."""
 
@@ -101,6 +104,7 @@ class GuestMemory:
         low_limit: the GPA at which the PCI hole begins; RAM beyond it moves above 4 GiB.
         ram: what the RAM is, instead of fresh memory; closed with this object.
         cuts: addresses in low RAM, rising, at which a region ends and another begins: what can be unmapped by itself.
+        kvm_smm: vCPUs are KVM's in system management mode, too, in which they see a second set of slots.
 
     Attributes:
         size: as given.
@@ -121,6 +125,7 @@ class GuestMemory:
         ram: KeptRam | None = None,
         *,
         cuts: tuple[int, ...] = (),
+        kvm_smm: bool = False,
     ) -> None:
         self._vm = vm
         self._core = core  # owns the table
@@ -138,6 +143,8 @@ class GuestMemory:
         self._regions: dict[int, Region] = {}
         self._mapped = 0
         self._roms: dict[int, _Rom] = {}
+        self._kvm_smm = kvm_smm
+        self._smm_slots: dict[int, int] = {}
         self._free_slots: list[int] = []
         self._next_slot = 0
         self._parked: dict[int, _Parked] = {}
@@ -169,10 +176,13 @@ class GuestMemory:
         Raises:
             ValueError: the range overlaps another of these, or is not all low RAM.
         """
-        hva = ffi.cast("uint8_t *", self._low_ram(ram, size))
-        error = lib.guest_memory_add_smm(self._table, gpa, size, hva)
+        hva = self._low_ram(ram, size)
+        error = lib.guest_memory_add_smm(self._table, gpa, size, ffi.cast("uint8_t *", hva))
         if error:
             raise ValueError(f"cannot map {gpa:#x}+{size:#x} for system management mode: error {-error}")
+        if self._kvm_smm:
+            slot = self._smm_slots[gpa] = self._new_slot()
+            self._vm.set_user_memory_region(slot | _SMM_SPACE, gpa, size, hva)
 
     def unmap_smm(self, gpa: int) -> None:
         """Take away what `map_smm` shows from ``gpa`` on.
@@ -182,6 +192,10 @@ class GuestMemory:
         """
         if lib.guest_memory_remove_smm(self._table, gpa):
             raise KeyError(gpa)
+        if self._kvm_smm:
+            slot = self._smm_slots.pop(gpa)
+            self._vm.set_user_memory_region(slot | _SMM_SPACE, gpa, 0, 0)
+            self._free_slots.append(slot)
 
     def _low_ram(self, ram: int, size: int) -> int:
         if ram + size > self.low_size:
@@ -212,7 +226,7 @@ class GuestMemory:
             self._parked[gpa] = _Parked(region, self._roms.pop(gpa))
             lib.guest_memory_remove(self._table, gpa)
             return
-        self._vm.set_user_memory_region(region.slot, region.gpa, 0, 0)
+        self._set_slot(region.slot, region.gpa, 0, 0)
         lib.guest_memory_remove(self._table, gpa)
         self._free_slots.append(region.slot)
         self._roms.pop(gpa, None)
@@ -230,7 +244,7 @@ class GuestMemory:
     def _drop_parked(self, gpa: int, size: int) -> None:
         for at, parked in list(self._parked.items()):
             if at < gpa + size and gpa < at + parked.region.size:
-                self._vm.set_user_memory_region(parked.region.slot, at, 0, 0)
+                self._set_slot(parked.region.slot, at, 0, 0)
                 self._free_slots.append(parked.region.slot)
                 del self._parked[at]
 
@@ -241,12 +255,20 @@ class GuestMemory:
             del self._parked[gpa]
             return parked.region.slot
         self._drop_parked(gpa, size)
-        if self._free_slots:
-            slot = self._free_slots.pop()
-        else:
-            slot, self._next_slot = self._next_slot, self._next_slot + 1
-        self._vm.set_user_memory_region(slot, gpa, size, hva, read_only=read_only)
+        slot = self._new_slot()
+        self._set_slot(slot, gpa, size, hva, read_only=read_only)
         return slot
+
+    def _new_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        slot, self._next_slot = self._next_slot, self._next_slot + 1
+        return slot
+
+    def _set_slot(self, slot: int, gpa: int, size: int, hva: int, *, read_only: bool = False) -> None:
+        """In both of KVM's address spaces, if the second one counts (api.rst, KVM_CAP_MULTI_ADDRESS_SPACE)."""
+        for space in (0, _SMM_SPACE) if self._kvm_smm else (0,):
+            self._vm.set_user_memory_region(slot | space, gpa, size, hva, read_only=read_only)
 
     def read(self, gpa: int, size: int) -> bytes:
         """``size`` bytes from ``gpa``.

@@ -306,10 +306,15 @@ def _write_work(archive: Archive, clone: Path, job: str) -> None:
     archive.end()
 
 
+WITH_SMM = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+"""Debian's ovmf: it has no name, for it is not what a name should stand for."""
+
+
 def _firmware(clone: Path) -> list[Path]:
     """Return the files of firmware that vmm finds on this host, and the descriptions by which it finds them."""
     found = json.loads(_run_python(clone, "-m", "vmm", "info", "--json"))["firmware"]
     files = [Path(entry[part]) for entry in found.values() for part in ("path", "variables") if entry.get(part)]
     # The clone's own guests, and what is below the cache, go in as they are.
     descriptions = list(Path("/usr/share/qemu/firmware").glob("*.json"))
+    files.append(WITH_SMM)
     return [file for file in files + descriptions if file.is_relative_to("/usr") and file.is_file()]

@@ -247,7 +247,9 @@ class _Port(Device):
 class SoftcpuRig:
     """One machine with a guest in it; a context manager."""
 
-    def __init__(self, source: str, *, cpus: int = 1, ram: int = 16 * MIB, software_cpu: bool = True) -> None:
+    def __init__(
+        self, source: str, *, cpus: int = 1, ram: int = 16 * MIB, software_cpu: bool = True, kvm_smm: bool = False
+    ) -> None:
         self.values: list[int] = []
         self.actions: dict[int, Callable[[], None]] = {}
         self.failures: list[BaseException] = []
@@ -261,7 +263,7 @@ class SoftcpuRig:
         self.vm.create_pit2()
         self.core = lib.vmm_vm_new(self.vm.fd)
         self._closers.callback(lib.vmm_vm_free, self.core)
-        self.memory = GuestMemory(self.vm, self.core, ram, ram)
+        self.memory = GuestMemory(self.vm, self.core, ram, ram, kvm_smm=kvm_smm)
         self._closers.callback(self.memory.close)
         self.lock = IoLock(self.core)
         self.ports = Bus("port", ffi.addressof(self.core, "ports"), self.lock, self.failures.append)

@@ -319,6 +319,14 @@ class Vcpu(Descriptor):
         """KVM_NMI: a non-maskable interrupt, from any thread."""
         self._ioctl_value("KVM_NMI")
 
+    def smi(self) -> None:
+        """KVM_SMI: a system management interrupt; waits for the thread that is in KVM_RUN of this vCPU, if one is.
+
+        Raises:
+            KvmError: where KVM lacks KVM_CAP_X86_SMM.
+        """
+        self._ioctl_value("KVM_SMI")
+
     def set_guest_debug(self, control: int, debug_registers: Mapping[int, int] | None = None) -> None:
         """KVM_SET_GUEST_DEBUG: leave with `vmm.kvm.exits.Debug` after each instruction, or at breakpoints.
 

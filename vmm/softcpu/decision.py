@@ -68,15 +68,16 @@ def ring0_speed(kvm: Kvm) -> float:
             return _PROBE_ITERATIONS / max(time.perf_counter() - began, 1e-9)
 
 
-def check_smm(accelerator: Decision) -> None:
+def check_smm(accelerator: Decision, kvm: Kvm) -> None:
     """See whether a machine can have system management mode.
 
     Raises:
         HostError: it cannot.
     """
-    if accelerator.name is Accelerator.KVM:
+    if accelerator.name is Accelerator.KVM and not kvm.check_extension(lib.KVM_CAP_X86_SMM):
         raise HostError(
-            f"system management mode is the software CPU's; here, KVM alone executes the guest ({accelerator.why})"
+            "this host's KVM has no system management mode (KVM_CAP_X86_SMM), which the firmware or -machine smm=on "
+            f"needs; -accel {accelerator.name} was chosen because: {accelerator.why}"
         )
 
 

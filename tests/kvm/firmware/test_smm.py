@@ -37,6 +37,7 @@ def to_shell(machine: Machine) -> None:
     machine.expect("Shell> ", deadline=DEADLINE)
 
 
+@pytest.mark.hw_long
 def test_what_the_firmware_locked_stays_so_and_its_variables_are_kept(
     vmm_machine: MachineFactory, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """System management mode of the software CPU: SMIs by a device and by a LAPIC, what is saved, hidden and held back."""
 
 import pytest
+from smm_guest import HANDLER
 from softcpu_rig import NOT_HERE, SoftcpuRig, values_of
 from vmm._native import lib
 
@@ -13,31 +14,6 @@ pytestmark = [
 
 SMI_HERE, SMI_ALL, OTHER = 1, 2, 3
 """Actions."""
-
-HANDLER = """
-    .macro install                          # the handler goes to the first SMBASE's
-        lea handler, %rsi
-        mov $0x38000, %rdi
-        mov $handler_end - handler, %ecx
-        rep movsb
-    .endm
-    .macro saved name, offset, base=0x30000
-        .set \\name, \\base + \\offset
-    .endm
-    saved SAVED_RAX, 0xfff8
-    saved SAVED_RIP, 0xff78
-    saved SAVED_RFLAGS, 0xff70
-    saved SAVED_SMBASE, 0xff00
-    saved SAVED_REVISION, 0xfefc
-    saved SAVED_EFER, 0xfed0
-    saved SAVED_CR0, 0xff58
-    saved SAVED_CR4, 0xff48
-    .macro peek address                     # any address, from real mode
-        mov $\\address, %ebx
-        mov (%ebx), %eax
-        out %eax, $0xf4
-    .endm
-"""
 
 ACTIONS = {
     SMI_HERE: lambda rig: rig.softcpu.smi(rig.core.accessing),
