@@ -18,6 +18,7 @@ COMMANDS = {
     "boot": "boot firmware on /dev/kvm, and report what it did",
     "run": "run a UEFI application under OVMF, and return its status",
     "firmware": "what an image is: volumes, and which of fw_cfg and fwctl it speaks",
+    "vars": "what is in a VARS file: list, set and delete variables, enroll keys for Secure Boot",
     "bench": "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop",
     "verify": "did the guest get the tables that fw_cfg offered?",
     "images": "what is loaded in a guest, and where: UEFI's modules, a kernel, a guest of ours",

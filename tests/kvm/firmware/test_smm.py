@@ -1,10 +1,13 @@
 """Firmware that lives in system management mode: what Debian's OVMF with Secure Boot locks, and what it refuses."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from vmm.firmware import guests
+from vmm.firmware.variable_list import VariableList
 from vmm.machine import Machine
 from vmm.pytest_plugin.plugin import MachineFactory
 
@@ -77,3 +80,37 @@ def test_secure_boot_refuses_what_nobody_signed(vmm_machine: MachineFactory) -> 
     with vmm_machine(code, cpus=4, memory="512M", variables=variables, persist=False) as machine:
         machine.expect("EFI Internal Shell.*Security Violation", deadline=DEADLINE)
         machine.expect("Boot Manager Menu", deadline=DEADLINE)
+
+
+@pytest.mark.hw
+def test_firmware_with_smm_comes_to_its_shell(vmm_machine: MachineFactory) -> None:
+    with vmm_machine(str(OVMF / "OVMF_CODE_4M.secboot.fd"), memory="512M") as machine:
+        machine.expect("UEFI Interactive Shell", deadline=240)
+
+
+KEY, CERTIFICATE = (Path(f"/usr/share/ovmf/PkKek-1-snakeoil.{kind}") for kind in ("key", "pem"))
+"""Of Debian's ovmf, for tests; the key's password is snakeoil."""
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+def test_secure_boot_with_a_key_of_ones_own(vmm_machine: MachineFactory, tmp_path: Path, *, signed: bool) -> None:
+    variables = Path(shutil.copy(OVMF / "OVMF_VARS_4M.fd", tmp_path / "vars.fd"))
+    listed = VariableList(variables)
+    listed.enroll(CERTIFICATE, microsoft=False)
+    listed.write()
+    application = tmp_path / "esp" / "EFI" / "BOOT" / "BOOTX64.EFI"
+    application.parent.mkdir(parents=True)
+    if signed:
+        key = tmp_path / "key.pem"
+        opened = ["openssl", "rsa", "-in", KEY, "-passin", "pass:snakeoil", "-out", key]
+        subprocess.run([*map(str, opened)], check=True, capture_output=True)
+        sign = ["sbsign", "--key", key, "--cert", CERTIFICATE, "--output", application, guests.efi("example")]
+        subprocess.run([*map(str, sign)], check=True, capture_output=True)
+    else:
+        shutil.copy(guests.efi("example"), application)
+    code = str(OVMF / "OVMF_CODE_4M.secboot.fd")
+    with vmm_machine(code, memory="512M", variables=variables, esp=tmp_path / "esp") as machine:
+        printed = "example.efi without load options"
+        wanted = printed if signed else "failed to load .*UEFI Misc Device.*Access Denied"
+        machine.expect(wanted, deadline=DEADLINE)
+        assert (printed in machine.serial.text()) is signed

@@ -8,7 +8,7 @@ from vmm._native import lib
 from vmm import layout
 from vmm.kvm import Kvm
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = pytest.mark.needs_kvm
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,166 @@
+"""The variables in a VARS file, read and written by virt-firmware while no machine has them.
+
+The file is edk2's: a firmware volume with a store of authenticated variables (MdeModulePkg/Include/Guid/
+VariableFormat.h). virt-firmware is imported when it is needed, and is no dependency of vmm otherwise.
+"""
+
+import logging
+import struct
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmm import inputs, installation
+from vmm.errors import ConfigError, HostError
+from vmm.firmware.variables import VariableFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LARGEST = 16 << 20
+"""Bytes of a VARS file, as of all firmware."""
+
+_ENTRY = struct.Struct("<HB")
+_IS_ENTRY = 0x55AA
+_IS_VALID = 0x3F
+
+_NEW = 0x7
+"""Non-volatile, for boot services and run time (UEFI 2.10, 8.2.1)."""
+
+
+class Listed(NamedTuple):
+    """One variable; ``value`` is what virt-firmware makes of it, for people."""
+
+    name: str
+    guid: str
+    attributes: int
+    data: bytes
+    value: str
+
+
+def _load() -> tuple[Any, Any]:
+    try:
+        from virt.firmware import efi
+        from virt.firmware.varstore import edk2
+    except ImportError as error:
+        remedy = installation.remedy("setup test", "run scripts/setup test", "pip install 'firmware-vmm[vars]'")
+        raise HostError(f"virt-firmware reads VARS files, and is not there ({error}): {remedy}") from None
+    logging.getLogger().setLevel(logging.CRITICAL)  # it says on the root logger what errors here say
+    return edk2, efi
+
+
+class VariableList:
+    """What is in a file.
+
+    Args:
+        path: the VARS file.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+        HostError: virt-firmware is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        data = inputs.read_file(path, "variable store", limit=LARGEST)
+        edk2, _ = _load()
+        self._path = path
+        self._read = data
+        try:
+            self._store = edk2.Edk2VarStore(str(path))
+        except (SystemExit, struct.error, ValueError) as error:  # virt-firmware ends the process where it finds none
+            raise ConfigError(f"{path}: no store of UEFI variables is in it (a VARS file of OVMF's has one)") from error
+        self.variables: Any = self._store.get_varlist()
+        if self._count() != len(self.variables):
+            raise ConfigError(f"{path}: two of its variables have one name, of which virt-firmware would lose one")
+
+    def _count(self) -> int:
+        """How many there are, whatever their names."""
+        data, at, count = self._store.filedata, self._store.start, 0
+        while at + 60 <= self._store.end:
+            magic, state = _ENTRY.unpack_from(data, at)
+            if magic != _IS_ENTRY:
+                break
+            name, size = struct.unpack_from("<LL", data, at + 36)
+            count += state == _IS_VALID
+            at = at + 60 + name + size + 3 & ~3
+        return count
+
+    def list(self) -> list[Listed]:
+        """All, by name."""
+        return [
+            Listed(name, str(variable.guid), int(variable.attr), bytes(variable.data), str(variable.fmt_data() or ""))
+            for name, variable in sorted(self.variables.items())
+        ]
+
+    def set(self, name: str, data: bytes, guid: str | None = None) -> None:
+        """Give a variable this value; a new one is non-volatile, and for boot and run time.
+
+        Raises:
+            ConfigError: the GUID is none, or not that of the variable there is.
+        """
+        from virt.firmware.efi import efivar
+
+        known = self.variables.get(name)
+        try:
+            attributes = None if name in efivar.efivar_defaults or name.startswith("Boot") else _NEW
+            made = efivar.EfiVar(name, guid=guid, attr=attributes, data=data)
+        except ValueError as error:
+            raise ConfigError(f"--guid {guid}: {error}") from None
+        if known is None:
+            self.variables[name] = made
+        elif guid is not None and str(made.guid) != str(known.guid):
+            raise ConfigError(f"{self._path}: {name} is there with another GUID, {known.guid}")
+        else:
+            known.data = data
+            known.update_time()
+
+    def delete(self, name: str) -> None:
+        """Take a variable out.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if name not in self.variables:
+            raise ConfigError(f"{self._path}: it has no variable {name}; vmm vars list shows those that it has")
+        del self.variables[name]
+
+    def enroll(self, certificate: Path, *, microsoft: bool) -> None:
+        """Turn Secure Boot on: the certificate becomes PK, KEK, and the db's, beside Microsoft's if those are wanted.
+
+        Raises:
+            ConfigError: the file is no certificate in PEM format.
+        """
+        from virt.firmware.efi import guids
+
+        inputs.read_file(certificate, "certificate", limit=1 << 20)
+        try:
+            self.variables.enroll_platform_with_cert(str(certificate), ms_kek="all" if microsoft else "none")
+            self.variables.add_cert("db", guids.OvmfEnrollDefaultKeys, str(certificate), True)
+            if microsoft:
+                self.variables.add_microsoft_keys()
+            self.variables.enable_secureboot()
+        except (ValueError, SystemExit, AttributeError) as error:
+            raise ConfigError(f"{certificate}: no certificate (X.509, in PEM format)") from error
+
+    def write(self) -> None:
+        """Write the file, in place; it must be as it was read, and nobody's.
+
+        Raises:
+            ConfigError: a machine keeps its variables there, it was changed meanwhile, or has no room for them.
+            HostError: it cannot be written.
+        """
+        try:
+            new = self._store.bytes_varstore(self.variables)
+        except SystemExit:
+            raise ConfigError(f"{self._path}: there is no room for that in the store") from None
+        with _opened(self._path, len(self._read)) as file:
+            if file.contents[:] != self._read:
+                raise ConfigError(f"{self._path}: somebody changed it meanwhile; try again")
+            file.contents[:] = new
+            file.store(0, len(new))
+
+
+@contextmanager
+def _opened(path: Path, size: int) -> "Iterator[VariableFile]":
+    with closing(VariableFile(path, size)) as file:
+        yield file
