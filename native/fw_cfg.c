@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "vmm/clock.h"
+#include "vmm/stop.h"
 
 /* Offsets in the 12 ports. */
 #define SELECTOR 0
@@ -185,11 +186,6 @@ static void read_bytes(struct fw_cfg *fw_cfg, uint8_t *to, uint32_t length, uint
                          });
 }
 
-static bool stop_requested(const struct fw_cfg *fw_cfg)
-{
-    return fw_cfg->stop != NULL && __atomic_load_n(fw_cfg->stop, __ATOMIC_RELAXED) != 0;
-}
-
 /*
  * Item bytes (or zeros) to the guest. False if some of them had nowhere to go,
  * or if a stop of the machine cut a transfer that takes too long to wait for.
@@ -202,7 +198,7 @@ static bool store_to_guest(const struct fw_cfg *fw_cfg, uint64_t gpa, const uint
     for (uint64_t done = 0; done < length;) {
         done += guest_memory_scatter(fw_cfg->memory, gpa + done, from != NULL ? from + done : NULL, length - done,
                                      DMA_CHUNK, &stored);
-        if (done < length && stop_requested(fw_cfg)) {
+        if (done < length && vmm_stop_is_set(fw_cfg->stop)) {
             uint64_t now = monotonic_ns();
 
             stop_seen_ns = stop_seen_ns != 0 ? stop_seen_ns : now;

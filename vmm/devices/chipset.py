@@ -40,14 +40,14 @@ _Q35_SMBASE = 0x9C
 _Q35_SMRAM = 0x9D
 _Q35_ESMRAMC = 0x9E
 
-_ICH9_PMBASE = 0x40
+_PMBASE = 0x40
+"""ICH9 and PIIX4."""
 _ICH9_ACPI_CONTROL = 0x44
 _ICH9_ACPI_ENABLE = 0x80
 _ICH9_GEN_PMCON_1 = 0xA0
 _ICH9_SMI_LOCK = 0x10
 _ICH9_RCBA = 0xF0
 
-_PIIX4_PMBASE = 0x40
 _PIIX4_DEVACTB = 0x58
 _PIIX4_APMC_ENABLE = 1 << 25
 _PIIX4_PMREGMISC = 0x80
@@ -55,6 +55,18 @@ _PIIX4_PM_IO_ENABLE = 0x01
 
 _IO_SPACE = 0x01
 """Bit 0 of a base register for ports: hardwired to 1."""
+
+
+def _add_pmbase(function: PciFunction, pm: AcpiPm) -> None:
+    """Give a function the register that says where the ACPI block is, at a multiple of its size."""
+    function.set_dword(_PMBASE, _IO_SPACE)
+    function.writable[_PMBASE : _PMBASE + 4] = (0x1_0000 - pm.model.size).to_bytes(4, "little")
+
+
+def _place_pm(pm: AcpiPm, function: PciFunction, enabled: int) -> None:
+    """Move the ACPI block to where the register says, or away."""
+    base = function.dword(_PMBASE) & ~_IO_SPACE
+    pm.move(base if enabled and base else None)
 
 
 class HostBridge(PciFunction):
@@ -207,8 +219,7 @@ class Ich9Lpc(IsaBridge):
     def __init__(self, pm: AcpiPm, pirqs: PirqRouter) -> None:
         super().__init__(0x2918, pirqs, revision=2)
         self._pm = pm
-        self.set_dword(_ICH9_PMBASE, _IO_SPACE)
-        self.writable[_ICH9_PMBASE : _ICH9_PMBASE + 4] = (0xFF80).to_bytes(4, "little")
+        _add_pmbase(self, pm)
         self.writable[_ICH9_RCBA : _ICH9_RCBA + 4] = (0xFFFF_C001).to_bytes(4, "little")
 
     def config_written(self, first: int, last: int) -> None:
@@ -218,10 +229,8 @@ class Ich9Lpc(IsaBridge):
             locked = bool(self.config[_ICH9_GEN_PMCON_1] & _ICH9_SMI_LOCK)
             self.writable[_ICH9_GEN_PMCON_1] = 0xFF & ~_ICH9_SMI_LOCK if locked else 0xFF
             self._pm.lock_smi(locked)
-        if first <= _ICH9_ACPI_CONTROL and last >= _ICH9_PMBASE:
-            base = self.dword(_ICH9_PMBASE) & ~_IO_SPACE
-            enabled = self.config[_ICH9_ACPI_CONTROL] & _ICH9_ACPI_ENABLE
-            self._pm.move(base if enabled and base else None)
+        if first <= _ICH9_ACPI_CONTROL and last >= _PMBASE:
+            _place_pm(self._pm, self, self.config[_ICH9_ACPI_CONTROL] & _ICH9_ACPI_ENABLE)
 
 
 def piix3_isa_bridge(pirqs: PirqRouter) -> IsaBridge:
@@ -240,15 +249,12 @@ class Piix4Pm(PciFunction):
         super().__init__(INTEL, 0x7113, OTHER_BRIDGE, revision=3)
         self._pm = pm
         self.config[INTERRUPT_PIN] = 1
-        self.set_dword(_PIIX4_PMBASE, _IO_SPACE)
-        self.writable[_PIIX4_PMBASE : _PIIX4_PMBASE + 4] = (0xFFC0).to_bytes(4, "little")
+        _add_pmbase(self, pm)
         # "SMM is set up already": SeaBIOS would otherwise wait for an SMI (src/fw/smm.c).
         self.set_dword(_PIIX4_DEVACTB, _PIIX4_APMC_ENABLE)
 
     def config_written(self, first: int, last: int) -> None:
         """Move the ACPI block."""
         super().config_written(first, last)
-        if first <= _PIIX4_PMREGMISC and last >= _PIIX4_PMBASE:
-            base = self.dword(_PIIX4_PMBASE) & ~_IO_SPACE
-            enabled = self.config[_PIIX4_PMREGMISC] & _PIIX4_PM_IO_ENABLE
-            self._pm.move(base if enabled and base else None)
+        if first <= _PIIX4_PMREGMISC and last >= _PMBASE:
+            _place_pm(self._pm, self, self.config[_PIIX4_PMREGMISC] & _PIIX4_PM_IO_ENABLE)

@@ -92,7 +92,7 @@ struct fw_cfg {
     uint64_t dma_address;         /* the high half that the next trigger uses */
 };
 
-/* stop may be NULL. Returns NULL without memory. */
+/* Returns NULL without memory. */
 struct fw_cfg *fw_cfg_new(struct guest_memory *memory, const uint32_t *stop, bool dma);
 void fw_cfg_free(struct fw_cfg *fw_cfg);
 

@@ -37,6 +37,7 @@
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 #include "vmm/profile.h"
+#include "vmm/stop.h"
 
 #define VCPU_EXIT_REASONS 64
 
@@ -187,7 +188,7 @@ pthread_mutex_t *vmm_io_mutex(struct vmm_vm *vm);
 
 static inline bool vmm_stop_requested(const struct vmm_vm *vm)
 {
-    return __atomic_load_n(&vm->stop, __ATOMIC_SEQ_CST) != 0;
+    return vmm_stop_is_set(&vm->stop);
 }
 
 /* End the run; the first reason stays. False, for the caller to return. */
