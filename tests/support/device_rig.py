@@ -9,7 +9,9 @@ from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
 from vmm.devices.clock import GuestClock
 from vmm.devices.timer import TimerService
+from vmm.firmware.images import FirmwareImages
 from vmm.memory import GuestMemory
+from vmm.platform import Parts
 
 MIB = 1 << 20
 
@@ -89,6 +91,24 @@ class Rig:
             ffi.callback("void(void *, uint64_t, uint32_t)", lambda _, address, data: self.msi(address, data)),
         )
         self.sink = ffi.new("struct interrupt_sink *", {"line": self._callbacks[0], "message": self._callbacks[1]})
+
+    def parts(self, firmware: FirmwareImages, **fields: Any) -> Parts:
+        """What a board is built of: this rig's buses, lines and power."""
+        return Parts(
+            ports=self.ports,
+            mmio=self.mmio,
+            memory=self.memory,
+            ram_low=self.memory.low_size,
+            firmware=firmware,
+            irq=self.irq,
+            msi=self.msi,
+            power=self.power,
+            clock=self.clock,
+            serial=self.printed.extend,
+            debugcon=self.printed.extend,
+            core=self.core,
+            **({"ram_high": self.memory.high_size, "cpus": 1} | fields),
+        )
 
     def irq(self, gsi: int, level: bool) -> None:
         if self.lines.get(gsi, False) != level:

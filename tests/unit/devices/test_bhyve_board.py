@@ -9,7 +9,7 @@ from vmm import layout
 from vmm.firmware.images import FirmwareImages, FirmwareKind, VariableStore
 from vmm.firmware.images import Layout as ImageLayout
 from vmm.platform import bhyve
-from vmm.platform.parts import Parts, Platform
+from vmm.platform.parts import Platform
 
 KIB = 1 << 10
 HPET = layout.HPET.start
@@ -25,24 +25,7 @@ class BoardRig(Rig):
         store = VariableStore(Path("VARS.fd"), b"\xff" * 128 * KIB)
         code = (b"\x90" * 128 * KIB)[: -len(RESET_VECTOR)] + RESET_VECTOR
         images = FirmwareImages(FirmwareKind.BHYVE, ImageLayout.FLASH, Path("CODE.fd"), code, store)
-        return bhyve.build(
-            Parts(
-                ports=self.ports,
-                mmio=self.mmio,
-                memory=self.memory,
-                ram_low=self.memory.low_size,
-                ram_high=self.memory.high_size,
-                firmware=images,
-                cpus=1,
-                irq=self.irq,
-                msi=self.msi,
-                power=self.power,
-                clock=self.clock,
-                serial=self.printed.extend,
-                debugcon=self.printed.extend,
-                core=self.core,
-            )
-        )
+        return bhyve.build(self.parts(images))
 
     def config(self, device: int, register: int) -> int:
         self.out(0xCF8, 4, 1 << 31 | device << 11 | register)

@@ -14,7 +14,7 @@ from vmm import layout
 from vmm.config.machine import MachineType
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Layout, VariableStore
 from vmm.firmware.variables import VariableFile
-from vmm.platform import Parts, Platform, builder
+from vmm.platform import Platform, builder
 
 CODE = bytes(range(256)) * 1024
 VARIABLES = b"\x5a" * 0x84000
@@ -33,27 +33,9 @@ class PlatformRig(Rig):
         if variables is None:
             variables = VariableStore(Path("template.fd"), VARIABLES)
         firmware = FirmwareImages(FirmwareKind.UNKNOWN, Layout.FLASH, Path("code.fd"), CODE, variables)
-        self.platform: Platform = builder(board)(
-            Parts(
-                ports=self.ports,
-                mmio=self.mmio,
-                memory=self.memory,
-                ram_low=self.memory.low_size,
-                ram_high=5 << 30,
-                firmware=firmware,
-                cpus=4,
-                irq=self.irq,
-                msi=self.msi,
-                power=self.power,
-                clock=self.clock,
-                serial=self.printed.extend,
-                debugcon=self.printed.extend,
-                core=self.core,
-                variables=VariableFile(variables.path, len(variables.data)) if variables.persist else None,
-                boot_order=boot_order,
-                images=images,
-            )
-        )
+        file = VariableFile(variables.path, len(variables.data)) if variables.persist else None
+        fields = {"ram_high": 5 << 30, "cpus": 4, "variables": file, "boot_order": boot_order, "images": images}
+        self.platform: Platform = builder(board)(self.parts(firmware, **fields))
 
     def cmos(self, register: int, size: int = 1) -> int:
         value = 0
