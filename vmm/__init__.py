@@ -1,6 +1,8 @@
 """vmm: a KVM-backed mini virtual machine monitor for people who develop firmware and hypervisors."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vmm.lazy import public
 
 if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
@@ -34,15 +36,4 @@ _HOMES = {
     "Snapshot": "vmm.run.snapshot",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # `import vmm.errors` must not load the whole machine: a command line that only prints help starts at once.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vmm' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = public(__name__, _HOMES)

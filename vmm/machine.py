@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from vmm import layout
 from vmm._native import ffi, lib
-from vmm.bus import Bus, IoLock
+from vmm.bus import Bus, IoLock, coalesce
 from vmm.config.machine import Accelerator, Dispatch, FirmwareKind, Interface, MachineConfig, MachineType
 from vmm.config.outputs import Outputs
 from vmm.config.parts import Sandboxing
+from vmm.config.spelled import SpelledOut
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.devices.clock import GuestClock
@@ -40,7 +41,6 @@ from vmm.tables.boot_order import cmos_boot_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from inspect import Signature
     from pathlib import Path
     from uuid import UUID
 
@@ -64,32 +64,6 @@ if TYPE_CHECKING:
 
 _MSI_SMI = 2 << 8
 """Delivery mode SMI (Intel SDM volume 3, 11.11.2)."""
-
-
-class _SpelledOut:
-    """A constructor with its `MachineOptions` spelled out, for help() and `inspect`; editors and mypy see them anyway.
-
-    The signature is made when somebody asks: loading `inspect` takes longer than making a machine.
-    """
-
-    def __init__(self, constructor: "Callable[..., None]") -> None:
-        self._constructor = constructor
-
-    def __call__(self, *values: Any, **options: Any) -> None:
-        self._constructor(*values, **options)
-
-    @property
-    def __signature__(self) -> "Signature":
-        from inspect import Parameter, signature
-
-        from vmm.config.keywords import MachineOptions
-
-        own = signature(self._constructor, follow_wrapped=False)
-        parameters = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        for name, hint in MachineOptions.__annotations__.items():
-            text = getattr(hint, "__forward_arg__", hint)
-            parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=text))
-        return own.replace(parameters=parameters)
 
 
 class Machine(Observable):
@@ -316,7 +290,7 @@ class Machine(Observable):
 
         return cast("Self", ProcessMachine.made(config, **options))
 
-    __init__.__wrapped__ = __new__.__wrapped__ = _SpelledOut(__init__)  # type: ignore[attr-defined]
+    __init__.__wrapped__ = __new__.__wrapped__ = SpelledOut(__init__)  # type: ignore[attr-defined]
 
     @classmethod
     def restore(
@@ -478,10 +452,7 @@ class Machine(Observable):
             self.debugger.note_debug(index)
 
     def _coalesce(self, core: Any, parts: ExitStack) -> "Callable[[], None] | None":
-        """Let writes that have no effect before somebody looks stay in the kernel until then (`native/coalesced.c`).
-
-        Returns what is to be called every few milliseconds of a run, so that they don't wait for ever.
-        """
+        """Let writes wait in the kernel that have no effect before somebody looks; returns what lets them out."""
         config = self.config
         asked = config.coalesced and config.trace is None and not config.exit_times
         if not asked or self.softcpu is not None or not self.vm.check_extension(lib.KVM_CAP_COALESCED_PIO):
@@ -490,17 +461,7 @@ class Machine(Observable):
         ports = [layout.PORT_DEBUG_BOCHS if bhyve else layout.PORT_DEBUG_QEMU]
         if self.fw_cfg is not None:
             ports.append(layout.PORT_FW_CFG_NOTES)
-        for each in ports:
-            self.vm.coalesce_writes(each.start, len(each), port=True)
-        lib.vmm_vm_coalesce(core, self.vcpus[0].coalesced_ring)
-        parts.callback(lib.vmm_vm_coalesce, core, ffi.NULL)
-
-        def poll() -> None:
-            # On a thread that mostly sleeps: on a busy host a vCPU's would wait long for its turn.
-            if lib.vmm_vm_poll(core):
-                self.platform.timers.wake()
-
-        return poll
+        return coalesce(core, self.vcpus[0], ports, self.platform.timers.wake, parts)
 
     def _profile(self, core: Any, poll: "Callable[[], None] | None", parts: ExitStack) -> "Callable[[], None]":
         """Sample the vCPUs; returns what is to be called in the place of ``poll``."""

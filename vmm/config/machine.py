@@ -29,6 +29,7 @@ from vmm.config.parts import (
     parse_memory,
     several,
 )
+from vmm.config.spelled import SpelledOut
 from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
 from vmm.firmware.load import find
@@ -484,6 +485,8 @@ def _input_file(value: str | Path | InputFile | None, option: str) -> InputFile 
     options.check_type(value, option, str, Path)
     return inputs.load_file(Path(value), option)
 
+
+MachineConfig.create.__func__.__wrapped__ = SpelledOut(MachineConfig.create.__func__)  # type: ignore[attr-defined]
 
 __all__ = [
     "Accelerator",

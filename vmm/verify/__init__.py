@@ -1,6 +1,8 @@
 """``vmm verify``: whether what was offered in fw_cfg is what the guest found."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vmm.lazy import public
 
 if TYPE_CHECKING:
     from vmm.verify.guest_report import GuestReport
@@ -22,15 +24,4 @@ _HOMES = {
     "verify": "vmm.verify.run",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # As in vmm itself: `vmm verify --help` must not load the whole machine.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vmm.verify' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = public(__name__, _HOMES)

@@ -320,6 +320,9 @@ def test_the_public_surface_is_shown() -> None:
     ]
     own = ["config", "customize", "alter", "outputs", "resumption"]
     assert list(inspect.signature(vmm.Machine).parameters) == [*own, *vmm.MachineOptions.__annotations__]
+    create = inspect.signature(vmm.MachineConfig.create)
+    assert list(create.parameters) == ["firmware", *vmm.MachineOptions.__annotations__]
+    assert "Unpack" not in pydoc.plain(pydoc.render_doc(vmm.MachineConfig.create))
     text = pydoc.plain(pydoc.render_doc(vmm.Machine))
     assert "Unpack" not in text
     for name in ("serial", "debugcon", "fw_cfg", "fwctl", "memory", "vcpus", "run(", "timeline"):
