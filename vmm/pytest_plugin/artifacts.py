@@ -5,10 +5,14 @@ from shutil import move
 from typing import Any
 
 from vmm.config.machine import MachineConfig
+from vmm.config.outputs import Outputs
+from vmm.errors import HostError, VmmError
 from vmm.machine import Machine
 from vmm.report import schema, text
 from vmm.report.collect import collect
 from vmm.report.origin import images_of_machine, origin
+
+_OPTION = "--vmm-artifacts"
 
 
 class RecordedMachine(Machine):
@@ -42,15 +46,33 @@ class RecordedMachine(Machine):
     def keep(self, directory: Path) -> None:
         """Close the machine; write its two consoles, ``trace.jsonl``, ``report.json`` and ``report.txt``.
 
-        The reports are missing where the machine never ran.
+        The reports are missing where the machine never ran. A file that cannot be written keeps no other from that.
+
+        Raises:
+            HostError: what could not be written, and why.
         """
         self.close()
-        directory.mkdir(parents=True, exist_ok=True)
-        for stream in (self.serial, self.debugcon):
-            (directory / f"{stream.name}.txt").write_text(stream.text(), encoding="utf-8")
-        if self._log.exists():
-            move(self._log, directory / "trace.jsonl")
+        documents = {f"{stream.name}.txt": stream.text() for stream in (self.serial, self.debugcon)}
         if self._report is not None:
             self._report["origin"] = origin(None, images_of_machine(self.config))
-            (directory / "report.json").write_text(schema.as_json(self._report), encoding="utf-8")
-            (directory / "report.txt").write_text(text.text(self._report) + "\n", encoding="utf-8")
+            documents["report.json"] = schema.as_json(self._report)
+            documents["report.txt"] = text.text(self._report) + "\n"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if self._log.exists():
+                move(self._log, directory / "trace.jsonl")
+        except OSError as error:
+            raise HostError(f"{_OPTION} {directory}: {(error.strerror or str(error)).lower()}") from None
+        failures = [failure for each in documents.items() if (failure := _write(directory, *each))]
+        if failures:
+            raise HostError("; ".join(failures))
+
+
+def _write(directory: Path, name: str, contents: str) -> str:
+    """Write a document, replacing one that is there; returns why that is not possible, or nothing."""
+    try:
+        with Outputs(None, {_OPTION: str(directory / name)}) as outputs:
+            outputs.write({_OPTION: lambda: contents})
+    except VmmError as error:
+        return str(error)
+    return ""

@@ -172,8 +172,11 @@ class _Recorder:
             node = self._request.node
             if self._artifacts is not None and (node.stash.get(_FAILED, False) or _has_failures(node)):
                 name = _folder(node.nodeid or "session")
-                for number, machine in enumerate(self._recorded):
-                    machine.keep(self._artifacts / (name if number == 0 else f"{name}-{number}"))
+                try:
+                    for number, machine in enumerate(self._recorded):
+                        machine.keep(self._artifacts / (name if number == 0 else f"{name}-{number}"))
+                except HostError as error:
+                    pytest.fail(str(error), pytrace=False)
 
 
 def _has_failures(node: Any) -> bool:

@@ -111,6 +111,34 @@ def test_a_machine_that_the_test_closed_and_one_that_never_ran(artifacts: Path) 
     assert not (idle / "report.json").exists()
 
 
+IN_THE_WAY = """
+from pathlib import Path
+
+
+def test_fails(vmm_machine):
+    Path("kept/test_it.py_test_fails/serial.txt/x").mkdir(parents=True)
+    vmm_machine("exit").run(deadline=60)
+    raise AssertionError
+"""
+
+
+def test_what_cannot_be_kept_is_told_in_one_line_and_the_rest_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(IN_THE_WAY)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--vmm-artifacts", "kept"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "1 failed" in run.stdout, run.stdout + run.stderr
+    told = {line.partition("serial.txt")[2] for line in run.stdout.splitlines() if line.startswith("--vmm-artifacts")}
+    assert told == {": cannot write: is a directory"}
+    kept = {path.name for path in (tmp_path / "kept" / "test_it.py_test_fails").iterdir()}
+    assert kept == {"serial.txt", "debugcon.txt", "trace.jsonl", "report.json", "report.txt"}
+
+
 SANDBOXED = """
 from vmm import MachineConfig
 from vmm.bus import Device
