@@ -15,6 +15,9 @@ from vmm.devices.virtio.transport import Backplane
 from vmm.disks.drives import Drive
 from vmm.disks.image import DiskImage
 
+SECTORS = 64
+"""Of the image that tests have."""
+
 SLOT = 3
 REGISTERS, MESSAGES = 0xE000_0000, 0xE100_0000
 """Where the BARs are put."""
