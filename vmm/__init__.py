@@ -1,8 +1,7 @@
 """vmm: a KVM-backed mini virtual machine monitor for people who develop firmware and hypervisors."""
 
-from typing import TYPE_CHECKING
-
-from vmm.lazy import public
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
@@ -36,4 +35,23 @@ _HOMES = {
     "Snapshot": "vmm.run.snapshot",
 }
 
-__getattr__, __dir__ = public(__name__, _HOMES)
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a package, whose import alone must not load the whole machine.
+
+    Args:
+        package: its name.
+        homes: where each of its public names is.
+    """
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return load, lambda: sorted(homes)
+
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vmm.lazy import public
+from vmm import lazy_names
 
 if TYPE_CHECKING:
     from vmm.verify.guest_report import GuestReport
@@ -24,4 +24,4 @@ _HOMES = {
     "verify": "vmm.verify.run",
 }
 
-__getattr__, __dir__ = public(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
