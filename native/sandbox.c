@@ -132,7 +132,7 @@ static int build_and_install(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int
         return -ENOMEM;
     }
     if (vm == NULL) {
-        filter_process_rules(filter);
+        filter_process_rules(filter, files, count);
     } else {
         filter_thread_rules(filter, vm->fd, vcpu == NULL ? -1 : vcpu->fd, files, count);
     }
@@ -141,9 +141,9 @@ static int build_and_install(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int
     return error;
 }
 
-int sandbox_filter_process(void)
+int sandbox_filter_process(const int *channels, uint32_t count)
 {
-    return build_and_install(NULL, NULL, NULL, 0);
+    return build_and_install(NULL, NULL, channels, count);
 }
 
 int sandbox_filter_thread(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int *files, uint32_t count)

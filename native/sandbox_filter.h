@@ -38,7 +38,7 @@ void filter_allow(struct filter *filter);
 void filter_fail(struct filter *filter, int error); /* instead of filter_allow: quietly, with this errno */
 
 /* What the three kinds of filter consist of: sandbox_rules.c. */
-void filter_process_rules(struct filter *filter);
+void filter_process_rules(struct filter *filter, const int *channels, uint32_t count);
 void filter_thread_rules(struct filter *filter, int vm, int vcpu, const int *files, uint32_t count);
 void filter_disk_rules(struct filter *filter, int vm, const int *files, uint32_t count);
 

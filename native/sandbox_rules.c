@@ -181,7 +181,7 @@ static void allow_using_files(struct filter *filter)
     filter_allow(filter);
 }
 
-void filter_process_rules(struct filter *filter)
+void filter_process_rules(struct filter *filter, const int *channels, uint32_t count)
 {
     static const uint32_t calls[] = {
         SYS_set_robust_list, SYS_rseq,    SYS_set_tid_address, SYS_rt_sigaction, SYS_rt_sigtimedwait, SYS_rt_sigpending,
@@ -208,6 +208,12 @@ void filter_process_rules(struct filter *filter)
     /* Its flags are in memory, where no filter looks; glibc takes clone then. */
     filter_rule(filter, ONLY(SYS_clone3));
     filter_fail(filter, ENOSYS);
+    if (count > 0) {
+        /* What gives descriptors away, to backends of devices alone. */
+        filter_rule(filter, ONLY(SYS_sendmsg));
+        filter_one_of(filter, 0, (const uint32_t *)channels, count);
+        filter_allow(filter);
+    }
     /* Limits are read, not set. */
     filter_rule(filter, ONLY(SYS_prlimit64));
     filter_null(filter, 2);

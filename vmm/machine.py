@@ -150,8 +150,16 @@ class Machine(Observable):
                 from vmm.devices.smram import tseg_boundaries
 
                 cuts = tseg_boundaries(config.low_memory)
-            kvm_smm = config.has_smm and self.accelerator.name is Accelerator.KVM
-            self.memory = GuestMemory(self.vm, core, config.memory, config.low_memory, ram, cuts=cuts, kvm_smm=kvm_smm)
+            self.memory = GuestMemory(
+                self.vm,
+                core,
+                config.memory,
+                config.low_memory,
+                ram,
+                cuts=cuts,
+                kvm_smm=config.has_smm and self.accelerator.name is Accelerator.KVM,
+                shared=config.shares_memory,
+            )
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
             self._clock = GuestClock()
@@ -180,12 +188,15 @@ class Machine(Observable):
                     boot_order=config.boot.once or config.boot.order,
                     core=core,
                     disks=outputs.disks,
+                    shared=self.memory.shared,
                     ioeventfd=self._ioeventfd if self.accelerator.name is Accelerator.KVM else None,
                     images={} if resumption is None else resumption.snapshot.map_images(),
                 )
             )
             parts.callback(self.platform.close)
             self.sandbox.files += [disk.event_fd for disk in self.platform.disks]
+            self.sandbox.files += [fd for device in self.platform.vhost for fd in device.event_fds]
+            self.sandbox.channels = [device.channel for device in self.platform.vhost]
             threads.helpers = [self.platform.timers.start, lambda _: self.platform.restrict_disks(self.vm.fd)]
             threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
             if resumption is not None:

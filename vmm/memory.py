@@ -10,12 +10,13 @@ checks its copies against, so that devices and the guest see the same map.
 """
 
 import mmap
+import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import layout
 from vmm._native import ffi, lib
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
 from vmm.options import check_type
 
 if TYPE_CHECKING:
@@ -81,6 +82,27 @@ class KeptRam(NamedTuple):
     filled: list[tuple[int, int]]
 
 
+def _shared(size: int) -> tuple[int, mmap.mmap]:
+    """Memory that other processes can map, too, with room for `HUGE_PAGE_SIZE`: a memfd, and its mapping.
+
+    Its size is sealed: who cut it off would make us touch what is not there.
+    """
+    import fcntl  # few machines share their memory
+
+    size += HUGE_PAGE_SIZE
+    try:
+        fd = os.memfd_create("vmm-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise HostError(f"no shared memory for the guest's RAM: {error}") from error
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd, mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
+    except (OSError, OverflowError) as error:
+        os.close(fd)
+        raise ConfigError(f"cannot map {size >> 20} MiB of guest RAM: {error}; ask for less with -m") from error
+
+
 def _fresh(size: int) -> mmap.mmap:
     """Anonymous memory, with room for `HUGE_PAGE_SIZE`.
 
@@ -105,12 +127,14 @@ class GuestMemory:
         ram: what the RAM is, instead of fresh memory; closed with this object.
         cuts: addresses in low RAM, rising, at which a region ends and another begins: what can be unmapped by itself.
         kvm_smm: vCPUs are KVM's in system management mode, too, in which they see a second set of slots.
+        shared: whether other processes are to map it.
 
     Attributes:
         size: as given.
         low_size: bytes of RAM from GPA 0.
         high_size: bytes of RAM from 4 GiB.
         filled: offsets and sizes in RAM that held something before this machine did.
+        shared: the memfd that the RAM is, and for each part GPA, bytes and offset in it; None: it is no such memory.
 
     Raises:
         ConfigError: the host cannot give that much address space.
@@ -126,6 +150,7 @@ class GuestMemory:
         *,
         cuts: tuple[int, ...] = (),
         kvm_smm: bool = False,
+        shared: bool = False,
     ) -> None:
         self._vm = vm
         self._core = core  # owns the table
@@ -133,13 +158,23 @@ class GuestMemory:
         self.size = size
         self.low_size = min(size, low_limit)
         self.high_size = size - self.low_size
-        self._mapping = _fresh(size) if ram is None else ram.mapping
+        fd = -1
+        if ram is not None:
+            self._mapping = ram.mapping
+        elif shared:
+            fd, self._mapping = _shared(size)
+        else:
+            self._mapping = _fresh(size)
         self.filled = [] if ram is None else ram.filled
         self._ram_pin = ffi.from_buffer(self._mapping)
         address = int(ffi.cast("uintptr_t", self._ram_pin))
         start = -address % HUGE_PAGE_SIZE if ram is None else 0
         self._ram = memoryview(self._mapping)[start : start + size]
         self._ram_address = address + start
+        self.shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None
+        if fd >= 0:
+            low, high = (0, self.low_size, start), (layout.HIGH_RAM_BASE, self.high_size, start + self.low_size)
+            self.shared = fd, (low, high) if self.high_size else (low,)
         self._regions: dict[int, Region] = {}
         self._mapped = 0
         self._roms: dict[int, _Rom] = {}
@@ -340,6 +375,9 @@ class GuestMemory:
         self._ram.release()
         ffi.release(self._ram_pin)
         self._mapping.close()
+        if self.shared is not None:
+            os.close(self.shared[0])
+            self.shared = None
 
     def _check(self, gpa: int, size: int) -> None:
         """Refuse what C's types do not hold; what is mapped, C knows.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vmm import late
 from vmm._native import ffi, lib
 from vmm.config.parts import Sandboxing
-from vmm.errors import ConfigError, HostError
+from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +61,7 @@ class Sandbox:
         kind: how far they go here; AUTO until the first run.
         landlock: the version of Landlock that keeps this process from files; 0: none does.
         files: descriptors that threads which serve the guest read and write.
+        channels: sockets by which other threads give descriptors to the backends of vhost-user devices.
         missing: what the kernel does not offer; empty: it has all.
     """
 
@@ -82,6 +83,7 @@ class Sandbox:
         ]
         self._core = core
         self.files = list(files)
+        self.channels: list[int] = []
         self._threads = cpus + 8
         self._user = None if user is None else _account(user)
         self._entered = False
@@ -120,7 +122,7 @@ class Sandbox:
         self._entered = True
         if self.kind is Sandboxing.WHOLE:
             self._limit()
-            _check(lib.sandbox_filter_process(), "seccomp")
+            _check(lib.sandbox_filter_process(self.channels, len(self.channels)), "seccomp")
         late.start()
         for start in helpers:
             start(self.enter_thread)
@@ -180,16 +182,9 @@ def _lower(which: int, value: int) -> None:
 
 
 def _account(user: str) -> tuple[int, int]:
-    """User and group id."""
-    import pwd
+    from vmm.users import account  # few machines become somebody else's
 
-    try:
-        account = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except KeyError:
-        if user.isdecimal():
-            return int(user), int(user)
-        raise ConfigError(f"--user {user}: there is no such user") from None
-    return account.pw_uid, account.pw_gid
+    return account(user)
 
 
 def _become(uid: int, gid: int) -> None:

@@ -18,4 +18,5 @@
 #include "vmm/sandbox.h"
 #include "vmm/trace.h"
 #include "vmm/vcpu_run.h"
+#include "vmm/vhost_user.h"
 #include "vmm/virtio_blk.h"

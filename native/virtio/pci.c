@@ -129,7 +129,7 @@ static struct virtio_pci_common_cfg common_registers(const struct virtio_pci *de
             device->negotiated_select < 2 ? (uint32_t)(device->negotiated >> 32 * device->negotiated_select) : 0,
         .msix_config = device->config_vector,
         .num_queues = device->queue_count,
-        .device_status = device->status,
+        .device_status = device->status == 0 && device->stopping ? VIRTIO_CONFIG_S_ACKNOWLEDGE : device->status,
         .config_generation = device->generation,
         .queue_select = device->queue_select,
     };

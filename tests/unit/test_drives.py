@@ -27,7 +27,7 @@ def image(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "drive"),
     [
-        ("file=a.img,format=raw", Drive(Path("a.img"), raw=True)),
+        ("file=a.img,format=raw", Drive(Path("a.img"), format="raw")),
         ("if=virtio,file=a,,b.img", Drive(Path("a,b.img"))),
         ("file=a,readonly=on,cache=none,id=d0", Drive(Path("a"), read_only=True, cache=Cache.NONE, id="d0")),
         ("file=a,snapshot=on,discard=unmap,media=disk", Drive(Path("a"), snapshot=True, unmap=True)),
@@ -63,7 +63,7 @@ def test_drives_and_their_devices() -> None:
     ("texts", "devices", "message"),
     [
         (["if=ide,file=a"], [], "if=ide is not known; there are virtio, none (with -device) and pflash"),
-        (["file=a,format=qcow2"], [], "format=qcow2 is not known; raw is (qemu-img convert -O raw)"),
+        (["file=a,format=vmdk"], [], "format=vmdk is not known; raw is (qemu-img convert -O raw), and qcow2"),
         (["format=raw"], [], "file=PATH is missing"),
         (["file=a,cache=fast"], [], "cache=fast is not known; known are writeback, none"),
         (["file=a,discard=maybe"], [], "discard=maybe: write ignore or unmap"),
@@ -94,8 +94,11 @@ def test_what_makes_no_sense(texts: list[str], devices: list[str], message: str)
     ("pair", "message"),
     [
         ((Drive(Path("a"), folder=True, cache=Cache.NONE),), "--esp a: cache=none is for images"),
-        ((Drive(Path("a"), bootindex=1), Drive(Path("b"), bootindex=1)), "-drive file=b: bootindex=1 is a's already"),
-        ((Drive(Path("a"), slot=16), Drive(Path("b"), slot=16)), "-drive file=b: addr=10 is a's already"),
+        (
+            (Drive(Path("a"), bootindex=1), Drive(Path("b"), bootindex=1)),
+            "-drive file=b: bootindex=1 is taken by -drive file=a",
+        ),
+        ((Drive(Path("a"), slot=16), Drive(Path("b"), slot=16)), "-drive file=b: addr=10 is taken by -drive file=a"),
         ((Drive(Path("a")), Drive(Path("./a"), read_only=True)), "-drive file=a: the image is another disk's already"),
         ((Drive(Path("a"), serial="x" * 21), Drive(Path("b"))), "20 ASCII characters at the most"),
     ],
@@ -103,6 +106,13 @@ def test_what_makes_no_sense(texts: list[str], devices: list[str], message: str)
 def test_disks_that_contradict_each_other(pair: tuple[Drive, Drive], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         MachineConfig.create(guests.path("probe"), drives=pair)
+
+
+def test_one_file_by_two_names(image: Path) -> None:
+    other = image.with_name("other.img")
+    other.hardlink_to(image)
+    with pytest.raises(ConfigError, match=r"other\.img: the image is another disk's already"):
+        MachineConfig.create(guests.path("probe"), drives=[image, other])
 
 
 @pytest.mark.parametrize("name", ["a\0b", "loop"])
@@ -118,7 +128,7 @@ def test_two_may_read_one_image(image: Path) -> None:
         guests.path("probe"), drives=[Drive(image, read_only=True), Drive(image, snapshot=True)]
     )
     with Outputs(config) as outputs:
-        assert [disk.size for disk in outputs.disks] == [4096, 4096]
+        assert [disk.size for disk in outputs.disks if isinstance(disk, DiskImage)] == [4096, 4096]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +196,7 @@ def test_images_that_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (b"QFI\xfb\0\0\0\3", "is a qcow2 image, and only raw ones are known: qemu-img convert -f qcow2 -O raw"),
+        (b"QFI\xfb\0\0\0\3", "is a qcow2 image: format=qcow2 uses it as one"),
         (b"vhdxfile", "is a vhdx image"),
         (b"LUKS\xba\xbe", "is a luks image"),
         (gzip.compress(b"x"), "is packed; gzip -d unpacks it"),
@@ -196,7 +206,7 @@ def test_images_that_are_none(tmp_path: Path) -> None:
 def test_images_of_other_formats(image: Path, start: bytes, message: str) -> None:
     image.write_bytes(start.ljust(4096, b"\0"))
     refused(Drive(image), message)
-    with DiskImage(Drive(image, raw=True)) as taken:
+    with DiskImage(Drive(image, format="raw")) as taken:
         assert taken.size == 4096
 
 

@@ -166,7 +166,9 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         action="append",
         default=[],
         help="vmgenid[,guid=UUID|auto]: a VM generation id; vmcoreinfo: take the address of a kernel's crash notes; "
-        "virtio-blk-pci,drive=ID[,bootindex=N][,serial=TEXT][,addr=SLOT]: the device that shows -drive if=none,id=ID",
+        "virtio-blk-pci,drive=ID[,bootindex=N][,serial=TEXT][,addr=SLOT]: the device that shows -drive if=none,id=ID; "
+        "vhost-user-blk-pci,chardev=ID[,bootindex=N], vhost-user-fs-pci,chardev=ID,tag=NAME or vhost-user-device-pci,"
+        "chardev=ID,virtio-id=N[,num_vqs=N][,config_size=N]: a device that another process serves",
     )
     consoles = parser.add_argument_group("consoles")
     add = consoles.add_argument
@@ -253,9 +255,10 @@ def _add_disk_arguments(parser: Parser) -> None:
         "disks",
         "-drive [if=virtio,]file=PATH,format=raw is a disk (virtio-blk), that the guest may write; readonly=on forbids "
         "it, and snapshot=on puts what is written into a private file that is gone in the end (the default for files "
-        "below /usr). cache=writeback|none|writethrough|directsync|unsafe is as in QEMU; discard=unmap gives what the "
-        "guest discards back to the file system. if=none,id=ID is for a -device virtio-blk-pci. Images are locked as "
-        "QEMU does it. bhyve's spelling is -s SLOT,virtio-blk,PATH, followed by ,ro ,nocache ,direct ,ser=TEXT or "
+        "below /usr). format=qcow2 has the image served by qemu-storage-daemon, which is started and ended. "
+        "cache=writeback|none|writethrough|directsync|unsafe is as in QEMU; discard=unmap gives what the guest "
+        "discards back to the file system. if=none,id=ID is for a -device virtio-blk-pci. Images are locked as QEMU "
+        "does it. bhyve's spelling is -s SLOT,virtio-blk,PATH, followed by ,ro ,nocache ,direct ,ser=TEXT or "
         ",bootindex=N",
     )
     add = disks.add_argument
@@ -265,6 +268,13 @@ def _add_disk_arguments(parser: Parser) -> None:
         help="a folder as the first disk: a copy of its files in a GPT disk's EFI system partition (FAT32), from which "
         "OVMF starts EFI/BOOT/BOOTX64.EFI, or its shell startup.nsh; what the guest writes there is gone in the end. "
         "Needs mtools",
+    )
+    add(
+        "-chardev",
+        metavar="socket,id=ID,path=SOCKET",
+        action="append",
+        default=[],
+        help="where the backend of a -device vhost-user-…-pci listens (virtiofsd, qemu-storage-daemon and their like)",
     )
     add("-snapshot", action="store_true", help="snapshot=on for every disk, and VARS as they are")
 
@@ -330,6 +340,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         option_roms=arguments.option_rom,
         devices=arguments.device,
         drives=_disks(arguments),
+        chardevs=arguments.chardev,
         esp=arguments.esp,
         reboot=_reboot(arguments),
         max_resets=parse_int(arguments.max_resets, "--max-resets "),

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
     from vmm.tables.smbios_options import SmbiosOption
+    from vmm.vhost.backend import VhostDevice
 else:
     # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
-    DebugAddress = FwCfgItem = FwCtlItem = OptionRom = UserTable = E820Entry = SmbiosOption = Drive = Any
+    DebugAddress = FwCfgItem = FwCtlItem = OptionRom = UserTable = E820Entry = SmbiosOption = Any
+    Drive = VhostDevice = Any
 
 DEFAULT_MEMORY = 256 << 20
 DEFAULT_MAX_RESETS = 10
@@ -81,6 +83,8 @@ class MachineFields(NamedTuple):
     """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
     drives: tuple[Drive, ...] = ()
     """The disks."""
+    vhost: tuple[VhostDevice, ...] = ()
+    """Devices that other processes serve, reached by sockets."""
     reboot: bool | None = None
     """Whether a reset by the guest restarts the machine, or ends it; None: it ends guests of ours, which so fail."""
     max_resets: int = DEFAULT_MAX_RESETS

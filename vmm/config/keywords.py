@@ -58,9 +58,11 @@ class MachineOptions(TypedDict, total=False):
         e820: entries, or ``-e820`` texts.
         bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
         option_roms: a ``Path``, or ``-option-rom``'s text, which also has a boot index.
-        devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``.
+        devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``,
+            ``vhost-user-blk-pci,chardev=ID``.
         drives: disks: a ``Path`` is a raw image that the guest may write; `vmm.disks.drives.Drive` says more, and so
             do ``-drive`` texts.
+        chardevs: ``-chardev socket,id=ID,path=SOCKET`` texts: where backends of vhost-user devices listen.
         esp: a folder that is a disk, too: its files in an EFI system partition, as a copy.
         reboot: whether a reset by the guest restarts the machine, or ends it; it ends guests of ours, which say so that
             they fail, and restarts all others.
@@ -113,6 +115,7 @@ class MachineOptions(TypedDict, total=False):
     option_roms: Iterable[OptionRom | Path | str] | OptionRom | Path | str | None
     devices: Iterable[str] | str | None
     drives: Iterable[Drive | Path | str] | Drive | Path | str | None
+    chardevs: Iterable[str] | str | None
     esp: str | Path | None
     reboot: bool | None
     max_resets: int | None

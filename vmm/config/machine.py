@@ -130,10 +130,15 @@ class MachineConfig(MachineFields):
             raise ConfigError("-machine s3=on: for q35 and pc with firmware, which wakes the guest up")
         self._check_tables()
         self._check_kernel()
-        if self.drives:
+        if self.drives or self.vhost:
             from vmm.disks import drives
 
-            drives.check_together(self.drives)
+            drives.check_together(self.drives, self.vhost)
+            if self.has_smm and self.shares_memory:
+                raise ConfigError(
+                    "-machine smm=on: not beside a qcow2 image or another device of another process, which could write "
+                    "to the memory of that mode; smm=off does without, for firmware that can"
+                )
 
     def _check_firmware(self) -> None:
         if self.has_smm and self.machine_type is not MachineType.Q35:
@@ -228,10 +233,16 @@ class MachineConfig(MachineFields):
             "-e820": bool(self.e820),
             "-bootorder": bool(self.bootorder),
             "-option-rom": bool(self.option_roms),
-            "-device bootindex=": any(drive.bootindex is not None for drive in self.drives),
+            "-device bootindex=": any(drive.bootindex is not None for drive in self.drives)
+            or any(device.bootindex is not None for device in self.vhost),
             "-device vmgenid": self.vmgenid is not None,
             "-device vmcoreinfo": self.vmcoreinfo,
         }
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether another process serves a device, in the guest's memory."""
+        return bool(self.vhost) or any(drive.served for drive in self.drives)
 
     @property
     def input_files(self) -> Iterator[tuple[str, Path]]:
@@ -352,6 +363,7 @@ class MachineConfig(MachineFields):
         option_roms: Iterable[OptionRom | Path | str] | OptionRom | Path | str = (),
         devices: Iterable[str] | str = (),
         drives: Iterable[Drive | Path | str] | Drive | Path | str = (),
+        chardevs: Iterable[str] | str = (),
         esp: str | Path | None = None,
         reboot: bool | None = None,
         max_resets: int = DEFAULT_MAX_RESETS,
@@ -409,6 +421,11 @@ class MachineConfig(MachineFields):
             given = several(drives, "drives", str, Path, Drive)
             fields["drives"] = parse_drives(given, filter(is_disk, shown))
             shown = tuple(text for text in shown if not is_disk(text))
+        if chardevs or any(text.removeprefix("driver=").startswith("vhost-user-") for text in shown):
+            from vmm.vhost.devices import is_vhost_user, parse_vhost_devices
+
+            fields["vhost"] = parse_vhost_devices(several(chardevs, "chardevs", str), filter(is_vhost_user, shown))
+            shown = tuple(text for text in shown if not is_vhost_user(text))
         if esp is not None:
             from vmm.disks.drives import Drive
 

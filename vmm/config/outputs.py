@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from vmm.config.debugger import DebugAddress
     from vmm.config.listening import DebugSocket
     from vmm.config.machine import MachineConfig
-    from vmm.disks.drives import Drive
     from vmm.disks.image import DiskImage
     from vmm.firmware.images import VariableStore
     from vmm.firmware.variables import VariableFile
+    from vmm.vhost.backend import Backend
 
 STANDARD: Final = "-"
 """The path that stands for stdout; for the access log, for text on stderr."""
@@ -127,7 +127,7 @@ class Outputs:
         debugcon: likewise, of the debug port.
         trace: where the access log goes, if to a file.
         variables: the VARS file that the guest's variables are kept in, if there is one.
-        disks: the images of the guest's disks, also those that are only read.
+        disks: the images of the guest's disks, also those that are only read, and backends of vhost-user devices.
         listener: where a debugger may come, if one may.
         documents: what was asked for, by option.
 
@@ -150,7 +150,7 @@ class Outputs:
         self.debugcon: GrowingFile | None = None
         self.trace: GrowingFile | None = None
         self.variables: VariableFile | None = None
-        self.disks: tuple[DiskImage, ...] = ()
+        self.disks: tuple[DiskImage | Backend, ...] = ()
         self.listener: DebugSocket | None = None
         self.documents: dict[str, Document] = {}
         self._scribe: tuple[int, ...] = ()
@@ -158,8 +158,8 @@ class Outputs:
         try:
             if config is not None:
                 self._open_variables(config.firmware.variables)
-                if config.drives:
-                    self._open_disks(config.drives, copy_disk)
+                if config.drives or config.vhost:
+                    self._open_disks(config, copy_disk)
                 self._open_streams(config)
             for option, path in (documents or {}).items():
                 if path is not None:
@@ -254,12 +254,23 @@ class Outputs:
             self.variables = VariableFile(store.path, len(store.data))
             self._closers.callback(self.variables.close)
 
-    def _open_disks(self, drives: "Iterable[Drive]", copy_disk: Callable[[int], int] | None) -> None:
-        from vmm.disks.image import DiskImage
+    def _open_disks(self, config: "MachineConfig", copy_disk: Callable[[int], int] | None) -> None:
+        opened: list[DiskImage | Backend] = []
+        for index, drive in enumerate(config.drives):
+            if drive.served:
+                from vmm.vhost.storage_daemon import serve  # few disks are
 
-        for index, drive in enumerate(drives):
-            copy = None if copy_disk is None or not drive.folder else copy_disk(index)
-            self.disks += (self._closers.enter_context(DiskImage(drive, copy)),)
+                opened.append(self._closers.enter_context(serve(drive, config.user)))
+            else:
+                from vmm.disks import image
+
+                copy = None if copy_disk is None or not drive.folder else copy_disk(index)
+                opened.append(self._closers.enter_context(image.DiskImage(drive, copy)))
+        for device in config.vhost:
+            from vmm.vhost.backend import connect
+
+            opened.append(self._closers.enter_context(connect(device)))
+        self.disks = tuple(opened)
 
     def _listen(self, address: "DebugAddress") -> None:
         from vmm.config.listening import DebugSocket  # few machines are debugged

@@ -184,7 +184,10 @@ def parse_devices(texts: Iterable[str]) -> dict[str, Any]:
         keys = options.parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
         driver = keys.get("driver")
         if driver not in {"vmgenid", "vmcoreinfo"}:
-            raise ConfigError(f"-device {text}: no such device here; known are virtio-blk-pci, vmgenid and vmcoreinfo")
+            raise ConfigError(
+                f"-device {text}: no such device here; known are virtio-blk-pci, vhost-user-blk-pci and its like, "
+                "vmgenid and vmcoreinfo"
+            )
         if driver in fields:
             raise ConfigError(f"-device {driver}: a machine has one at the most")
         if driver == "vmgenid":

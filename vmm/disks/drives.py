@@ -7,7 +7,7 @@ Here, one `Drive` is both.
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from vmm import options
 from vmm.errors import ConfigError
@@ -28,7 +28,11 @@ _INTERFACES = ("virtio", "none")
 _MAX_SERIAL = 20
 """Bytes (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID)."""
 
-_ROOT_BUSES = {"pcie.0", "pci.0"}
+ROOT_BUSES = {"pcie.0", "pci.0"}
+"""What QEMU calls the root bus of its boards."""
+
+SERVED = ("qcow2",)
+"""Formats of images that are not read here, but by QEMU's storage daemon (`vmm.vhost.storage_daemon`)."""
 
 DEFAULT_INTERFACE = "virtio"
 """QEMU's is IDE, which there is none of."""
@@ -60,7 +64,7 @@ class Cache(StrEnum):
 
 
 class Drive(NamedTuple):
-    """A raw image, and the virtio-blk device that shows it to the guest."""
+    """An image, and the virtio-blk device that shows it to the guest."""
 
     path: Path
     read_only: bool = False
@@ -69,8 +73,8 @@ class Drive(NamedTuple):
     cache: Cache = Cache.WRITEBACK
     unmap: bool = False
     """What the guest discards is given back to the file system, ``discard=unmap``."""
-    raw: bool = False
-    """It was said that the image is raw: then it is, whatever it looks like."""
+    format: str | None = None
+    """What the image was said to be: "raw", whatever it looks like, or one of `SERVED`; None: raw, if it looks so."""
     id: str | None = None
     serial: str = ""
     """What the guest can ask for, up to 20 ASCII characters."""
@@ -87,6 +91,11 @@ class Drive(NamedTuple):
         return f"--esp {self.path}" if self.folder else f"-drive file={self.path}"
 
     @property
+    def served(self) -> bool:
+        """Whether another process serves it."""
+        return self.format in SERVED
+
+    @property
     def only_read(self) -> bool:
         """Whether the image stays as it is, whatever the guest writes."""
         return self.read_only or self.snapshot or self.folder
@@ -99,6 +108,8 @@ class Drive(NamedTuple):
         """
         if len(self.serial) > _MAX_SERIAL or not self.serial.isascii() or not self.serial.isprintable():
             raise ConfigError(f"{self.option}: serial={self.serial}: {_MAX_SERIAL} ASCII characters at the most")
+        if self.served and self.serial:
+            raise ConfigError(f"{self.option}: serial={self.serial}: only for raw images; the daemon has its own")
         if self.folder and self.cache.direct:
             raise ConfigError(f"{self.option}: cache={self.cache} is for images; the disk of a folder is a copy")
 
@@ -116,6 +127,22 @@ class Drive(NamedTuple):
         return cls(value, snapshot=is_of_a_package(value))
 
 
+class Placed(Protocol):
+    """What has a place in PCI, and perhaps one in the boot order."""
+
+    @property
+    def option(self) -> str:
+        """What messages call it."""
+
+    @property
+    def bootindex(self) -> int | None:
+        """Its place among what firmware boots."""
+
+    @property
+    def slot(self) -> int | None:
+        """PCI device number, where one was asked for."""
+
+
 class _Backend(NamedTuple):
     """A ``-drive``, and whether a ``-device`` is to come."""
 
@@ -129,8 +156,11 @@ class _Backend(NamedTuple):
         interface = keys.get("if", DEFAULT_INTERFACE)
         if interface not in _INTERFACES:
             raise ConfigError(f"{what}: if={interface} is not known; there are virtio, none (with -device) and pflash")
-        if keys.get("format", "raw") != "raw":
-            raise ConfigError(f"{what}: format={keys['format']} is not known; raw is (qemu-img convert -O raw)")
+        if keys.get("format", "raw") not in {"raw", *SERVED}:
+            raise ConfigError(
+                f"{what}: format={keys['format']} is not known; raw is (qemu-img convert -O raw), and "
+                f"{' and '.join(SERVED)}"
+            )
         if keys.get("media", "disk") != "disk":
             raise ConfigError(
                 f"{what}: media={keys['media']}: there are no CD drives; an image of a CD boots as a disk"
@@ -155,7 +185,7 @@ class _Backend(NamedTuple):
             else options.parse_bool(keys["snapshot"], "-drive snapshot"),
             cache=Cache(keys.get("cache", "writeback")),
             unmap=discard in {"unmap", "on"},
-            raw="format" in keys,
+            format=keys.get("format"),
             id=keys.get("id"),
         )
         return cls(drive, interface == "none")
@@ -176,6 +206,15 @@ def _real(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError, ValueError):
         return path
+
+
+def _identity(path: Path) -> object:
+    """Return what two paths to one file have in common."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return _real(path)
+    return status.st_dev, status.st_ino
 
 
 def is_disk(device: str) -> bool:
@@ -226,22 +265,34 @@ def _device(text: str, backends: dict[str | None, _Backend]) -> tuple[str, Drive
         raise ConfigError(f"{what}: drive={name}: there is no -drive if=none,id={name or 'ID'},file=PATH,format=raw")
     if not backend.waits:
         raise ConfigError(f"{what}: the drive {name} has a device already: its -drive says if=virtio, not if=none")
-    if keys.get("bus", "pci.0") not in _ROOT_BUSES:
+    if keys.get("bus", "pci.0") not in ROOT_BUSES:
         raise ConfigError(f"{what}: bus={keys['bus']}: there is one bus, pcie.0 or pci.0")
     if options.parse_bool(keys.get("disable-modern", "off"), "-device disable-modern"):
         raise ConfigError(f"{what}: disable-modern=on: the device has no legacy interface to fall back on")
-    bootindex = keys.get("bootindex")
     return name, backend.drive._replace(
         serial=keys.get("serial", ""),
-        bootindex=None
-        if bootindex is None
-        else options.parse_int(bootindex, "-device bootindex=", minimum=0, maximum=MAX_BOOTINDEX),
-        slot=None if "addr" not in keys else _slot(keys["addr"], what),
+        bootindex=parse_bootindex(keys.get("bootindex")),
+        slot=None if "addr" not in keys else parse_slot(keys["addr"], what),
     )
 
 
-def _slot(text: str, what: str) -> int:
-    """Read ``addr=``: a PCI device number, in hexadecimal as QEMU's, of which the function can only be 0."""
+def parse_bootindex(text: str | None) -> int | None:
+    """Read ``bootindex=``; None: there is none.
+
+    Raises:
+        ConfigError: it is no number that QEMU takes.
+    """
+    if text is None:
+        return None
+    return options.parse_int(text, "-device bootindex=", minimum=0, maximum=MAX_BOOTINDEX)
+
+
+def parse_slot(text: str, what: str) -> int:
+    """Read ``addr=``: a PCI device number, in hexadecimal as QEMU's, of which the function can only be 0.
+
+    Raises:
+        ConfigError: it is none; says so of ``what``.
+    """
     device, _, function = text.partition(".")
     try:
         slot = int(device, 16)
@@ -252,23 +303,25 @@ def _slot(text: str, what: str) -> int:
     return slot
 
 
-def check_together(drives: Iterable[Drive]) -> None:
-    """Refuse disks that contradict each other.
+def check_together(drives: Iterable[Drive], others: Iterable[Placed] = ()) -> None:
+    """Refuse disks, and other devices on their bus, that contradict each other.
 
     Raises:
         ConfigError: two are the same image, or have the same place in the boot order, or in PCI.
     """
-    images: dict[Path, Drive] = {}
-    indices: dict[int, Drive] = {}
-    slots: dict[int, Drive] = {}
+    drives = tuple(drives)
+    images: dict[object, Drive] = {}
     for drive in drives:
         drive.check()
-        other = images.setdefault(_real(drive.path), drive)
+        other = images.setdefault(_identity(drive.path), drive)
         if other is not drive and not (drive.only_read and other.only_read):
             raise ConfigError(f"{drive.option}: the image is another disk's already")
-        for what, number, taken in (("bootindex", drive.bootindex, indices), ("addr", drive.slot, slots)):
-            if number is not None and taken.setdefault(number, drive) is not drive:
-                raise ConfigError(f"{drive.option}: {what}={number:x} is {taken[number].path}'s already")
+    indices: dict[int, Placed] = {}
+    slots: dict[int, Placed] = {}
+    for each in (*drives, *others):
+        for what, number, taken in (("bootindex", each.bootindex, indices), ("addr", each.slot, slots)):
+            if number is not None and taken.setdefault(number, each) is not each:
+                raise ConfigError(f"{each.option}: {what}={number:x} is taken by {taken[number].option}")
 
 
 def from_bhyve(text: str) -> tuple[str, str] | None:

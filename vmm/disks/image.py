@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from vmm._native import lib
 from vmm.disks import locks
-from vmm.disks.drives import Drive
+from vmm.disks.drives import SERVED, Drive
 from vmm.errors import ConfigError
 
 SECTOR: Final[int] = lib.SECTOR_SIZE
@@ -70,19 +70,29 @@ class DiskImage:
         with ExitStack() as closers:
             flags = os.O_RDONLY if drive.only_read else os.O_RDWR
             if copy is None:
-                copy = _copy(drive) if drive.folder else _open(drive, flags)
+                copy = _copy(drive) if drive.folder else open_image(drive, flags)
             self.fd = copy
             closers.callback(os.close, self.fd)
-            _check_kind(self.fd, drive)
+            check_kind(self.fd, drive)
             self.size = _size(self.fd, drive)
-            self._lock()
+            lock_image(self.fd, drive)
             if drive.cache.direct:
-                self.direct_fd = _open(drive, flags | os.O_DIRECT)
+                self.direct_fd = open_image(drive, flags | os.O_DIRECT)
                 closers.callback(os.close, self.direct_fd)
                 self.direct_alignment = _alignment(self.direct_fd)
             if drive.snapshot and not drive.read_only:
                 self._lay_over(closers)
             self._closers = closers.pop_all()
+
+    @property
+    def slot(self) -> int | None:
+        """PCI device number that was asked for."""
+        return self.drive.slot
+
+    @property
+    def option(self) -> str:
+        """What messages call it."""
+        return self.drive.option
 
     def __enter__(self) -> Self:
         return self
@@ -93,16 +103,6 @@ class DiskImage:
     def close(self) -> None:
         """Close the files and give up the locks; an overlay is gone then. May be called twice."""
         self._closers.close()
-
-    def _lock(self) -> None:
-        drive = self.drive
-        try:
-            owner = locks.lock(self.fd, writes=not drive.only_read)
-        except OSError as error:
-            raise ConfigError(f"{drive.option}: cannot lock the image: {_reason(error)}") from None
-        if owner is not None:
-            what = "writes to it" if drive.only_read else "uses it"
-            raise ConfigError(f"{drive.option}: {owner} {what}; end it first, or give this machine a copy")
 
     def _lay_over(self, closers: ExitStack) -> None:
         if self.size > _LARGEST_OVERLAY:
@@ -129,14 +129,18 @@ def _copy(drive: Drive) -> int:
     return image_of(drive.path, drive.option)
 
 
-def _open(drive: Drive, flags: int) -> int:
+def open_image(drive: Drive, flags: int) -> int:
+    """Return the descriptor of a disk's image, opened with these flags.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
     path = drive.path
     try:
         return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise ConfigError(
-            f"{drive.option}: there is no such file; truncate -s 64M {path} makes an empty disk"
-        ) from None
+        make = f"qemu-img create -f {drive.format} {path} 64M" if drive.served else f"truncate -s 64M {path}"
+        raise ConfigError(f"{drive.option}: there is no such file; {make} makes an empty disk") from None
     except (OSError, ValueError) as error:
         why = _reason(error)
         if isinstance(error, OSError) and error.errno == errno.EINVAL and flags & os.O_DIRECT:
@@ -148,14 +152,34 @@ def _open(drive: Drive, flags: int) -> int:
         raise ConfigError(f"{drive.option}: cannot open it: {why}") from None
 
 
-def _check_kind(fd: int, drive: Drive) -> None:
+def check_kind(fd: int, drive: Drive) -> None:
+    """Refuse what is no image, or one of another format than was said.
+
+    Raises:
+        ConfigError: says what it is.
+    """
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{drive.option}: is a directory; give the file of an image")
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
         raise ConfigError(f"{drive.option}: is neither a file nor a block device, and cannot be read at any place")
-    if not drive.raw:
+    if drive.format != "raw":
         _check_format(fd, drive)
+
+
+def lock_image(fd: int, drive: Drive) -> None:
+    """Lock a disk's image for what the disk does with it, until the descriptor is closed.
+
+    Raises:
+        ConfigError: somebody else does what excludes that; says who.
+    """
+    try:
+        owner = locks.lock(fd, writes=not drive.only_read)
+    except OSError as error:
+        raise ConfigError(f"{drive.option}: cannot lock the image: {_reason(error)}") from None
+    if owner is not None:
+        what = "writes to it" if drive.only_read else "uses it"
+        raise ConfigError(f"{drive.option}: {owner} {what}; end it first, or give this machine a copy")
 
 
 def _size(fd: int, drive: Drive) -> int:
@@ -171,17 +195,26 @@ def _size(fd: int, drive: Drive) -> int:
 
 
 def _check_format(fd: int, drive: Drive) -> None:
-    """Refuse what is no raw image: a guest would see the format's own data, and destroy it by the first write."""
+    """Refuse what is in another format: a guest would see the format's own data, and destroy it by the first write."""
     try:
         start = os.pread(fd, _PROBED, 0)
     except OSError as error:
         raise ConfigError(f"{drive.option}: cannot read it: {_reason(error)}") from None
-    for magic, name in _FORMATS.items():
-        if start.startswith(magic):
-            raise ConfigError(
-                f"{drive.option}: is a {name} image, and only raw ones are known: qemu-img convert -f {name} -O raw "
-                f"{drive.path} disk.raw makes one (format=raw takes it for a disk as it is)"
-            )
+    found = next((name for magic, name in _FORMATS.items() if start.startswith(magic)), None)
+    if drive.format is not None:
+        if found != drive.format:
+            what = "no image of any format that is known" if found is None else f"a {found} image"
+            raise ConfigError(f"{drive.option}: format={drive.format}: is {what}")
+        return
+    if found in SERVED:
+        raise ConfigError(
+            f"{drive.option}: is a {found} image: format={found} uses it as one (format=raw takes it as it is)"
+        )
+    if found is not None:
+        raise ConfigError(
+            f"{drive.option}: is a {found} image, which is not known: qemu-img convert -f {found} -O raw {drive.path} "
+            "disk.raw makes a raw one (format=raw takes it for a disk as it is)"
+        )
     for magic, command in _PACKED.items():
         if start.startswith(magic):
             raise ConfigError(f"{drive.option}: is packed; {command} unpacks it (format=raw takes it as it is)")

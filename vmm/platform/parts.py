@@ -4,7 +4,7 @@ import mmap
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from vmm import layout
 from vmm.bus import Bus, Device
@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from vmm.devices.flash import Flash
     from vmm.devices.smi import SmiFeatures
     from vmm.devices.virtio.block import VirtioBlk
+    from vmm.devices.virtio.transport import Backplane
+    from vmm.devices.virtio.vhost_user import VhostUser
     from vmm.disks.image import DiskImage
+    from vmm.vhost.backend import Backend
 else:
-    Flash = VirtioBlk = DiskImage = SmiFeatures = Any  # loaded for machines that have variables, disks, or that mode
+    # Loaded for machines that have variables, disks, or that mode.
+    Flash = SmiFeatures = VirtioBlk = VhostUser = Backplane = DiskImage = Backend = Any
 
 _CMOS_SHUTDOWN_STATUS, _RESUME = 0x0F, 0xFE
 """What SeaBIOS (src/resume.c) and OVMF (OvmfPkg/PlatformPei) take for a wake-up from S3."""
@@ -67,7 +71,8 @@ class Parts(NamedTuple):
         secure_flash: only that mode may write the variable store.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
         images: by `CODE` and `VARIABLES`, what the images became in an earlier machine; to be used in place.
-        disks: images that the guest gets as disks; they stay the caller's.
+        disks: images that the guest gets as disks, and backends of its vhost-user devices; they stay the caller's.
+        shared: what backends map, a descriptor and (GPA, bytes, offset) for each part; None: there are none.
         ioeventfd: lets the kernel signal an eventfd for a 16-bit store to a guest address, or not any more: descriptor,
             address, whether; None where the kernel sees no such stores.
     """
@@ -93,7 +98,8 @@ class Parts(NamedTuple):
     secure_flash: bool = False
     boot_order: str | None = None
     images: Mapping[str, mmap.mmap] = MappingProxyType({})
-    disks: tuple[DiskImage, ...] = ()
+    disks: tuple[DiskImage | Backend, ...] = ()
+    shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None
     ioeventfd: Callable[[int, int, bool], None] | None = None
 
     def line(self, gsi: int) -> Irq:
@@ -134,7 +140,8 @@ class Platform(NamedTuple):
         timers: the thread that devices get called back on.
         devices: all that a reset reaches, by name.
         images: by `CODE` and `VARIABLES`, the memory of the images that there are.
-        disks: the disks, in the order in which they were given.
+        disks: the disks that are served here, in the order in which they were given.
+        vhost: the devices that other processes serve, likewise.
         smi_features: what firmware and chipset agree on about SMIs; None without system management mode.
         standing: tells what stands where now; io_lock is held.
     """
@@ -150,13 +157,16 @@ class Platform(NamedTuple):
     devices: dict[str, Device]
     images: dict[str, mmap.mmap]
     disks: list[VirtioBlk]
+    vhost: list[VhostUser]
     smi_features: SmiFeatures | None
     standing: Callable[[], Standing]
 
     @property
     def boot_indices(self) -> list[tuple[int, str]]:
         """Boot index and OpenFirmware path of each disk that has one."""
-        return [(disk.drive.bootindex, disk.path) for disk in self.disks if disk.drive.bootindex is not None]
+        indices = [(disk.drive.bootindex, disk.path) for disk in self.disks]
+        indices += [(device.backend.device.bootindex, device.path) for device in self.vhost]
+        return [(index, path) for index, path in indices if index is not None]
 
     def state(self) -> dict[str, Any]:
         """The state of every device, by name, with its version; io_lock is held."""
@@ -217,6 +227,8 @@ class Platform(NamedTuple):
         self.timers.close()
         for disk in self.disks:
             disk.close()
+        for device in self.vhost:
+            device.close()
         if self.flash is not None:
             try:
                 self.flash.flush()
@@ -240,6 +252,7 @@ class Board:
         self.pirqs = PirqRouter(wiring, kvm_sink(parts.core))
         self._disks: list[VirtioBlk] = []
         self._smi_features: SmiFeatures | None = None
+        self._vhost: list[VhostUser] = []
         self.timers = TimerService(parts.ports.lock, parts.ports.fail, parts.clock)
         self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
         self._devices: dict[str, Device] = {}
@@ -345,7 +358,7 @@ class Board:
     @property
     def pci_slots(self) -> tuple[int, ...]:
         """Device numbers of PCI devices with interrupt pins of their own, beside the chipset."""
-        return tuple(sorted(disk.slot for disk in self._disks))
+        return tuple(sorted(device.slot for device in (*self._disks, *self._vhost)))
 
     def add_disks(self) -> None:
         """Add the disks, those without a slot of their own to the first that are free.
@@ -358,23 +371,38 @@ class Board:
         if not parts.disks:
             return
         from vmm._native import ffi
-        from vmm.devices.virtio.block import VirtioBlk
         from vmm.devices.virtio.transport import Backplane
 
         backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd, ffi.new("uint64_t *"))
         with ExitStack() as closers:
-            for image in sorted(parts.disks, key=lambda image: image.drive.slot is None):
-                slot = image.drive.slot
-                slot = self.pci.free_slot() if slot is None else slot
-                disk = VirtioBlk(image, backplane, slot)
-                closers.callback(disk.close)
+            for each in sorted(parts.disks, key=lambda each: each.slot is None):
                 try:
-                    self.pci.add(slot, 0, disk.function)
+                    slot = self.pci.free_slot() if each.slot is None else each.slot
+                    device = self._virtio(each, backplane, slot)
+                    closers.callback(device.close)
+                    self.pci.add(slot, 0, device.function)
                 except ConfigError as error:
-                    raise ConfigError(f"{image.drive.option}: {error}; give another addr=, or none") from None
-                self._disks.append(disk)
-                self._devices[disk.name] = disk
+                    how = "" if each.slot is None else "; give another addr=, or none"
+                    raise ConfigError(f"{each.option}: {error}{how}") from None
+                self._devices[device.name] = device
             closers.pop_all()
+
+    def _virtio(self, each: DiskImage | Backend, backplane: Backplane, slot: int) -> VirtioBlk | VhostUser:
+        if self.parts.shared is not None:
+            from vmm.vhost.backend import Backend
+
+            if isinstance(each, Backend):
+                from vmm.devices.virtio.vhost_user import SharedMemory, VhostUser
+                from vmm.vhost.protocol import Region
+
+                fd, parts = self.parts.shared
+                memory = SharedMemory(fd, [Region(*part) for part in parts])
+                self._vhost.append(VhostUser(each, backplane, slot, memory, self.parts.mmio.fail))
+                return self._vhost[-1]
+        from vmm.devices.virtio.block import VirtioBlk
+
+        self._disks.append(VirtioBlk(cast("DiskImage", each), backplane, slot))
+        return self._disks[-1]
 
     def assign_bars(self, room: range) -> None:
         """Give every BAR an address, the largest first."""
@@ -401,6 +429,7 @@ class Board:
             images=self._images,
             disks=self._disks,
             smi_features=self._smi_features,
+            vhost=self._vhost,
             standing=standing,
         )
 

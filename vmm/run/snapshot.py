@@ -277,6 +277,8 @@ def _check_devices(whole: "Whole") -> None:
                 f"no snapshot: {disk.drive.option}: it would not have what the guest wrote there; give readonly=on, or "
                 "snapshot=on and take it before the first write"
             )
+    for served in whole.platform.vhost:
+        raise ConfigError(f"no snapshot: {served.backend.option}: another process has part of what the device is")
     known = set(map(id, whole.platform.devices.values()))
     for bus in whole.buses:
         for name, device in bus.devices():

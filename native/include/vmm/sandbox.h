@@ -35,7 +35,8 @@ struct sandbox_disk {
 /*
  * Each returns 0 or a negative errno, after which nothing was restricted.
  *
- * sandbox_filter_process: all threads of this process, those that exist too.
+ * sandbox_filter_process: all threads of this process, those that exist too;
+ *   descriptors are given away by `channels` alone.
  * sandbox_filter_thread: the calling thread, which may use the machine's
  *   descriptor, the vCPU's (NULL: a thread that serves devices only), and
  *   write to `files`.
@@ -44,7 +45,7 @@ struct sandbox_disk {
  * sandbox_restrict_files: the calling thread reads beneath `paths`, and
  *   writes nowhere.
  */
-int sandbox_filter_process(void);
+int sandbox_filter_process(const int *channels, uint32_t count);
 int sandbox_filter_thread(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int *files, uint32_t count);
 int sandbox_filter_disk(void *disk);
 int sandbox_restrict_files(const char *const *paths, uint32_t count);

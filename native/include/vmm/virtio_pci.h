@@ -13,7 +13,7 @@
 #include "vmm/pci_config.h"
 #include "vmm/virtqueue.h"
 
-#define VIRTIO_MAX_QUEUES 1
+#define VIRTIO_MAX_QUEUES 8
 #define VIRTIO_CONFIG_SIZE 64
 
 /* The BAR of registers: one page for each of its parts. */
@@ -47,6 +47,7 @@ struct virtio_pci {
     uint32_t offered_select;
     uint32_t negotiated_select;
     uint8_t status;
+    bool stopping;        /* what a reset ended is not at its end yet, and status does not read 0 (4.1.4.3.1) */
     uint8_t generation;   /* of config */
     uint8_t isr;
     uint16_t config_vector;

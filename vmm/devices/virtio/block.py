@@ -62,7 +62,7 @@ class VirtioBlk(VirtioDevice):
         ffi.memmove(blk.serial, serial, len(serial))
         registers = ffi.addressof(blk, "pci")
         self.name = f"virtio-blk {slot}"
-        function = VirtioFunction(_BLOCK_DEVICE, _MASS_STORAGE, registers, backplane, slot, self.name, blk.event_fd)
+        function = VirtioFunction(_BLOCK_DEVICE, _MASS_STORAGE, registers, backplane, slot, self.name, [blk.event_fd])
         super().__init__(function, registers, backplane.lock)
         error = lib.virtio_blk_start(blk)
         if error:

@@ -4,7 +4,7 @@ What stands behind the BARs is C's (`native/virtio/pci.c`, `native/msix.c`).
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -68,17 +68,24 @@ class VirtioFunction(PciFunction):
         backplane: what it is plugged into.
         slot: PCI device number.
         name: of its ranges on the bus.
-        event_fd: what a notification signals.
+        event_fds: what a notification of each queue signals.
     """
 
     def __init__(
-        self, kind: int, class_code: int, core: Any, backplane: Backplane, slot: int, name: str, event_fd: int
+        self,
+        kind: int,
+        class_code: int,
+        core: Any,
+        backplane: Backplane,
+        slot: int,
+        name: str,
+        event_fds: Sequence[int],
     ) -> None:
         super().__init__(VENDOR, _FIRST_DEVICE + kind, class_code, revision=1)
         self.slot = slot
         self._core = core
         self._lock = backplane.lock
-        self._event_fd = event_fd
+        self._event_fds = event_fds
         self._on_notify = backplane.on_notify
         core.slot, core.pirq = slot, backplane.pirqs.wiring.pirq(slot)
         self.set_dword(SUBSYSTEM_ID, _QEMU << 16 | VENDOR)
@@ -123,7 +130,9 @@ class VirtioFunction(PciFunction):
             return
         for address, wanted in ((old, False), (new, True)):
             if address is not None:
-                self._on_notify(self._event_fd, address + lib.VIRTIO_BAR_NOTIFY, wanted)
+                for queue, event_fd in enumerate(self._event_fds):
+                    register = lib.VIRTIO_BAR_NOTIFY + queue * lib.VIRTIO_NOTIFY_MULTIPLIER
+                    self._on_notify(event_fd, address + register, wanted)
 
     def _add_capabilities(self) -> None:
         config, writable = self.config, self.writable

@@ -1,0 +1,113 @@
+"""Devices of other processes as people write them: QEMU's ``-chardev socket`` and ``-device vhost-user-…-pci``."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from vmm import options
+from vmm._native import lib
+from vmm.disks.drives import ROOT_BUSES, parse_bootindex, parse_slot
+from vmm.errors import ConfigError
+from vmm.vhost.backend import BLOCK, BLOCK_CONFIG, FILE_SYSTEM, VhostDevice
+
+PREFIX: Final = "vhost-user-"
+
+_COMMON = ("driver", "chardev", "id", "addr", "bus", "disable-legacy", "disable-modern")
+_KEYS: Final = {
+    "vhost-user-blk-pci": (*_COMMON, "bootindex", "num-queues"),
+    "vhost-user-fs-pci": (*_COMMON, "tag", "queue-size"),
+    "vhost-user-device-pci": (*_COMMON, "virtio-id", "num_vqs", "config_size"),
+}
+
+_TAG = 36
+"""Bytes of a file system's name (virtio 1.2, 5.11.4), in UTF-8, NUL at the end where there is room."""
+
+
+def is_vhost_user(device: str) -> bool:
+    """Whether a ``-device`` text names a device of another process."""
+    return device.partition(",")[0].removeprefix("driver=").startswith(PREFIX)
+
+
+def parse_vhost_devices(chardevs: Iterable[str], devices: Iterable[str]) -> tuple[VhostDevice, ...]:
+    """Return the devices of other processes, in the order in which they were given.
+
+    Args:
+        chardevs: ``-chardev`` texts: where the processes are reached.
+        devices: ``-device vhost-user-…-pci`` texts.
+
+    Raises:
+        ConfigError: one of them makes no sense, or does not go with the others.
+    """
+    sockets: dict[str, Path] = {}
+    for text in chardevs:
+        name, path = _socket(text)
+        if name in sockets:
+            raise ConfigError(f"-chardev id={name}: the id is given twice")
+        sockets[name] = path
+    free = dict(sockets)
+    result = []
+    for text in devices:
+        keys = options.parse_keys(text, "-device", implied="driver")
+        name = keys.get("chardev", "")
+        if name not in free:
+            why = "is another device's already" if name in sockets else "there is none"
+            raise ConfigError(
+                f"-device {text}: chardev={name}: {why}; give it -chardev socket,id={name or 'ID'},path=SOCKET"
+            )
+        result.append(_device(text, free.pop(name)))
+    for name in free:
+        raise ConfigError(f"-chardev id={name}: no device uses it; it is for -device vhost-user-…-pci,chardev={name}")
+    return tuple(result)
+
+
+def _socket(text: str) -> tuple[str, Path]:
+    what = f"-chardev {text}"
+    backend = text.partition(",")[0].removeprefix("backend=")
+    if backend != "socket":
+        raise ConfigError(
+            f"{what}: only for vhost-user: socket,id=ID,path=SOCKET; consoles are -serial's and -debugcon's"
+        )
+    keys = options.parse_keys(
+        text, "-chardev", known=("backend", "id", "path", "server", "wait", "reconnect"), implied="backend"
+    )
+    if not keys.get("id") or not keys.get("path"):
+        raise ConfigError(f"{what}: needs id=ID and path=SOCKET")
+    if options.parse_bool(keys.get("server", "off"), "-chardev server"):
+        raise ConfigError(f"{what}: server=on: the backend is started first, and listens")
+    if keys.get("reconnect", "0") != "0":
+        raise ConfigError(f"{what}: reconnect={keys['reconnect']}: a device whose backend is gone is gone, too")
+    return keys["id"], Path(keys["path"])
+
+
+def _device(text: str, socket: Path) -> VhostDevice:
+    what = f"-device {text}"
+    driver = text.partition(",")[0].removeprefix("driver=")
+    if driver not in _KEYS:
+        raise ConfigError(
+            f"{what}: no such device here; known are {', '.join(_KEYS)}, which is any kind: virtio-id=N,num_vqs=N"
+        )
+    keys = options.parse_keys(text, "-device", known=_KEYS[driver], implied="driver")
+    if keys.get("bus", "pci.0") not in ROOT_BUSES:
+        raise ConfigError(f"{what}: bus={keys['bus']}: there is one bus, pcie.0 or pci.0")
+    if options.parse_bool(keys.get("disable-modern", "off"), "-device disable-modern"):
+        raise ConfigError(f"{what}: disable-modern=on: the device has no legacy interface to fall back on")
+    device = VhostDevice(what, socket, BLOCK, slot=None if "addr" not in keys else parse_slot(keys["addr"], what))
+    if driver == "vhost-user-blk-pci":
+        if keys.get("num-queues", "1") != "1":
+            raise ConfigError(f"{what}: num-queues={keys['num-queues']}: there is one")
+        return device._replace(config_size=BLOCK_CONFIG, bootindex=parse_bootindex(keys.get("bootindex")))
+    if driver == "vhost-user-fs-pci":
+        tag = keys.get("tag", "").encode("utf-8", "replace")
+        if not 0 < len(tag) <= _TAG:
+            raise ConfigError(f"{what}: tag=NAME is what the guest mounts: 1 to {_TAG} bytes")
+        # One queue of requests, beside the one of those that overtake.
+        return device._replace(kind=FILE_SYSTEM, queues=2, config=tag.ljust(_TAG, b"\0") + (1).to_bytes(4, "little"))
+
+    def number(key: str, minimum: int, maximum: int, default: str) -> int:
+        return options.parse_int(keys.get(key, default), f"-device {key}=", minimum=minimum, maximum=maximum)
+
+    return device._replace(
+        kind=number("virtio-id", 1, 63, "0"),
+        queues=number("num_vqs", 1, lib.VIRTIO_MAX_QUEUES, "1"),
+        config_size=number("config_size", 0, lib.VIRTIO_CONFIG_SIZE, "0"),
+    )
