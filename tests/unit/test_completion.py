@@ -26,7 +26,8 @@ ANSWERS = [
     ("vmm boot ./rep", {"./report-of-mine"}),
     ("vmm firmware seab", {"seabios"}),
     ("vmm verify linux seab", {"seabios"}),
-    ("vmm bench di", set()),
+    ("vmm bench nothing", set()),
+    ("vmm bench di", {"disk"}),
     ("vmm bench dm", {"dma"}),
     ("vmm completion fi", {"fish"}),
 ]

@@ -127,24 +127,16 @@ class BareLoop(Contender):
 
     def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
-        command = [str(self._path()), str(guests.path("latency")), str(memory_mib), options]
+        command = [str(tool("bare_loop")), str(guests.path("latency")), str(memory_mib), options]
         return [*command, *([] if bulk is None else [str(bulk)])]
 
     def missing(self) -> str | None:
         """See `Contender.missing`."""
         try:
-            self._path()
+            tool("bare_loop")
         except ConfigError as error:
             return str(error)
         return None
-
-    @staticmethod
-    def _path() -> Path:
-        for place in vmm.__path__:
-            path = Path(place, "_bench", "bare_loop")
-            if path.is_file():
-                return path
-        raise ConfigError("bare_loop is not built; install the package again")
 
 
 @dataclass(frozen=True)
@@ -158,7 +150,7 @@ class Qemu(Contender):
 
     def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
-        command = [*self._machine("q35"), "-m", str(memory_mib), "-bios", str(guests.path("latency"))]
+        command = [*self.machine("q35"), "-m", str(memory_mib), "-bios", str(guests.path("latency"))]
         command += ["-chardev", "stdio,id=out", "-device", "isa-debugcon,iobase=0x402,chardev=out"]
         return [*command, *_items(options, bulk)]
 
@@ -166,21 +158,35 @@ class Qemu(Contender):
         self, firmware: Located, memory_mib: int, variables: Path | None, disk: Path | None = None
     ) -> list[str]:
         """See `Contender.boot_command`."""
-        command = [*self._machine("q35" if firmware.variables else "pc"), "-m", str(memory_mib), "-serial", "stdio"]
+        command = [*self.machine("q35" if firmware.variables else "pc"), "-m", str(memory_mib), "-serial", "stdio"]
         return [*command, *_images(firmware, variables), *_disk(disk)]
 
     def guest_command(self, guest: Path) -> list[str]:
         """See `Contender.guest_command`."""
-        return [*self._machine("pc"), "-bios", str(guest)]
+        return [*self.machine("pc"), "-bios", str(guest)]
 
     def missing(self) -> str | None:
         """See `Contender.missing`."""
         return None if shutil.which(QEMU) else f"{QEMU} is not installed: apt-get install qemu-system-x86"
 
-    def _machine(self, board: str) -> list[str]:
+    def machine(self, board: str) -> list[str]:
+        """Return the beginning of a command line: a board without devices."""
         # graphics=off makes SeaBIOS use the serial port.
         command = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", f"{board},graphics=off"]
         return [*command, "-accel", self.accelerator, "-cpu", "qemu64"]
+
+
+def tool(name: str) -> Path:
+    """Return one of the programs in C that measurements need.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    for place in vmm.__path__:
+        path = Path(place, "_bench", name)
+        if path.is_file():
+            return path
+    raise ConfigError(f"{name} is not built; install the package again")
 
 
 def _items(options: str, bulk: Path | None) -> list[str]:

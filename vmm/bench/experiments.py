@@ -52,6 +52,11 @@ TARGETS = {
         Target("take", "vmm", "", 300.0, "taking a snapshot, ms"),
         Target("test", "vmm", "", 150.0, "a test from a snapshot, ms: 100 in 15 s"),
     ),
+    "disk": tuple(
+        Target(case, "vmm", rival, 1.0, f"{title} as fast as QEMU's {rival.removeprefix('qemu-').upper()}")
+        for rival in ("qemu-kvm", "qemu-tcg")
+        for case, title in (("sequential", "dd"), ("random-1", "4 KiB alone"), ("random-32", "32 of 4 KiB"))
+    ),
 }
 """Targets of this program. The bare loop's DMA is one memcpy."""
 
@@ -113,6 +118,26 @@ def run_boot(
         result.rounds = max(result.rounds, rounds.count)
         result.elapsed_s += rounds.elapsed_s
     result.noise = _noise(result, load, clock, "qemu-tcg")
+    return result
+
+
+def run_disk(contenders: Sequence[Contender], goal: Goal, seed: int, progress: Progress) -> Result:
+    """Run ``disk``: QEMU in the mode in which vmm is on this host, unless it was named."""
+    from vmm.bench import disk  # finds a Linux
+
+    load, clock = host.load_per_cpu(), host.Clock.read()
+    with disk.Guest.made() as guest:
+        rounds = run_rounds(contenders, partial(disk.measure, guest=guest), goal, seed, progress)
+    result = _new_result("disk", contenders, rounds, seed)
+    result.targets = [target for target in result.targets if target.to in result.contenders]
+    result.settings = {"image_mib": disk.IMAGE_MIB, "cache": "none", "aio": "threads"}
+    for case in disk.CASES:
+        found = CaseResult(case.key, case.title, "ns", bytes_moved=case.size)
+        for key, runs in rounds.values.items():
+            found.measured[key] = Measured.of([[run[case.key]] for run in runs], seed)
+        found.compare(PAIRS, seed)
+        result.cases.append(found)
+    result.noise = _noise(result, load, clock, contenders[-1].key)
     return result
 
 
@@ -191,6 +216,8 @@ def images(result: Result) -> list[str]:
     """Return the names of the firmware and guests that a result was measured with."""
     if result.kind == "snapshot":
         return ["ovmf"]
+    if result.kind == "disk":
+        return []
     if result.kind != "boot":
         return ["latency"]
     measured = {case.key for case in result.cases if case.measured}

@@ -15,6 +15,7 @@ TITLES = {
     "pio": "What port I/O costs",
     "dma": "What fw_cfg's DMA costs",
     "boot": "What a boot costs",
+    "disk": "What reading a disk takes",
     "snapshot": "What snapshots cost",
 }
 

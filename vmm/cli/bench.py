@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm.bench.rounds import Goal
     from vmm.report.schema import OriginReport
 
-KINDS = ("pio", "dma", "boot", "snapshot")
+KINDS = ("pio", "dma", "boot", "disk", "snapshot")
 
 DESCRIPTION = """\
 Measure, with rivals in the same run: vmm with fw_cfg in C and in Python, a bare KVM_RUN loop in C that does nothing
@@ -30,6 +30,8 @@ else (the floor), and QEMU. All take turns in random order, round after round, u
   dma    fw_cfg's DMA, 16 bytes to 64 MiB, likewise
   boot   whole processes: a guest that exits at once, SeaBIOS, OVMF; a Machine() in a warm Python; with --case debian
          the disk that scripts/make-guest makes, to its login
+  disk   what a Linux guest's reads take, past all caches: dd, and 4 KiB here and there, 1 and 32 at a time; QEMU's
+         virtio-blk with cache=none,aio=threads. Needs vmm fetch-linux
   snapshot
          taking one of OVMF at its prompt, going on from it, and a test there; QEMU's savevm and loadvm, a cold boot
 """
@@ -47,12 +49,12 @@ examples:
   vmm bench boot --cpus 1,2,4,8,16,32,64 --memory 64M,1G,16G,64G --html growth.html
 """
 
-DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0, "snapshot": 120.0}
+DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0, "disk": 240.0, "snapshot": 120.0}
 
 
 def parser() -> Parser:
     """Return the command's options."""
-    options = Parser("bench", "pio|dma|boot|snapshot [OPTION ...]", DESCRIPTION, EPILOG)
+    options = Parser("bench", "pio|dma|boot|disk|snapshot [OPTION ...]", DESCRIPTION, EPILOG)
     add = options.add_argument_group("what").add_argument
     add("--mode", metavar="MODE", default="long64", help="the guest's: real16, protected32, long64 (default), user64")
     add("--test", metavar="NAME", action="append", default=[], help="only this test of pio; may be repeated")
@@ -76,7 +78,8 @@ def parser() -> Parser:
     add(
         "--seconds",
         metavar="N",
-        help="how long it may take in all; what there was no time for is said (default: 60; boot and snapshot 120)",
+        help="how long it may take in all; what there was no time for is said (default: 60; boot and snapshot 120, "
+        "disk 240)",
     )
     add("--rounds", metavar="N", help="end after so many rounds; without --seconds, whatever the time")
     add("--seed", metavar="N", default="1", help="of the random order and the bootstrap (default 1)")
@@ -96,7 +99,7 @@ def run(words: list[str]) -> int:
     kind = arguments.kind
     if kind not in KINDS:
         raise ConfigError(f"vmm bench {kind or '…'}: what should be measured? known are {', '.join(KINDS)}")
-    works = {"boot": _boot_work, "snapshot": _snapshot_work}
+    works = {"boot": _boot_work, "disk": _disk_work, "snapshot": _snapshot_work}
     work = works[kind](arguments) if kind in works else _latency_work(kind, arguments)
     if arguments.html is not None:
         from vmm.report import html as pages
@@ -178,6 +181,20 @@ def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
     _check_words(arguments.case, [case.key for case in boot.CASES], "--case")
     contenders = _contenders(arguments, boot.CONTENDERS)
     return lambda told: experiments.run_boot(boot.select_cases(arguments.case), contenders, goal, seed, told)
+
+
+def _disk_work(arguments: argparse.Namespace) -> Callable[..., Result]:
+    from vmm.bench import disk, experiments
+    from vmm.softcpu.decision import has_hardware_virtualization
+
+    for option in ("test", "case", "svg", "cpus", "items", "memory", "initrd"):
+        _refuse(option, getattr(arguments, option), "disk")
+    other = "qemu-tcg" if has_hardware_virtualization() else "qemu-kvm"
+    contenders = _contenders(arguments, disk.CONTENDERS)
+    if not arguments.contender:
+        contenders = [contender for contender in contenders if contender.key != other]
+    goal, seed = _goal(arguments, "disk"), _seed(arguments)
+    return lambda told: experiments.run_disk(contenders, goal, seed, told)
 
 
 def _snapshot_work(arguments: argparse.Namespace) -> Callable[..., Result]:

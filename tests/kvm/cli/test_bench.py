@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from vmm.softcpu.decision import has_hardware_virtualization
+
 pytestmark = pytest.mark.needs_kvm
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU, a rival, is not installed")
@@ -94,6 +96,21 @@ def test_snapshots_are_taken_and_restored_beside_qemu(tmp_path: Path) -> None:
     assert "What snapshots cost" in html.read_text(encoding="utf-8")
 
 
+@needs_qemu
+def test_a_disk_is_read_beside_qemu(tmp_path: Path) -> None:
+    report, html = tmp_path / "disk.json", tmp_path / "disk.html"
+    bench("disk", "--rounds", "1", "--json", str(report), "--html", str(html))
+    result = found(report)
+    assert result["failed"] == {}
+    assert [case["key"] for case in result["cases"]] == ["sequential", "random-1", "random-32"]
+    rival = "qemu-kvm" if has_hardware_virtualization() else "qemu-tcg"
+    for case in result["cases"]:
+        assert list(case["measured"]) == ["vmm", rival]
+        assert all(measured["summary"]["median"] > 0 for measured in case["measured"].values())
+    assert [target["to"] for target in result["targets"]] == [rival] * 3
+    assert "What reading a disk takes" in html.read_text(encoding="utf-8")
+
+
 def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     report = tmp_path / "boot.json"
@@ -106,8 +123,8 @@ def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "what should be measured? known are pio, dma, boot"),
-        (["disk"], "vmm bench disk: what should be measured?"),
+        ([], "what should be measured? known are pio, dma, boot, disk"),
+        (["network"], "vmm bench network: what should be measured?"),
         (["pio", "--test", "in8"], "--test in8: not known; known are "),
         (["pio", "--mode", "long32"], "--mode long32: not known; known are real16, "),
         (["pio", "--contender", "xen"], "--contender xen: not known; known are vmm, "),
