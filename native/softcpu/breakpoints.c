@@ -84,6 +84,11 @@ int breakpoints_execute_one(struct softcpu_vcpu *vcpu)
     return next;
 }
 
+void breakpoints_single_step(struct softcpu_vcpu *vcpu)
+{
+    vcpu->debug_trap |= DR6_SINGLE_STEP;
+}
+
 void breakpoints_deliver(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;

@@ -38,6 +38,8 @@ void breakpoints_access(struct softcpu_vcpu *vcpu, uint64_t address, uint64_t le
                         uintptr_t return_address);
 /* As engine_execute_one; what the instruction touches is noted, and vcpu->debug_trap says what is due. */
 int breakpoints_execute_one(struct softcpu_vcpu *vcpu);
+/* The instruction that just ended was a single step of the guest's: #DB is due. */
+void breakpoints_single_step(struct softcpu_vcpu *vcpu);
 /* The #DB that is due. */
 void breakpoints_deliver(struct softcpu_vcpu *vcpu);
 

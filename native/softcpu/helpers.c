@@ -237,6 +237,11 @@ void WRAP(helper_hlt)(CPUX86State *env, int length)
 {
     env->eip += (target_ulong)length;
     env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
+    if (env->eflags & TF_MASK) {
+        /* The trap behind it is what ends it. */
+        breakpoints_single_step(owner_of(env));
+        engine_leave(owner_of(env), LEAVE_AGAIN);
+    }
     engine_leave(owner_of(env), LEAVE_HALT);
 }
 

@@ -142,6 +142,8 @@ struct softcpu_vcpu {
     uint64_t tsc_deadline; /* MSR 6e0 as the guest last wrote it; 0: disarmed or fired */
     uint64_t timer_due_ns; /* CLOCK_MONOTONIC when the LAPIC's count reaches 0; 0: not counting */
     uint64_t timer_period_ns;
+    bool timer_held;       /* it was due while the guest would take no interrupt */
+    uint32_t timer_missed; /* ticks that the host was too late for */
     uint64_t looked_tsc; /* host TSC at the last look at KVM */
     bool nmi_masked; /* KVM delivered an NMI whose IRET the engine will execute */
     bool parked; /* waits for INIT or SIPI */

@@ -9,6 +9,7 @@
 #include "vmm/clock.h"
 
 /* Register offsets: Intel SDM volume 3, table 11-1. */
+#define APIC_ID 0x20
 #define APIC_TPR 0x80
 #define APIC_LDR 0xd0
 #define APIC_DFR 0xe0
@@ -24,6 +25,8 @@
 #define LVT_TIMER_MODE(lvt) (((lvt) >> 17) & 3)
 #define LVT_DELIVERY(lvt) (((lvt) >> 8) & 7)
 #define TIMER_ONE_SHOT 0
+/* Made up for at the most: a guest whose handler takes longer than a period gets no more. */
+#define MISSED_TICKS 200u
 #define TIMER_PERIODIC 1
 #define DELIVERY_EXTINT 7
 
@@ -129,6 +132,27 @@ static enum found look_for_nmi(struct softcpu_vcpu *vcpu)
     return events.nmi.pending && unmasked ? FOUND_NMI : FOUND_NOTHING;
 }
 
+/*
+ * A periodic timer's ticks that passed while the host gave this thread no time,
+ * one by one: KVM holds one at the most. Those that passed while the guest took
+ * no interrupts are lost, as on a CPU.
+ */
+static bool make_up_tick(struct softcpu_vcpu *vcpu, const struct kvm_lapic_state *lapic)
+{
+    uint32_t vector = lapic_register(lapic, APIC_LVT_TIMER) & 0xff;
+    struct kvm_msi message = {
+        .address_lo = APIC_DEFAULT_ADDRESS | (lapic_register(lapic, APIC_ID) >> 24) << 12,
+        .data = vector,
+    };
+
+    if (vcpu->timer_missed == 0 || !engine_takes_interrupts(vcpu) ||
+        (lapic_register(lapic, APIC_ISR + 16 * (vector / 32)) & 1u << vector % 32)) {
+        return false;
+    }
+    vcpu->timer_missed--;
+    return ioctl(vcpu->softcpu->vm->fd, KVM_SIGNAL_MSI, &message) > 0;
+}
+
 enum found interrupts_look(struct softcpu_vcpu *vcpu)
 {
     struct kvm_lapic_state lapic;
@@ -151,12 +175,13 @@ enum found interrupts_look(struct softcpu_vcpu *vcpu)
         return found;
     }
     if (timer_is_due(vcpu)) {
+        vcpu->timer_held = vcpu->timer_held || !engine_takes_interrupts(vcpu);
         return FOUND_INTERRUPT;
     }
     if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_LAPIC, &lapic)) {
         return FOUND_ERROR;
     }
-    if (lapic_has_interrupt(&lapic)) {
+    if (lapic_has_interrupt(&lapic) || make_up_tick(vcpu, &lapic)) {
         return FOUND_INTERRUPT;
     }
     return takes_pic(vcpu, &lapic) ? look_at_pic(vcpu) : FOUND_NOTHING;
@@ -171,6 +196,8 @@ bool interrupts_note_lapic(struct softcpu_vcpu *vcpu, bool armed)
     bool seen = !armed && vcpu->timer_due_ns == 0;
 
     vcpu->timer_due_ns = 0;
+    vcpu->timer_held = false;
+    vcpu->timer_missed = 0;
     if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_LAPIC, &lapic)) {
         return false;
     }
@@ -205,7 +232,13 @@ void interrupts_after_wait(struct softcpu_vcpu *vcpu)
         if (vcpu->timer_period_ns == 0) {
             vcpu->timer_due_ns = 0;
         } else {
-            vcpu->timer_due_ns += ((now - vcpu->timer_due_ns) / vcpu->timer_period_ns + 1) * vcpu->timer_period_ns;
+            uint64_t missed = (now - vcpu->timer_due_ns) / vcpu->timer_period_ns;
+
+            vcpu->timer_due_ns += (missed + 1) * vcpu->timer_period_ns;
+            if (!vcpu->timer_held) {
+                vcpu->timer_missed = (uint32_t)MIN(vcpu->timer_missed + missed, MISSED_TICKS);
+            }
+            vcpu->timer_held = false;
         }
     }
 }

@@ -7,17 +7,22 @@
 #include "engine.h"
 
 #define MSR_TSC 0x10u
+#define MSR_MC_LAST 0x47fu
 #define MSR_TSC_DEADLINE 0x6e0u
 #define MSR_X2APIC_FIRST 0x800u
 #define MSR_X2APIC_LAST 0x8ffu
 #define MSR_X2APIC_ICR 0x830u
 #define MSR_X2APIC_TIMER_INITIAL 0x838u
 
-/* KVM takes the host's word for MSRs that a guest must not reach: its paravirtual ones, which CPUID does not offer. */
+/*
+ * KVM takes the host's word for MSRs that a guest must not reach: its
+ * paravirtual ones, and those against speculation (SPEC_CTRL, PRED_CMD,
+ * FLUSH_CMD). CPUID offers neither.
+ */
 static bool hidden(uint32_t index)
 {
-    return index == 0x11 || index == 0x12 || (index >= 0x4b564d00 && index <= 0x4b564dff) ||
-           (index >= 0x40000000 && index <= 0x400001ff);
+    return index == 0x11 || index == 0x12 || index == 0x48 || index == 0x49 || index == 0x10b ||
+           (index >= 0x4b564d00 && index <= 0x4b564dff) || (index >= 0x40000000 && index <= 0x400001ff);
 }
 
 static bool canonical(uint64_t address)
@@ -85,13 +90,20 @@ bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value)
     return value == 0 || kvm_msr_write(vcpu, MSR_TSC_DEADLINE, in_kvm(vcpu, MSR_TSC_DEADLINE, value));
 }
 
+/* A guest can clear the status of a bank of machine checks, and nothing else (Intel SDM volume 3, 17.3.2.2). */
+static bool sets_machine_check_status(uint32_t index, uint64_t value)
+{
+    return index >= MSR_MC0_CTL && index <= MSR_MC_LAST && (index & 3) == 1 && value != 0;
+}
+
 static bool write_kvm_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     if (index == MSR_X2APIC_ICR && (vcpu->apic_base & MSR_IA32_APICBASE_EXTD) &&
         chips_take_command(vcpu, (uint32_t)value, (uint32_t)(value >> 32))) {
         return true;
     }
-    if (hidden(index) || !kvm_msr_write(vcpu, index, in_kvm(vcpu, index, value))) {
+    if (hidden(index) || sets_machine_check_status(index, value) ||
+        !kvm_msr_write(vcpu, index, in_kvm(vcpu, index, value))) {
         return false;
     }
     switch (index) {

@@ -394,3 +394,39 @@ def test_data_breakpoint_at_a_frame() -> None:
     """
     main = DATA_BREAKPOINTS.replace("    debug:", source + "    debug:")
     assert values_of(main + body) == [0, 1, 0x40]
+
+
+def test_int1_is_a_trap() -> None:
+    source = """
+        lea 1f(%rip), %r13
+        lea 1f(%rip), %r14
+        .byte 0xf1
+    1:  mov %dr6, %rbx
+        report %ebx
+        report $0
+        report $0
+    """
+    assert frames_of(source) == [[1, 0, 0], [0xFFFF0FF0, 0, 0]]
+
+
+def test_single_step_over_hlt() -> None:
+    # It does not wait: #DB is what it ends with.
+    source = """
+    debug:
+        mov (%rsp), %rbx
+        lea 1f(%rip), %rcx
+        sub %rcx, %rbx
+        report %ebx
+        mov %dr6, %rbx
+        report %ebx
+        andq $~0x100, 16(%rsp)
+        iretq
+    main:
+        gate 1, debug
+        pushfq
+        orq $0x100, (%rsp)
+        popfq
+        hlt                                 # with interrupts off
+    1:  done
+    """
+    assert values_of(source) == [0, 0xFFFF4FF0]

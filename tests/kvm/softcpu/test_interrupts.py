@@ -1,5 +1,7 @@
 """The software CPU and KVM's interrupt controllers: timers, the 8259, IPIs, NMIs."""
 
+import time
+
 import pytest
 from softcpu_rig import NOT_HERE, values_of
 
@@ -299,3 +301,41 @@ def test_nmis_arrive_with_interrupts_off_and_one_at_a_time() -> None:
     ready: .long 0
     """
     assert values_of(source, cpus=2) == [20]
+
+
+def test_ticks_that_the_host_was_too_late_for_are_made_up() -> None:
+    source = """
+    tick:
+        push %rax
+        incl count(%rip)
+        mov $0xfee00000, %rax
+        movl $0, 0xb0(%rax)                 # EOI
+        pop %rax
+        iretq
+    count: .long 0
+    main:
+        gate 0x40, tick
+        mov $0xfee00000, %rbx
+        movl $0x1ff, 0xf0(%rbx)
+        movl $0x0b, 0x3e0(%rbx)             # nanoseconds
+        movl $0x20040, 0x320(%rbx)          # periodic
+        movl $1000000, 0x380(%rbx)
+        action 1
+        mov $5, %r9d
+        sti
+    again:
+        action 0                            # takes 100 ms
+        mov $1000000, %ecx
+    1:  dec %ecx
+        jnz 1b
+        dec %r9d
+        jnz again
+        action 1
+        cli
+        report count(%rip)
+        done
+    """
+    times: list[float] = []
+    values = values_of(source, actions={0: lambda _: time.sleep(0.1), 1: lambda _: times.append(time.monotonic())})
+    due = (times[1] - times[0]) * 1000
+    assert 0.7 * due < values[0] < 1.1 * due + 10
