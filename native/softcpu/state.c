@@ -164,6 +164,15 @@ bool state_load_reset(struct softcpu_vcpu *vcpu)
     return true;
 }
 
+/*
+ * KVM that is virtualized in software takes paging outside long mode without a
+ * word and drops it; interrupts in the stubs of the next run are triple faults.
+ */
+static bool kvm_may_have(const struct kvm_sregs *sregs)
+{
+    return (sregs->cr0 & CR0_PG_MASK) == 0 || (sregs->efer & MSR_EFER_LMA) != 0;
+}
+
 static bool store_registers(struct softcpu_vcpu *vcpu)
 {
     struct kvm_regs regs = {0};
@@ -171,8 +180,10 @@ static bool store_registers(struct softcpu_vcpu *vcpu)
 
     store_regs(vcpu, &regs);
     store_sregs(vcpu, &sregs);
-    /* It may refuse special registers that the engine runs with, and keeps the stubs' then. */
-    ioctl(vcpu->core->fd, KVM_SET_SREGS, &sregs);
+    if (kvm_may_have(&sregs)) {
+        /* It may refuse special registers that the engine runs with, and keeps the stubs' then. */
+        ioctl(vcpu->core->fd, KVM_SET_SREGS, &sregs);
+    }
     if (!vmm_vcpu_ioctl(vcpu->core, KVM_SET_REGS, &regs) ||
         !get_registers(vcpu, &vcpu->stored_regs, &vcpu->stored_sregs)) {
         return false;

@@ -178,6 +178,40 @@ def test_paging_outlives_a_stop_between_two_runs() -> None:
         assert rig.vcpus[0].get_sregs().cr2 == 0x1234, "what was set since counts, not what the guest had"
 
 
+@pytest.mark.parametrize("kind", ["4 MiB", "PAE"])
+def test_interrupts_come_after_a_stop_between_two_runs(kind: str) -> None:
+    source = (
+        TIMER_32
+        + LEAVE_LONG_MODE
+        + page_tables(kind, 0)
+        + f"""
+        mov ${0x620 if kind == "PAE" else 0x610:#x}, %eax
+        mov %eax, %cr4
+        mov ${TABLES:#x}, %eax
+        mov %eax, %cr3
+        mov $0xc0000080, %ecx               # EFER.NXE
+        rdmsr
+        or $0x800, %eax
+        wrmsr
+        mov %cr0, %eax
+        or $0x80010000, %eax
+        mov %eax, %cr0
+        xor %ecx, %ecx
+    1:  cmp $0x99, %ecx
+        jne 1b
+    """
+        + interrupted(0)
+    )
+    with SoftcpuRig(source) as rig:
+        for _ in range(3):
+            rig.run(seconds=0.1)
+        regs = rig.vcpus[0].get_regs()
+        regs.rcx = 0x99
+        rig.vcpus[0].set_regs(regs)
+        rig.run()
+        assert (rig.values[0], rig.values[2:]) == (0xA5, [0, 0])
+
+
 def test_interrupts_go_to_a_stack_with_a_base() -> None:
     source = (
         TIMER_32
