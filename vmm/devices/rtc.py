@@ -19,6 +19,8 @@ _ALARM_SECONDS, _ALARM_MINUTES, _ALARM_HOURS = 1, 3, 5
 _A, _B, _C, _D = 0xA, 0xB, 0xC, 0xD
 _CENTURY = 0x32
 """IBM AT; QEMU's FADT names it too."""
+_PS2_CENTURY = 0x37
+"""IBM PS/2: the same register at another place, as QEMU's clock has it."""
 
 _TIME_REGISTERS = (_SECONDS, _MINUTES, _HOURS, _WEEKDAY, _DAY, _MONTH, _YEAR, _CENTURY)
 
@@ -108,6 +110,7 @@ class Rtc(Device):
         self._reschedule()
 
     def _read_register(self, at: int) -> int:
+        at = _CENTURY if at == _PS2_CENTURY else at
         if at in _TIME_REGISTERS:
             return self._bytes[at] if self._bytes[_B] & _B_SET else self._encode(at, self._now())
         if at == _A:
@@ -121,6 +124,7 @@ class Rtc(Device):
         return _D_VALID if at == _D else self._bytes[at]
 
     def _write_register(self, at: int, byte: int) -> None:
+        at = _CENTURY if at == _PS2_CENTURY else at
         if at in {_C, _D}:
             return
         self._collect()

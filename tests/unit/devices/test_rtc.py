@@ -41,6 +41,12 @@ def test_time_in_bcd(rig: RtcRig) -> None:
     assert rig.get(6) == 1, "a Sunday"
 
 
+def test_the_century_is_at_its_second_place_too(rig: RtcRig) -> None:
+    assert rig.get(0x37) == 0x20
+    rig.put(0x37, 0x19)
+    assert (rig.get(0x32), rig.get(0x37)) == (0x19, 0x19)
+
+
 def test_time_passes(rig: RtcRig) -> None:
     rig.timers.advance(3 * SECOND)
     assert rig.time_of_day()[-2:] == [0x15, 0x01]
