@@ -1,5 +1,6 @@
 """verify's third column: each statement of a table can be found untrue, from outside and by the guest that looks."""
 
+import re
 import struct
 from collections.abc import Callable
 
@@ -108,6 +109,14 @@ def test_ram_that_is_not_there_is_found() -> None:
     assert untrue == dict.fromkeys(("etc/e820: RAM", "the guest's map: RAM"), "nothing at 0x200000000")
     rows = stated("ovmf", e820=["base=0x1000000000000000,size=1G,type=reserved"])
     assert all(row.verdict is Verdict.TRUE for row in rows.values())
+
+
+def test_ram_beyond_the_processors_addresses_is_found() -> None:
+    rows = stated("seabios", e820=[f"base={1 << 52:#x},size=1G,type=ram"])  # no x86-64 has more bits
+    untrue = {row: rows[row].true for row in rows if rows[row].verdict is Verdict.UNTRUE}
+    assert untrue.keys() == {"etc/e820: RAM", "the guest's map: RAM"}
+    for true in untrue.values():
+        assert re.match(r"addresses have (3[6-9]|4\d|5[0-2]) bits, ", true)
 
 
 @pytest.mark.parametrize("firmware", ["ovmf", "seabios"])
