@@ -1,6 +1,5 @@
 """Which versions Debian has installed here: what its firmware and QEMU do differs by it."""
 
-import os
 import re
 import subprocess
 from functools import cache
@@ -22,15 +21,18 @@ def version(package: str) -> tuple[int, int]:
     return int(numbers[1]), int(numbers[2])
 
 
-def fetched_firmware(name: str) -> Path:
-    """Return firmware of Debian 13, or skip the test."""
-    if version("ovmf") >= (2023, 5):
-        pytest.skip("the OVMF that is installed is a new one already")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "vmm" / "firmware-trixie" / name
+def fetched(name: str, file: str) -> Path:
+    """Return a file of what scripts/fetch-guests gets by that name, or skip the test."""
+    path = directories.cache() / "guests" / name / file
     if not path.is_file():
-        pytest.skip("no newer firmware here; scripts/fetch-firmware gets it")
+        pytest.skip(f"no {name} here; scripts/fetch-guests {name} gets it")
     return path
+
+
+def firmware(name: str) -> str:
+    """Return what boots firmware that is installed ("ovmf") or fetched ("ovmf-trixie"), or skip the test."""
+    files = {"ovmf-ia32-trixie": "OVMF32_CODE_4M.fd", "seabios-sid": "bios-256k.bin"}
+    return name if "-" not in name else str(fetched(name, files.get(name, "OVMF_CODE_4M.fd")))
 
 
 def guest_disk() -> Path:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import debian
 import pexpect
 import pytest
-from debian import fetched_firmware
 
 from vmm.config.machine import MachineConfig
 from vmm.efi.run import Application, run_application
@@ -41,9 +41,9 @@ def test_its_words_its_output_and_success(app: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("firmware", ["installed", "OVMF/OVMF_CODE_4M.fd"])
+@pytest.mark.parametrize("firmware", ["installed", "ovmf-trixie"])
 def test_its_status(app: Path, firmware: str) -> None:
-    words = [] if firmware == "installed" else ["-bios", str(fetched_firmware(firmware))]
+    words = [] if firmware == "installed" else ["-bios", debian.firmware(firmware)]
     done = run(*words, app, "fail")
     assert done.stdout == "app.efi fail\n"
     assert done.stderr.splitlines()[-1] == "vmm: app.efi returned EFI_ABORTED (0x8000000000000015)"
@@ -58,9 +58,9 @@ def test_a_folder_around_it(app: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (34, "tools\\app.efi warn\n", "")
 
 
-@pytest.mark.parametrize("firmware", ["installed", "OVMF/OVMF_CODE_4M.fd"])
+@pytest.mark.parametrize("firmware", ["installed", "ovmf-trixie"])
 def test_a_crash(app: Path, firmware: str) -> None:
-    words = [] if firmware == "installed" else ["-bios", str(fetched_firmware(firmware))]
+    words = [] if firmware == "installed" else ["-bios", debian.firmware(firmware)]
     done = run(*words, app, "crash")
     assert done.returncode == 1
     message = r"vmm: app\.efi crashed: #UD - Invalid Opcode at RIP 0x[0-9a-f]+, 0x1[0-9a-f]{3} bytes into its image"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import debian
 import pytest
-from debian import fetched_firmware
 
 from vmm.config.machine import MachineConfig
 from vmm.disks.drives import Drive
@@ -28,7 +28,7 @@ ORDERS = tuple(itertools.permutations(range(3)))
 
 UEFI_ORDERS = [
     pytest.param(firmware, order, id=f"{name}-{order}")
-    for turn, (name, firmware) in enumerate({"installed": "ovmf", "fetched": "OVMF/OVMF_CODE_4M.fd"}.items())
+    for turn, (name, firmware) in enumerate({"installed": "ovmf", "fetched": "ovmf-trixie"}.items())
     for order in (ORDERS if "VMM_ALL_ORDERS" in os.environ else ORDERS[turn::2])
 ]
 """Each version of OVMF boots half of them, as a boot takes seconds; with VMM_ALL_ORDERS all."""
@@ -66,7 +66,7 @@ def bootable_folder(directory: Path) -> Path:
 def test_uefi_boots_disks_in_order(
     vmm_machine: Callable[..., Machine], tmp_path: Path, firmware: str, indices: tuple[int, ...]
 ) -> None:
-    image = str(fetched_firmware(firmware)) if "/" in firmware else firmware
+    image = debian.firmware(firmware)
     folder = bootable_folder(tmp_path / "esp")
     disks = [
         Drive(shutil.copytree(folder, tmp_path / f"esp{slot}"), folder=True, bootindex=index, slot=slot)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import debian
 import pytest
-from debian import fetched_firmware, version
 from virt.firmware.efi import devpath
 from virt.firmware.varstore import edk2
 
@@ -73,10 +73,19 @@ def test_everything_arrives(firmware: str, cpus: int, memory: str) -> None:
 
 @pytest.mark.parametrize(
     ("firmware", "board"),
-    [("ovmf", "q35"), ("ovmf", "pc"), ("seabios", "q35"), ("seabios", "pc"), ("OVMF/OVMF_CODE_4M.fd", "q35")],
+    [
+        ("ovmf", "q35"),
+        ("ovmf", "pc"),
+        ("seabios", "q35"),
+        ("seabios", "pc"),
+        ("ovmf-trixie", "q35"),
+        ("ovmf-sid", "q35"),
+        ("seabios-sid", "q35"),
+        ("seabios-sid", "pc"),
+    ],
 )
 def test_tables_name_the_addresses_that_firmware_chose(firmware: str, board: str) -> None:
-    image = str(fetched_firmware(firmware)) if "/" in firmware else firmware
+    image = debian.firmware(firmware)
     collected = collect(MachineConfig.create(image, machine=board))
     result = compare(collected)
     assert result.ok, wrong(result)
@@ -92,7 +101,7 @@ def test_tables_name_the_addresses_that_firmware_chose(firmware: str, board: str
     assert mcfg is not None
     assert standing.ecam is not None
     assert int.from_bytes(mcfg[44:52], "little") == standing.ecam.start
-    if firmware == "OVMF/OVMF_CODE_4M.fd":
+    if firmware in {"ovmf-trixie", "ovmf-sid"}:
         assert standing.ecam.start == 0xE000_0000  # edk2 chose 0xb0000000 up to 2023
 
 
@@ -118,7 +127,7 @@ def test_the_users_own_arrives(firmware: str, ssdt: Path) -> None:
     report = collected.report
     assert report is not None
     # Each record of the map that this firmware does not pass on is named, and nothing else is wrong.
-    drops_reserved = firmware == "ovmf" and version("ovmf") <= (2022, 11)
+    drops_reserved = firmware == "ovmf" and debian.version("ovmf") <= (2022, 11)
     dropped = {"0xfd100000-0xfd10ffff nvs"} | ({"0xfd000000-0xfd0fffff reserved"} if drops_reserved else set())
     # So is the RAM that an entry states, and that is not there.
     untrue = {name: row for name, row in wrong(result).items() if row.verdict is Verdict.UNTRUE}
