@@ -157,7 +157,7 @@ def key_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_key_of_every_terminal_arrives_in_ovmf_as_the_key_of_its_name(
     vmm_machine: MachineFactory, key_reader: Path, firmware: str
 ) -> None:
-    path = "ovmf" if firmware == "ovmf" else debian.fetched_firmware("OVMF/OVMF_CODE_4M.fd")
+    path = debian.firmware("ovmf" if firmware == "ovmf" else "ovmf-trixie")
     machine = vmm_machine(path, kernel=key_reader)
     expected: list[str] = []
 

@@ -127,6 +127,7 @@ def test_all_scripts_in_python_are_known() -> None:
     assert {
         "build-bhyve-firmware",
         "build-edk2",
+        "compare-debug-logs",
         "compare-hosts",
         "report-schema",
         "soak",
