@@ -272,6 +272,7 @@ CALLS: dict[str, Callable[[Vcpu], object]] = {
     "get_vcpu_events": lambda vcpu: vcpu.get_vcpu_events(),
     "set_vcpu_events": lambda vcpu: vcpu.set_vcpu_events(ffi.new("struct kvm_vcpu_events *")),
     "nmi": lambda vcpu: vcpu.nmi(),
+    "smi": lambda vcpu: vcpu.smi(),
     "set_guest_debug": lambda vcpu: vcpu.set_guest_debug(0),
     "get_tsc_khz": lambda vcpu: vcpu.get_tsc_khz(),
     "set_tsc_khz": lambda vcpu: vcpu.set_tsc_khz(1),
