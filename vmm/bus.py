@@ -9,16 +9,12 @@ Locks: the machine's io_lock is held during every device access. A Python
 thread may hold the GIL when it takes io_lock, for the call gives the GIL up.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from vmm._native import ffi, lib
 from vmm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from vmm.kvm import Vcpu
 
 _ALL_ONES = b"\xff"
 _LOW_64 = (1 << 64) - 1
@@ -296,29 +292,3 @@ def vmm_python_string(handle: Any, access: Any) -> None:
         if not access.is_write:
             data[:] = _ALL_ONES * len(data)
         _failed(binding, offset, error)
-
-
-def coalesce(
-    core: Any, vcpu: "Vcpu", ports: Sequence[range], wake: Callable[[], object], parts: ExitStack
-) -> Callable[[], None]:
-    """Let KVM keep writes to ports that have no effect before somebody looks (`native/coalesced.c`).
-
-    Returns what is to be called every few milliseconds of a run, so that they don't wait for ever.
-
-    Args:
-        core: the machine, a ``struct vmm_vm *``.
-        vcpu: any of it; all share the ring.
-        ports: which writes.
-        wake: lets a thread take io_lock soon that mostly sleeps: on a busy host a vCPU's would wait long for its turn.
-        parts: takes care of the end.
-    """
-    for each in ports:
-        vcpu.vm.coalesce_writes(each.start, len(each), port=True)
-    lib.vmm_vm_coalesce(core, vcpu.coalesced_ring)
-    parts.callback(lib.vmm_vm_coalesce, core, ffi.NULL)
-
-    def poll() -> None:
-        if lib.vmm_vm_poll(core):
-            wake()
-
-    return poll

@@ -15,25 +15,26 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from vmm import layout
 from vmm._native import ffi, lib
-from vmm.bus import Bus, IoLock, coalesce
-from vmm.config.machine import Accelerator, Dispatch, FirmwareKind, Interface, MachineConfig, MachineType
+from vmm.bus import Bus, IoLock
+from vmm.coalesced import coalesce_consoles
+from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig
 from vmm.config.outputs import Outputs
 from vmm.config.parts import Sandboxing
 from vmm.config.spelled import SpelledOut
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.devices.clock import GuestClock
-from vmm.handoff import interface, tables
+from vmm.handoff import interface
 from vmm.kvm import Kvm, pc_routes
 from vmm.legible import counted
-from vmm.memory import GuestMemory
+from vmm.memory import create_memory
 from vmm.platform import Parts, builder
 from vmm.run.console import Stream
 from vmm.run.expect import Console
 from vmm.run.lifetime import Lifetime, Power
 from vmm.run.observable import Observable
 from vmm.run.runner import Runner
-from vmm.run.threads import VcpuThreads, execute_vcpu
+from vmm.run.threads import VcpuThreads, add_vcpus
 from vmm.run.whole import Whole
 from vmm.sandbox import Sandbox
 from vmm.softcpu import decision
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
     from vmm.config.listening import DebugSocket
     from vmm.debug.debugger import Debugger
-    from vmm.debug.images import LoadedImage
     from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
@@ -60,10 +60,6 @@ if TYPE_CHECKING:
     from vmm.run.resumption import Resumption, Time
     from vmm.run.snapshot import Snapshot
     from vmm.softcpu.engine import SoftwareCpu
-
-
-_MSI_SMI = 2 << 8
-"""Delivery mode SMI (Intel SDM volume 3, 11.11.2)."""
 
 
 class Machine(Observable):
@@ -144,22 +140,10 @@ class Machine(Observable):
             threads = VcpuThreads(core, self.sandbox)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
             ram = None if resumption is None else resumption.snapshot.map_ram()
-            cuts: tuple[int, ...] = ()
             if config.has_smm:
                 decision.check_smm(self.accelerator, self.kvm)
-                from vmm.devices.smram import tseg_boundaries
-
-                cuts = tseg_boundaries(config.low_memory)
-            self.memory = GuestMemory(
-                self.vm,
-                core,
-                config.memory,
-                config.low_memory,
-                ram,
-                cuts=cuts,
-                kvm_smm=config.has_smm and self.accelerator.name is Accelerator.KVM,
-                shared=config.shares_memory,
-            )
+            in_kvm = self.accelerator.name is Accelerator.KVM
+            self.memory = create_memory(self.vm, core, config, ram, kvm_smm=in_kvm)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
             self._clock = GuestClock()
@@ -183,13 +167,13 @@ class Machine(Observable):
                     variables=outputs.variables,
                     hpet=config.hpet,
                     s3=config.s3,
-                    smi=partial(self._send_smi, core) if config.has_smm else None,
+                    smi=self._smi_sender(core) if config.has_smm else None,
                     secure_flash=config.has_secure_flash,
                     boot_order=config.boot.once or config.boot.order,
                     core=core,
                     disks=outputs.disks,
                     shared=self.memory.shared,
-                    ioeventfd=self._ioeventfd if self.accelerator.name is Accelerator.KVM else None,
+                    ioeventfd=self._ioeventfd if in_kvm else None,
                     images={} if resumption is None else resumption.snapshot.map_images(),
                 )
             )
@@ -214,20 +198,16 @@ class Machine(Observable):
             self.vm.set_gsi_routing(pc_routes())
             self._processors = create_processors(self.vm, core, config, self.softcpu, parts)
             self.vcpus = self._processors.vcpus
-            for vcpu, core_vcpu in zip(self.vcpus, self._processors.cores, strict=True):
-                execute = partial(
-                    execute_vcpu,
-                    vcpu,
-                    core_vcpu,
-                    self.memory,
-                    self.softcpu,
-                    self._lifetime.finish,
-                    self._lifetime.reset,
-                    self.platform.flush,
-                    self._note_debug,
-                    lambda: self._look,
-                )
-                threads.add(core_vcpu, execute)
+            add_vcpus(
+                threads,
+                self._processors,
+                self.memory,
+                self.softcpu,
+                self._lifetime,
+                self.platform.flush,
+                self._note_debug,
+                lambda: self._look,
+            )
             self.interface_choice = config.interface_choice
             self.fw_cfg: FwCfg | None = None
             self.fwctl: Fwctl | None = None
@@ -236,13 +216,10 @@ class Machine(Observable):
                     config,
                     self.memory,
                     core,
+                    self._processors,
+                    self.platform,
                     self._lifetime.fail,
-                    processor_id=lambda: self._processors.processor_id,
-                    feature_control=self._processors.feature_control,
                     on_vmcoreinfo=self._vmcoreinfo_written,
-                    standing=self.platform.standing,
-                    boot_indices=self.platform.boot_indices,
-                    smi_features=self.platform.smi_features,
                     customize=customize,
                     alter=alter,
                     known_files=() if resumption is None else resumption.known_files,
@@ -251,18 +228,26 @@ class Machine(Observable):
             else:
                 self.fwctl = interface.build_fwctl(config)
                 self.fwctl.attach(self.ports)
+            handed = (config, self.memory, self._processors, self.fw_cfg, self.platform, self.io_lock)
+            self._hand_over = partial(interface.hand_over, *handed)
             if resumption is None:
                 self._hand_over()
-            poll = self._coalesce(core, parts)
             device = self.fw_cfg or self.fwctl
+            poll: Callable[[], None] | None = None
+            if self.softcpu is None:
+                wake = self.platform.timers.wake
+                poll = coalesce_consoles(config, core, self.vcpus[0], wake, parts, fw_cfg=self.fw_cfg is not None)
             if config.trace is not None and device is not None:
                 from vmm.run.trace import start_log
 
-                cores = self._processors.cores
-                poll = start_log(outputs.trace, device, core, cores, lambda: self.started_ns, parts)
+                poll = start_log(outputs.trace, device, core, self._processors.cores, lambda: self.started_ns, parts)
             self._profiler: Profiler | None = None
             if config.profile:
-                poll = self._profile(core, poll, parts)
+                from vmm.run.profile import start_profiler
+
+                images = lambda: self._look.images  # noqa: E731  # what it needs is loaded once it is asked
+                cores = self._processors.cores
+                self._profiler, poll = start_profiler(core, cores, self._counts, images, poll, parts)
             consoles = (Console(self.serial), Console(self.debugcon))
             self._whole = Whole(
                 vm=self.vm,
@@ -382,50 +367,18 @@ class Machine(Observable):
         self._runner.close()
         self._parts.close()
 
-    def images(self, index: int = 0) -> "list[LoadedImage]":
-        """What is loaded in the guest, by address, as a vCPU sees it; between two runs.
-
-        It takes about a second for each GiB below 4 GiB.
-
-        Raises:
-            RuntimeError: the machine runs.
-            KvmError: it is closed.
-        """
-        return self._look.images.all(self.registers(index).values)
-
     def _find_terminal(self) -> "TerminalType":
-        from vmm.run.keys import TerminalType  # few machines are sent keys
+        from vmm.run.console_terminal import find_terminal  # few machines are sent keys
 
-        if self.platform.flash is not None:
-            from vmm.run.console_terminal import console_terminal
-
-            return console_terminal(self.platform.flash.contents())
-        return TerminalType.AUTO if self.config.firmware.kind is FirmwareKind.BHYVE else TerminalType.TTY_TERM
+        return find_terminal(self.platform.flash, self.config.firmware.kind)
 
     def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
 
-    def _send_smi(self, core: Any, broadcast: bool) -> None:
-        """On the thread of the vCPU that asks for it, whose next instruction it comes before."""
-        asks = int(core.accessing)
-        if self.softcpu is not None:
-            self.softcpu.smi(None if broadcast else asks)
-            return
-        for index, vcpu in enumerate(self.vcpus):
-            if index == asks:
-                vcpu.smi()
-            elif broadcast:
-                # KVM_SMI would wait until that one leaves the guest.
-                self.vm.signal_msi(layout.LAPIC_BASE | index << 12, _MSI_SMI)
+    def _smi_sender(self, core: Any) -> "Callable[[bool], None]":
+        from vmm.cpu.smi import send_smi
 
-    def _hand_over(self) -> None:
-        """Do what must be done before the guest's first instruction, after a reset again."""
-        if self.config.machine_type is MachineType.BHYVE:
-            tables.place_smbios(self.config, self.memory, self._processors.processor_id)
-        if self.config.direct:
-            from vmm.handoff import direct
-
-            direct.prepare(self.config, self.memory, self.fw_cfg, self.platform, self.io_lock, self.vcpus)
+        return lambda broadcast: send_smi(core, self.vcpus, self.softcpu, broadcast=broadcast)
 
     def _reset_in_place(self, kind: "ResetKind") -> None:
         if self._reset_machine is None:
@@ -462,41 +415,10 @@ class Machine(Observable):
         if self.debugger is not None:
             self.debugger.note_debug(index)
 
-    def _coalesce(self, core: Any, parts: ExitStack) -> "Callable[[], None] | None":
-        """Let writes wait in the kernel that have no effect before somebody looks; returns what lets them out."""
-        config = self.config
-        asked = config.coalesced and config.trace is None and not config.exit_times
-        if not asked or self.softcpu is not None or not self.vm.check_extension(lib.KVM_CAP_COALESCED_PIO):
-            return None
-        bhyve = config.machine_type is MachineType.BHYVE
-        ports = [layout.PORT_DEBUG_BOCHS if bhyve else layout.PORT_DEBUG_QEMU]
-        if self.fw_cfg is not None:
-            ports.append(layout.PORT_FW_CFG_NOTES)
-        return coalesce(core, self.vcpus[0], ports, self.platform.timers.wake, parts)
-
-    def _profile(self, core: Any, poll: "Callable[[], None] | None", parts: ExitStack) -> "Callable[[], None]":
-        """Sample the vCPUs; returns what is to be called in the place of ``poll``."""
-        from vmm.run.profile import Profiler
-
-        images = lambda: self._look.images  # noqa: E731  # what it needs is loaded once it is asked
-        self._profiler = profiler = Profiler(core, self._processors.cores, self._counts, images)
-        parts.callback(profiler.close)
-
-        def both() -> None:
-            if poll is not None:
-                poll()
-            profiler.poll()
-
-        return both
-
     def _positions(self) -> str:
-        from vmm.run.failure import assertion, positions  # few runs fail
+        from vmm.run.failure import last_seen  # few runs fail
 
-        cores = self._processors.cores
-        started = ((vcpu, bool(core.started_ns)) for vcpu, core in zip(self.vcpus, cores, strict=True))
-        said = assertion(self.debugcon, self.serial)
-        where = positions(started, lambda: self._look)
-        return f"{where}\nthe guest said: {said}" if said else where
+        return last_seen(self._processors, (self.debugcon, self.serial), lambda: self._look)
 
     @cached_property
     def _look(self) -> "Look":

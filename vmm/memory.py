@@ -16,25 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import layout
 from vmm._native import ffi, lib
-from vmm.errors import ConfigError, HostError
 from vmm.options import check_type
+from vmm.ram import HUGE_PAGE_SIZE, KeptRam, fresh_ram, shared_ram
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from vmm.config.machine import MachineConfig
     from vmm.kvm import Vm
-
-HUGE_PAGE_SIZE = 2 << 20
-"""RAM begins at a multiple of it, for KVM maps 2 MiB at once only where host and guest addresses agree that far
-(kvm_alloc_memslot_metadata in arch/x86/kvm/x86.c). It forgets all mappings when a memory slot goes, and flash's goes
-for each variable that firmware writes: with pages of 4 KiB, OVMF's boot has ten times as many nested page faults.
-"""
 
 _SMM_SPACE = 1 << 16
 """In a slot's number: the address space of vCPUs in system management mode (arch/x86/include/asm/kvm_host.h)."""
-
-_MAP_NORESERVE = 0x4000
-"""<asm-generic/mman-common.h>; Python names it from 3.13 on."""
 
 
 class Region(NamedTuple):
@@ -68,52 +60,6 @@ class _Parked(NamedTuple):
 
     region: Region
     rom: _Rom
-
-
-class KeptRam(NamedTuple):
-    """RAM that is there already, of an earlier machine.
-
-    Attributes:
-        mapping: all of it, and nothing else.
-        filled: offsets and sizes of what may hold other bytes than zeros.
-    """
-
-    mapping: mmap.mmap
-    filled: list[tuple[int, int]]
-
-
-def _shared(size: int) -> tuple[int, mmap.mmap]:
-    """Memory that other processes can map, too, with room for `HUGE_PAGE_SIZE`: a memfd, and its mapping.
-
-    Its size is sealed: who cut it off would make us touch what is not there.
-    """
-    import fcntl  # few machines share their memory
-
-    size += HUGE_PAGE_SIZE
-    try:
-        fd = os.memfd_create("vmm-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError as error:
-        raise HostError(f"no shared memory for the guest's RAM: {error}") from error
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return fd, mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
-    except (OSError, OverflowError) as error:
-        os.close(fd)
-        raise ConfigError(f"cannot map {size >> 20} MiB of guest RAM: {error}; ask for less with -m") from error
-
-
-def _fresh(size: int) -> mmap.mmap:
-    """Anonymous memory, with room for `HUGE_PAGE_SIZE`.
-
-    Not a memfd: Linux gives those huge pages only where an administrator asked for it (shmem_enabled, "never" by
-    default), and without them KVM maps 4 KiB at a time.
-    """
-    try:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        return mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=flags)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot map {size >> 20} MiB of guest RAM: {error}; ask for less with -m") from error
 
 
 class GuestMemory:
@@ -162,9 +108,9 @@ class GuestMemory:
         if ram is not None:
             self._mapping = ram.mapping
         elif shared:
-            fd, self._mapping = _shared(size)
+            fd, self._mapping = shared_ram(size)
         else:
-            self._mapping = _fresh(size)
+            self._mapping = fresh_ram(size)
         self.filled = [] if ram is None else ram.filled
         self._ram_pin = ffi.from_buffer(self._mapping)
         address = int(ffi.cast("uintptr_t", self._ram_pin))
@@ -405,3 +351,33 @@ class GuestMemory:
             raise ValueError(f"cannot map {gpa:#x}+{size:#x}: error {-error}")
         self._regions[gpa] = Region(gpa, size, kind, read_only, slot)
         self._mapped += size
+
+
+def create_memory(vm: "Vm", core: Any, config: "MachineConfig", ram: KeptRam | None, *, kvm_smm: bool) -> GuestMemory:
+    """The memory that a machine is described to have.
+
+    Args:
+        vm: as for `GuestMemory`, and so are core and ram.
+        core: see there.
+        config: of the machine.
+        ram: see there.
+        kvm_smm: whether system management mode, if the machine has it, is KVM's.
+
+    Raises:
+        ConfigError: the host cannot give that much address space.
+    """
+    cuts: tuple[int, ...] = ()
+    if config.has_smm:
+        from vmm.devices.smram import tseg_boundaries
+
+        cuts = tseg_boundaries(config.low_memory)
+    return GuestMemory(
+        vm,
+        core,
+        config.memory,
+        config.low_memory,
+        ram,
+        cuts=cuts,
+        kvm_smm=config.has_smm and kvm_smm,
+        shared=config.shares_memory,
+    )

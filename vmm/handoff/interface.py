@@ -3,7 +3,7 @@
 fw_cfg and fwctl claim the same ports, so a machine has one of them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmm import layout
@@ -24,12 +24,12 @@ from vmm.tables.boot_order import check_paths, encode_boot_order
 from vmm.tables.files import ACPI_FILES, E820_FILE, SMBIOS_FILES, WRITABLE_FILES
 
 if TYPE_CHECKING:
-    from vmm.bus import Bus
+    from vmm.bus import Bus, IoLock
+    from vmm.cpu.processors import Processors
     from vmm.devices.fwctl import Fwctl
-    from vmm.devices.smi import SmiFeatures
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.memory import GuestMemory
-    from vmm.platform import Standing
+    from vmm.platform import Platform
 
 
 CPU_COUNT_OID = "hw.ncpu"
@@ -48,14 +48,11 @@ def build_fw_cfg(
     config: MachineConfig,
     memory: "GuestMemory",
     core: Any,
+    processors: "Processors",
+    platform: "Platform",
     on_failure: Callable[[BaseException], None],
     *,
-    processor_id: Callable[[], int],
-    feature_control: int | None,
     on_vmcoreinfo: "Callable[[VmCoreInfo | None], None]",
-    standing: Callable[[], "Standing"],
-    boot_indices: Iterable[tuple[int, str]] = (),
-    smi_features: "SmiFeatures | None" = None,
     customize: Customize | None = None,
     alter: Alter | None = None,
     known_files: Sequence[str] = (),
@@ -66,14 +63,10 @@ def build_fw_cfg(
         config: the machine.
         memory: of the machine.
         core: the C core's ``struct vmm_vm``.
+        processors: of the machine.
+        platform: its board. The boot indices of devices come behind the config's own paths.
         on_failure: told when an item's callback raised.
-        processor_id: asked for CPUID leaf 1, EAX in the low half and EDX in the high one.
-        feature_control: what firmware should write into MSR 0x3a, if the CPUs have it.
         on_vmcoreinfo: told what a guest's kernel writes into etc/vmcoreinfo.
-        standing: asked for what the board's registers say, with io_lock held.
-        boot_indices: boot index and OpenFirmware path of each device that has one; the config's own paths come before
-            them.
-        smi_features: what firmware is told about SMIs; None without system management mode.
         customize: for whoever adds items.
         alter: for whoever looks at the tables, or changes them.
         known_files: of a machine that was restored: the files that its guest knows already, by their keys. What is in
@@ -84,18 +77,18 @@ def build_fw_cfg(
     """
     fw_cfg = FwCfg(core, on_failure=on_failure)
     roms = [(rom.bootindex, rom.path) for rom in config.option_roms if rom.bootindex is not None]
-    bootorder = (*config.bootorder, *(path for _, path in sorted([*boot_indices, *roms])))
+    bootorder = (*config.bootorder, *(path for _, path in sorted([*platform.boot_indices, *roms])))
     check_paths(bootorder)
     low, high = memory.low_size, memory.high_size
     memory_map = e820.encode(tables.e820_map(config, low, high))
     acpi = tables.AcpiFiles(config, low, high)
 
     def build_acpi() -> dict[str, bytes]:
-        files = acpi.build(standing())
+        files = acpi.build(platform.standing())
         return files if alter is None else alter({**fixed, **files})
 
     def build_smbios() -> dict[str, bytes]:
-        return tables.smbios_files(config, low, high, processor_id())
+        return tables.smbios_files(config, low, high, processors.processor_id)
 
     fixed: dict[str, bytes] = {}
     files: dict[str, bytes] | None = None
@@ -119,11 +112,11 @@ def build_fw_cfg(
         reboot_timeout=BOOT_FAIL_WAIT_FOREVER
         if config.boot.reboot_timeout_ms is None
         else config.boot.reboot_timeout_ms,
-        feature_control=feature_control,
+        feature_control=processors.feature_control,
         system_states=SYSTEM_STATES_S3 if config.s3 else SYSTEM_STATES,
     )
-    if smi_features is not None:
-        smi_features.add_to(fw_cfg)
+    if platform.smi_features is not None:
+        platform.smi_features.add_to(fw_cfg)
     own = {item.name for item in config.fw_cfg}
     if config.machine_type is MachineType.BHYVE and config.cpu_count and CPU_COUNT_FILE not in own:
         fw_cfg.add_file(CPU_COUNT_FILE, config.cpus.to_bytes(4, "little"))
@@ -192,3 +185,24 @@ def build_fwctl(config: MachineConfig) -> "Fwctl":
     for item in config.fwctl:
         fwctl.register(item.name, item.value)
     return fwctl
+
+
+def hand_over(
+    config: MachineConfig,
+    memory: "GuestMemory",
+    processors: "Processors",
+    fw_cfg: FwCfg | None,
+    platform: "Platform",
+    io_lock: "IoLock",
+) -> None:
+    """Do what must be done before the guest's first instruction, after a reset again; all of it is the machine's.
+
+    Raises:
+        ConfigError: a ``-smbios`` option makes no sense, or the kernel cannot be started.
+    """
+    if config.machine_type is MachineType.BHYVE:
+        tables.place_smbios(config, memory, processors.processor_id)
+    if config.direct:
+        from vmm.handoff import direct
+
+        direct.prepare(config, memory, fw_cfg, platform, io_lock, processors.vcpus)

@@ -8,9 +8,14 @@ numbers are little-endian, and Guid/TtyTerm.h.
 
 import struct
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from uuid import UUID
 
+from vmm.firmware.images import FirmwareKind
 from vmm.run.keys import TerminalType
+
+if TYPE_CHECKING:
+    from vmm.devices.flash import Flash
 
 _GUIDS = {
     UUID("e0c14753-f9be-11d2-9a0c-0090273fc14d").bytes_le: TerminalType.PC_ANSI,
@@ -43,6 +48,18 @@ _CON_IN = "ConIn\0".encode("utf-16-le")
 _ACPI_NODE, _VENDOR_NODE = (2, 1), (3, 10)
 _COM1 = struct.pack("<II", 0x050141D0, 0)
 """PNP0501 with UID 0, as OVMF numbers the serial ports."""
+
+
+def find_terminal(flash: "Flash | None", kind: FirmwareKind) -> TerminalType:
+    """Which type of terminal a guest expects at its serial port; AUTO: that is not known yet.
+
+    Args:
+        flash: where its firmware keeps variables, if it does.
+        kind: of the firmware.
+    """
+    if flash is not None:
+        return console_terminal(flash.contents())
+    return TerminalType.AUTO if kind is FirmwareKind.BHYVE else TerminalType.TTY_TERM
 
 
 def console_terminal(store: bytes) -> TerminalType:

@@ -16,6 +16,7 @@ from vmm.sandbox import call_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vmm.cpu.processors import Processors
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
     from vmm.run.console import Stream
@@ -92,6 +93,14 @@ def describe(
     }.get(end.outcome, f"run outcome {end.outcome}")
     why = "" if end.why == ffi.NULL else f" ({ffi.string(end.why).decode('ascii')})"
     return Reason.KVM_FAILURE, f"{what}{why}, {where}", details
+
+
+def last_seen(processors: "Processors", streams: "Iterable[Stream]", look: Callable[[], Look]) -> str:
+    """Where a machine's vCPUs are, and the last assertion that its guest printed, of the first stream that has one."""
+    started = ((vcpu, bool(core.started_ns)) for vcpu, core in zip(processors.vcpus, processors.cores, strict=True))
+    said = assertion(*streams)
+    where = positions(started, look)
+    return f"{where}\nthe guest said: {said}" if said else where
 
 
 def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", look: Callable[[], Look]) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from vmm.config.machine import Interface, MachineConfig
     from vmm.cpu.processors import Processors
     from vmm.cpu.registers import Registers
+    from vmm.debug.images import LoadedImage
+    from vmm.debug.look import Look
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.kvm import Vcpu
@@ -46,6 +48,12 @@ class Observable(Runnable):
     _lifetime: "Lifetime"
     _processors: "Processors"
     _profiler: "Profiler | None"
+
+    if TYPE_CHECKING:
+
+        @property
+        def _look(self) -> "Look":
+            """What is known of the guest's images."""
 
     @property
     def interface(self) -> "Interface":
@@ -83,6 +91,17 @@ class Observable(Runnable):
         if self._lifetime.running:
             raise RuntimeError("the machine is running; its registers can be read once run() has returned")
         return Registers.of(self.vcpus[index])
+
+    def images(self, index: int = 0) -> "list[LoadedImage]":
+        """What is loaded in the guest, by address, as a vCPU sees it; between two runs.
+
+        It takes about a second for each GiB below 4 GiB.
+
+        Raises:
+            RuntimeError: the machine runs.
+            KvmError: it is closed.
+        """
+        return self._look.images.all(self.registers(index).values)
 
     def started_s(self) -> list[float | None]:
         """For each vCPU: seconds after vCPU 0's that its first instruction since the last reset came; or None."""

@@ -7,7 +7,7 @@ image may be gone by then, so UEFI's list of them is looked at now and then whil
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -232,6 +232,35 @@ class _Names:
 def _place(image: "LoadedImage", address: int) -> Place:
     function = image.function(address)
     return Place(image.name or "an image without a name", function.name if function else "", address - image.base)
+
+
+def start_profiler(
+    core: Any,
+    cores: Sequence[Any],
+    counts: Callable[[], Counts],
+    images: "Callable[[], Images]",
+    poll: Callable[[], None] | None,
+    parts: ExitStack,
+) -> tuple[Profiler, Callable[[], None]]:
+    """Sample a machine; returns what does so, and what is to be called in the place of ``poll``.
+
+    Args:
+        core: as for `Profiler`, and so are cores, counts and images.
+        cores: see there.
+        counts: see there.
+        images: see there.
+        poll: what was called often so far, if anything was.
+        parts: takes care of the end.
+    """
+    profiler = Profiler(core, cores, counts, images)
+    parts.callback(profiler.close)
+
+    def both() -> None:
+        if poll is not None:
+            poll()
+        profiler.poll()
+
+    return profiler, both
 
 
 def arm(core: Any) -> None:

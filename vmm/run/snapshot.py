@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 from vmm._native import lib
 from vmm.errors import ConfigError, HostError
 from vmm.kvm import state as kvm_state
-from vmm.memory import KeptRam
 from vmm.options import check_type
 from vmm.platform.parts import CODE, VARIABLES
+from vmm.ram import KeptRam
 from vmm.run.snapshot_memory import PAGE_SIZE, SnapshotMemory
 
 if TYPE_CHECKING:

@@ -12,9 +12,11 @@ from vmm.errors import HostError, KvmError
 from vmm.run.outcome import Reason, ResetKind
 
 if TYPE_CHECKING:
+    from vmm.cpu.processors import Processors
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
     from vmm.run.failure import Look
+    from vmm.run.lifetime import Lifetime
     from vmm.sandbox import Sandbox
     from vmm.softcpu.engine import SoftwareCpu
 
@@ -144,6 +146,44 @@ def _guarded(first: Callable[[], None], task: Callable[[], None], on_failure: Ca
         task()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the run must end and its caller must see it
         on_failure(error)
+
+
+def add_vcpus(
+    threads: VcpuThreads,
+    processors: "Processors",
+    memory: "GuestMemory",
+    softcpu: "SoftwareCpu | None",
+    lifetime: "Lifetime",
+    flush: Callable[[], None],
+    note_debug: Callable[[int], None],
+    look: "Callable[[], Look]",
+) -> None:
+    """Give each vCPU of a machine its thread.
+
+    Args:
+        threads: of the machine.
+        processors: its vCPUs.
+        memory: as for `execute_vcpu`, and so are softcpu, flush, note_debug and look.
+        softcpu: see there.
+        lifetime: told why they end.
+        flush: see there.
+        note_debug: see there.
+        look: see there.
+    """
+    for vcpu, core_vcpu in zip(processors.vcpus, processors.cores, strict=True):
+        execute = partial(
+            execute_vcpu,
+            vcpu,
+            core_vcpu,
+            memory,
+            softcpu,
+            lifetime.finish,
+            lifetime.reset,
+            flush,
+            note_debug,
+            look,
+        )
+        threads.add(core_vcpu, execute)
 
 
 def execute_vcpu(

@@ -1,0 +1,67 @@
+"""Writes that KVM keeps for a while, without an exit: those that have no effect before somebody looks.
+
+The ring that they wait in is emptied in C (`native/coalesced.c`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from vmm import layout
+from vmm._native import ffi, lib
+from vmm.config.parts import MachineType
+
+if TYPE_CHECKING:
+    from vmm.config.machine import MachineConfig
+    from vmm.kvm import Vcpu
+
+
+def coalesce_consoles(
+    config: "MachineConfig", core: Any, vcpu: "Vcpu", wake: Callable[[], object], parts: ExitStack, *, fw_cfg: bool
+) -> Callable[[], None] | None:
+    """Coalesce the debug port and the selector of fw_cfg, unless every access is to be seen.
+
+    Returns what is to be called every few milliseconds of a run; None where each write leaves KVM.
+
+    Args:
+        config: of the machine.
+        core: the machine, a ``struct vmm_vm *``.
+        vcpu: as for `coalesce`, and so are wake and parts.
+        wake: see there.
+        parts: see there.
+        fw_cfg: whether the machine has it.
+    """
+    asked = config.coalesced and config.trace is None and not config.exit_times
+    if not asked or not vcpu.vm.check_extension(lib.KVM_CAP_COALESCED_PIO):
+        return None
+    bhyve = config.machine_type is MachineType.BHYVE
+    ports = [layout.PORT_DEBUG_BOCHS if bhyve else layout.PORT_DEBUG_QEMU]
+    if fw_cfg:
+        ports.append(layout.PORT_FW_CFG_NOTES)
+    return coalesce(core, vcpu, ports, wake, parts)
+
+
+def coalesce(
+    core: Any, vcpu: "Vcpu", ports: Sequence[range], wake: Callable[[], object], parts: ExitStack
+) -> Callable[[], None]:
+    """Let KVM keep writes to ports that have no effect before somebody looks.
+
+    Returns what is to be called every few milliseconds of a run, so that they don't wait for ever.
+
+    Args:
+        core: the machine, a ``struct vmm_vm *``.
+        vcpu: any of it; all share the ring.
+        ports: which writes.
+        wake: lets a thread take io_lock soon that mostly sleeps: on a busy host a vCPU's would wait long for its turn.
+        parts: takes care of the end.
+    """
+    for each in ports:
+        vcpu.vm.coalesce_writes(each.start, len(each), port=True)
+    lib.vmm_vm_coalesce(core, vcpu.coalesced_ring)
+    parts.callback(lib.vmm_vm_coalesce, core, ffi.NULL)
+
+    def poll() -> None:
+        if lib.vmm_vm_poll(core):
+            wake()
+
+    return poll
