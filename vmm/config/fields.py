@@ -1,16 +1,22 @@
 """The fields of a `vmm.config.machine.MachineConfig`, unchecked: what a machine's description consists of.
 
+Beside each other they say more, such as which board firmware wants that nobody asked for; that is here, too.
+
 Sizes are in bytes unless a name says otherwise.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target
-from vmm.firmware.images import FirmwareImages, Interface
+from vmm.config.interface import InterfaceChoice, choose
+from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target, low_memory
+from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
 from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.option_roms import OptionRom
@@ -29,7 +35,7 @@ DEFAULT_MAX_RESETS = 10
 
 
 class MachineFields(NamedTuple):
-    """What a machine's description consists of, in its final form."""
+    """What a machine's description consists of, in its final form, and what follows from it."""
 
     firmware: FirmwareImages
     cpus: int = 1
@@ -106,3 +112,70 @@ class MachineFields(NamedTuple):
     """Where a debugger finds the machine; None: nowhere."""
     hold: bool = False
     """Let the first run wait for a debugger."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether another process serves a device, in the guest's memory."""
+        return bool(self.vhost) or any(drive.served for drive in self.drives)
+
+    @property
+    def input_files(self) -> "Iterator[tuple[str, Path]]":
+        """Every file that the machine reads, with the option that names it."""
+        yield "the firmware", self.firmware.path
+        if self.firmware.variables is not None:
+            yield "the variable store", self.firmware.variables.path
+        for item in (*self.fw_cfg, *(rom.item for rom in self.option_roms)):
+            if item.path is not None:
+                yield f"-fw_cfg {item.name}", item.path
+        for oid in self.fwctl:
+            if oid.path is not None:
+                yield f"-fwctl {oid.name}", oid.path
+        for option, file in (
+            ("-kernel", self.kernel),
+            ("-kernel", self.option_rom),
+            ("-initrd", self.initrd),
+            ("-boot splash=", self.boot.splash),
+        ):
+            if file is not None:
+                yield option, file.path
+        for table in self.acpi_tables:
+            yield from (("-acpitable", path) for path in table.paths)
+        for drive in self.drives:
+            yield drive.option, drive.path
+        for structure in self.smbios:
+            yield from (("-smbios", path) for path in structure.paths)
+
+    @property
+    def interface_choice(self) -> InterfaceChoice:
+        """What answers at ports 0x510 and 0x511, never AUTO, and why."""
+        return choose(self.firmware, self.interface)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had to be repaired in the user's ACPI tables, one line each."""
+        return tuple(warning for table in self.acpi_tables for warning in table.warnings)
+
+    @property
+    def resets(self) -> bool:
+        """Whether a reset by the guest restarts the machine."""
+        return self.firmware.kind is not FirmwareKind.PROBE if self.reboot is None else self.reboot
+
+    @property
+    def low_memory(self) -> int:
+        """Bytes of RAM below 4 GiB, the rest is from there on."""
+        return low_memory(self.machine_type, self.memory, self.max_ram_below_4g)
+
+    @property
+    def has_smm(self) -> bool:
+        """Whether the machine has system management mode."""
+        return self.smm is SystemManagement.ON or (self.smm is SystemManagement.AUTO and self.firmware.needs_smm)
+
+    @property
+    def has_secure_flash(self) -> bool:
+        """Whether only system management mode may write the variable store."""
+        return self.firmware.needs_smm if self.secure_flash is None else self.secure_flash
+
+    @property
+    def machine_type(self) -> MachineType:
+        """The board: never AUTO."""
+        return MachineType(self.firmware.machine) if self.machine is MachineType.AUTO else self.machine
