@@ -10,7 +10,8 @@ from vmm.devices.chipset import HOST_BRIDGE, IsaBridge
 from vmm.devices.pci import SUBSYSTEM_ID, PciFunction
 from vmm.devices.pirq import BHYVE as WIRING
 from vmm.devices.pirq import PirqRouter
-from vmm.platform.parts import Board, Parts, Platform, Standing
+from vmm.platform.board import Board
+from vmm.platform.parts import Parts, Platform, Standing
 
 _NETAPP = 0x1275
 _HOSTBRIDGE = 0x1275

@@ -4,7 +4,8 @@ from vmm import layout
 from vmm.devices.acpi_pm import PIIX4
 from vmm.devices.chipset import Piix4Pm, i440fx_host_bridge, piix3_isa_bridge
 from vmm.devices.pirq import PC as WIRING
-from vmm.platform.parts import Board, Parts, Platform, Standing
+from vmm.platform.board import Board
+from vmm.platform.parts import Parts, Platform, Standing
 
 
 def build(parts: Parts) -> Platform:

@@ -5,7 +5,8 @@ from vmm.devices.acpi_pm import ICH9
 from vmm.devices.chipset import Ich9Lpc, Q35HostBridge
 from vmm.devices.pirq import Q35 as WIRING
 from vmm.devices.smram import Smram
-from vmm.platform.parts import Board, Parts, Platform, Standing
+from vmm.platform.board import Board
+from vmm.platform.parts import Parts, Platform, Standing
 
 
 def build(parts: Parts) -> Platform:
