@@ -17,7 +17,7 @@ from fuzz_inputs import MIB, number, scratch, spoiled
 
 from vmm import Machine, MachineConfig, Snapshot
 from vmm.cli.boot import parser
-from vmm.cli.machine_arguments import config_from
+from vmm.cli.machine_config import config_from
 from vmm.config.parts import Accelerator
 from vmm.errors import VmmError
 from vmm.firmware import guests

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm.cli.machine_arguments import add_machine_arguments, config_from
+from vmm.cli.machine_arguments import add_machine_arguments
+from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
 from vmm.config.machine import MachineConfig
 from vmm.errors import ConfigError

@@ -6,7 +6,8 @@ import json
 
 from vmm import inputs
 from vmm.cli import EXIT_STATUSES, say
-from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
+from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments
+from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
 from vmm.config.outputs import Outputs
 from vmm.errors import ConfigError, ExitStatus

@@ -125,7 +125,7 @@ def resumption_from(arguments: argparse.Namespace, machine_parser: Callable[[], 
         raise ConfigError(f"{other[0]}: the machine is the one in {keys['file']}; leave it out, or boot without --from")
     snapshot = Snapshot.load(Path(keys["file"]))
     _check_image(snapshot, arguments, keys["file"])
-    from vmm.cli.machine_arguments import items_from, sandboxing
+    from vmm.cli.machine_config import items_from, sandboxing
 
     resumption = prepare(snapshot, items_from(arguments), keys.get("generation"), keys.get("time", "stopped"))
     config = resumption.config._replace(

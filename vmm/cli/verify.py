@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from vmm import inputs
 from vmm.cli import say
-from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments, config_from
+from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments
+from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import STANDARD, Outputs
 from vmm.config.parts import Sandboxing
