@@ -10,7 +10,8 @@ from fw_cfg_rig import BUFFER, DESCRIPTOR, READ, SELECT, SKIP, WRITE, Rig
 from vmm._native import ffi, lib
 
 from vmm.config.machine import MachineConfig
-from vmm.config.outputs import GrowingFile, Outputs
+from vmm.config.output_files import GrowingFile
+from vmm.config.outputs import Outputs
 from vmm.run.trace import RING_RECORDS, Access, AccessLog, LogWriter, Trace
 
 

@@ -1,20 +1,18 @@
 """Every file that a run writes, opened here before anything runs, and the socket where it finds a debugger.
 
-An output that is also an input, or that two options name, is refused: nothing has been changed by then. A document (a
-report) is written beside its place and moved there as a whole, so that the file of an earlier run stays until then. A
-stream (a console, the access log) grows while the machine runs. Devices, pipes, and files that are this process's own
-stdout or stderr are written as they are.
+An output that is also an input, or that two options name, is refused: nothing has been changed by then. Devices, pipes,
+and files that are this process's own stdout or stderr are written as they are.
 """
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from errno import EACCES, EBUSY, EPERM, EROFS
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from vmm.config.output_files import Document, GrowingFile, refusing
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, HostError
 from vmm.options import shown
@@ -33,83 +31,11 @@ STANDARD: Final = "-"
 
 _STDOUT, _STDERR = 1, 2
 
-_NOT_BESIDE: Final = {EACCES, EBUSY, EPERM, EROFS}
-"""Why a file cannot be replaced that can be written: its directory is closed to us, or it is a mount point itself."""
-
 _Identity = tuple[object, ...]
 """Equal for two paths that lead to one file."""
 
 _STDOUT_ITSELF: Final[_Identity] = ("stdout",)
 _CONSOLE: Final = "a console on stdout"
-
-
-class GrowingFile:
-    """A file that grows while the machine runs.
-
-    Attributes:
-        name: what messages call it: the option and the path.
-        fd: the file, open for writing.
-        failed: whether a write failed.
-    """
-
-    def __init__(self, name: str, fd: int, *, begins_empty: bool) -> None:
-        self.name = name
-        self.failed = False
-        self.fd = fd
-        self._begins_empty = begins_empty
-
-    def begin(self) -> None:
-        """Drop what an earlier run wrote.
-
-        Raises:
-            ConfigError: that is not possible.
-        """
-        if self._begins_empty:
-            with _refusing(self.name):
-                os.ftruncate(self.fd, 0)
-
-    def write(self, data: bytes) -> None:
-        """Append all of ``data``.
-
-        Raises:
-            HostError: that is not possible any more.
-        """
-        try:
-            _write_all(self.fd, data)
-        except OSError as error:
-            self.failed = True
-            raise HostError(f"{self.name}: {_reason(error)}") from None
-
-
-class Document:
-    """A file that is written once, as a whole.
-
-    Args:
-        name: what messages call it: the option and the path.
-        path: where it goes, links resolved.
-        fd: the file that is there, open for writing; None: there is none yet.
-        replaced: a regular file, which a new one takes the place of; others are written as they are.
-
-    Attributes:
-        opens: whether a file has to be opened to write it.
-        put: writes it, or raises `OSError`.
-    """
-
-    def __init__(self, name: str, path: Path, fd: int | None, *, replaced: bool) -> None:
-        self.name = name
-        self.opens = replaced
-        self.put: Callable[[bytes], None] = partial(_put, path, fd, replaced=replaced)
-
-    def write(self, text: str) -> None:
-        """Put the document in its place.
-
-        Raises:
-            HostError: that is not possible; a file that was to be replaced is as it was.
-        """
-        try:
-            self.put(text.encode("utf-8", "surrogateescape"))
-        except OSError as error:
-            raise HostError(f"{self.name}: {_reason(error)}") from None
 
 
 class Outputs:
@@ -291,7 +217,7 @@ class Outputs:
 
     def _stream(self, option: str, path: str, target: str) -> GrowingFile:
         name = shown(option, target)
-        with _refusing(name):
+        with refusing(name):
             fd = self._open(path)
             if fd is None:
                 fd = self._create(path)
@@ -305,7 +231,7 @@ class Outputs:
         if path == STANDARD:
             self._take(_STDOUT_ITSELF, option, name)
             return Document(name, Path(path), _STDOUT, replaced=False)
-        with _refusing(name):
+        with refusing(name):
             fd = self._open(path)
             if fd is None:
                 self._take(_try_to_create(Path(path).resolve()), option, name)
@@ -382,56 +308,3 @@ def _try_to_create(path: Path) -> _Identity:
     path.unlink()
     directory = path.parent.stat()
     return directory.st_dev, directory.st_ino, path.name
-
-
-def _put(path: Path, fd: int | None, data: bytes, *, replaced: bool) -> None:
-    if not replaced and fd is not None:
-        _write_all(fd, data)
-        return
-    try:
-        _replace(path, data, fd)
-    except OSError as error:
-        if fd is None or error.errno not in _NOT_BESIDE:
-            raise
-        os.ftruncate(fd, 0)
-        _write_all(fd, data)
-
-
-def _replace(path: Path, data: bytes, old: int | None) -> None:
-    """Write a file beside ``path``, and move it there."""
-    beside = path.with_name(f".vmm-{os.urandom(6).hex()}")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            if old is not None:
-                was, now = os.fstat(old), os.fstat(fd)
-                if (was.st_uid, was.st_gid) != (now.st_uid, now.st_gid):
-                    os.fchown(fd, was.st_uid, was.st_gid)
-                os.fchmod(fd, stat.S_IMODE(was.st_mode))
-            _write_all(fd, data)
-        finally:
-            os.close(fd)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink()
-        raise
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-@contextmanager
-def _refusing(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if name.endswith("''"):
-            raise ConfigError(f"{name}: the path is empty; is a variable unset?") from None
-        raise ConfigError(f"{name}: cannot write: {_reason(error)}") from None
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -28,7 +28,7 @@ from vmm.errors import HostError
 from vmm.legible import legible
 
 if TYPE_CHECKING:
-    from vmm.config.outputs import GrowingFile
+    from vmm.config.output_files import GrowingFile
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fw_cfg_item import ItemStatistics
     from vmm.devices.fwctl import Fwctl
