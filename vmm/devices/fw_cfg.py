@@ -29,15 +29,23 @@ from vmm.devices.fw_cfg_format import (
     Key,
     check_name,
 )
-from vmm.devices.fw_cfg_item import BuildFiles, Item, ItemStatistics, LateFiles, OnSelect, OnWrite, new_item
+from vmm.devices.fw_cfg_item import (
+    COUNTERS,
+    BuildFiles,
+    Item,
+    ItemStatistics,
+    LateFiles,
+    OnSelect,
+    OnWrite,
+    directory,
+    new_item,
+    table,
+)
 from vmm.errors import ConfigError
 from vmm.layout import PORT_FW_CFG
 
 if TYPE_CHECKING:
     from vmm.bus import Bus, Device
-
-_COUNTERS = ("selects", "reads", "bytes_read", "writes", "ends")
-"""Of ``struct fw_cfg_item``."""
 
 
 class FwCfg:
@@ -176,11 +184,12 @@ class FwCfg:
             sorted(self._files, key=lambda name: (rank.get(name, len(rank)), name.encode())), FILE_FIRST
         ):
             self._items[key] = self._files[name] = self._files[name]._replace(key=key)
+        on_look = self._build_late_files if self._late else None
         self._items[Key.FILE_DIR] = new_item(
-            "file_dir", Key.FILE_DIR, self._directory(), True, self._build_late_files if self._late else None, None
+            "file_dir", Key.FILE_DIR, directory(self._files.values()), True, on_look, None
         )
-        generic = self._table([key for key in self._items if not key & ARCH_LOCAL])
-        arch = self._table([key for key in self._items if key & ARCH_LOCAL])
+        generic = table({key: item for key, item in self._items.items() if not key & ARCH_LOCAL})
+        arch = table({key: item for key, item in self._items.items() if key & ARCH_LOCAL})
         self._tables = generic, arch
         lib.fw_cfg_publish(self._native, generic, len(generic), arch, len(arch))
 
@@ -218,9 +227,9 @@ class FwCfg:
         try:
             self._files[name] = self._items[new.key] = new
             lib.fw_cfg_replace(self._native, new.key, new.pointer, new.size)
-            directory = self._items[Key.FILE_DIR]
+            listed = self._items[Key.FILE_DIR]
             at = 4 + (new.key - FILE_FIRST) * DIRECTORY_ENTRY.size
-            ffi.buffer(directory.contents)[at : at + 4] = struct.pack(">I", new.size)
+            ffi.buffer(listed.contents)[at : at + 4] = struct.pack(">I", new.size)
         finally:
             lib.vmm_io_unlock(self._core)
 
@@ -277,8 +286,7 @@ class FwCfg:
                     if item.writable or name in late
                 },
                 "counters": {
-                    item.name: [getattr(self._row(key), name) for name in _COUNTERS]
-                    for key, item in self._items.items()
+                    item.name: [getattr(self._row(key), name) for name in COUNTERS] for key, item in self._items.items()
                 },
             }
 
@@ -301,7 +309,7 @@ class FwCfg:
                 else:
                     ffi.buffer(item.contents)[:] = contents
             for key, item in self._items.items():
-                for name, count in zip(_COUNTERS, state["counters"].get(item.name, ()), strict=False):
+                for name, count in zip(COUNTERS, state["counters"].get(item.name, ()), strict=False):
                     setattr(self._row(key), name, count)
             if self._registers is not None:
                 self._registers.restore(state["registers"])
@@ -315,22 +323,7 @@ class FwCfg:
 
     def items(self) -> list[ItemStatistics]:
         """Every item by key, files among them by name, with what the guest did so far."""
-        result = []
-        for key, item in sorted(self._items.items()):
-            row = self._row(key)
-            result.append(
-                ItemStatistics(
-                    name=item.name,
-                    key=key,
-                    size=item.size,
-                    selects=row.selects,
-                    reads=row.reads,
-                    bytes_read=row.bytes_read,
-                    writes=row.writes,
-                    read_to_end=row.ends > 0 or (item.size == 0 and row.selects > 0),
-                )
-            )
-        return result
+        return [item.statistics(self._row(key)) for key, item in sorted(self._items.items())]
 
     def first_selected(self) -> list[tuple[str, int]]:
         """When the guest first selected each item, by name, CLOCK_MONOTONIC in ns.
@@ -352,9 +345,9 @@ class FwCfg:
         """The published ``struct fw_cfg_item`` that a guest selects with ``key``; None for a key beyond the table."""
         if self._tables is None:
             raise RuntimeError("the items are not published yet")
-        table = self._tables[bool(key & ARCH_LOCAL)]
+        rows = self._tables[bool(key & ARCH_LOCAL)]
         index = key & INDEX_MASK
-        return table[index] if index < len(table) else None
+        return rows[index] if index < len(rows) else None
 
     def notify(self, event: int, key: int, offset: int, length: int) -> None:
         """Tell an item's owner what the guest did to it: FW_CFG_EVENT_SELECT or FW_CFG_EVENT_WRITE."""
@@ -400,30 +393,6 @@ class FwCfg:
                     self.replace_file(name, data)
         finally:
             lib.vmm_io_unlock(self._core)
-
-    def _directory(self) -> bytes:
-        """The directory's bytes: a big-endian count, and one entry per file."""
-        entries = [
-            DIRECTORY_ENTRY.pack(item.size, item.key, 0, item.name.encode("ascii"))
-            for item in sorted(self._files.values(), key=lambda item: item.key)
-        ]
-        return struct.pack(">I", len(entries)) + b"".join(entries)
-
-    def _table(self, keys: list[int]) -> Any:
-        size = max((key & INDEX_MASK for key in keys), default=-1) + 1
-        table = ffi.new("struct fw_cfg_item[]", size)
-        for key in keys:
-            item = self._items[key]
-            row = table[key & INDEX_MASK]
-            row.data = item.pointer
-            row.length = item.size
-            if item.writable and key != Key.FILE_DIR:
-                row.flags |= lib.FW_CFG_WRITABLE
-            if item.on_select is not None:
-                row.flags |= lib.FW_CFG_NOTIFY_SELECT
-            if item.on_write is not None:
-                row.flags |= lib.FW_CFG_NOTIFY_WRITE
-        return table
 
     def _row(self, key: int) -> Any:
         if self._tables is None:

@@ -1,11 +1,18 @@
-"""One item of fw_cfg: what it contains, what its use calls back, and what the guest did with it."""
+"""The items of fw_cfg: what each contains, what its use calls back, and what the guest did with it.
 
+And how they are found: by C in a table, by the guest in the directory.
+"""
+
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from vmm._native import ffi
-from vmm.devices.fw_cfg_format import Buffer
+from vmm._native import ffi, lib
+from vmm.devices.fw_cfg_format import DIRECTORY_ENTRY, INDEX_MASK, Buffer, Key
 from vmm.errors import ConfigError
+
+COUNTERS = ("selects", "reads", "bytes_read", "writes", "ends")
+"""Of ``struct fw_cfg_item``."""
 
 OnSelect = Callable[[], None]
 """Called before the guest can read the item's first byte."""
@@ -49,6 +56,19 @@ class Item(NamedTuple):
         """What C reads the contents from: a ``uint8_t *``, NULL where there are none."""
         return ffi.cast("uint8_t *", self.contents) if self.size else ffi.NULL
 
+    def statistics(self, row: Any) -> ItemStatistics:
+        """What the guest did with it, by its row of `table`."""
+        return ItemStatistics(
+            name=self.name,
+            key=self.key,
+            size=self.size,
+            selects=row.selects,
+            reads=row.reads,
+            bytes_read=row.bytes_read,
+            writes=row.writes,
+            read_to_end=row.ends > 0 or (self.size == 0 and row.selects > 0),
+        )
+
 
 class LateFiles:
     """Files that `vmm.devices.fw_cfg.FwCfg.add_late_files` added."""
@@ -84,3 +104,29 @@ def new_item(
     own = ffi.new("uint8_t[]", size)
     ffi.buffer(own)[:] = initial
     return Item(name, key, own, size, True, initial, on_select, on_write)
+
+
+def directory(files: Iterable[Item]) -> bytes:
+    """The bytes of the directory: a big-endian count, and one entry per file, by their keys."""
+    entries = [
+        DIRECTORY_ENTRY.pack(item.size, item.key, 0, item.name.encode("ascii"))
+        for item in sorted(files, key=lambda item: item.key)
+    ]
+    return struct.pack(">I", len(entries)) + b"".join(entries)
+
+
+def table(items: Mapping[int, Item]) -> Any:
+    """The ``struct fw_cfg_item`` rows of items by their keys, all generic or all of the architecture."""
+    size = max((key & INDEX_MASK for key in items), default=-1) + 1
+    rows = ffi.new("struct fw_cfg_item[]", size)
+    for key, item in items.items():
+        row = rows[key & INDEX_MASK]
+        row.data = item.pointer
+        row.length = item.size
+        if item.writable and key != Key.FILE_DIR:
+            row.flags |= lib.FW_CFG_WRITABLE
+        if item.on_select is not None:
+            row.flags |= lib.FW_CFG_NOTIFY_SELECT
+        if item.on_write is not None:
+            row.flags |= lib.FW_CFG_NOTIFY_WRITE
+    return rows
