@@ -74,7 +74,8 @@ int profile_arm(struct vmm_vcpu *vcpu)
 {
     const struct timespec interval = {.tv_nsec = PROFILE_INTERVAL_NS};
     const struct itimerspec every = {.it_interval = interval, .it_value = interval};
-    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = VMM_KICK_SIGNAL};
+    struct sigevent event = {
+        .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = VMM_KICK_SIGNAL, .sigev_value.sival_ptr = vcpu->run};
 
     if (vcpu->profile == NULL || vcpu->engine != NULL) {
         return 0;
@@ -84,7 +85,6 @@ int profile_arm(struct vmm_vcpu *vcpu)
         return -errno;
     }
     vcpu->profile_armed = true;
-    vmm_kick_into(vcpu->run);
     return timer_settime(vcpu->profile_timer, 0, &every, NULL) == 0 ? 0 : -errno;
 }
 

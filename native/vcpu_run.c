@@ -9,24 +9,21 @@
 /* Intel SDM volume 3, 17.2.3. */
 #define DR6_BREAKPOINTS 0xfu
 
-static __thread struct kvm_run *kicked_into;
-
-static void on_kick(int signal)
+/* No thread-local variable tells which vCPU it is: the first access to one allocates, maybe in the middle of malloc. */
+static void on_kick(int signal, siginfo_t *info, void *context)
 {
     (void)signal;
-    if (kicked_into != NULL) {
-        __atomic_store_n(&kicked_into->immediate_exit, 1, __ATOMIC_RELAXED);
-    }
-}
+    (void)context;
+    if (info->si_code == SI_TIMER) {
+        struct kvm_run *run = info->si_value.sival_ptr;
 
-void vmm_kick_into(struct kvm_run *run)
-{
-    kicked_into = run;
+        __atomic_store_n(&run->immediate_exit, 1, __ATOMIC_RELAXED);
+    }
 }
 
 static void install_kick_handler(void)
 {
-    struct sigaction action = {.sa_handler = on_kick, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_sigaction = on_kick, .sa_flags = SA_RESTART | SA_SIGINFO};
 
     sigemptyset(&action.sa_mask);
     sigaction(VMM_KICK_SIGNAL, &action, NULL);

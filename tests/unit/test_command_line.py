@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pexpect
 import pytest
@@ -122,7 +123,7 @@ def test_what_changes_nothing_is_taken_with_a_note(line: str) -> None:
         ("-device virtio-vga", "-device virtio-vga: there is no display"),
         ("-device ramfb", "-device ramfb: there is no display"),
         ("-device isa-debug-exit,iobase=0xf4", "a guest ends the run by powering off"),
-        ("-device pvpanic", "-device pvpanic: no such device here; known are virtio-blk-pci, vmgenid and vmcoreinfo"),
+        ("-device pvpanic", "-device pvpanic: no such device here; known are virtio-blk-pci, vhost-user-blk-pci"),
         ("-netdev user,id=n", "-netdev user,id=n: there is no network"),
         ("-monitor stdio", "-monitor stdio: there is no monitor"),
         ("-qmp stdio", "-qmp stdio: there is no monitor"),
@@ -135,7 +136,7 @@ def test_what_changes_nothing_is_taken_with_a_note(line: str) -> None:
         ("-global cfi.pflash01.width=1", "devices have no such properties"),
         ("-serial stdio -serial file:x", "-serial file:x: there is one such port"),
         ("-trace x", "-trace x: instructions are not logged; --trace PATH"),
-        ("-run-with user=nobody", "-run-with user=nobody: vmm does not change its user"),
+        ("-run-with user=nobody", "-run-with user=nobody: --user and --sandbox say as whom"),
         ("-shim shim.efi", "-shim shim.efi: "),
         ("-smpx 4", "unknown option -smpx"),
         ("-acpit file=x", "unknown option -acpit"),
@@ -172,6 +173,13 @@ def test_help_for_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "fly"]) == 2
     assert "unknown command 'fly'" in capsys.readouterr().err
     assert main(["help"]) == 0
+
+
+@pytest.mark.parametrize("device", ["blk-pci", "fs-pci,tag=home", "device-pci,virtio-id=2"])
+def test_devices_that_another_process_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str) -> None:
+    words = ["-chardev", f"socket,id=c0,path={tmp_path / 'nobody'}", "-device", f"vhost-user-{device},chardev=c0"]
+    assert main(["boot", "probe", "-q", *words]) != 0
+    assert "start the backend first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])

@@ -49,8 +49,8 @@ def test_what_was_read_is_hashed_not_what_is_there_now(tmp_path: Path) -> None:
 def test_a_kernel_belongs_to_it(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel.efi"
     kernel.write_bytes(b"MZ" + bytes(4094))
-    config = MachineConfig.create("seabios", kernel=kernel)
-    firmware, found = images_of_machine(config)
+    config = MachineConfig.create("ovmf", kernel=kernel)
+    firmware, *_, found = images_of_machine(config)
     assert firmware["role"] == "firmware"
     assert (found["role"], found["path"], found["size"], found["sha256"]) == ("kernel", *hashed(kernel))
 

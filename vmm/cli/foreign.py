@@ -7,6 +7,7 @@ such words; it is loaded only for a command line that has one, or that names dev
 import re
 from typing import NamedTuple
 
+from vmm.config.parts import KNOWN_DEVICES
 from vmm.disks.drives import from_bhyve
 from vmm.options import split_commas
 
@@ -41,15 +42,15 @@ NETWORK = "there is no network"
 USB = "there is no USB"
 AUDIO = "there is no sound"
 LOG = "instructions are not logged; --trace PATH logs what the guest does with fw_cfg"
-MIGRATION = "a machine's state can be neither saved nor moved"
+MIGRATION = "no machine moves to another host; --snapshot-at keeps one in a file, from which --from goes on"
 CONSOLES = "a console's target stands behind -serial or -debugcon: stdio, file:PATH or none"
-DIRECTORIES = "there are no shared directories"
+DIRECTORIES = "a shared directory is -device vhost-user-fs-pci, with virtiofsd behind it"
 FOREGROUND = "vmm stays in the foreground; the shell's & puts it into the background"
-PRIVILEGES = "vmm does not change its user; start it as the user that it should run as"
+PRIVILEGES = "--user and --sandbox say as whom, and how restricted, the machine runs"
 XEN = "there is no Xen"
 NO_CONFIG = "there are no configuration files"
-MEMORY = "RAM is anonymous memory, taken when the guest first touches it"
-DEVICES = "no such device here; known are virtio-blk-pci, vmgenid and vmcoreinfo"
+MEMORY = "RAM is memory without a file, taken when the guest first touches it"
+DEVICES = f"no such device here; known are {KNOWN_DEVICES}"
 
 _RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
 _S3 = r"(ICH9-LPC|PIIX4_PM)\.disable_s[34]=(1|on)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s[34],value=(1|on)"
@@ -150,17 +151,19 @@ WORDS: dict[str, Word] = {
 _BHYVE_SLOT = re.compile(r"\d+(:\d+){0,2},(?P<device>.*)")
 """What stands behind bhyve's -s; QEMU's has no value."""
 
+_OWN_DEVICES = "vmgenid|vmcoreinfo|virtio-blk(-pci(-non-transitional)?)?|vhost-user-(blk|fs|device)-pci"
+
 _DEVICES = {
-    r"virtio-blk-(ccw|device|pci-transitional)\b.*|virtio-scsi.*|vhost-user-blk.*": DISKS,
+    r"virtio-blk-(ccw|device|pci-transitional)\b.*|virtio-scsi.*": DISKS,
     r"(ide|scsi|nvme|ahci|ich9-ahci|floppy|lsi|megasas|sdhci)\b.*": DISKS,
     r"virtio-net.*|e1000.*|rtl8139.*|vmxnet3.*|pcnet.*|ne2k.*|igb.*": NETWORK,
     r"usb-.*|.*[xeuo]hci.*": USB,
     r"VGA.*|.*vga.*|virtio-gpu.*|qxl.*|ramfb.*|bochs-display.*": DISPLAY,
     r"tpm-.*": "there is no TPM",
     r"isa-debugcon.*|isa-serial.*": CONSOLES,
-    r"virtio-9p.*|vhost-user-fs.*": DIRECTORIES,
+    r"virtio-9p.*": DIRECTORIES,
     r"isa-debug-exit.*": "there is no such port; a guest ends the run by powering off",
-    r"(?!(driver=)?(vmgenid|vmcoreinfo|virtio-blk(-pci(-non-transitional)?)?)(,|$)).*": DEVICES,
+    rf"(?!(driver=)?({_OWN_DEVICES})(,|$)).*": DEVICES,
 }
 
 _MACHINE_HARMLESS = (

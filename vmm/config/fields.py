@@ -68,7 +68,7 @@ class MachineFields(NamedTuple):
     initrd: InputFile | None = None
     append: bytes | None = None
     """The kernel's command line, without the NUL at its end."""
-    option_rom: InputFile | None = None
+    kernel_rom: InputFile | None = None
     """What starts the kernel under a BIOS: read here, because a machine in the sandbox opens no such file."""
     direct: bool = False
     """Start the kernel without firmware."""
@@ -132,7 +132,7 @@ class MachineFields(NamedTuple):
                 yield f"-fwctl {oid.name}", oid.path
         for option, file in (
             ("-kernel", self.kernel),
-            ("-kernel", self.option_rom),
+            ("-kernel", self.kernel_rom),
             ("-initrd", self.initrd),
             ("-boot splash=", self.boot.splash),
         ):

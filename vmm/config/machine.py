@@ -253,9 +253,9 @@ class MachineConfig(MachineFields):
             fields["fwctl"] = fwctl_items(fwctl)
         fields["kernel"] = _input_file(kernel, "-kernel")
         if fields["kernel"] is not None and firmware.kind is FirmwareKind.SEABIOS:
-            from vmm.config.option_rom import option_rom_for
+            from vmm.config.kernel_rom import kernel_rom_for
 
-            fields["option_rom"] = option_rom_for(fields["kernel"])
+            fields["kernel_rom"] = kernel_rom_for(fields["kernel"])
         return cls(
             firmware,
             boot=BootOptions() if boot is None else BootOptions.parse(boot),

@@ -30,6 +30,9 @@ PC_MOST: Final = 0xE000_0000
 PC_SPLIT: Final = 0xC000_0000
 """QEMU, pc_init1 in hw/i386/pc_piix.c: RAM that reaches to 3.5 GiB is cut at 3 GiB, likewise."""
 
+KNOWN_DEVICES: Final = "virtio-blk-pci, vhost-user-blk-pci and its like, vmgenid and vmcoreinfo"
+"""For people: what -device can be."""
+
 BHYVE_MOST: Final = 3 * layout.GIB
 """bhyve: lib/libvmmapi/vmmapi.c, vm_open: lowmem_limit."""
 
@@ -184,10 +187,7 @@ def parse_devices(texts: Iterable[str]) -> dict[str, Any]:
         keys = options.parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
         driver = keys.get("driver")
         if driver not in {"vmgenid", "vmcoreinfo"}:
-            raise ConfigError(
-                f"-device {text}: no such device here; known are virtio-blk-pci, vhost-user-blk-pci and its like, "
-                "vmgenid and vmcoreinfo"
-            )
+            raise ConfigError(f"-device {text}: no such device here; known are {KNOWN_DEVICES}")
         if driver in fields:
             raise ConfigError(f"-device {driver}: a machine has one at the most")
         if driver == "vmgenid":

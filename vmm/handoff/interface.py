@@ -132,8 +132,8 @@ def build_fw_cfg(
         if not known_files:
             kernel.store(memory.write)
         fw_cfg.at_reset(lambda: kernel.store(memory.write))
-        if config.option_rom is not None:
-            fw_cfg.add_file(f"genroms/{config.option_rom.path.name}", config.option_rom.data)
+        if config.kernel_rom is not None:
+            fw_cfg.add_file(f"genroms/{config.kernel_rom.path.name}", config.kernel_rom.data)
     if config.vmcoreinfo:
         from vmm.devices.vmcoreinfo import add_vmcoreinfo
 

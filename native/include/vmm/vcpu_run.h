@@ -41,7 +41,10 @@
 
 #define VCPU_EXIT_REASONS 64
 
-/* Only makes KVM_RUN return, as vmm_kick_into says. SIGRTMIN itself is taken by some threading libraries. */
+/*
+ * Only makes KVM_RUN return; from a timer, whose value is the vCPU's struct kvm_run, the next one, too, if it comes in
+ * front of it. SIGRTMIN itself is taken by some threading libraries.
+ */
 #define VMM_KICK_SIGNAL (SIGRTMIN + 4)
 
 /* Why vmm_vcpu_run returned. */
@@ -154,12 +157,6 @@ uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index);
  */
 void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count);
 void vmm_vm_resume(struct vmm_vm *vm);
-
-/*
- * From now on, VMM_KICK_SIGNAL makes the calling thread's next KVM_RUN return at once, too, if it comes in front of it:
- * its handler sets immediate_exit there.
- */
-void vmm_kick_into(struct kvm_run *run);
 
 /*
  * Be the one who uses devices, which have been told by then what the guest has written: coalesced writes are served

@@ -9,7 +9,7 @@ DIRECTORIES = (Path("/usr/share/qemu"), Path("/usr/share/qemu/optionroms"), Path
 """Where distributions put QEMU's pc-bios/optionrom."""
 
 
-def option_rom_for(kernel: inputs.InputFile) -> inputs.InputFile:
+def kernel_rom_for(kernel: inputs.InputFile) -> inputs.InputFile:
     """Return the one that boots from fw_cfg what such a kernel is.
 
     Raises:
