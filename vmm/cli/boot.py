@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm import inputs
-from vmm.cli import EXIT_STATUSES, say, snapshots
+from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments
 from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser, columns
@@ -118,8 +118,26 @@ def parser() -> Parser:
         "reports have the phases and what was hot",
     )
     add("-q", "--quiet", action="store_true", help="no progress and no report; errors are still told")
-    snapshots.add_options(made)
+    _add_snapshots(made)
     return made
+
+
+def _add_snapshots(parser: Parser) -> None:
+    add = parser.add_argument_group("snapshots").add_argument
+    add(
+        "--snapshot-at",
+        metavar="REGEX=FILE",
+        help="once a console shows REGEX, keep the machine in FILE; then the run ends, or goes on until what --until "
+        r"names is shown behind it. In REGEX, write \x3d for =",
+    )
+    add(
+        "--from",
+        dest="from_",
+        metavar="FILE[,KEY=...]",
+        help="go on from such a file instead of booting; the machine is the one in it, but for its consoles and for "
+        "-fw_cfg items below opt/. time=now moves its clocks to now (default: they go on from where they stopped), "
+        "generation=auto|UUID gives it a new VM generation id and tells it so",
+    )
 
 
 def run(words: list[str]) -> int:
@@ -131,7 +149,11 @@ def run(words: list[str]) -> int:
         _check_pattern(arguments.until, "--until")
     with inputs.patience(deadline):
         steps = _read_script(arguments)
-        resumption = None if arguments.from_ is None else snapshots.resumption_from(arguments, _machine_parser)
+        resumption = None
+        if arguments.from_ is not None:
+            from vmm.cli.snapshots import resumption_from
+
+            resumption = resumption_from(arguments, _machine_parser)
         config = config_from(arguments) if resumption is None else resumption.config
     config = config._replace(profile=arguments.profile is not None)
     at = _snapshot_at(arguments)
@@ -263,7 +285,9 @@ def _run(
 
             outcome = run_script(machine, steps, deadline, on_poll, arguments.terminal or "auto")
         elif at is not None:
-            outcome = snapshots.run_with_snapshot(machine, at, arguments.until, deadline, deque(send), on_poll)
+            from vmm.cli.snapshots import run_with_snapshot
+
+            outcome = run_with_snapshot(machine, at, arguments.until, deadline, deque(send), on_poll)
         else:
             answers = deque(send)
             outcome = machine.run(arguments.until, deadline, answers, on_poll)
@@ -305,7 +329,9 @@ def _snapshot_at(arguments: argparse.Namespace) -> SnapshotAt | None:
         return None
     if arguments.script is not None:
         raise ConfigError("--script says what happens when; write 'snapshot FILE' into it instead of --snapshot-at")
-    return snapshots.SnapshotAt.parse(arguments.snapshot_at)
+    from vmm.cli.snapshots import SnapshotAt
+
+    return SnapshotAt.parse(arguments.snapshot_at)
 
 
 def _check_page(arguments: argparse.Namespace) -> None:

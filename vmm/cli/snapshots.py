@@ -27,25 +27,6 @@ _MAY_DIFFER = frozenset(
 """Options of a machine that one which goes on can have; the image is compared."""
 
 
-def add_options(parser: Parser) -> None:
-    """Add both options to a command's parser."""
-    add = parser.add_argument_group("snapshots").add_argument
-    add(
-        "--snapshot-at",
-        metavar="REGEX=FILE",
-        help="once a console shows REGEX, keep the machine in FILE; then the run ends, or goes on until what --until "
-        r"names is shown behind it. In REGEX, write \x3d for =",
-    )
-    add(
-        "--from",
-        dest="from_",
-        metavar="FILE[,KEY=...]",
-        help="go on from such a file instead of booting; the machine is the one in it, but for its consoles and for "
-        "-fw_cfg items below opt/. time=now moves its clocks to now (default: they go on from where they stopped), "
-        "generation=auto|UUID gives it a new VM generation id and tells it so",
-    )
-
-
 class SnapshotAt(NamedTuple):
     """When a snapshot is taken, and where it goes."""
 
