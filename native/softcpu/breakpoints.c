@@ -99,9 +99,12 @@ void breakpoints_deliver(struct softcpu_vcpu *vcpu)
     do_interrupt_x86_hardirq(env, EXCP01_DB, 1);
 }
 
-/* An instruction that reads or writes a debug register is told to the handler first. */
-static void check_general_detect(CPUX86State *env, uintptr_t return_address)
+/* An instruction that reads or writes a debug register that is there is told to the handler first. */
+static void check_access(CPUX86State *env, int reg, uintptr_t return_address)
 {
+    if ((reg == 4 || reg == 5) && (env->cr[4] & CR4_DE_MASK)) {
+        raise_exception_ra(env, EXCP06_ILLOP, return_address);
+    }
     if (env->dr[7] & DR7_GENERAL_DETECT) {
         env->dr[6] |= DR6_GENERAL_DETECT;
         raise_exception_ra(env, EXCP01_DB, return_address);
@@ -110,7 +113,7 @@ static void check_general_detect(CPUX86State *env, uintptr_t return_address)
 
 target_ulong WRAP(helper_get_dr)(CPUX86State *env, int reg)
 {
-    check_general_detect(env, GETPC());
+    check_access(env, reg, GETPC());
     return REAL(helper_get_dr)(env, reg);
 }
 
@@ -122,7 +125,7 @@ void WRAP(helper_set_dr)(CPUX86State *env, int reg, target_ulong value)
 {
     bool armed = (env->dr[7] & DR7_ENABLED) != 0;
 
-    check_general_detect(env, GETPC());
+    check_access(env, reg, GETPC());
     REAL(helper_set_dr)(env, reg, value);
     if (armed || (env->dr[7] & DR7_ENABLED) != 0) {
         memory_drop_all_code(owner_of(env)->softcpu);

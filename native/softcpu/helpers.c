@@ -221,14 +221,17 @@ static void after_iret(CPUX86State *env)
     }
 }
 
+/* It may fault, and its caller is not translated code: RIP and the flags' state are restored first. */
 void WRAP(helper_iret_real)(CPUX86State *env, int shift)
 {
+    cpu_restore_state(env_cpu(env), GETPC(), false);
     REAL(helper_iret_real)(env, shift);
     after_iret(env);
 }
 
 void WRAP(helper_iret_protected)(CPUX86State *env, int shift, int next_eip)
 {
+    cpu_restore_state(env_cpu(env), GETPC(), false);
     REAL(helper_iret_protected)(env, shift, next_eip);
     after_iret(env);
 }
