@@ -43,7 +43,8 @@ struct landlock_beneath {
 } __attribute__((packed));
 
 static int refused = -1;
-static __thread struct vmm_vcpu *filtered_vcpu;
+/* In static TLS: the first look at another kind allocates, and a signal handler must not. */
+static __thread struct vmm_vcpu *filtered_vcpu __attribute__((tls_model("initial-exec")));
 
 /*
  * glibc's malloc opens a file when it first gives back memory of a thread's heap (check_may_shrink_heap in its

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import argparse_manpage
@@ -111,3 +112,16 @@ def test_a_remedy_names_scripts_only_where_they_are(monkeypatch: pytest.MonkeyPa
     assert installation.remedy("setup", "a script", "pip") == "a script"
     monkeypatch.setattr(installation, "_SCRIPTS", tmp_path)
     assert installation.remedy("setup", "a script", "pip") == "pip"
+
+
+def test_signal_handlers_look_at_no_thread_local_variable_that_is_allocated_first() -> None:
+    """The signal may have come in malloc, whose lock the handler would then wait for."""
+    module = find_spec("vmm._native")
+    assert module is not None
+    assert module.origin is not None
+    relocations = subprocess.run(
+        ["readelf", "-rW", module.origin], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert "R_X86_64_TPOFF64" in relocations
+    assert "R_X86_64_DTPMOD64" not in relocations
+    assert "R_X86_64_TLSDESC" not in relocations
