@@ -21,7 +21,7 @@ holds no more."""
 WITHOUT_ROOT = "VFS: Unable to mount root fs"
 """Where a kernel's own start ends that has neither disk nor initial RAM disk."""
 
-COMPLAINTS = re.compile(r"(?i)firmware bug|MP-BIOS|ACPI (BIOS )?(error|warning)|hpet: .*(fail|wrong)|Oops|BUG:")
+COMPLAINTS = re.compile(r"(?i)firmware bug|MP-BIOS|ACPI (BIOS )?(error|warning)|hpet: .*(fail|wrong)|\bOops\b|\bBUG:")
 """Of Linux, about the machine."""
 
 
