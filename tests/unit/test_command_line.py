@@ -175,6 +175,12 @@ def test_help_for_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help"]) == 0
 
 
+@pytest.mark.parametrize("option", ["-serial", "-kernel", "-uuid", "-machine", "--esp", "-fw_cfg"])
+def test_two_dashes_are_no_value(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main(["boot", option, "--"]) == 2
+    assert capsys.readouterr().err == f"vmm: {option} --: no value is called so; ./-- is a file's\n"
+
+
 @pytest.mark.parametrize("device", ["blk-pci", "fs-pci,tag=home", "device-pci,virtio-id=2"])
 def test_devices_that_another_process_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str) -> None:
     words = ["-chardev", f"socket,id=c0,path={tmp_path / 'nobody'}", "-device", f"vhost-user-{device},chardev=c0"]

@@ -185,11 +185,14 @@ class Parser(argparse.ArgumentParser):
         if ("-h", None) in options:
             self.parse_args(["-h"])  # ends the process
         notes: list[str] = []
-        refusals: list[str] = []
+        # argparse takes it away where it is a value.
+        refusals = [f"{name} --: no value is called so; ./-- is a file's" for name, value in options if value == "--"]
+        options = [(name, value) for name, value in options if value != "--"]
         if self.machine_keys and self._may_be_foreign(options):
             from vmm.cli import foreign
 
-            options, notes, refusals = foreign.sort(options, self.machine_keys)
+            options, notes, refused = foreign.sort(options, self.machine_keys)
+            refusals += refused
         refusals += [
             f"unknown option {word}{self._near(word)} ({self.prog} --help lists the options)" for word in unknown
         ]
