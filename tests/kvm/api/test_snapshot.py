@@ -6,7 +6,8 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,10 @@ def resident() -> int:
     return 1024 * int(text.split("Anonymous:")[1].split()[0])
 
 
+def grown(values: Sequence[int]) -> list[int]:
+    return [after - before for before, after in pairwise(values)]
+
+
 @pytest.mark.parametrize("accel", ACCELERATORS)
 def test_restored_machines_leave_nothing_behind(accel: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     quarter = request.config.getoption("--restores") // 4
@@ -249,8 +254,9 @@ def test_restored_machines_leave_nothing_behind(accel: str, tmp_path: Path, requ
     assert len(set(files)) == 1
     assert len(set(threads)) == 1
     assert max(maps[1:]) <= maps[0] + 8, "the allocator may split its own"
-    assert bytes_allocated[-1] - bytes_allocated[0] < (64 << 10) + 3 * quarter * 512
-    assert min(bytes_resident[2:]) - max(bytes_resident[:2]) < 1 << 20
+    # What leaks grows in each quarter; a table of Python's that is doubled, or another of malloc's arenas, in one.
+    assert min(grown(bytes_allocated)) < (16 << 10) + quarter * 512
+    assert min(grown(bytes_resident)) < 256 << 10
 
 
 def test_cost_of_memory_is_what_was_touched() -> None:
