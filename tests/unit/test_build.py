@@ -114,6 +114,12 @@ def test_a_remedy_names_scripts_only_where_they_are(monkeypatch: pytest.MonkeyPa
     assert installation.remedy("setup", "a script", "pip") == "pip"
 
 
+def test_an_old_pip_reads_the_project() -> None:
+    """The parser of pip 19.3 ends in a traceback at a dotted key."""
+    project = (NATIVE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r"^[\w-]+\.[\w.-]+ *=", project, re.MULTILINE) == []
+
+
 def test_signal_handlers_look_at_no_thread_local_variable_that_is_allocated_first() -> None:
     """The signal may have come in malloc, whose lock the handler would then wait for."""
     module = find_spec("vmm._native")
