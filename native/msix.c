@@ -16,23 +16,36 @@ static bool is_masked(const struct msix *msix, uint32_t vector)
     return msix->masked || msix->table[vector * MSIX_ENTRY_SIZE + ENTRY_CONTROL] & VECTOR_MASKED;
 }
 
-static void send(struct msix *msix, uint32_t vector)
+bool msix_message(const struct msix *msix, uint32_t vector, uint64_t *address, uint32_t *data)
 {
-    const uint8_t *entry = &msix->table[vector * MSIX_ENTRY_SIZE];
+    const uint8_t *entry;
+
+    if (!msix->enabled || vector >= msix->vectors || is_masked(msix, vector)) {
+        return false;
+    }
+    entry = &msix->table[vector * MSIX_ENTRY_SIZE];
+    memcpy(address, entry, sizeof(*address));
+    memcpy(data, entry + ENTRY_DATA, sizeof(*data));
+    return true;
+}
+
+static bool send(struct msix *msix, uint32_t vector)
+{
     uint64_t address;
     uint32_t data;
 
-    memcpy(&address, entry, sizeof(address));
-    memcpy(&data, entry + ENTRY_DATA, sizeof(data));
+    if (!msix_message(msix, vector, &address, &data)) {
+        return false;
+    }
     msix->sink->message(msix->sink->opaque, address, data);
+    return true;
 }
 
 void msix_send_pending(struct msix *msix)
 {
-    for (uint32_t vector = 0; msix->enabled && vector < msix->vectors; vector++) {
-        if (msix->pending >> vector & 1 && !is_masked(msix, vector)) {
+    for (uint32_t vector = 0; vector < msix->vectors; vector++) {
+        if (msix->pending >> vector & 1 && send(msix, vector)) {
             msix->pending &= ~(UINT64_C(1) << vector);
-            send(msix, vector);
         }
     }
 }
@@ -57,13 +70,8 @@ void msix_set_control(struct msix *msix, uint16_t control)
 
 void msix_raise(struct msix *msix, uint32_t vector)
 {
-    if (!msix->enabled || vector >= msix->vectors) {
-        return;
-    }
-    if (is_masked(msix, vector)) {
+    if (msix->enabled && vector < msix->vectors && !send(msix, vector)) {
         msix->pending |= UINT64_C(1) << vector;
-    } else {
-        send(msix, vector);
     }
 }
 

@@ -71,10 +71,10 @@ static void allow_signals_to_itself(struct filter *filter, const uint32_t *signa
 
 void filter_thread_rules(struct filter *filter, int vm, int vcpu, const int *files, uint32_t count)
 {
-    /* What devices ask of KVM while the guest runs: interrupts, moving RAM and ROM about, a disk's notifications. */
+    /* What devices ask of KVM while the guest runs: interrupts, moving RAM and ROM about, eventfds of disks. */
     static const uint32_t vm_requests[] = {
         KVM_IRQ_LINE, KVM_SIGNAL_MSI, KVM_SET_USER_MEMORY_REGION, KVM_GET_IRQCHIP, KVM_SET_IRQCHIP, KVM_GET_CLOCK,
-        KVM_IOEVENTFD,
+        KVM_IOEVENTFD, KVM_IRQFD,
     };
     const uint32_t signals[] = {(uint32_t)VMM_KICK_SIGNAL, SIGABRT};
 

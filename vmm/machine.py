@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
+    from vmm.kvm.message_routes import MessageRoutes
     from vmm.run.keys import TerminalType
     from vmm.run.outcome import ResetKind
     from vmm.run.profile import Profiler
@@ -174,6 +175,7 @@ class Machine(Observable):
                     disks=outputs.disks,
                     shared=self.memory.shared,
                     ioeventfd=self._ioeventfd if in_kvm else None,
+                    messages=None if self.memory.shared is None else self._message_routes(),
                     images={} if resumption is None else resumption.snapshot.map_images(),
                 )
             )
@@ -374,6 +376,11 @@ class Machine(Observable):
 
     def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
+
+    def _message_routes(self) -> "MessageRoutes":
+        from vmm.kvm.message_routes import MessageRoutes  # few machines have devices of other processes
+
+        return MessageRoutes(self.vm)
 
     def _smi_sender(self, core: Any) -> "Callable[[bool], None]":
         from vmm.cpu.smi import send_smi

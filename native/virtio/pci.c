@@ -27,6 +27,13 @@ static void update_line(struct virtio_pci *device)
     }
 }
 
+static void rewire(struct virtio_pci *device)
+{
+    if (device->class->rewired != NULL) {
+        device->class->rewired(device->opaque);
+    }
+}
+
 static void interrupt(struct virtio_pci *device, uint16_t vector, uint8_t cause)
 {
     device->isr |= cause;
@@ -48,6 +55,7 @@ void virtio_pci_break(struct virtio_pci *device)
         return;
     }
     device->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+    rewire(device);
     if (device->status & VIRTIO_CONFIG_S_DRIVER_OK) {
         interrupt(device, device->config_vector, ISR_CONFIG);
     }
@@ -86,6 +94,7 @@ static void reset_device(struct virtio_pci *device)
         device->queues[i] = (struct virtqueue){.size = VIRTQ_SIZE, .vector = VIRTIO_MSI_NO_VECTOR};
     }
     update_line(device);
+    rewire(device);
     device->class->reset(device->opaque);
 }
 
@@ -102,6 +111,7 @@ void virtio_pci_set_command(struct virtio_pci *device, uint16_t command)
     device->bus_master = command & COMMAND_BUS_MASTER;
     device->intx_disabled = command & COMMAND_INTX_DISABLE;
     update_line(device);
+    rewire(device);
     if (device->bus_master && !was_master) {
         device->class->notified(device->opaque);
     }
@@ -111,6 +121,7 @@ void virtio_pci_set_msix_control(struct virtio_pci *device, uint16_t control)
 {
     msix_set_control(&device->msix, control);
     update_line(device);
+    rewire(device);
 }
 
 void virtio_pci_update(struct virtio_pci *device)
@@ -242,6 +253,7 @@ static void access_common(struct virtio_pci *device, uint64_t at, struct io_acce
     size = access->size < sizeof(registers) - at ? access->size : sizeof(registers) - at;
     if (access->is_write) {
         write_common(device, at, access->data, size);
+        rewire(device);
     } else {
         registers = common_registers(device);
         memcpy(access->data, (const uint8_t *)&registers + at, size);
@@ -289,6 +301,16 @@ void virtio_pci_access(void *opaque, struct io_access *access)
         access_isr(device, access->offset - VIRTIO_BAR_ISR, access);
     } else {
         access_common(device, access->offset, access);
+    }
+}
+
+void virtio_pci_msix_access(void *opaque, struct io_access *access)
+{
+    struct virtio_pci *device = opaque;
+
+    msix_access(&device->msix, access);
+    if (access->is_write) {
+        rewire(device);
     }
 }
 

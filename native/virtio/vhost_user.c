@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "vmm/vhost_user.h"
 
+#include <linux/kvm.h>
 #include <linux/virtio_config.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 static void signal_event(int fd)
@@ -57,6 +59,47 @@ void vhost_user_stopped(struct vhost_user *device, uint64_t resets)
     }
 }
 
+bool vhost_user_message(const struct vhost_user *device, uint32_t queue, uint64_t *address, uint32_t *data)
+{
+    const struct virtqueue *its = &device->pci.queues[queue];
+
+    return vhost_user_wanted(device) && its->enabled && msix_message(&device->pci.msix, its->vector, address, data);
+}
+
+/* Once it returns, KVM sends no more of it. */
+static void disconnect(struct vhost_user *device, uint32_t queue)
+{
+    struct kvm_irqfd end = {
+        .fd = (uint32_t)device->call_fds[queue],
+        .gsi = device->wires[queue].gsi,
+        .flags = KVM_IRQFD_FLAG_DEASSIGN,
+    };
+
+    (void)ioctl(device->vm_fd, KVM_IRQFD, &end);
+    device->wires[queue].connected = false;
+}
+
+static void rewired(void *opaque)
+{
+    struct vhost_user *device = opaque;
+    bool can_connect = false;
+
+    for (uint32_t i = 0; i < device->pci.queue_count; i++) {
+        const struct vhost_user_wire *wire = &device->wires[i];
+        uint64_t address;
+        uint32_t data;
+        bool open = vhost_user_message(device, i, &address, &data);
+
+        if (wire->connected && !(open && address == wire->address && data == wire->data)) {
+            disconnect(device, i);
+        }
+        can_connect |= open && !wire->connected;
+    }
+    if (can_connect) {
+        signal_event(device->wake_fd);
+    }
+}
+
 static void config_written(void *opaque, uint32_t first, uint32_t length, const uint8_t *data)
 {
     /* Nothing that the features offered allow to be written. */
@@ -67,9 +110,10 @@ static const struct virtio_class vhost_user_class = {
     .notified = notified,
     .reset = reset,
     .config_written = config_written,
+    .rewired = rewired,
 };
 
-struct vhost_user *vhost_user_new(const struct guest_memory *memory, struct pci_pirqs *pirqs, uint16_t queues)
+struct vhost_user *vhost_user_new(const struct guest_memory *memory, struct pci_pirqs *pirqs, int vm, uint16_t queues)
 {
     struct vhost_user *device = calloc(1, sizeof(*device));
     bool failed;
@@ -77,6 +121,7 @@ struct vhost_user *vhost_user_new(const struct guest_memory *memory, struct pci_
     if (device == NULL) {
         return NULL;
     }
+    device->vm_fd = vm;
     device->pci.memory = memory;
     device->pci.class = &vhost_user_class;
     device->pci.opaque = device;
@@ -88,7 +133,8 @@ struct vhost_user *vhost_user_new(const struct guest_memory *memory, struct pci_
     failed = device->wake_fd < 0;
     for (uint32_t i = 0; i < queues; i++) {
         device->kick_fds[i] = eventfd(0, EFD_CLOEXEC);
-        failed |= device->kick_fds[i] < 0;
+        device->call_fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        failed |= device->kick_fds[i] < 0 || device->call_fds[i] < 0;
     }
     if (failed) {
         vhost_user_free(device);
@@ -109,6 +155,7 @@ void vhost_user_free(struct vhost_user *device)
     close_if_open(device->wake_fd);
     for (uint32_t i = 0; i < device->pci.queue_count; i++) {
         close_if_open(device->kick_fds[i]);
+        close_if_open(device->call_fds[i]);
     }
     free(device);
 }

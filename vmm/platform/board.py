@@ -174,7 +174,8 @@ class Board:
         from vmm._native import ffi
         from vmm.devices.virtio.transport import Backplane
 
-        backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd, ffi.new("uint64_t *"))
+        counter = ffi.new("uint64_t *")
+        backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd, counter, parts.messages)
         with ExitStack() as closers:
             for each in sorted(parts.disks, key=lambda each: each.slot is None):
                 try:

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from vmm.devices.virtio.block import VirtioBlk
     from vmm.devices.virtio.vhost_user import VhostUser
     from vmm.disks.image import DiskImage
+    from vmm.kvm.message_routes import MessageRoutes
     from vmm.vhost.backend import Backend
 else:
     # Loaded for machines that have variables, disks, or that mode.
-    Flash = SmiFeatures = VirtioBlk = VhostUser = DiskImage = Backend = Any
+    Flash = SmiFeatures = VirtioBlk = VhostUser = DiskImage = MessageRoutes = Backend = Any
 
 _CMOS_SHUTDOWN_STATUS, _RESUME = 0x0F, 0xFE
 """What SeaBIOS (src/resume.c) and OVMF (OvmfPkg/PlatformPei) take for a wake-up from S3."""
@@ -64,6 +65,7 @@ class Parts(NamedTuple):
         shared: what backends map, a descriptor and (GPA, bytes, offset) for each part; None: there are none.
         ioeventfd: lets the kernel signal an eventfd for a 16-bit store to a guest address, or not any more: descriptor,
             address, whether; None where the kernel sees no such stores.
+        messages: has the kernel send an MSI for an eventfd; None: devices of other processes interrupt by a thread.
     """
 
     ports: Bus
@@ -90,6 +92,7 @@ class Parts(NamedTuple):
     disks: tuple[DiskImage | Backend, ...] = ()
     shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None
     ioeventfd: Callable[[int, int, bool], None] | None = None
+    messages: MessageRoutes | None = None
 
     def line(self, gsi: int) -> Irq:
         """One interrupt line."""

@@ -33,6 +33,9 @@ void msix_set_control(struct msix *msix, uint16_t control);
 /* Send a vector's message, or keep it pending while it is masked. What is no vector is ignored. */
 void msix_raise(struct msix *msix, uint32_t vector);
 
+/* What raising a vector would send at once. False: nothing, for it is masked or no vector. */
+bool msix_message(const struct msix *msix, uint32_t vector, uint64_t *address, uint32_t *data);
+
 /* Send what is pending and not masked; for after a restored state. */
 void msix_send_pending(struct msix *msix);
 

@@ -30,6 +30,7 @@ struct virtio_class {
     void (*notified)(void *opaque);                                           /* there may be chains in queues */
     void (*reset)(void *opaque);                                              /* forget what was not finished */
     void (*config_written)(void *opaque, uint32_t first, uint32_t length, const uint8_t *data);
+    void (*rewired)(void *opaque); /* what the queues' interrupts are may have changed; NULL: it is asked each time */
 };
 
 struct virtio_pci {
@@ -64,6 +65,9 @@ void virtio_pci_reset(struct virtio_pci *device);
 
 /* The io_handler of the registers' BAR; opaque is a struct virtio_pci. */
 void virtio_pci_access(void *opaque, struct io_access *access);
+
+/* The io_handler of MSI-X's BAR; opaque is a struct virtio_pci. */
+void virtio_pci_msix_access(void *opaque, struct io_access *access);
 
 /* The Command register and MSI-X's Message Control were written. */
 void virtio_pci_set_command(struct virtio_pci *device, uint16_t command);

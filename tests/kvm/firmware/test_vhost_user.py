@@ -236,6 +236,28 @@ def test_seabios_boots_from_a_qcow2_image(tmp_path: Path, accel: str) -> None:
     assert f"boot-sector: {token}" in run.stdout
 
 
+def test_a_driver_that_comes_and_goes_in_the_sandbox(tmp_path: Path) -> None:
+    """The vCPU's thread takes the interrupts from KVM, as the driver frees them, and is allowed to."""
+    image = qcow2(tmp_path / "disk.qcow2", b"still here".ljust(1 << 20, b"\0"))
+    script = """
+    cd /sys/bus/pci/drivers/virtio-pci
+    for i in 1 2 3; do
+        dd if=/dev/vda of=/dev/null bs=4k iflag=direct
+        echo 0000:00:01.0 >unbind
+        echo 0000:00:01.0 >bind
+    done
+    head -c 10 /dev/vda
+    """
+    its = fields(script, tmp_path / "initrd")
+    words = ["-direct", "-kernel", str(its["kernel"]), "-initrd", str(its["initrd"]), "-append", its["append"]]
+    command = [*VMM, "boot", *words, "-q", "-drive", f"file={image},format=qcow2", "--timeout", "100"]
+    run = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "still here" in run.stdout
+
+
 def test_no_snapshot_of_it(image: Path) -> None:
     with (
         Machine(str(guests.path("probe")), drives=[Drive(image, format="qcow2")]) as machine,

@@ -6,11 +6,14 @@ What stands behind the BARs is C's (`native/virtio/pci.c`, `native/msix.c`).
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.devices.pci import COMMAND, DEVICE_DEPENDENT, INTERRUPT_PIN, SUBSYSTEM_ID, MemoryBar, PciFunction
 from vmm.devices.pirq import PirqRouter
+
+if TYPE_CHECKING:
+    from vmm.kvm.message_routes import MessageRoutes
 
 VENDOR = 0x1AF4
 _FIRST_DEVICE = 0x1040
@@ -49,6 +52,7 @@ class Backplane(NamedTuple):
         on_notify: lets the kernel signal an eventfd for a 16-bit store to a guest address, or not any more:
             descriptor, address, whether; None: stores are the MMIO bus's.
         disks_read: how many disks the guest has read from, a ``uint64_t *``; None: nobody asks.
+        messages: has the kernel send an MSI for an eventfd; None: none are sent so.
     """
 
     core: Any
@@ -56,6 +60,7 @@ class Backplane(NamedTuple):
     pirqs: PirqRouter
     on_notify: Callable[[int, int, bool], None] | None = None
     disks_read: Any = None
+    messages: "MessageRoutes | None" = None
 
 
 class VirtioFunction(PciFunction):
@@ -92,7 +97,7 @@ class VirtioFunction(PciFunction):
         self.config[INTERRUPT_PIN] = 1
         self._add_capabilities()
         registers = ffi.addressof(lib, "virtio_pci_access"), core
-        messages = ffi.addressof(lib, "msix_access"), ffi.addressof(core, "msix")
+        messages = ffi.addressof(lib, "virtio_pci_msix_access"), core
         self.add_bar(MemoryBar(lib.VIRTIO_MSIX_BAR, lib.MSIX_BAR_SIZE, *messages, f"{name} MSI-X"))
         self.add_bar(
             MemoryBar(

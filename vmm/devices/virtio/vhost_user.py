@@ -1,13 +1,15 @@
 """A virtio device that another process serves: vhost-user's frontend (`vmm.vhost`), behind registers of ours.
 
-The guest's notifications go to that process at once, by eventfds that KVM signals where it executes the guest. A thread
-of ours tells the process when the driver starts the device or resets it, and makes interrupts of what it signals.
+The guest's notifications go to that process at once, by eventfds that KVM signals where it executes the guest, and what
+it signals comes to the guest as messages that KVM sends (irqfd). A thread of ours tells the process when the driver
+starts the device or resets it, and makes interrupts of what it signals while KVM cannot: a pin's, and what is masked.
 """
 
 import os
 import select
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from vmm._native import ffi, lib
@@ -76,11 +78,16 @@ class VhostUser(VirtioDevice):
         self._on_failure = on_failure
         device = backend.device
         table = ffi.addressof(backplane.core, "memory")
-        core = lib.vhost_user_new(table, backplane.pirqs.core, device.queues)
+        core = lib.vhost_user_new(table, backplane.pirqs.core, backplane.core.fd, device.queues)
         if not core:
             raise HostError(f"{device.option}: no memory, or no descriptors for it (ulimit -n)")
         self._vhost = core = ffi.gc(core, lib.vhost_user_free)
         self._kicks = list(core.kick_fds)[: device.queues]
+        self._calls = list(core.call_fds)[: device.queues]
+        self._messages = backplane.messages
+        if self._messages is not None:
+            for wire in core.wires[0 : device.queues]:
+                wire.gsi = self._messages.take()
         self.event_fds = [core.wake_fd, *self._kicks]
         registers = ffi.addressof(core, "pci")
         registers.offered = backend.features
@@ -100,7 +107,6 @@ class VhostUser(VirtioDevice):
         self._serving: set[int] = set()
         self._served_resets = self._ended_resets = 0
         self._closing = False
-        self._calls = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in self._kicks]
         self._thread = threading.Thread(target=self._serve, name=f"vmm-{self.name}", daemon=True)
         self._thread.start()
 
@@ -108,6 +114,11 @@ class VhostUser(VirtioDevice):
     def path(self) -> str:
         """A disk's OpenFirmware path, as QEMU writes it into ``bootorder``."""
         return f"{HOST_BRIDGE_PATH}/scsi@{self.slot:x}/disk@0,0"
+
+    @property
+    def connected(self) -> list[int]:
+        """The queues whose interrupts KVM sends by itself, now."""
+        return [queue for queue in range(len(self._calls)) if self._vhost.wires[queue].connected]
 
     @property
     def channel(self) -> int:
@@ -133,8 +144,6 @@ class VhostUser(VirtioDevice):
         self._closing = True
         os.eventfd_write(self._vhost.wake_fd, 1)
         self._thread.join()
-        for call in self._calls:
-            os.close(call)
 
     def _serve(self) -> None:
         try:
@@ -155,19 +164,33 @@ class VhostUser(VirtioDevice):
             ready = {fd for fd, _ in poll.poll()}
             for queue, call in enumerate(self._calls):
                 if call in ready:
-                    os.eventfd_read(call)
                     with self._lock:
                         self._interrupt(queue)
             if wake in ready:
                 os.eventfd_read(wake)
                 self._carry_out()
+                with self._lock:
+                    self._connect()
             elif connection.fileno() in ready:
                 with self._speaking:
                     connection.look()
 
     def _interrupt(self, queue: int) -> None:
-        if lib.vhost_user_wanted(self._vhost) and self._core.queues[queue].enabled:
-            lib.virtio_pci_interrupt(self._core, queue)
+        """The backend has signalled, and KVM did not take it; io_lock is held."""
+        with suppress(BlockingIOError):  # it has, meanwhile
+            os.eventfd_read(self._calls[queue])
+            if lib.vhost_user_wanted(self._vhost) and self._core.queues[queue].enabled:
+                lib.virtio_pci_interrupt(self._core, queue)
+
+    def _connect(self) -> None:
+        """Give KVM the signals of queues whose message it can send; io_lock is held."""
+        if self._messages is None or self._closing:
+            return
+        address, data = ffi.new("uint64_t *"), ffi.new("uint32_t *")
+        for queue, (call, wire) in enumerate(zip(self._calls, self._vhost.wires, strict=False)):
+            if not wire.connected and lib.vhost_user_message(self._vhost, queue, address, data):
+                wire.address, wire.data = address[0], data[0]
+                wire.connected = self._messages.connect(call, wire.gsi, address[0], data[0])
 
     def _carry_out(self) -> None:
         with self._lock:
