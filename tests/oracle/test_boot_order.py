@@ -8,6 +8,8 @@ from qemu_qtest import Qemu
 
 from vmm.firmware import guests
 from vmm.machine import Machine
+from vmm.tables.boot_order import HOST_BRIDGE_PATH
+from vmm.vhost.backend import NETWORK, VhostDevice
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -40,3 +42,12 @@ def test_the_same_disks(vmm_machine: Callable[..., Machine], tmp_path: Path, boa
         assert bytes(machine.fw_cfg.contents("genroms/report.bin")) == rom.read_bytes()
     assert bytes(ours) == theirs
     assert theirs.split(b"\n")[2] == b"/rom@genroms/report.bin"
+
+
+def test_a_network_card(tmp_path: Path) -> None:
+    device = "virtio-net-pci,netdev=n,addr=0x12,bootindex=0,romfile="
+    with Qemu(tmp_path, 32 << 20, ["-netdev", "hubport,id=n,hubid=0", "-device", device], machine="q35") as qemu:
+        key, size = qemu.files()["bootorder"]
+        theirs = qemu.item(key, size)
+    card = VhostDevice("card", tmp_path, NETWORK)
+    assert f"{HOST_BRIDGE_PATH}/{card.node.format(slot=0x12)}\0".encode() == theirs

@@ -123,8 +123,10 @@ def test_what_changes_nothing_is_taken_with_a_note(line: str) -> None:
         ("-device virtio-vga", "-device virtio-vga: there is no display"),
         ("-device ramfb", "-device ramfb: there is no display"),
         ("-device isa-debug-exit,iobase=0xf4", "a guest ends the run by powering off"),
-        ("-device pvpanic", "-device pvpanic: no such device here; known are virtio-blk-pci, vhost-user-blk-pci"),
-        ("-netdev user,id=n", "-netdev user,id=n: there is no network"),
+        (
+            "-device pvpanic",
+            "-device pvpanic: no such device here; known are virtio-blk-pci, virtio-net-pci, vhost-user-blk-pci",
+        ),
         ("-monitor stdio", "-monitor stdio: there is no monitor"),
         ("-qmp stdio", "-qmp stdio: there is no monitor"),
         ("-display gtk", "-display gtk: there is no display"),

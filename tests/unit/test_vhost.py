@@ -15,7 +15,7 @@ from vmm.config.outputs import Outputs
 from vmm.errors import ConfigError, HostError
 from vmm.firmware import guests
 from vmm.vhost import protocol
-from vmm.vhost.backend import BLOCK, FILE_SYSTEM, Backend, VhostDevice
+from vmm.vhost.backend import BLOCK, FILE_SYSTEM, NETWORK, Backend, VhostDevice
 from vmm.vhost.devices import parse_vhost_devices
 from vmm.vhost.protocol import Connection, Region, Ring, VhostError
 
@@ -235,6 +235,59 @@ def test_devices() -> None:
     assert (disk.socket, disk.kind, disk.bootindex, disk.slot) == (Path("/run/1"), BLOCK, 3, 31)
     assert (files.kind, files.queues, files.config) == (FILE_SYSTEM, 2, b"home".ljust(36, b"\0") + b"\1\0\0\0")
     assert (other.kind, other.queues, other.config_size) == (19, 3, 8)
+
+
+def test_network_cards() -> None:
+    chardevs = [f"socket,id=c{n},path=/run/{n}" for n in range(3)]
+    first, disk, second = parse_vhost_devices(
+        chardevs,
+        [
+            "virtio-net-pci,netdev=n1,bootindex=2,addr=5",
+            "vhost-user-blk-pci,chardev=c1",
+            "driver=virtio-net-pci-non-transitional,netdev=n0",
+        ],
+        ["vhost-user,id=n0,chardev=c0", "type=vhost-user,id=n1,chardev=c2,vhostforce=on"],
+    )
+    assert (first.socket, first.kind, first.queues, first.bootindex, first.slot) == (Path("/run/2"), NETWORK, 2, 2, 5)
+    assert first.config.hex(":") == "52:54:00:12:34:56"
+    assert second.config.hex(":") == "52:54:00:12:34:57"
+    assert (disk.socket, second.socket) == (Path("/run/1"), Path("/run/0"))
+    (card,) = parse_vhost_devices(
+        chardevs[:1], ["virtio-net-pci,netdev=n0,mac=52-54-00-AB-cd-ef"], ["vhost-user,id=n0,chardev=c0"]
+    )
+    assert card.config.hex() == "525400abcdef"
+
+
+@pytest.mark.parametrize(
+    ("netdevs", "devices", "message"),
+    [
+        (["user,id=n"], [], "-netdev user,id=n: there is no network here but that of a backend"),
+        (["vhost-user,id=n"], [], "needs id=ID and chardev=ID"),
+        (["vhost-user,id=n,chardev=c1"], [], "chardev=c1: there is none; give it -chardev socket,id=c1"),
+        (["vhost-user,id=n,chardev=c0,queues=2"], [], "queues=2"),
+        (["vhost-user,id=n,chardev=c0", "vhost-user,id=n,chardev=c0"], [], "the id is given twice"),
+        (["vhost-user,id=n,chardev=c0"], [], "-netdev id=n: no device uses it"),
+        ([], ["virtio-net-pci"], "give it -netdev vhost-user,id=ID,chardev=ID"),
+        (["vhost-user,id=n,chardev=c0"], ["virtio-net-pci,netdev=n"] * 2, "it is another card's"),
+        *(
+            (["vhost-user,id=n,chardev=c0"], [f"virtio-net-pci,netdev=n,mac={mac}"], "six bytes")
+            for mac in ("", "52:54:00:12:34", "52:54:00:12:34:56:78", "525400123456", "53:54:00:12:34:56", "x")
+        ),
+        (["vhost-user,id=n,chardev=c0"], ["virtio-net-pci,netdev=n,mq=on"], "mq"),
+    ],
+)
+def test_networks_that_make_no_sense(netdevs: list[str], devices: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_vhost_devices(["socket,id=c0,path=s"], devices, netdevs)
+
+
+def test_a_card_s_address_is_not_the_backend_s_business() -> None:
+    here, there = socket.socketpair()
+    peer = Peer(there, GOOD | {protocol.GET_FEATURES: value(FEATURES | 1 << 15 | 1 << 17 | 1 << 22)})
+    with Backend(VhostDevice("card", Path(), NETWORK, 2, config=b"\x52" * 6), here) as backend:
+        assert backend.features == 1 << 32 | 1 << 15 | 1 << 5
+    peer.thread.join()
+    there.close()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Sorted(NamedTuple):
 DISKS = "the only disks are virtio ones: -drive if=virtio,format=raw,file=PATH"
 DISPLAY = "there is no display; the consoles are -serial and -debugcon"
 MONITOR = "there is no monitor; Ctrl-A X ends the machine, and Python or pytest steer it"
-NETWORK = "there is no network"
+NETWORK = "there is no network but another program's: -netdev vhost-user"
 USB = "there is no USB"
 AUDIO = "there is no sound"
 LOG = "instructions are not logged; --trace PATH logs what the guest does with fw_cfg"
@@ -81,7 +81,6 @@ WORDS: dict[str, Word] = {
     **_values(AUDIO, "-audio", "-audiodev", harmless=r"(driver=)?none(,.*)?"),
     **_flags(AUDIO, "-audio-help"),
     **_values(NETWORK, "-net", "-nic", harmless="none"),
-    **_values(NETWORK, "-netdev"),
     **_values(MONITOR, "-monitor", "-qmp", "-qmp-pretty", harmless="none"),
     **_values(MONITOR, "-mon"),
     **_flags(MONITOR, "-preconfig"),
@@ -151,12 +150,12 @@ WORDS: dict[str, Word] = {
 _BHYVE_SLOT = re.compile(r"\d+(:\d+){0,2},(?P<device>.*)")
 """What stands behind bhyve's -s; QEMU's has no value."""
 
-_OWN_DEVICES = "vmgenid|vmcoreinfo|virtio-blk(-pci(-non-transitional)?)?|vhost-user-(blk|fs|device)-pci"
+_OWN_DEVICES = "vmgenid|vmcoreinfo|virtio-(blk|net)(-pci(-non-transitional)?)?|vhost-user-(blk|fs|device)-pci"
 
 _DEVICES = {
     r"virtio-blk-(ccw|device|pci-transitional)\b.*|virtio-scsi.*": DISKS,
     r"(ide|scsi|nvme|ahci|ich9-ahci|floppy|lsi|megasas|sdhci)\b.*": DISKS,
-    r"virtio-net.*|e1000.*|rtl8139.*|vmxnet3.*|pcnet.*|ne2k.*|igb.*": NETWORK,
+    r"virtio-net-(ccw|device|pci-transitional)\b.*|e1000.*|rtl8139.*|vmxnet3.*|pcnet.*|ne2k.*|igb.*": NETWORK,
     r"usb-.*|.*[xeuo]hci.*": USB,
     r"VGA.*|.*vga.*|virtio-gpu.*|qxl.*|ramfb.*|bochs-display.*": DISPLAY,
     r"tpm-.*": "there is no TPM",

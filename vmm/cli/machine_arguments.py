@@ -165,7 +165,8 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         help="vmgenid[,guid=UUID|auto]: a VM generation id; vmcoreinfo: take the address of a kernel's crash notes; "
         "virtio-blk-pci,drive=ID[,bootindex=N][,serial=TEXT][,addr=SLOT]: the device that shows -drive if=none,id=ID; "
         "vhost-user-blk-pci,chardev=ID[,bootindex=N], vhost-user-fs-pci,chardev=ID,tag=NAME or vhost-user-device-pci,"
-        "chardev=ID,virtio-id=N[,num_vqs=N][,config_size=N]: a device that another process serves",
+        "chardev=ID,virtio-id=N[,num_vqs=N][,config_size=N]: a device that another process serves; "
+        "virtio-net-pci,netdev=ID[,mac=ADDRESS][,bootindex=N]: a network card of one",
     )
     consoles = parser.add_argument_group("consoles")
     add = consoles.add_argument
@@ -271,6 +272,14 @@ def _add_disk_arguments(parser: Parser) -> None:
         metavar="socket,id=ID,path=SOCKET",
         action="append",
         default=[],
-        help="where the backend of a -device vhost-user-…-pci listens (virtiofsd, qemu-storage-daemon and their like)",
+        help="where the backend of a -device vhost-user-…-pci or a -netdev listens (virtiofsd, qemu-storage-daemon, "
+        "passt and their like)",
+    )
+    add(
+        "-netdev",
+        metavar="vhost-user,id=ID,chardev=ID",
+        action="append",
+        default=[],
+        help="the network of a -device virtio-net-pci, which another process serves, such as passt --vhost-user",
     )
     add("-snapshot", action="store_true", help="snapshot=on for every disk, and VARS as they are")

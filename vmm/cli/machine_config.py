@@ -81,6 +81,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         devices=arguments.device,
         drives=_disks(arguments),
         chardevs=arguments.chardev,
+        netdevs=arguments.netdev,
         esp=arguments.esp,
         reboot=_reboot(arguments),
         max_resets=parse_int(arguments.max_resets, "--max-resets "),

@@ -59,10 +59,11 @@ class MachineOptions(TypedDict, total=False):
         bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
         option_roms: a ``Path``, or ``-option-rom``'s text, which also has a boot index.
         devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``,
-            ``vhost-user-blk-pci,chardev=ID``.
+            ``vhost-user-blk-pci,chardev=ID``, ``virtio-net-pci,netdev=ID``.
         drives: disks: a ``Path`` is a raw image that the guest may write; `vmm.disks.drives.Drive` says more, and so
             do ``-drive`` texts.
         chardevs: ``-chardev socket,id=ID,path=SOCKET`` texts: where backends of vhost-user devices listen.
+        netdevs: ``-netdev vhost-user,id=ID,chardev=ID`` texts: which of these is a card's network.
         esp: a folder that is a disk, too: its files in an EFI system partition, as a copy.
         reboot: whether a reset by the guest restarts the machine, or ends it; it ends guests of ours, which say so that
             they fail, and restarts all others.
@@ -116,6 +117,7 @@ class MachineOptions(TypedDict, total=False):
     devices: Iterable[str] | str | None
     drives: Iterable[Drive | Path | str] | Drive | Path | str | None
     chardevs: Iterable[str] | str | None
+    netdevs: Iterable[str] | str | None
     esp: str | Path | None
     reboot: bool | None
     max_resets: int | None

@@ -139,6 +139,7 @@ class MachineConfig(MachineFields):
         devices: Iterable[str] | str = (),
         drives: Iterable[Drive | Path | str] | Drive | Path | str = (),
         chardevs: Iterable[str] | str = (),
+        netdevs: Iterable[str] | str = (),
         esp: str | Path | None = None,
         reboot: bool | None = None,
         max_resets: int = DEFAULT_MAX_RESETS,
@@ -196,10 +197,12 @@ class MachineConfig(MachineFields):
             given = several(drives, "drives", str, Path, Drive)
             fields["drives"] = parse_drives(given, filter(is_disk, shown))
             shown = tuple(text for text in shown if not is_disk(text))
-        if chardevs or any(text.removeprefix("driver=").startswith("vhost-user-") for text in shown):
+        others = ("vhost-user-", "virtio-net")
+        if chardevs or netdevs or any(text.removeprefix("driver=").startswith(others) for text in shown):
             from vmm.vhost.devices import is_vhost_user, parse_vhost_devices
 
-            fields["vhost"] = parse_vhost_devices(several(chardevs, "chardevs", str), filter(is_vhost_user, shown))
+            sockets, networks = several(chardevs, "chardevs", str), several(netdevs, "netdevs", str)
+            fields["vhost"] = parse_vhost_devices(sockets, filter(is_vhost_user, shown), networks)
             shown = tuple(text for text in shown if not is_vhost_user(text))
         if esp is not None:
             from vmm.disks.drives import Drive

@@ -28,10 +28,10 @@ FILES = ("vmlinuz", "qemu_fw_cfg.ko", "busybox")
 
 DISK_MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk"),
-    *("fuse", "virtiofs"),
+    *("fuse", "virtiofs", "failover", "net_failover", "virtio_net"),
 )
-"""Drivers of a virtio disk, and of a folder that the host shares, in the order in which they can be loaded; not of this
-report, but of the same package."""
+"""Drivers of a virtio disk, of a folder that the host shares, and of a network card, in the order in which they can be
+loaded; not of this report, but of the same package."""
 
 BUILT_IN = "modules.builtin"
 """Names the drivers that this kernel has inside: Debian 13's has those of virtio but for the disk's."""

@@ -17,15 +17,19 @@ _VERSION_1: Final = 1 << 32
 BLOCK_CONFIG: Final = 60
 """Bytes of struct virtio_blk_config (virtio 1.2, 5.2.4) up to what write-zeroes need."""
 
-BLOCK, FILE_SYSTEM = 2, 26
+NETWORK, BLOCK, FILE_SYSTEM = 1, 2, 26
 """Virtio 1.2, chapter 5."""
 
 _CONFIG_WCE, _MQ = 1 << 11, 1 << 12
+_MAC = 1 << 5
+_OFFLOADS = 0xFFC3
+"""Of a network card (5.1.3): checksums, segmentation, merged buffers; what else there is needs a control queue, or more
+of the configuration."""
 _OF_DEVICES: Final = (1 << 24) - 1
 """The bits that mean something else in each kind of device."""
 
-_CLASSES: Final = {BLOCK: 0x010000, FILE_SYSTEM: 0x018000}
-"""PCI Code and ID Assignment: a SCSI storage controller, and another one of storage, as QEMU's say of themselves."""
+_CLASSES: Final = {NETWORK: 0x020000, BLOCK: 0x010000, FILE_SYSTEM: 0x018000}
+"""PCI Code and ID Assignment: Ethernet, a SCSI storage controller, and another one of storage, as QEMU's say."""
 _OTHER_CLASS: Final = 0xFF0000
 
 
@@ -60,7 +64,18 @@ class VhostDevice(NamedTuple):
     @property
     def features(self) -> int:
         """Feature bits that may be offered: not those by which a driver writes the configuration, or counts queues."""
-        return _TRANSPORT | (_OF_DEVICES & ~(_CONFIG_WCE | _MQ) if self.kind == BLOCK else _OF_DEVICES)
+        own = {NETWORK: _OFFLOADS, BLOCK: _OF_DEVICES & ~(_CONFIG_WCE | _MQ)}
+        return _TRANSPORT | own.get(self.kind, _OF_DEVICES)
+
+    @property
+    def served_here(self) -> int:
+        """Feature bits that are about the configuration alone, which is ours: the process is not told of them."""
+        return _MAC if self.kind == NETWORK else 0
+
+    @property
+    def node(self) -> str:
+        """The OpenFirmware path below the host bridge, with ``{slot}``, as QEMU writes it into ``bootorder``."""
+        return "ethernet@{slot:x}/ethernet-phy@0" if self.kind == NETWORK else "scsi@{slot:x}/disk@0,0"
 
 
 class Backend:
@@ -96,7 +111,7 @@ class Backend:
         self._end = end
         try:
             self.connection.introduce(device.queues)
-            self.features = self.connection.features & device.features
+            self.features = self.connection.features & device.features | device.served_here
             self.config = device.config or (
                 self.connection.configuration(device.config_size) if device.config_size else b""
             )

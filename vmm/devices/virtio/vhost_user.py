@@ -112,8 +112,8 @@ class VhostUser(VirtioDevice):
 
     @property
     def path(self) -> str:
-        """A disk's OpenFirmware path, as QEMU writes it into ``bootorder``."""
-        return f"{HOST_BRIDGE_PATH}/scsi@{self.slot:x}/disk@0,0"
+        """The OpenFirmware path of a disk or a network card, as QEMU writes it into ``bootorder``."""
+        return f"{HOST_BRIDGE_PATH}/{self.backend.device.node.format(slot=self.slot)}"
 
     @property
     def connected(self) -> list[int]:
@@ -235,7 +235,7 @@ class VhostUser(VirtioDevice):
 
     def _start(self, plan: _Plan) -> None:
         connection = self.backend.connection
-        connection.choose(plan.features)
+        connection.choose(plan.features & ~self.backend.device.served_here)
         for index, ring in plan.rings.items():
             self._serving.add(index)
             connection.start(index, ring, self._bases.get(index, 0), self._kicks[index], self._calls[index])
