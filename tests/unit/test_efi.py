@@ -8,7 +8,7 @@ import pytest
 
 from vmm.config.machine import MachineConfig
 from vmm.efi import status
-from vmm.efi.image import check_application
+from vmm.efi.image import check_application, is_signed
 from vmm.efi.run import Application, Ended, partition_of
 from vmm.errors import ConfigError
 from vmm.firmware import guests
@@ -135,6 +135,16 @@ def test_the_partition_of_an_application(tmp_path: Path, monkeypatch: pytest.Mon
 def application(path: Path, *arguments: str, firmware: str = "ovmf", **options: Any) -> Application:
     path, esp = partition_of(path, None)
     return Application(path, arguments, MachineConfig.create(firmware, esp=esp, **options))
+
+
+def test_a_signature_is_seen_in_the_headers() -> None:
+    data = bytearray(example())
+    assert not is_signed(bytes(data))
+    at = struct.unpack_from("<I", data, 60)[0] + 24 + 112 + 4 * 8
+    struct.pack_into("<II", data, at, len(data), 8)
+    assert is_signed(bytes(data))
+    assert not is_signed(bytes(data[:64]))
+    assert not is_signed(b"")
 
 
 def test_machines_that_run_none(tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from vmm.memory import GuestMemory
 
 Read = Callable[[int, int], bytes]
 """Gives bytes from a guest physical address; raises ValueError where no memory is."""
 
 _SIGNATURE = b"IBI SYST"
 _POINTER_ALIGNMENT = 4 << 20
-_DEBUG_TABLE = UUID("49152e77-1ada-4764-b7a2-7afefed95e8b").bytes_le
+_DEBUG_TABLE = UUID("49152e77-1ada-4764-b7a2-7afefed95e8b")
 _NORMAL = 1
 _MAX_TABLES = 256
 _MAX_IMAGES = 4096
@@ -44,6 +47,17 @@ _PATH_AT = {b"NB10": 16, b"RSDS": 24, b"MTOC": 20}
 """Where a CodeView record of each kind has its path."""
 
 DOS_HEADER_BYTES = 64
+
+
+def reader(memory: "GuestMemory") -> Read:
+    """As `GuestMemory.read`, for addresses that a guest made up."""
+
+    def read(gpa: int, size: int) -> bytes:
+        if gpa >> 52:
+            raise ValueError(f"no memory at {gpa:#x}")
+        return memory.read(gpa, size)
+
+    return read
 
 
 class EfiImage(NamedTuple):
@@ -168,40 +182,67 @@ def listed(read: Read, ram_end: int) -> list[EfiImage]:
         read: physical memory, which is the linear one while firmware runs.
         ram_end: where RAM below 4 GiB ends.
     """
+    found = configuration_table(read, ram_end, _DEBUG_TABLE)
+    try:
+        return [] if found is None else list(_listed(found, read))
+    except ValueError:
+        return []
+
+
+class ConfigurationTable(NamedTuple):
+    """One of those that UEFI's system table lists.
+
+    Attributes:
+        gpa: where it is.
+        pointer: bytes of a pointer, 4 or 8.
+    """
+
+    gpa: int
+    pointer: int
+
+    def address(self, gpa: int, read: Read) -> int:
+        """The pointer at an address."""
+        return int.from_bytes(read(gpa, self.pointer), "little")
+
+
+def configuration_table(read: Read, ram_end: int, guid: UUID) -> ConfigurationTable | None:
+    """The table of that GUID; None where there is none, or not yet. For the arguments see `listed`."""
     for gpa in range(ram_end & -_POINTER_ALIGNMENT, 0, -_POINTER_ALIGNMENT):
         try:
             signature, table, checksum = struct.unpack("<8sQI", read(gpa, 20))
             if signature == _SIGNATURE and zlib.crc32(signature + table.to_bytes(8, "little") + bytes(8)) == checksum:
-                return list(_listed(table, read))
+                return _configuration_table(table, read, guid)
         except ValueError:
             continue
-    return []
+    return None
 
 
-def _listed(system_table: int, read: Read) -> Iterator[EfiImage]:
+def _configuration_table(system_table: int, read: Read, guid: UUID) -> ConfigurationTable | None:
     signature, _, header_size = struct.unpack("<8sII", read(system_table, 16))
     if signature != _SIGNATURE:
-        return
+        return None
     # An EFI_SYSTEM_TABLE with pointers of 8 or of 4 bytes: where it has its configuration tables, and their form.
     wide = header_size >= 120
-    pointer, at = (8, 104) if wide else (4, 64)
-    form = "<Q" if wide else "<I"
-
-    def address(gpa: int) -> int:
-        return int(struct.unpack(form, read(gpa, pointer))[0])
-
-    count, tables = address(system_table + at), address(system_table + at + pointer)
+    made = ConfigurationTable(system_table, 8 if wide else 4)
+    at = system_table + (104 if wide else 64)
+    count, tables = made.address(at, read), made.address(at + made.pointer, read)
     for number in range(min(count, _MAX_TABLES)):
-        entry = tables + number * (16 + pointer)
-        if read(entry, 16) == _DEBUG_TABLE:
-            table = address(entry + 16)
-            (size,) = struct.unpack("<I", read(table + 4, 4))
-            images = address(table + 8)
-            for index in range(min(size, _MAX_IMAGES)):
-                image = _listed_image(address(images + index * pointer), pointer, address, read)
-                if image is not None:
-                    yield image
-            return
+        entry = tables + number * (16 + made.pointer)
+        if read(entry, 16) == guid.bytes_le:
+            return made._replace(gpa=made.address(entry + 16, read))
+    return None
+
+
+def _listed(table: ConfigurationTable, read: Read) -> Iterator[EfiImage]:
+    def address(gpa: int) -> int:
+        return table.address(gpa, read)
+
+    (size,) = struct.unpack("<I", read(table.gpa + 4, 4))
+    images = address(table.gpa + 8)
+    for index in range(min(size, _MAX_IMAGES)):
+        image = _listed_image(address(images + index * table.pointer), table.pointer, address, read)
+        if image is not None:
+            yield image
 
 
 def _listed_image(info: int, pointer: int, address: Callable[[int], int], read: Read) -> EfiImage | None:

@@ -107,6 +107,7 @@ class Images:
 
     def __init__(self, memory: "GuestMemory", firmware: "FirmwareImages") -> None:
         self._memory = memory
+        self._read = efi.reader(memory)
         self._firmware = firmware
         self._modules = _Modules({}, {})
         self._seen: list[tuple[int, int]] | None = None
@@ -172,12 +173,6 @@ class Images:
                 if executable.base <= address < executable.base + executable.size:
                     return _named(executable, self._modules_now())
         return None
-
-    def _read(self, gpa: int, size: int) -> bytes:
-        """As `GuestMemory.read`, for addresses that a guest made up."""
-        if gpa >> 52:
-            raise ValueError(f"no memory at {gpa:#x}")
-        return self._memory.read(gpa, size)
 
     # -- UEFI -------------------------------------------------------------------------------------------------------
 

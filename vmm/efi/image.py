@@ -34,6 +34,8 @@ _HEADERS: Final = struct.Struct("<4sHHIIIHHH")
 """Signature, file header, and the optional header's magic number."""
 _SUBSYSTEM_AT = 20 + 4 + 68
 """From the signature."""
+_CERTIFICATES_AT = 20 + 4 + 112 + 4 * 8
+"""Its entry in the data directory, from the signature: offset in the file, and size, 4 bytes each."""
 
 _OTHERS: Final = {
     b"\x7fELF": "an ELF file; a linker, or objcopy --target efi-app-x86_64, makes an application of it",
@@ -62,6 +64,12 @@ def check_application(path: Path, option: str) -> None:
     why = _why_not(bytes(inputs.load_file(path, option, limit=LIMIT).data))
     if why:
         raise ConfigError(f"{option}: no UEFI application for x86-64 (PE32+): it is {why}")
+
+
+def is_signed(data: bytes) -> bool:
+    """Whether a PE32+ file has a certificate table, which is where its signatures are."""
+    at = int.from_bytes(data[60:64], "little")
+    return int.from_bytes(data[at + _CERTIFICATES_AT + 4 : at + _CERTIFICATES_AT + 8], "little") > 0
 
 
 def _why_not(data: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
+from vmm.efi.paths import KERNEL_IMAGE
 from vmm.firmware.images import FirmwareKind
 from vmm.legible import legible
 from vmm.run.console import strip_escapes
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         ItemReport,
         MadtReport,
         OriginReport,
+        RefusedImageReport,
         Report,
         RequestReport,
         TimesReport,
@@ -40,6 +42,9 @@ SCHEMA: Final = "vmm-report/1"
 TAIL_LINES = 40
 TAIL_BYTES = 4096
 """How much of each console's end the report has."""
+
+_PLATFORM_KEY = "PK\0".encode("utf-16-le")
+"""The name of a variable without which Secure Boot is off (UEFI 2.10, 32.3)."""
 
 
 def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = None) -> Report:
@@ -120,6 +125,9 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
         )
     if machine.platform.disks:
         report["disks"] = [_disk(disk) for disk in machine.platform.disks]
+    refused = _refused_images(machine)
+    if refused:
+        report["refused_images"] = refused
     if machine.fwctl is not None:
         report["fwctl"] = _fwctl(machine, machine.fwctl)
     elif machine.fw_cfg is not None:
@@ -175,6 +183,22 @@ def _madt(machine: Machine) -> MadtReport | None:
         "enabled": [processor.apic_id for processor in listed if processor.enabled],
         "possible": len(listed),
     }
+
+
+def _refused_images(machine: Machine) -> list[RefusedImageReport]:
+    flash = machine.platform.flash
+    if flash is None or not machine.started_ns or _PLATFORM_KEY not in flash.contents():
+        return []
+    from vmm.debug.efi import reader  # few machines have Secure Boot on
+    from vmm.debug.secure_boot import refusals
+    from vmm.efi.image import is_signed
+
+    kernel = machine.config.kernel
+    signed = {} if kernel is None else {KERNEL_IMAGE: is_signed(bytes(kernel.data))}
+    return [
+        {"image": legible(image), "cause": cause, "signed": signed.get(image)}
+        for image, cause in refusals(reader(machine.memory), machine.memory.low_size)
+    ]
 
 
 def _tail(stream: Stream) -> str:

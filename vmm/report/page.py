@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
     from vmm.report.schema import ItemReport, Report, TimesReport
 
-_FACTS = ("firmware", "variables", "machine", "interface", "resets", "CPUs", "vmgenid", "vmcoreinfo", "host")
+_FACTS = (
+    "firmware",
+    "variables",
+    "machine",
+    "interface",
+    "resets",
+    "CPUs",
+    "Secure Boot",
+    "vmgenid",
+    "vmcoreinfo",
+    "host",
+)
 """Rows of the text that say what was booted; the page has sections for the others."""
 
 _MEANINGS = {

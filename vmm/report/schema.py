@@ -291,6 +291,18 @@ class DiskReport(TypedDict):
     """Why the last of these failed."""
 
 
+class RefusedImageReport(TypedDict):
+    """An image that Secure Boot did not let the firmware start, by the firmware's own account."""
+
+    image: str
+    """Its UEFI device path."""
+    cause: Literal["not-in-db", "certificate-in-dbx", "hash-in-dbx"]
+    """No certificate in db verifies a signature of it, nor is its hash in there; the certificate, or the hash, is in
+    dbx, which forbids it."""
+    signed: bool | None
+    """Whether it has a signature; null: that is not known, as vmm has only read the image of -kernel."""
+
+
 class ProfilePhaseReport(TypedDict):
     """A phase of the boot, and what the guest did in it."""
 
@@ -413,6 +425,8 @@ class Report(TypedDict):
     fwctl: NotRequired[FwctlReport]
     disks: NotRequired[list[DiskReport]]
     """In the order in which they were given."""
+    refused_images: NotRequired[list[RefusedImageReport]]
+    """By Secure Boot; missing where it refused none."""
     exits: ExitsReport
     accelerator: AcceleratorReport
     profile: NotRequired[ProfileReport]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from vmm.efi.paths import KERNEL_IMAGE
 from vmm.legible import counted, legible
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         FwctlReport,
         ItemReport,
         ProfileReport,
+        RefusedImageReport,
         Report,
         ResetsReport,
     )
@@ -39,6 +41,18 @@ PROFILE_SHOWN = 4
 """Modules of a phase that the text names."""
 
 WIDTH = 100
+
+_SIGN = "sign it with sbsign, with a key whose certificate vmm vars enroll has put there"
+_FORBIDDEN = "take a newer version of it, or a VARS file whose dbx does not say so"
+_NOT_IN_DB = {
+    None: "it has no signature that a certificate in db verifies",
+    False: "it has no signature, and its hash is not in db",
+    True: "no certificate in db verifies its signature",
+}
+_IN_DBX = {
+    "certificate-in-dbx": "dbx forbids the certificate that it is signed with",
+    "hash-in-dbx": "dbx forbids it, by its hash",
+}
 
 SILENT = (
     "the guest printed nothing, on the serial port or on debugcon (port 0x402); RELEASE builds of firmware often "
@@ -72,6 +86,8 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
     if report["resets"]["count"]:
         yield "resets", _reset_words(report["resets"])
     yield "CPUs", _cpu_words(cpus)
+    for refused in report.get("refused_images", ()):
+        yield "Secure Boot", _refusal_words(refused)
     if "fw_cfg" in report:
         yield from _fw_cfg_rows(report["fw_cfg"])
     if "fwctl" in report:
@@ -94,6 +110,13 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "host", _host_words(report["accelerator"])
     if not any(report["consoles"].values()):
         yield "consoles", SILENT
+
+
+def _refusal_words(refused: RefusedImageReport) -> str:
+    what = "the image of -kernel" if refused["image"] == KERNEL_IMAGE else refused["image"]
+    if refused["cause"] in _IN_DBX:
+        return f"refused {what}: {_IN_DBX[refused['cause']]}; {_FORBIDDEN}"
+    return f"refused {what}: {_NOT_IN_DB[refused['signed']]}; {_SIGN}"
 
 
 def _reset_words(resets: ResetsReport) -> str:

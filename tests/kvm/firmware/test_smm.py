@@ -10,6 +10,7 @@ from vmm.firmware import guests
 from vmm.firmware.variable_list import VariableList
 from vmm.machine import Machine
 from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.report.collect import collect
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -92,25 +93,55 @@ KEY, CERTIFICATE = (Path(f"/usr/share/ovmf/PkKek-1-snakeoil.{kind}") for kind in
 """Of Debian's ovmf, for tests; the key's password is snakeoil."""
 
 
-@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
-def test_secure_boot_with_a_key_of_ones_own(vmm_machine: MachineFactory, tmp_path: Path, *, signed: bool) -> None:
+def signed_by(folder: Path, name: str, key: Path, certificate: Path) -> Path:
+    """Our guest of that name, signed."""
+    signed = folder / f"{name}-signed.efi"
+    words = ["sbsign", "--key", key, "--cert", certificate, "--output", signed, guests.efi(name)]
+    subprocess.run([*map(str, words)], check=True, capture_output=True)
+    return signed
+
+
+def enrolled(tmp_path: Path) -> Path:
     variables = Path(shutil.copy(OVMF / "OVMF_VARS_4M.fd", tmp_path / "vars.fd"))
     listed = VariableList(variables)
     listed.enroll(CERTIFICATE, microsoft=False)
     listed.write()
-    application = tmp_path / "esp" / "EFI" / "BOOT" / "BOOTX64.EFI"
-    application.parent.mkdir(parents=True)
-    if signed:
-        key = tmp_path / "key.pem"
-        opened = ["openssl", "rsa", "-in", KEY, "-passin", "pass:snakeoil", "-out", key]
-        subprocess.run([*map(str, opened)], check=True, capture_output=True)
-        sign = ["sbsign", "--key", key, "--cert", CERTIFICATE, "--output", application, guests.efi("example")]
-        subprocess.run([*map(str, sign)], check=True, capture_output=True)
-    else:
-        shutil.copy(guests.efi("example"), application)
-    code = str(OVMF / "OVMF_CODE_4M.secboot.fd")
-    with vmm_machine(code, memory="512M", variables=variables, esp=tmp_path / "esp") as machine:
-        printed = "example.efi without load options"
-        wanted = printed if signed else "failed to load .*UEFI Misc Device.*Access Denied"
-        machine.expect(wanted, deadline=DEADLINE)
-        assert (printed in machine.serial.text()) is signed
+    return variables
+
+
+def esp_with(tmp_path: Path, application: Path) -> Path:
+    place = tmp_path / "esp" / "EFI" / "BOOT" / "BOOTX64.EFI"
+    place.parent.mkdir(parents=True)
+    shutil.copy(application, place)
+    return tmp_path / "esp"
+
+
+SECBOOT = str(OVMF / "OVMF_CODE_4M.secboot.fd")
+
+
+def test_secure_boot_starts_what_a_key_of_ones_own_signed(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    opened = ["openssl", "rsa", "-in", KEY, "-passin", "pass:snakeoil", "-out", key]
+    subprocess.run([*map(str, opened)], check=True, capture_output=True)
+    esp = esp_with(tmp_path, signed_by(tmp_path, "example", key, CERTIFICATE))
+    with vmm_machine(SECBOOT, memory="512M", variables=enrolled(tmp_path), esp=esp) as machine:
+        outcome = machine.run("example.efi without load options", DEADLINE)
+        assert outcome.reached, outcome.message
+        assert "refused_images" not in collect(machine, outcome)
+
+
+def test_secure_boot_refuses_others_and_the_report_says_why(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    """One from -kernel, which OVMF passes over without a word, signed by somebody else; one from a disk, unsigned."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=x", "-keyout", key]
+    subprocess.run([*map(str, words), "-out", str(certificate)], check=True, capture_output=True)
+    kernel = signed_by(tmp_path, "example", key, certificate)
+    esp = esp_with(tmp_path, guests.efi("example"))
+    options = {"memory": "512M", "variables": enrolled(tmp_path), "esp": esp, "kernel": kernel}
+    with vmm_machine(SECBOOT, **options) as machine:
+        outcome = machine.run("failed to load .*UEFI Misc Device.*Access Denied", DEADLINE)
+        assert outcome.reached, outcome.message
+        assert "example.efi without load options" not in machine.serial.text()
+        report = collect(machine, outcome)
+    refused = {each["image"].rpartition("/")[2]: (each["cause"], each["signed"]) for each in report["refused_images"]}
+    assert refused == {"kernel": ("not-in-db", True), "\\EFI\\BOOT\\BOOTX64.EFI": ("not-in-db", None)}

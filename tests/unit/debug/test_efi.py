@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm.debug import efi
+from vmm.debug.secure_boot import Refusal, refusals
 
 GUID = UUID("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1")
 DEBUG_TABLE = UUID("49152e77-1ada-4764-b7a2-7afefed95e8b")
@@ -170,3 +171,46 @@ def test_memory_full_of_headers_is_not_looked_at_for_long() -> None:
     assert list(efi.scan(data, 0x100000, memory.read)) == []
     memory.put(0x100000, bytes(6))
     assert len(list(efi.scan(memory.read(0x100000, 0x200000), 0x100000, memory.read))) == 1
+
+
+IMAGE_EXECUTION_TABLE = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+
+
+def execution_table(memory: Memory, *entries: tuple[int, str], wide: bool = True, count: int | None = None) -> None:
+    """UEFI 2.10, 32.4.2: how many, then for each its action, its size, its name, and what nobody reads here."""
+    table(memory, wide=wide)
+    form = "<Q" if wide else "<I"
+    memory.put(0x11000, IMAGE_EXECUTION_TABLE.bytes_le + struct.pack(form, 0x30000))
+    records = b""
+    for action, name in entries:
+        rest = f"{name}\0".encode("utf-16-le") + b"device path and signature"
+        records += struct.pack("<II", action, 8 + len(rest)) + rest
+    memory.put(0x30000, struct.pack(form, len(entries) if count is None else count) + records)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_what_secure_boot_refused(wide: bool) -> None:
+    memory = Memory()
+    entries = [(0, "one"), (3, "two"), (0, "one"), (2, "passed"), (1, "three"), (4, "four"), (8, "initialized")]
+    execution_table(memory, *entries, wide=wide)
+    assert refusals(memory.read, RAM_END) == [
+        Refusal("one", "not-in-db"),
+        Refusal("two", "not-in-db"),
+        Refusal("three", "certificate-in-dbx"),
+        Refusal("four", "hash-in-dbx"),
+    ]
+    table(memory, wide=wide)
+    assert refusals(memory.read, RAM_END) == [], "no such table"
+
+
+def test_a_table_of_refusals_that_claims_too_much_is_left() -> None:
+    memory = Memory()
+    execution_table(memory, (0, "one"), count=1 << 63)
+    assert refusals(memory.read, RAM_END) == [Refusal("one", "not-in-db")]
+    execution_table(memory, *((0, str(number)) for number in range(1000)))
+    assert len(refusals(memory.read, RAM_END)) == 32
+    execution_table(memory, (0, "one"))
+    memory.put(0x3000C, struct.pack("<I", 0xFFFFFFFF))
+    assert refusals(memory.read, RAM_END) == []
+    memory.put(0x11010, struct.pack("<Q", RAM_END - 12))
+    assert refusals(memory.read, RAM_END) == []

@@ -104,6 +104,23 @@ def test_the_madt_that_firmware_left_is_told(report: Report) -> None:
     assert "2 started, the last after 30 ms; 1 in the MADT that firmware left" in text.text(report)
 
 
+def test_what_secure_boot_refused_is_told_with_its_remedy(report: Report) -> None:
+    kernel = "VenMedia(1428F772-B64A-441E-B8C3-9EBDD7F893C7)/kernel"
+    refused = [("not-in-db", False), ("not-in-db", True), ("not-in-db", None), ("hash-in-dbx", True)]
+    report["refused_images"] = [{"image": kernel, "cause": cause, "signed": signed} for cause, signed in refused]
+    report["refused_images"].append({"image": "PciRoot(0x0)/a.efi", "cause": "certificate-in-dbx", "signed": None})
+    shown = " ".join(text.text(report).split())
+    for words in (
+        "Secure Boot refused the image of -kernel: it has no signature, and its hash is not in db; sign it with sbsign",
+        "refused the image of -kernel: no certificate in db verifies its signature; sign it",
+        "refused the image of -kernel: it has no signature that a certificate in db verifies; sign it",
+        "refused the image of -kernel: dbx forbids it, by its hash; take a newer version",
+        "refused PciRoot(0x0)/a.efi: dbx forbids the certificate that it is signed with; take",
+    ):
+        assert words in shown
+        assert words in text_of(report)
+
+
 def test_a_guest_that_does_nothing(report: Report) -> None:
     report["consoles"] = {"serial": 0, "debugcon": 0}
     report["console_tails"] = {"serial": "", "debugcon": ""}
