@@ -51,6 +51,9 @@ NOT_IN_THE_PACKAGES = re.compile(
 LIBRARIES_OPENED_BY_NAME = ("libgcc_s.so.1",)
 """glibc's, for pthread_exit."""
 
+ASSEMBLER = ("as", "ld")
+"""binutils', for tests whose guests are in assembly."""
+
 BYTECODE_INSIDE = "/bytecode"
 """What init gives as PYTHONPYCACHEPREFIX."""
 
@@ -223,7 +226,8 @@ def _write_base(archive: Archive, clone: Path, library: Path) -> None:
     archive.add_tree(packages, str(packages), lambda entry: entry in wanted or entry.parent != packages)
     python = _add_with_links(archive, clone / ".venv/bin/python")
     archive.add(clone / ".venv/pyvenv.cfg", f"{clone}/.venv/pyvenv.cfg")
-    binaries = [python, *library.glob("lib-dynload/*.so")]
+    tools = [_add_with_links(archive, Path("/usr/bin", name)) for name in ASSEMBLER]
+    binaries = [python, *tools, *library.glob("lib-dynload/*.so")]
     binaries += [file for entry in wanted for file in (entry.rglob("*.so") if entry.is_dir() else [entry])]
     for needed in _libraries([binary for binary in binaries if _is_elf(binary)]):
         archive.add(needed.resolve(), str(needed.parent.resolve() / needed.name))

@@ -1,4 +1,22 @@
-"""For guests of softcpu_rig.py with a handler of SMIs: from the label `handler` to `handler_end`, in real mode."""
+"""Guests for softcpu_rig.py that have a handler of SMIs, and what they ask for; some for any accelerator."""
+
+from softcpu_rig import SoftcpuRig
+
+SMI_HERE, SMI_ALL, OTHER = 1, 2, 3
+"""Actions: what a guest's `action` asks for."""
+
+ACTIONS = {
+    SMI_HERE: lambda rig: rig.softcpu.smi(rig.core.accessing),
+    SMI_ALL: lambda rig: rig.softcpu.smi(None),
+}
+"""Of the software CPU."""
+
+
+def with_smis(rig: SoftcpuRig) -> SoftcpuRig:
+    """Let a machine's guest ask the software CPU for them."""
+    rig.actions = {number: lambda act=act: act(rig) for number, act in ACTIONS.items()}  # type: ignore[misc]
+    return rig
+
 
 HANDLER = """
     .macro install                          # the handler goes to the first SMBASE's
@@ -24,3 +42,87 @@ HANDLER = """
         out %eax, $0xf4
     .endm
 """
+"""The handler is from the label `handler` to `handler_end`, in real mode."""
+
+OTHER_MEMORY = (
+    HANDLER
+    + """
+    main:
+        install
+        mov $0xa0000, %ebx
+        report (%rbx)
+        action 1
+        report (%rbx)
+        movl $0x33333333, (%rbx)
+        action 1
+        report (%rbx)
+        done
+    .code16
+    handler:
+        peek SAVED_REVISION
+        peek 0xa0000
+        movl $0x22222222, (%ebx)
+        peek 0xa0000
+        rsm
+    handler_end:
+    .code64
+    """
+)
+"""One address, two memories: looks and writes, outside and in the handler, twice."""
+
+
+def other_memory(rig: SoftcpuRig) -> list[int]:
+    """What `OTHER_MEMORY` says where 0xa0000 is the mode's, and was 0x11111111."""
+    rig.memory.store_behind(0xA0000, b"\x11" * 4)
+    rig.memory.map_smm(0xA0000, 0x20000, 0xA0000)
+    rig.run()
+    return rig.values
+
+
+OTHER_MEMORY_SAYS = [
+    *(0xFFFF_FFFF, 0x20064, 0x1111_1111, 0x2222_2222),
+    *(0xFFFF_FFFF, 0x20064, 0x2222_2222, 0x2222_2222, 0xFFFF_FFFF),
+]
+
+
+def smi_to_who_halts(send: str) -> str:
+    """The guest whose second CPU halts when the first one sends it an SMI: `HALTED_SAYS`."""
+    return (
+        HANDLER
+        + f"""
+    main:
+        cmp $0, %ebx
+        jne other
+        install
+        start_others
+        wait_for_cpus 2
+        mov $2000000, %ecx
+    1:  loop 1b
+        {send}
+    2:  pause
+        cmpl $1, awake
+        jb 2b
+        done
+    other:
+        cli
+        hlt
+        report $0xa
+        incl awake
+        hlt
+    .code16
+    handler:
+        mov $0xfee00020, %ebx
+        mov (%ebx), %eax
+        shr $24, %eax
+        out %eax, $0xf4
+        rsm
+    handler_end:
+    .code64
+    .align 8
+    awake: .long 0
+    """
+    )
+
+
+HALTED_SAYS = [1, 0xA]
+"""The second CPU was in the handler, and went on behind HLT."""

@@ -1,7 +1,7 @@
-"""System management mode of the software CPU: SMIs by a device and by a LAPIC, what is saved, hidden and held back."""
+"""System management mode of the software CPU: SMIs by a device, what is saved, hidden and held back."""
 
 import pytest
-from smm_guest import HANDLER
+from smm_guest import ACTIONS, HANDLER, OTHER, OTHER_MEMORY, OTHER_MEMORY_SAYS, other_memory, with_smis
 from softcpu_rig import NOT_HERE, SoftcpuRig, values_of
 from vmm._native import lib
 
@@ -11,14 +11,6 @@ pytestmark = [
     pytest.mark.needs_kvm,
     pytest.mark.skipif(has_hardware_virtualization(), reason=NOT_HERE),
 ]
-
-SMI_HERE, SMI_ALL, OTHER = 1, 2, 3
-"""Actions."""
-
-ACTIONS = {
-    SMI_HERE: lambda rig: rig.softcpu.smi(rig.core.accessing),
-    SMI_ALL: lambda rig: rig.softcpu.smi(None),
-}
 
 
 def test_an_smi_comes_right_behind_the_access_and_rsm_goes_on_there() -> None:
@@ -82,37 +74,9 @@ def test_an_smi_comes_right_behind_the_access_and_rsm_goes_on_there() -> None:
 
 
 def test_memory_that_only_the_mode_sees() -> None:
-    """One address, two memories: code and data, from the TLB as it was, and back."""
-    source = (
-        HANDLER
-        + """
-    main:
-        install
-        mov $0xa0000, %ebx
-        report (%rbx)
-        action 1
-        report (%rbx)
-        movl $0x33333333, (%rbx)
-        action 1
-        report (%rbx)
-        done
-    .code16
-    handler:
-        peek 0xa0000
-        movl $0x22222222, (%ebx)
-        peek 0xa0000
-        rsm
-    handler_end:
-    .code64
-    """
-    )
-    with SoftcpuRig(source) as rig:
-        rig.actions = {SMI_HERE: lambda: ACTIONS[SMI_HERE](rig)}
-        rig.memory.store_behind(0xA0000, b"\x11" * 4)
-        rig.memory.map_smm(0xA0000, 0x20000, 0xA0000)
-        rig.run()
-        ones = 0xFFFF_FFFF
-        assert rig.values == [ones, 0x11111111, 0x22222222, ones, 0x22222222, 0x22222222, ones]
+    """Code and data, from the TLB as it was, and back; a device sees none of it."""
+    with with_smis(SoftcpuRig(OTHER_MEMORY)) as rig:
+        assert other_memory(rig) == OTHER_MEMORY_SAYS
         with pytest.raises(ValueError, match="no memory at 0xa0000"):
             rig.memory.read(0xA0000, 4)
 
@@ -144,123 +108,11 @@ def test_other_code_at_the_same_address() -> None:
     .code64
     """
     )
-    with SoftcpuRig(source) as rig:
-        rig.actions = {SMI_HERE: lambda: ACTIONS[SMI_HERE](rig)}
+    with with_smis(SoftcpuRig(source)) as rig:
         rig.memory.store_behind(0xA0000, b"\xb8\x16\x00\xcb")
         rig.memory.map_smm(0x90000, 0x1000, 0xA0000)
         rig.run()
         assert rig.values == [0x64, 0x16] * 3
-
-
-@pytest.mark.parametrize(
-    ("high", "command", "who"),
-    [
-        (1 << 24, 0x4200, [1]),
-        (0xFF << 24, 0x4200, [0, 1, 2]),
-        (0, 0x44200, [0]),
-        (0, 0x84200, [0, 1, 2]),
-        (0, 0xC4200, [1, 2]),
-        (0x06 << 24, 0x4A00, [1, 2]),
-    ],
-    ids=["to one", "broadcast", "self", "all", "others", "logical"],
-)
-def test_an_smi_by_interprocessor_interrupt(high: int, command: int, who: list[int]) -> None:
-    """Also to CPUs that halt with interrupts off. None returns: their states have one place, as SMBASE is the same."""
-    source = (
-        HANDLER
-        + f"""
-    main:
-        mov $0xfee00000, %rax
-        mov 0x20(%rax), %ecx
-        shr $24, %ecx
-        mov $0x01000000, %edx
-        shl %cl, %edx
-        mov %edx, 0xd0(%rax)
-        movl $0x1ff, 0xf0(%rax)
-        cmp $0, %ebx
-        jne other
-        install
-        start_others
-        wait_for_cpus 3
-    1:  pause
-        cmpl $2, ready
-        jb 1b
-        mov $2000000, %ecx                  # until they halt
-    2:  loop 2b
-        mov $0xfee00000, %rax
-        movl ${high:#x}, 0x310(%rax)
-        movl ${command:#x}, 0x300(%rax)
-    3:  pause
-        jmp 3b
-    other:
-        lock incl ready
-    5:  cli
-        hlt
-        report $0xbad
-        jmp 5b
-    .code16
-    handler:
-        mov $0xfee00020, %ebx
-        mov (%ebx), %eax
-        shr $24, %eax
-        out %eax, $0xf4
-        mov $1, %eax
-        mov $entries, %ebx
-        lock xadd %eax, (%ebx)
-        cmp ${len(who) - 1}, %eax
-        jb 6f
-        mov $2000000, %ecx                  # would another one come?
-    7:  loopl 7b
-        out %eax, $0xf8
-    6:  pause
-        jmp 6b
-    handler_end:
-    .code64
-    .align 8
-    ready: .long 0
-    entries: .long 0
-    """
-    )
-    assert sorted(values_of(source, cpus=3)) == who
-
-
-def test_who_halts_goes_on_behind_hlt_after_an_smi() -> None:
-    source = (
-        HANDLER
-        + """
-    main:
-        cmp $0, %ebx
-        jne other
-        install
-        start_others
-        wait_for_cpus 2
-        mov $2000000, %ecx
-    1:  loop 1b
-        mov $0xfee00000, %rax
-        movl $0x01000000, 0x310(%rax)
-        movl $0x4200, 0x300(%rax)
-    2:  pause
-        cmpl $1, awake
-        jb 2b
-        done
-    other:
-        cli
-        hlt
-        report $0xa
-        incl awake
-        hlt
-    .code16
-    handler:
-        mov $0x5, %eax
-        out %eax, $0xf4
-        rsm
-    handler_end:
-    .code64
-    .align 8
-    awake: .long 0
-    """
-    )
-    assert values_of(source, cpus=2) == [5, 0xA]
 
 
 def test_an_smi_in_the_mode_waits_for_its_end() -> None:
@@ -429,53 +281,6 @@ def test_hlt_in_the_mode_is_ended_by_an_interrupt() -> None:
     assert values_of(source, actions=ACTIONS) == [0x22, 0x33, 0xA]
 
 
-def test_rsm_outside_of_the_mode_is_an_invalid_opcode() -> None:
-    source = """
-    main:
-        gate 6, invalid
-        rsm
-        done
-    invalid:
-        report $6
-        done
-    """
-    assert values_of(source) == [6]
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("SAVED_CR0", 0x8000_0000),
-        ("SAVED_CR0", 0x2000_0001),
-        ("SAVED_CR4", 0x8000_0000),
-        ("SAVED_EFER", 0x2),
-        ("SAVED_EFER", 0x100),
-        ("SAVED_CR4", 0),
-    ],
-    ids=["PG without PE", "NW without CD", "reserved bit of CR4", "reserved bit of EFER", "LME without LMA", "no PAE"],
-)
-def test_rsm_to_what_no_processor_can_be_in_is_a_shutdown(place: str, value: int) -> None:
-    source = (
-        HANDLER
-        + f"""
-    main:
-        install
-        action 1
-        done
-    .code16
-    handler:
-        mov ${place}, %ebx
-        movl ${value:#x}, (%ebx)
-        rsm
-    handler_end:
-    .code64
-    """
-    )
-    with SoftcpuRig(source) as rig:
-        rig.actions = {SMI_HERE: lambda: ACTIONS[SMI_HERE](rig)}
-        assert rig.run() == [lib.VCPU_SHUTDOWN]
-
-
 def test_a_run_may_end_in_the_mode_and_go_on_there() -> None:
     source = (
         HANDLER
@@ -501,8 +306,8 @@ def test_a_run_may_end_in_the_mode_and_go_on_there() -> None:
     .code64
     """
     )
-    with SoftcpuRig(source) as rig:
-        rig.actions = {SMI_HERE: lambda: ACTIONS[SMI_HERE](rig), OTHER: rig.stop}
+    with with_smis(SoftcpuRig(source)) as rig:
+        rig.actions[OTHER] = rig.stop
         assert rig.run(seconds=20) == [lib.VCPU_STOPPED]
         assert rig.values == []
         assert rig.softcpu is not None
