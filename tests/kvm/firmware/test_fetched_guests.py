@@ -45,6 +45,17 @@ def test_ovmf_2026_finds_nothing_to_boot(vmm_machine: MachineFactory) -> None:
     dialogue(vmm_machine, firmware("ovmf-sid"), [("No bootable option or device was found", "")])
 
 
+@pytest.mark.parametrize(("name", "cpus"), [("trixie", 1), ("trixie", 4), ("sid", 1), ("sid", 2), ("sid", 8)])
+def test_ovmf_with_secure_boot_and_smm(vmm_machine: MachineFactory, name: str, cpus: int) -> None:
+    """To the menu, for there is nothing that Microsoft's keys signed."""
+    image = fetched(f"ovmf-secboot-{name}", "OVMF_CODE_4M.secboot.fd")
+    options = {"variables": image.with_name("OVMF_VARS_4M.ms.fd"), "persist": False, "cpus": cpus}
+    machine = vmm_machine(str(image), **options)
+    machine.expect("Boot Manager Menu", deadline=DEADLINE)
+    assert machine.config.has_secure_flash
+    assert machine.started_s().count(None) == 0
+
+
 @pytest.mark.parametrize("accel", ["auto", "kvm"])
 def test_seabios_1_17(vmm_machine: MachineFactory, accel: str) -> None:
     machine = vmm_machine(firmware("seabios-sid"), accel=accel)
