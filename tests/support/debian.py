@@ -35,9 +35,10 @@ def firmware(name: str) -> str:
     return name if "-" not in name else str(fetched(name, files.get(name, "OVMF_CODE_4M.fd")))
 
 
-def guest_disk() -> Path:
-    """Return the disk that scripts/make-guest has made, or skip the test; not to be written to."""
-    disks = sorted(directories.cache().glob("guest-*/disk.img"))
-    if not disks:
-        pytest.skip("no disk with Debian here; scripts/make-guest makes it")
-    return disks[0]
+def guest_disk(*packages: str) -> Path:
+    """Return the disk that scripts/make-guest has made with these packages, or skip the test; not to be written to."""
+    for disk in sorted(directories.cache().glob("guest-*/disk.img")):
+        listed = disk.with_name("packages")
+        if set(packages) <= set(listed.read_text(encoding="ascii").split() if listed.exists() else ()):
+            return disk
+    pytest.skip(f"no disk with Debian {' and '.join(packages)} here; scripts/make-guest makes it")

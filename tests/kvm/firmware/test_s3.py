@@ -13,6 +13,9 @@ pytestmark = pytest.mark.needs_kvm
 
 DEADLINE = 120.0
 
+SECBOOT = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+"""It keeps in SMRAM what it needs to resume, and locks the chipset again."""
+
 INIT = b"""#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys
 /bin/busybox mount -t proc proc /proc
@@ -52,7 +55,7 @@ def initrd(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("firmware", "board", "cpus"), [("seabios", "pc", 1), ("seabios", "q35", 2), ("ovmf", "q35", 2)]
+    ("firmware", "board", "cpus"), [("seabios", "pc", 1), ("seabios", "q35", 2), ("ovmf", "q35", 2), (SECBOOT, "q35", 4)]
 )
 def test_linux_sleeps_and_wakes(
     vmm_machine: MachineFactory, initrd: Path, firmware: str, board: str, cpus: int

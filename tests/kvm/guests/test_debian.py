@@ -38,17 +38,18 @@ def disk(tmp_path: Path) -> Path:
     return copy
 
 
+def booting(tmp_path: Path, dialogue: str, *machine: str) -> list[str]:
+    """What boots it, and holds a dialogue after the login."""
+    script = tmp_path / "dialogue"
+    script.write_text(LOGIN + dialogue)
+    words = [sys.executable, "-m", "vmm", "boot", *machine, "-m", "512M"]
+    return [*words, "--script", str(script), "--timeout", str(DEADLINE), "-debugcon", "none", "-q"]
+
+
 @pytest.fixture
 def command(disk: Path, tmp_path: Path) -> Callable[[str, str], list[str]]:
-    """What boots it with some firmware, and holds a dialogue after the login."""
-
-    def make(firmware: str, dialogue: str) -> list[str]:
-        script = tmp_path / "dialogue"
-        script.write_text(LOGIN + dialogue)
-        words = [sys.executable, "-m", "vmm", "boot", firmware, "-m", "512M", "-drive", f"file={disk},format=raw"]
-        return [*words, "--script", str(script), "--timeout", str(DEADLINE), "-debugcon", "none", "-q"]
-
-    return make
+    """`booting` with some firmware, from the copy."""
+    return lambda firmware, dialogue: booting(tmp_path, dialogue, firmware, "-drive", f"file={disk},format=raw")
 
 
 def printed(words: list[str]) -> str:
@@ -104,3 +105,17 @@ def test_it_keeps_what_it_wrote_also_when_the_vmm_is_killed(
         ["/sbin/e2fsck", "-fn", f"{disk}?offset={ROOT_OFFSET}"], capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stdout
+
+
+def test_secure_boot_with_debians_signed_shim_grub_and_kernel(tmp_path: Path) -> None:
+    """Microsoft's key verifies shim, Debian's in shim the others: nobody enrolled anything."""
+    disk = guest_disk("shim-signed", "grub-efi-amd64-signed", "mokutil")
+    ovmf = "if=pflash,format=raw,file=/usr/share/OVMF/OVMF_"
+    drives = [f"{ovmf}CODE_4M.ms.fd,readonly=on", f"{ovmf}VARS_4M.ms.fd", f"file={disk},format=raw"]
+    look = (
+        "send-line mokutil --sb-state; dmesg | grep lockdown\nexpect ^SecureBoot enabled\nexpect ^.*kernel_lockdown\n"
+    )
+    said = printed(
+        booting(tmp_path, look + POWER_OFF, "-snapshot", *(word for each in drives for word in ("-drive", each)))
+    )
+    assert "Kernel is locked down from EFI Secure Boot" in said
