@@ -264,6 +264,18 @@ class GuestMemory:
             raise ValueError(f"no memory at {gpa + done:#x}")
         return bytes(data)
 
+    def read_in_smm(self, gpa: int, size: int) -> bytes:
+        """As `read`, but as vCPUs in system management mode see it; in one piece of what `map_smm` shows, or in none.
+
+        Raises:
+            ValueError: see `read`.
+        """
+        self._check(gpa, size)
+        for region in self._table.smm_regions[0 : self._table.smm_count]:
+            if region.gpa <= gpa and gpa + size <= region.gpa + region.size:
+                return bytes(ffi.buffer(region.hva + (gpa - region.gpa), size))
+        return self.read(gpa, size)
+
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Store ``data`` at ``gpa``, as a device would.
 

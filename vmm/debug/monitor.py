@@ -38,6 +38,7 @@ class Monitor:
             "translate": ("ADDRESS: the walk through the page tables", self._translate),
             "reset": ("the machine, which stays held; then, in gdb: maintenance flush register-cache", self._reset),
             "code": ("16|32|64: what the next debugger is told of, whatever code there is then", self._code),
+            "smram": ("on|off: memory is read with SMRAM and TSEG in it, though they are closed", self._smram),
             "images": ("[ADDRESS]: what is loaded, and where, or what an address is in", self._images),
             "fw_cfg": ("[NAME]: the items of fw_cfg and what was read, or the contents of one", self._fw_cfg),
             "trace": (f"the last {_EVENTS} things that happened, and when", self._trace),
@@ -77,6 +78,12 @@ class Monitor:
             return "16, 32 or 64 is wanted"
         self.code = int(argument)
         return "'disconnect' and connect again"
+
+    def _smram(self, argument: str, vcpu: int) -> str:
+        if argument not in {"on", "off"}:
+            return "on or off is wanted"
+        self._target.sees_smram = argument == "on"
+        return ""
 
     def _images(self, argument: str, vcpu: int) -> str:
         values = self._target.state(vcpu).registers.values

@@ -52,12 +52,16 @@ class Target:
         vcpus: by index.
         cores: the ``struct vmm_vcpu`` of each.
         memory: of the machine.
+
+    Attributes:
+        sees_smram: memory is read as system management mode sees it: with SMRAM and TSEG, though they are closed.
     """
 
     def __init__(self, vcpus: "Sequence[Vcpu]", cores: Sequence[Any], memory: "GuestMemory") -> None:
         self.vcpus = vcpus
         self.cores = cores
         self.memory = memory
+        self.sees_smram = False
         self._states: dict[int, State] = {}
 
     def state(self, index: int) -> State:
@@ -76,7 +80,7 @@ class Target:
 
     def walk(self, index: int, linear: int) -> Walk:
         """How the page tables of a vCPU translate a linear address."""
-        return walk(linear, self.state(index).registers.values, self.memory.read)
+        return walk(linear, self.state(index).registers.values, self._read)
 
     def gpa(self, index: int, linear: int) -> int | None:
         """The guest physical address of a linear one; None: there is none."""
@@ -93,7 +97,7 @@ class Target:
             at = address + len(data)
             length = min(size - len(data), _PAGE - at % _PAGE)
             try:
-                data += self.memory.read(self._resolve(index, at, physical=physical), length)
+                data += self._read(self._resolve(index, at, physical=physical), length)
             except ValueError:
                 if not data:
                     raise
@@ -112,6 +116,9 @@ class Target:
             length = min(len(data) - done, _PAGE - at % _PAGE)
             self.memory.write(self._resolve(index, at, physical=physical), data[done : done + length])
             done += length
+
+    def _read(self, gpa: int, size: int) -> bytes:
+        return self.memory.read_in_smm(gpa, size) if self.sees_smram else self.memory.read(gpa, size)
 
     def _resolve(self, index: int, address: int, *, physical: bool) -> int:
         gpa = address if physical else self.gpa(index, address)

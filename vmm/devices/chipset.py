@@ -122,8 +122,7 @@ class Q35HostBridge(HostBridge):
         if smram is None:
             self.writable[_Q35_TSEG : _Q35_TSEG + 2] = bytes(2)
         else:
-            self._set_extended_tseg(EXTENDED_TSEG_MIB)
-            self.config[_Q35_SMRAM], self.config[_Q35_ESMRAMC] = SMRAM_RESET, ESMRAMC_RESET
+            self._reset_smm()
             self._follow_lock()
 
     @property
@@ -143,6 +142,16 @@ class Q35HostBridge(HostBridge):
         if first <= _Q35_ESMRAMC and last >= _Q35_SMRAM:
             self._follow_lock()
             self._smram.update(self.config[_Q35_SMRAM], self.config[_Q35_ESMRAMC])
+
+    def wake_up(self) -> None:
+        """The memory of system management mode is neither closed nor locked (QEMU, mch_reset)."""
+        if self._smram is not None:
+            self._reset_smm()
+        super().wake_up()
+
+    def _reset_smm(self) -> None:
+        self._set_extended_tseg(EXTENDED_TSEG_MIB)
+        self.config[_Q35_SMRAM], self.config[_Q35_ESMRAMC] = SMRAM_RESET, ESMRAMC_RESET
 
     def _extended_tseg(self) -> int:
         return int.from_bytes(self.config[_Q35_TSEG : _Q35_TSEG + 2], "little")
@@ -231,6 +240,11 @@ class Ich9Lpc(IsaBridge):
             self._pm.lock_smi(locked)
         if first <= _ICH9_ACPI_CONTROL and last >= _PMBASE:
             _place_pm(self._pm, self, self.config[_ICH9_ACPI_CONTROL] & _ICH9_ACPI_ENABLE)
+
+    def wake_up(self) -> None:
+        """GBL_SMI_EN is not locked."""
+        self.config[_ICH9_GEN_PMCON_1] &= ~_ICH9_SMI_LOCK
+        super().wake_up()
 
 
 def piix3_isa_bridge(pirqs: PirqRouter) -> IsaBridge:

@@ -174,6 +174,10 @@ class PciFunction:
         self.config[:] = config
         self.config_written(0, CONFIG_SIZE - 1)
 
+    def wake_up(self) -> None:
+        """Put again what the registers place to where they say; they stay, but those that a subclass resets."""
+        self.config_written(0, CONFIG_SIZE - 1)
+
     def reset(self) -> None:
         """Registers as at power-on."""
         if self._power_on is not None:
@@ -246,10 +250,10 @@ class PciBus:
         for devfn, what in self._functions.items():
             what.restore(state[f"{devfn >> 3}.{devfn & 7}"])
 
-    def place(self) -> None:
-        """Put again what functions decode to where their registers say."""
+    def wake_up(self) -> None:
+        """Every function as after S3: `PciFunction.wake_up`."""
         for function in self._functions.values():
-            function.config_written(0, CONFIG_SIZE - 1)
+            function.wake_up()
 
     def reset(self) -> None:
         """Every function as at power-on."""

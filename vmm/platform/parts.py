@@ -186,7 +186,8 @@ class Platform(NamedTuple):
 
         Args:
             wakeup: from S3: the chipset's registers stay, for SeaBIOS wakes up in the RAM that PAM shows, and sets no
-                ACPI ports of ICH9 again; firmware is told by CMOS, the OS by PM1's status (QEMU, rtc_notify_suspend and
+                ACPI ports of ICH9 again, but for those of system management mode and their locks, which firmware sets
+                again; firmware is told by CMOS, the OS by PM1's status (QEMU, rtc_notify_suspend and
                 acpi_notify_wakeup).
         """
         for device in self.devices.values():
@@ -194,7 +195,7 @@ class Platform(NamedTuple):
         if not wakeup:
             self.pci.reset()
         else:
-            self.pci.place()
+            self.pci.wake_up()
             self.rtc.store({_CMOS_SHUTDOWN_STATUS: _RESUME})
             self.pm.wake_up()
 

@@ -70,6 +70,27 @@ def test_monitor_commands(session: Session, command: str) -> None:
     assert expected.get(command, "") in text
 
 
+def said(session: Session, command: str) -> str:
+    answer = session.answer(b"qRcmd," + command.encode().hex().encode())
+    return answer.text.decode() if isinstance(answer, Printed) else str(answer)
+
+
+def test_closed_smram_is_read_where_that_is_asked_for(session: Session, machine: Machine) -> None:
+    machine.memory.store_behind(0xA0FFE, bytes(range(0x11, 0x15)))
+    machine.memory.map_smm(0xA0000, 0x20000, 0xA0000)
+    look, nothing = b"ma0ffe,4", session.answer(b"ma0ffe,4")
+    assert isinstance(nothing, bytes)
+    assert nothing.startswith(b"E")
+    assert said(session, "smram on") == ""
+    assert session.answer(look) == b"11121314"
+    assert session.answer(b"m9fffe,2") == b"0000", "other memory as ever"
+    assert session.answer(b"Ma0ffe,1:00") == nothing, "not written"
+    assert said(session, "smram maybe") == "on or off is wanted\n"
+    assert said(session, "smram off") == ""
+    assert session.answer(look) == nothing
+    machine.memory.unmap_smm(0xA0000)
+
+
 def test_every_register_can_be_read_by_its_number(session: Session) -> None:
     whole = session.answer(b"g")
     pieces = [session.answer(b"p%x" % number) for number in range(len(layout(64)))]

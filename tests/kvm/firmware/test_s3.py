@@ -55,7 +55,8 @@ def initrd(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("firmware", "board", "cpus"), [("seabios", "pc", 1), ("seabios", "q35", 2), ("ovmf", "q35", 2), (SECBOOT, "q35", 4)]
+    ("firmware", "board", "cpus"),
+    [("seabios", "pc", 1), ("seabios", "q35", 2), ("ovmf", "q35", 2), (SECBOOT, "q35", 4)],
 )
 def test_linux_sleeps_and_wakes(
     vmm_machine: MachineFactory, initrd: Path, firmware: str, board: str, cpus: int
@@ -79,6 +80,7 @@ def test_linux_sleeps_and_wakes(
         assert machine.run(deadline=DEADLINE) == outcome
         machine.wakeup()
         machine.expect(rf"awake {number} on {cpus} CPUs", deadline=DEADLINE)
-    assert machine.run(deadline=DEADLINE).reason is Reason.POWER_OFF
+    outcome = machine.run(deadline=DEADLINE)
+    assert outcome.reason is Reason.POWER_OFF, f"{outcome.details}\n{machine.serial.text()}"
     assert machine.serial.text().count("Linux version") == 1
     assert [reset.kind.value for reset in machine.resets] == ["wakeup"] * 2

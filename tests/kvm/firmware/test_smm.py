@@ -1,7 +1,13 @@
 """Firmware that lives in system management mode: what Debian's OVMF with Secure Boot locks, and what it refuses."""
 
+import os
+import random
+import re
 import shutil
 import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +21,7 @@ from vmm.report.collect import collect
 pytestmark = pytest.mark.needs_kvm
 
 OVMF = Path("/usr/share/OVMF")
+SECBOOT = str(OVMF / "OVMF_CODE_4M.secboot.fd")
 DEADLINE = 120
 VARIABLE = "setvar vmmtest -guid 6e67c8a2-1ab8-4d9b-8a2e-3f9c0a1d5e77"
 KEPT = "6B 00 65 00 70 00 74 00"
@@ -47,8 +54,7 @@ def test_what_the_firmware_locked_stays_so_and_its_variables_are_kept(
 ) -> None:
     """From the shell: SMRAM's registers, TSEG, flash; then through resets and snapshots."""
     variables = Path(shutil.copy(OVMF / "OVMF_VARS_4M.fd", tmp_path / "vars.fd"))
-    code = str(OVMF / "OVMF_CODE_4M.secboot.fd")
-    with vmm_machine(code, cpus=2, memory="512M", variables=variables) as machine:
+    with vmm_machine(SECBOOT, cpus=2, memory="512M", variables=variables) as machine:
         to_shell(machine)
         assert registers(machine) == LOCKED
         said(machine, "mm 9d 48 -pci -w 1 -n")
@@ -85,12 +91,56 @@ def test_secure_boot_refuses_what_nobody_signed(vmm_machine: MachineFactory) -> 
 
 @pytest.mark.hw
 def test_firmware_with_smm_comes_to_its_shell(vmm_machine: MachineFactory) -> None:
-    with vmm_machine(str(OVMF / "OVMF_CODE_4M.secboot.fd"), memory="512M") as machine:
+    with vmm_machine(SECBOOT, memory="512M") as machine:
         machine.expect("UEFI Interactive Shell", deadline=240)
 
 
 KEY, CERTIFICATE = (Path(f"/usr/share/ovmf/PkKek-1-snakeoil.{kind}") for kind in ("key", "pem"))
 """Of Debian's ovmf, for tests; the key's password is snakeoil."""
+
+
+SET_MANY = f"""@echo -off
+for %i run (1 1000)
+  {VARIABLE.replace("vmmtest", "vmm%i")} -bs -nv =L"kept"
+  echo set %i
+endfor
+"""
+
+
+def test_a_vmm_that_is_killed_while_variables_are_written_loses_none_that_was_set(
+    vmm_machine: MachineFactory, tmp_path: Path
+) -> None:
+    """What was being written is there or is not; the firmware goes on with the store."""
+    variables = Path(shutil.copy(OVMF / "OVMF_VARS_4M.fd", tmp_path / "vars.fd"))
+    script = tmp_path / "esp" / "startup.nsh"
+    script.parent.mkdir()
+    script.write_text(SET_MANY, encoding="ascii")
+    drives = [f"if=pflash,format=raw,readonly=on,file={SECBOOT}", f"if=pflash,format=raw,file={variables}"]
+    words = [sys.executable, "-m", "vmm", "boot", "-m", "512M", "--esp", str(script.parent), "-q", "-serial", "stdio"]
+    for drive in drives:
+        words += ["-drive", drive]
+    last = random.randint(20, 60)
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        watchdog = threading.Timer(DEADLINE, process.kill)
+        watchdog.start()
+        printed = b""
+        while data := os.read(process.stdout.fileno(), 4096):
+            printed += data
+            if b"set %d\r" % last in printed:
+                time.sleep(random.uniform(0, 0.05))
+                process.kill()
+        watchdog.cancel()
+    was_set = {f"vmm{int(number)}" for number in re.findall(rb"^set (\d+)\r$", printed, re.MULTILINE)}
+    assert len(was_set) >= last
+    kept = {each.name: each.data for each in VariableList(variables).list() if each.name.startswith("vmm")}
+    assert was_set <= kept.keys()
+    assert set(kept.values()) == {"kept".encode("utf-16-le")}
+    with vmm_machine(SECBOOT, memory="512M", variables=variables) as machine:
+        to_shell(machine)
+        assert KEPT in said(machine, VARIABLE.replace("vmmtest", f"vmm{last}"))
+        said(machine, f'{VARIABLE} -bs -nv =L"kept"')
+        assert KEPT in said(machine, VARIABLE)
 
 
 def signed_by(folder: Path, name: str, key: Path, certificate: Path) -> Path:
@@ -114,9 +164,6 @@ def esp_with(tmp_path: Path, application: Path) -> Path:
     place.parent.mkdir(parents=True)
     shutil.copy(application, place)
     return tmp_path / "esp"
-
-
-SECBOOT = str(OVMF / "OVMF_CODE_4M.secboot.fd")
 
 
 def test_secure_boot_starts_what_a_key_of_ones_own_signed(vmm_machine: MachineFactory, tmp_path: Path) -> None:

@@ -329,6 +329,32 @@ def test_smram_is_open_then_closed_then_locked(with_smm: PciRig, high: int) -> N
     assert rig.read(0, 0, SMRAM, 1) == 0x1A, "a restored lock locks"
 
 
+def test_a_wake_up_from_s3_opens_what_was_locked_and_keeps_the_rest(with_smm: PciRig) -> None:
+    rig = with_smm
+    for devfn, register, value in (
+        (0, 0x90, 0x30),
+        (0, ESMRAMC, 7),
+        (0, SMRAM, 0x1A),
+        (31, 0x40, 0x600),
+        (31, 0x44, 0x80),
+    ):
+        rig.write(devfn, 0, register, 2 if register == 0x40 else 1, value)
+    rig.write(31, 0, 0xA0, 1, 0x10)
+    rig.pci.wake_up()
+    assert rig.read(0, 0, SMRAM, 2) == 0x3802
+    assert in_smm(rig) == set()
+    assert rig.load(RAM - 16 * MIB, 4) == 0x7777_7777
+    rig.write(0, 0, ESMRAMC, 1, 1)
+    rig.write(0, 0, SMRAM, 1, 0x08)
+    assert in_smm(rig) == {(0xA0000, 0x20000), (RAM - MIB, MIB)}
+    assert rig.read(0, 0, 0x90, 1) == 0x30
+    rig.write(31, 0, 0xA0, 1, 0)
+    rig.out(0x630, 4, 1)
+    assert rig.inp(0x630, 4) == 1, "GBL_SMI_EN can be set again, at the port where it was"
+    rig.out(0x630, 4, 0)
+    assert rig.inp(0x630, 4) == 0
+
+
 def test_a_tseg_that_is_larger_than_ram_is_none() -> None:
     assert tseg_boundaries(16 * MIB) == tuple(16 * MIB - size * MIB for size in (8, 2, 1))
     rig = PciRig(16 * MIB, tseg_boundaries(16 * MIB))
