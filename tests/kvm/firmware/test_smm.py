@@ -119,14 +119,18 @@ def test_a_vmm_that_is_killed_while_variables_are_written_loses_none_that_was_se
     words = [sys.executable, "-m", "vmm", "boot", "-m", "512M", "--esp", str(script.parent), "-q", "-serial", "stdio"]
     for drive in drives:
         words += ["-drive", drive]
-    last = random.randint(20, 60)
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    last = random.randint(5, 20)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
+        assert process.stdin is not None
         watchdog = threading.Timer(DEADLINE, process.kill)
         watchdog.start()
         printed = b""
         while data := os.read(process.stdout.fileno(), 4096):
             printed += data
+            if b"any other key to continue" in printed and not process.stdin.closed:
+                process.stdin.write(b"\n")
+                process.stdin.close()
             if b"set %d\r" % last in printed:
                 time.sleep(random.uniform(0, 0.05))
                 process.kill()
