@@ -4,10 +4,10 @@
 #include <string.h>
 
 /* What KVM cannot have written is passed over. */
-static void serve(struct io_table *ports, const struct kvm_coalesced_mmio *entry)
+static void serve(struct io_table *ports, struct recent *recent, const struct kvm_coalesced_mmio *entry)
 {
     uint8_t data[sizeof(entry->data)];
-    /* KVM does not say which vCPU it was; only the access log would ask, and nothing is coalesced beside it. */
+    /* KVM does not say which vCPU it was; of devices only the access log asks, and nothing is coalesced beside it. */
     struct io_access access = {
         .address = entry->phys_addr, .data = data, .size = entry->len, .count = 1, .is_write = true,
     };
@@ -16,10 +16,11 @@ static void serve(struct io_table *ports, const struct kvm_coalesced_mmio *entry
         return;
     }
     memcpy(data, entry->data, sizeof(data));
+    recent_begin(recent, &access, RECENT_UNKNOWN_VCPU, false);
     io_table_access(ports, &access);
 }
 
-void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *ports)
+void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *ports, struct recent *recent)
 {
     uint32_t last = __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE) % COALESCED_ENTRIES;
     uint32_t next = ring->first % COALESCED_ENTRIES;
@@ -29,6 +30,6 @@ void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *port
 
         next = (next + 1) % COALESCED_ENTRIES;
         __atomic_store_n(&ring->first, next, __ATOMIC_RELEASE);
-        serve(ports, &entry);
+        serve(ports, recent, &entry);
     }
 }

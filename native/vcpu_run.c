@@ -126,7 +126,7 @@ void vmm_vm_resume(struct vmm_vm *vm)
 static void io_locked(struct vmm_vm *vm)
 {
     if (vm->io_depth++ == 0 && coalesced_pending(vm->ring)) {
-        coalesced_drain(vm->ring, &vm->ports);
+        coalesced_drain(vm->ring, &vm->ports, &vm->recent);
     }
 }
 
@@ -201,10 +201,15 @@ static bool in_smm(const struct vmm_vcpu *vcpu)
 
 static void serve_access(struct vmm_vcpu *vcpu, struct io_table *table, struct io_access *access)
 {
-    vmm_io_lock(vcpu->vm);
-    vcpu->vm->accessing = vcpu->index;
+    struct vmm_vm *vm = vcpu->vm;
+    struct recent_access *entry;
+
+    vmm_io_lock(vm);
+    vm->accessing = vcpu->index;
+    entry = recent_begin(&vm->recent, access, (uint16_t)vcpu->index, table == &vm->mmio);
     io_table_access(table, access);
-    vmm_io_unlock(vcpu->vm);
+    recent_end(entry, access);
+    vmm_io_unlock(vm);
 }
 
 void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write)

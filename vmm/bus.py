@@ -213,6 +213,10 @@ class Bus:
                 result.append(BusRange(name, row.first, row.last, reads + row.reads, writes + row.writes))
             return result
 
+    def name_at(self, address: int) -> str:
+        """Who owns an address now; "" if nobody does. For who holds `lock`."""
+        return next((entry.name for entry in self._entries.values() if entry.first <= address <= entry.last), "")
+
     def accesses(self) -> int:
         """How often the guest read or wrote, of all ranges together; for who holds `lock`."""
         past = sum(reads + writes for reads, writes in self._past.values())

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.kvm.message_routes import MessageRoutes
     from vmm.run.keys import TerminalType
-    from vmm.run.outcome import ResetKind
+    from vmm.run.outcome import Outcome, ResetKind
     from vmm.run.profile import Profiler
     from vmm.run.reset import MachineReset
     from vmm.run.resumption import Resumption, Time
@@ -267,7 +267,7 @@ class Machine(Observable):
             if resumption is not None:
                 resumption.resume(self._whole, str(self.accelerator.name))
             runner = Runner(
-                self._lifetime, threads, consoles, self.platform.serial.feed, self._positions, self._reset_in_place
+                self._lifetime, threads, consoles, self.platform.serial.feed, self._explain, self._reset_in_place
             )
             super().__init__(runner, self.serial, poll, self._find_terminal)
             self.debugger: Debugger | None = None
@@ -422,10 +422,11 @@ class Machine(Observable):
         if self.debugger is not None:
             self.debugger.note_debug(index)
 
-    def _positions(self) -> str:
-        from vmm.run.failure import last_seen  # few runs fail
+    def _explain(self, outcome: "Outcome") -> "Outcome":
+        from vmm.run.failure import explained  # few runs fail
 
-        return last_seen(self._processors, (self.debugcon, self.serial), lambda: self._look)
+        buses = (self.ports, self.mmio)
+        return explained(outcome, self._processors, buses, (self.debugcon, self.serial), lambda: self._look)
 
     @cached_property
     def _look(self) -> "Look":

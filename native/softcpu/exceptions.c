@@ -14,10 +14,23 @@ static bool sets_resume_flag(int vector)
            vector != EXCP12_MCHK;
 }
 
+static void note(struct vmm_vcpu *core, const CPUX86State *env, int vector)
+{
+    core->exceptions[core->exception_count++ % VCPU_EXCEPTIONS] = (struct vcpu_exception){
+        .rip = env->segs[R_CS].base + env->eip,
+        .cr2 = env->cr[2],
+        .error_code = (uint32_t)env->error_code,
+        .vector = (uint32_t)vector,
+    };
+}
+
 void exceptions_deliver(struct softcpu_vcpu *vcpu, int vector)
 {
     CPUX86State *env = &vcpu->cpu.env;
 
+    if (!env->exception_is_int) {
+        note(vcpu->core, env, vector);
+    }
     if (!env->exception_is_int && sets_resume_flag(vector)) {
         env->eflags |= RF_MASK;
     }

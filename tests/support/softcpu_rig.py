@@ -310,7 +310,7 @@ class SoftcpuRig:
     def why(self) -> str:
         """Why the first vCPU's run ended, as a user reads it."""
         look = Look(self.memory, NO_FIRMWARE)
-        return failure.describe(self.vcpus[0], self.cores[0].end, self.memory, lambda: look, software_cpu=True)[1]
+        return failure.describe(self.vcpus[0], self.cores[0], self.memory, lambda: look, software_cpu=True)[1]
 
     def run(self, seconds: float = 240) -> list[int]:
         """Run until the guest is done, a vCPU ends, or the time is over; the outcome of each vCPU."""

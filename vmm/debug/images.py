@@ -20,6 +20,7 @@ from vmm.firmware.contents import read
 from vmm.firmware.volumes import HEADER, SIGNATURE, SIGNATURE_OFFSET, volume_at
 from vmm.layout import FOUR_GIB
 from vmm.legible import legible
+from vmm.run.evidence import Place
 
 if TYPE_CHECKING:
     from vmm.firmware.images import FirmwareImages
@@ -72,9 +73,11 @@ class LoadedImage(NamedTuple):
     def __contains__(self, address: object) -> bool:
         return isinstance(address, int) and self.base <= address < self.base + self.size
 
-    def where(self, address: int) -> str:
-        """An address in it: ``DxeCore+0x1a2b``."""
-        return f"{self.name or 'an image without a name'}+{address - self.base:#x}"
+    def place(self, address: int) -> Place:
+        """An address in it."""
+        function = self.function(address)
+        offset = address - self.base
+        return Place(address, self.name, offset) if function is None else Place(address, self.name, offset, *function)
 
     def function(self, address: int) -> symbols.Function | None:
         """The function that an address in it is in; None: there is no file that says so.
@@ -123,21 +126,18 @@ class Images:
         found += [image for image in (kernel, ours) if image is not None]
         return sorted(found, key=lambda image: image.base)
 
-    def where(self, registers: Mapping[str, int]) -> Callable[[int], str]:
-        """What says an address in words, with the function if that is known: ``probe+0xa2c, main+0x10``.
+    def place(self, registers: Mapping[str, int]) -> Callable[[int], Place | None]:
+        """What finds out what an address is in, with the function if that is known; None: in no known image.
 
-        It says "" for one in no known image, and is good as long as the machine stands still.
+        It is good as long as the machine stands still.
         """
         image_at = self.finder(registers)
 
-        def say(address: int) -> str:
+        def find(address: int) -> Place | None:
             image = image_at(address)
-            if image is None:
-                return ""
-            function = image.function(address)
-            return image.where(address) if function is None else f"{image.where(address)}, {function}"
+            return None if image is None else image.place(address)
 
-        return cache(say)
+        return cache(find)
 
     def finder(self, registers: Mapping[str, int]) -> Callable[[int], LoadedImage | None]:
         """What finds the image that an address is in, as long as the machine stands still; None: it is in none."""

@@ -6,9 +6,12 @@ from vmm.debug.images import Images
 from vmm.debug.why import evidence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmm.cpu.registers import Registers
     from vmm.firmware.images import FirmwareImages
     from vmm.memory import GuestMemory
+    from vmm.run.evidence import GuestException, VcpuEvidence
 
 
 class Look:
@@ -26,10 +29,6 @@ class Look:
         self.images = Images(memory, firmware)
         self._memory = memory
 
-    def where(self, registers: "Registers") -> str:
-        """Which image RIP is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
-        return self.images.where(registers.values)(registers.linear_rip)
-
-    def evidence(self, registers: "Registers") -> str:
-        """Lines on what the vCPU was doing."""
-        return evidence(registers, self._memory.read, self.images.where(registers.values))
+    def at(self, index: int, registers: "Registers", exceptions: "Iterable[GuestException]") -> "VcpuEvidence":
+        """What the vCPU was doing."""
+        return evidence(index, registers, self._memory.read, self.images.place(registers.values), exceptions)

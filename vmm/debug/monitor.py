@@ -93,7 +93,8 @@ class Monitor:
             address = int(argument, 0)
         except ValueError:
             return "an address is wanted: monitor images 0xfffffff0"
-        return legible(self._loaded.where(values)(address)) or "in no image that is known"
+        place = self._loaded.place(values)(address)
+        return "in no image that is known" if place is None else legible(str(place))
 
     def _fw_cfg(self, argument: str, vcpu: int) -> str:
         if self._machine.fw_cfg is None:

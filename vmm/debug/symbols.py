@@ -12,9 +12,6 @@ class Function(NamedTuple):
     name: str
     offset: int
 
-    def __str__(self) -> str:
-        return f"{self.name}+{self.offset:#x}"
-
 
 def beside(image: Path) -> Path | None:
     """The ELF file of a guest of ours; None: it was not built with one."""

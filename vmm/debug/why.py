@@ -4,10 +4,12 @@ For the evidence below a failure's one line: everything here is read from a gues
 read is left out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vmm.cpu.paging import walk
+from vmm.cpu.paging import Walk, walk
+from vmm.kvm.structs import MpState
+from vmm.run.evidence import GuestException, Instruction, Place, VcpuEvidence
 
 if TYPE_CHECKING:
     from vmm.cpu.registers import Registers
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 Read = Callable[[int, int], bytes]
 """Gives bytes from a guest physical address; raises ValueError where no memory is."""
 
-Where = Callable[[int], str]
-"""A linear address in words, as ``DxeCore+0x1a2b``; "" where it is in no known image."""
+Where = Callable[[int], Place | None]
+"""What a linear address is in; None where it is in no known image."""
 
 _INSTRUCTIONS = 6
 _LONGEST_INSTRUCTION = 15
@@ -33,18 +35,35 @@ _LOOKS_ONLY = {"mov", "movzx", "cmp", "test", "nop", "pause"}
 """With no store among them, a loop of these alone never ends by itself."""
 
 
-def evidence(registers: "Registers", read: Read, where: Where) -> str:
-    """Lines about one vCPU: what it executes, its callers, and the walk of an address that is not mapped."""
+def evidence(
+    index: int, registers: "Registers", read: Read, where: Where, exceptions: Iterable[GuestException] = ()
+) -> VcpuEvidence:
+    """What one vCPU was doing: what it executes, its callers, and the walk of an address that is not mapped.
+
+    Args:
+        index: which one.
+        registers: its own.
+        read: guest memory.
+        where: knows the guest's images.
+        exceptions: the last ones; what they are in is found out here.
+    """
     memory = _Linear(registers, read)
-    lines = list(_code(registers, memory))
-    verdict = dead_loop(registers, memory.read)
-    if verdict:
-        lines.append(verdict)
-    callers = list(_callers(registers, memory, where))
-    if callers:
-        lines.append(f"on the stack: {', '.join(callers)}")
-    lines += _walks(registers, read)
-    return "\n".join(lines)
+    rip = registers.linear_rip
+    return VcpuEvidence(
+        index,
+        started=True,
+        halted=registers.mp_state is MpState.HALTED,
+        mode=registers.mode,
+        ring=registers.cpl,
+        rip=rip,
+        place=where(rip),
+        registers=registers.values,
+        code=tuple(_code(registers, memory)),
+        verdict=dead_loop(registers, memory.read),
+        stack=tuple(_callers(registers, memory, where)),
+        walks=tuple(_walks(registers, read)),
+        exceptions=tuple(each if each.rip is None else each._replace(place=where(each.rip)) for each in exceptions),
+    )
 
 
 def dead_loop(registers: "Registers", read: Read) -> str:
@@ -93,7 +112,7 @@ def _disassembled(code: bytes, at: int, bits: int) -> Iterator[Any]:
     yield from capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, at)
 
 
-def _code(registers: "Registers", memory: _Linear) -> Iterator[str]:
+def _code(registers: "Registers", memory: _Linear) -> Iterator[Instruction]:
     rip = registers.linear_rip
     for size in (_INSTRUCTIONS * _LONGEST_INSTRUCTION, _LONGEST_INSTRUCTION, 1):
         try:
@@ -104,9 +123,8 @@ def _code(registers: "Registers", memory: _Linear) -> Iterator[str]:
             if number == _INSTRUCTIONS:
                 return
             text = f"{instruction.mnemonic} {instruction.op_str}".strip()
-            yield f"{'=>' if number == 0 else '  '} {instruction.address:x}: {instruction.bytes.hex(' '):<24} {text}"
+            yield Instruction(instruction.address, instruction.bytes.hex(" "), text)
         return
-    yield f"no memory at RIP: {rip:#x}"
 
 
 def _is_halt(registers: "Registers", read: Read) -> bool:
@@ -135,7 +153,7 @@ def _loop(start: int, code: bytes, registers: "Registers") -> int:
     return 0
 
 
-def _callers(registers: "Registers", memory: _Linear, where: Where) -> Iterator[str]:
+def _callers(registers: "Registers", memory: _Linear, where: Where) -> Iterator[Place]:
     """Return addresses on the stack: words that point behind a CALL, into an image that is known."""
     word = 8 if registers.bits == 64 else 4
     if registers.bits == 16:
@@ -153,19 +171,19 @@ def _callers(registers: "Registers", memory: _Linear, where: Where) -> Iterator[
         )
         if not is_call:
             continue
-        name = where(value)
+        place = where(value)
         asked += 1
-        if name:
-            yield name
+        if place is not None:
+            yield place
             found += 1
         if found == _CALLERS or asked == _MOST_ASKED:
             return
 
 
-def _walks(registers: "Registers", read: Read) -> Iterator[str]:
+def _walks(registers: "Registers", read: Read) -> Iterator[tuple[str, Walk]]:
     if not registers.values["cr0"] & _PAGING:
         return
     for name, linear in (("RIP", registers.linear_rip), ("CR2", registers.values["cr2"])):
         steps = walk(linear, registers.values, read)
         if steps.gpa is None:
-            yield f"{name} {steps.text}".replace("\n", "\n  ")
+            yield name, steps

@@ -112,6 +112,10 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
         },
         "timeline": [_event(event) for event in machine.timeline],
     }
+    if outcome.evidence is not None:
+        from vmm.report.why import why
+
+        report["why"] = why(outcome.evidence)
     if origin is not None:
         report["origin"] = origin
     if config.vmgenid is not None:

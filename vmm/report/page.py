@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vmm.report.schema import ItemReport, Report, TimesReport
+    from vmm.report.why_schema import AccessReport, WherePlace
 
 _FACTS = (
     "firmware",
@@ -89,6 +90,8 @@ def render(report: Report) -> str:
         "value": _value,
         "hex": hex,
         "bar": bar,
+        "place": _place,
+        "access": _access,
     }
     return html.render(
         "report/page.html.j2",
@@ -128,6 +131,20 @@ def _device(report: Report, times: TimesReport) -> str:
         if (area["last"] <= 0xFFFF) == (kind == "port") and area["first"] <= last and first <= area["last"]:
             return area["name"]
     return ""
+
+
+def _place(place: WherePlace | None) -> str:
+    """Return the image and the function of an address, to stand behind that; "" where nothing is known."""
+    if place is None:
+        return ""
+    function = f", {place['function']}+{place['function_offset']:#x}" if place["function"] else ""
+    return f" ({place['module'] or 'an image without a name'}+{place['offset']:#x}{function})"
+
+
+def _access(access: AccessReport) -> str:
+    """Return what kind of access one was."""
+    names = ("in", "out") if access["kind"] == "port" else ("load", "store")
+    return names[access["is_write"]]
 
 
 def _value(text: str) -> str:

@@ -10,6 +10,27 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
+from vmm.report.why_schema import (
+    AccessReport,
+    ExceptionReport,
+    InstructionReport,
+    VcpuReport,
+    WalkReport,
+    WalkStepReport,
+    WherePlace,
+    WhyReport,
+)
+
+__all__ = [
+    "AccessReport",
+    "ExceptionReport",
+    "InstructionReport",
+    "VcpuReport",
+    "WalkReport",
+    "WalkStepReport",
+    "WherePlace",
+]
+
 
 class ImageReport(TypedDict):
     """A file that the guest began with."""
@@ -409,6 +430,8 @@ class Report(TypedDict):
     origin: NotRequired[OriginReport]
     """In every report that is written to a file."""
     outcome: OutcomeReport
+    why: NotRequired[WhyReport]
+    """Of ends that nobody wants: failures, resets that end the run, deadlines, Ctrl-C."""
     firmware: FirmwareReport
     machine: Literal["q35", "pc", "bhyve"]
     resets: ResetsReport

@@ -2,20 +2,22 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm._native import ffi, lib
 from vmm.cpu.registers import Registers
 from vmm.errors import KvmError
 from vmm.kvm.descriptor import kvm_error
-from vmm.kvm.structs import MpState
 from vmm.legible import legible
-from vmm.run.outcome import Reason
+from vmm.run.evidence import Access, Evidence, GuestException, VcpuEvidence
+from vmm.run.outcome import Outcome, Reason
 from vmm.sandbox import call_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from vmm.bus import Bus
     from vmm.cpu.processors import Processors
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
@@ -25,10 +27,14 @@ MAX_INSTRUCTION_SIZE = 15
 """Bytes of the longest x86 instruction (Intel SDM volume 2, section 2.3.11)."""
 
 _LATE_BYTES = 1 << 16
-"""Of a console: where an assertion is looked for."""
+"""Of a console: where such words are looked for."""
 
-_MOST_EXPLAINED = 4
-"""Places whose code is shown."""
+_CONFESSIONS = re.compile(
+    rb"ASSERT(?:_EFI_ERROR|_RETURN_ERROR)? ?[\[(][^\r\n]{1,300}"
+    rb"|!!!! (?:X64|IA32) Exception Type - [^\r\n]{1,100}!!!!(?:\s{0,4}ExceptionData - [^\r\n]{1,80})?"
+    rb"|Kernel panic - not syncing[^\r\n]{1,300}"
+)
+"""edk2's DebugLib; its CpuExceptionHandlerLib, with the error code in a second line; Linux."""
 
 _RESET_VECTOR = 0xFFFFFFF0
 """Linear RIP after INIT (SDM volume 3, 10.1.4). After SVM's SHUTDOWN intercept the VMCB is undefined (APM volume 2,
@@ -46,32 +52,32 @@ _SOFTWARE_CPU_ENDS = {
 class Look(Protocol):
     """What can be said of a vCPU that stands still, from the guest's memory; it is made only where it is needed."""
 
-    def where(self, registers: Registers) -> str:
-        """Which image RIP is in, as ``DxeCore+0x1a2b``; "" where that is not known."""
-
-    def evidence(self, registers: Registers) -> str:
-        """Lines on what it was doing there."""
+    def at(self, index: int, registers: Registers, exceptions: "Iterable[GuestException]") -> VcpuEvidence:
+        """What the vCPU of this index was doing, and where."""
 
 
 def describe(
-    vcpu: "Vcpu", end: Any, memory: "GuestMemory", look: Callable[[], Look], *, software_cpu: bool
+    vcpu: "Vcpu", core: Any, memory: "GuestMemory", look: Callable[[], Look], *, software_cpu: bool
 ) -> tuple[Reason, str, str]:
     """Reason, one line, and further lines for a vCPU whose run ended by itself.
 
     Args:
         vcpu: the vCPU; its registers are read.
-        end: the C core's ``struct vcpu_end``.
+        core: its ``struct vmm_vcpu``.
         memory: where the instruction bytes are, when KVM did not hand them over.
         look: knows more of the place.
         software_cpu: was it the software CPU that ran the vCPU?
     """
+    end = core.end
     if end.outcome == lib.VCPU_ERROR:
         return _failed_ioctl(vcpu, end)
     if end.outcome == lib.VCPU_REFUSED:
         return _refused_call(vcpu, end)
     registers = Registers.of(vcpu)
-    details = f"{registers.text}\n{look().evidence(registers)}"
-    where = f"vCPU {vcpu.index} at {_rip(registers, look)}"
+    seen = look().at(vcpu.index, registers, exceptions(vcpu, core))
+    details = f"{registers.text}\n{seen.text}"
+    place = f" ({seen.place})" if seen.place else ""
+    where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}{place}"
     if end.outcome == lib.VCPU_SHUTDOWN:
         if registers.linear_rip == _RESET_VECTOR:
             unknown = "where is not known: KVM has reset the vCPU's registers, as it does on AMD hosts"
@@ -95,49 +101,94 @@ def describe(
     return Reason.KVM_FAILURE, f"{what}{why}, {where}", details
 
 
-def last_seen(processors: "Processors", streams: "Iterable[Stream]", look: Callable[[], Look]) -> str:
-    """Where a machine's vCPUs are, and the last assertion that its guest printed, of the first stream that has one."""
-    started = ((vcpu, bool(core.started_ns)) for vcpu, core in zip(processors.vcpus, processors.cores, strict=True))
-    said = assertion(*streams)
-    where = positions(started, look)
-    return f"{where}\nthe guest said: {said}" if said else where
-
-
-def positions(vcpus: "Iterable[tuple[Vcpu, bool]]", look: Callable[[], Look]) -> str:
-    """Where each vCPU is, and what it does there; vCPUs in the same place share that.
+def explained(
+    outcome: Outcome,
+    processors: "Processors",
+    buses: "tuple[Bus, Bus]",
+    streams: "Iterable[Stream]",
+    look: Callable[[], Look],
+) -> Outcome:
+    """The end of a run with all that is known of why; no vCPU runs.
 
     Args:
-        vcpus: each with whether it has executed anything. Of one that has not, nothing is read: that would let KVM
-            accept a SIPI which it is to see when it runs.
-        look: knows more of the places.
+        outcome: what is known already; its details are of the vCPU that ended by itself.
+        processors: the machine's vCPUs.
+        buses: its ports and MMIO.
+        streams: its consoles; what the first one says of a failure counts.
+        look: knows the guest's images.
     """
-    places: dict[str, list[int]] = {}
-    more: dict[str, str] = {}
-    for vcpu, started in vcpus:
-        where = "not started"
-        if started:
+    seen = []
+    for vcpu, core_vcpu in zip(processors.vcpus, processors.cores, strict=True):
+        # Of one that has not executed anything, nothing is read: that would let KVM accept a SIPI which it is to see
+        # when it runs.
+        if not core_vcpu.started_ns:
+            seen.append(VcpuEvidence(vcpu.index, started=False))
+            continue
+        with suppress(KvmError):  # what made the run fail may make this fail too
             registers = Registers.of(vcpu)
-            halted = ", halted" if registers.mp_state is MpState.HALTED else ""
-            where = f"at {_rip(registers, look)}, {registers.mode}, ring {registers.cpl}{halted}"
-            # Whoever waits for another processor says nothing of why nothing goes on.
-            if where not in places and (vcpu.index == 0 or not halted) and len(more) < _MOST_EXPLAINED:
-                more[where] = look().evidence(registers)
-        places.setdefault(where, []).append(vcpu.index)
-    lines: list[str] = []
-    for where, indices in places.items():
-        lines.append(f"vCPU {', '.join(map(str, indices))}: {where}")
-        lines += (f"  {line}" for line in more.get(where, "").splitlines())
-    return "\n".join(lines)
+            if core_vcpu.end.outcome == lib.VCPU_SHUTDOWN and registers.linear_rip == _RESET_VECTOR:
+                continue  # not the guest's any more
+            seen.append(look().at(vcpu.index, registers, exceptions(vcpu, core_vcpu)))
+    evidence = Evidence(tuple(seen), tuple(last_accesses(processors.cores[0].vm, *buses)), confession(*streams))
+    told = next(
+        (
+            vcpu.index
+            for vcpu, core in zip(processors.vcpus, processors.cores, strict=True)
+            if outcome.details and core.end.outcome not in {lib.VCPU_STOPPED, lib.VCPU_DEBUG}
+        ),
+        None,
+    )
+    details = "\n".join(filter(None, (outcome.details, evidence.text(but=told))))
+    return outcome._replace(details=details, evidence=evidence)
 
 
-def assertion(*streams: "Stream") -> str:
-    """The last assertion of edk2's that a guest printed of late; "" if there is none."""
+def exceptions(vcpu: "Vcpu", core: Any) -> list[GuestException]:
+    """The last exceptions of a vCPU, in order: the software CPU has seen them, KVM knows of one that is under way."""
+    count = core.exception_count
+    kept = [core.exceptions[at % lib.VCPU_EXCEPTIONS] for at in range(max(0, count - lib.VCPU_EXCEPTIONS), count)]
+    if kept:
+        return [GuestException.of(each.vector, each.error_code, each.rip, each.cr2) for each in kept]
+    under_way = vcpu.get_vcpu_events().exception
+    if not (under_way.injected or under_way.pending):
+        return []
+    return [GuestException.of(under_way.nr, under_way.error_code)]
+
+
+def last_accesses(core: Any, ports: "Bus", mmio: "Bus") -> "Iterator[Access]":
+    """What a machine's vCPUs asked of devices last, in order, with the names that those have now.
+
+    Args:
+        core: its ``struct vmm_vm``.
+        ports: its ports.
+        mmio: its MMIO.
+    """
+    with ports.lock:
+        latest, kept = core.recent.latest, core.recent.accesses
+        for at in range(latest + 1, latest + 1 + lib.RECENT_ACCESSES):
+            entry = kept[at % lib.RECENT_ACCESSES]
+            if entry.times:
+                yield Access(
+                    None if entry.vcpu == lib.RECENT_UNKNOWN_VCPU else entry.vcpu,
+                    (mmio if entry.is_mmio else ports).name_at(entry.address),
+                    "mmio" if entry.is_mmio else "port",
+                    entry.address,
+                    entry.size,
+                    entry.count,
+                    bool(entry.is_write),
+                    entry.value,
+                    entry.times,
+                )
+
+
+def confession(*streams: "Stream") -> str:
+    """What a guest printed of late of a failure of its own: edk2's last assertion or exception, Linux's panic.
+
+    Of the first console that has one; "" if none has.
+    """
     for stream in streams:
-        found = re.findall(
-            rb"ASSERT(?:_EFI_ERROR|_RETURN_ERROR)? ?[\[(][^\r\n]{1,300}", stream.since(stream.total - _LATE_BYTES)
-        )
+        found = _CONFESSIONS.findall(stream.since(stream.total - _LATE_BYTES))
         if found:
-            return legible(found[-1].decode("utf-8", "replace"))
+            return legible(" ".join(found[-1].decode("utf-8", "replace").split()))
     return ""
 
 
@@ -149,11 +200,6 @@ def _refused_call(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:
         'allows (--sandbox off, or sandbox="off" in Python)'
     )
     return Reason.REFUSED, message, registers.text
-
-
-def _rip(registers: Registers, look: Callable[[], Look]) -> str:
-    image = look().where(registers)
-    return f"RIP {registers.values['rip']:#x}" + (f" ({image})" if image else "")
 
 
 def _failed_ioctl(vcpu: "Vcpu", end: Any) -> tuple[Reason, str, str]:

@@ -1,9 +1,12 @@
 """How a run ended, and how a machine was reset in it."""
 
 from enum import Enum, StrEnum
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vmm.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from vmm.run.evidence import Evidence
 
 
 class Reason(Enum):
@@ -35,6 +38,21 @@ _EXIT_STATUS = {
 }
 
 
+EXPLAINED = frozenset(
+    {
+        Reason.RESET,
+        Reason.RESET_LOOP,
+        Reason.TRIPLE_FAULT,
+        Reason.EMULATION_FAILURE,
+        Reason.KVM_FAILURE,
+        Reason.REFUSED,
+        Reason.TIMEOUT,
+        Reason.INTERRUPTED,
+    }
+)
+"""Ends of which somebody will ask why."""
+
+
 class Outcome(NamedTuple):
     """The end of one `Machine.run`.
 
@@ -44,6 +62,7 @@ class Outcome(NamedTuple):
         message: one line for people: what happened, where, and the remedy if there is one.
         details: more lines of evidence (registers, last console line); may be empty.
         missed_until: the pattern that was waited for and never came, if there was one.
+        evidence: what every vCPU was doing and the last accesses to devices, where the end is one that nobody wants.
     """
 
     reason: Reason
@@ -51,6 +70,7 @@ class Outcome(NamedTuple):
     message: str
     details: str = ""
     missed_until: str | None = None
+    evidence: "Evidence | None" = None
 
     @property
     def reached(self) -> bool:

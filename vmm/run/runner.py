@@ -12,7 +12,7 @@ from vmm.run import garbage
 from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
 from vmm.run.lifetime import Lifetime
-from vmm.run.outcome import Outcome, Reason, ResetKind
+from vmm.run.outcome import EXPLAINED, Outcome, Reason, ResetKind
 from vmm.run.threads import JOIN_SECONDS, VcpuThreads
 
 POLL_SECONDS = 0.004
@@ -45,7 +45,7 @@ class Runner:
         threads: of its vCPUs.
         consoles: what it shows.
         feed: types into its serial port; any thread may.
-        positions: tells where the vCPUs are, once they have stopped.
+        explain: adds evidence to an outcome, once the vCPUs have stopped.
         reset: brings the machine, whose vCPUs have stopped, to its state after power-on.
 
     Attributes:
@@ -58,13 +58,13 @@ class Runner:
         threads: VcpuThreads,
         consoles: Sequence[Console],
         feed: Callable[[bytes], object],
-        positions: Callable[[], str],
+        explain: Callable[[Outcome], Outcome],
         reset: Callable[[ResetKind], None],
     ) -> None:
         self._lifetime = lifetime
         self._threads = threads
         self._consoles = list(consoles)
-        self._positions = positions
+        self._explain = explain
         self._feed = feed
         self._reset_machine = reset
         self.debugger: Debugger | None = None
@@ -109,8 +109,8 @@ class Runner:
                 with garbage.left_to_the_runner():
                     self._execute(watch, deadline, on_poll)
                 life.raise_failure()
-                if life.end is not None and life.end.reason in {Reason.TIMEOUT, Reason.INTERRUPTED}:
-                    life.end = life.end._replace(details=self._positions())
+                if life.end is not None and life.end.reason in EXPLAINED:
+                    life.end = self._explain(life.end)
                 watch.look(answer=False)
             if life.final is not None:
                 watch.note_unheard()

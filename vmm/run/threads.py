@@ -219,7 +219,7 @@ def execute_vcpu(
         def describe() -> tuple[Reason, str, str]:
             from vmm.run import failure
 
-            return failure.describe(vcpu, core_vcpu.end, memory, look, software_cpu=softcpu is not None)
+            return failure.describe(vcpu, core_vcpu, memory, look, software_cpu=softcpu is not None)
 
         # It reads what belongs to images, such as their symbols.
         reason, message, details = late.call(describe)

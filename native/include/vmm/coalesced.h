@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "vmm/io_table.h"
+#include "vmm/recent.h"
 
 #define COALESCED_PAGE 4096u
 #define COALESCED_ENTRIES \
@@ -30,6 +30,6 @@ static inline bool coalesced_pending(const struct kvm_coalesced_mmio_ring *ring)
 }
 
 /* Serve what is in the ring now, but not what is added meanwhile; the caller holds io_lock. */
-void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *ports);
+void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *ports, struct recent *recent);
 
 #endif

@@ -37,6 +37,7 @@
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 #include "vmm/profile.h"
+#include "vmm/recent.h"
 #include "vmm/stop.h"
 
 #define VCPU_EXIT_REASONS 64
@@ -88,6 +89,16 @@ struct debug_point {
 
 #define VMM_DEBUG_POINTS 256
 
+#define VCPU_EXCEPTIONS 8u /* a power of two */
+
+/* An exception of the guest's that was on its way to its handler. */
+struct vcpu_exception {
+    uint64_t rip; /* linear, of the instruction */
+    uint64_t cr2; /* of a page fault: the address; else what was there */
+    uint32_t error_code;
+    uint32_t vector;
+};
+
 struct vmm_vm {
     int fd; /* of KVM_CREATE_VM; owned by Python */
     struct guest_memory memory;
@@ -97,6 +108,7 @@ struct vmm_vm {
     uint32_t stop; /* accessed atomically */
     uint32_t io_depth; /* how often the thread that has io_lock took it by vmm_io_lock or vmm_io_trylock */
     uint32_t accessing; /* index of the vCPU whose access a device serves; io_lock is held */
+    struct recent recent; /* io_lock is held */
     uint32_t polled; /* where the ring began when vmm_vm_poll last looked */
     struct kvm_coalesced_mmio_ring *ring; /* of writes that did not leave the kernel; NULL: all of them do */
     /* A debugger's, for the software CPU; changed while no vCPU runs, each time with another generation. */
@@ -117,6 +129,9 @@ struct vmm_vcpu {
     uint64_t exits[VCPU_EXIT_REASONS]; /* by KVM exit reason; the last counts all beyond */
     uint64_t interrupted;              /* KVM_RUN ended by a signal */
     uint64_t started_ns;               /* CLOCK_MONOTONIC when it first left the wait-for-SIPI state; 0 before */
+    /* The last ones, which only the software CPU sees; the vCPU's thread writes them. */
+    uint64_t exception_count;
+    struct vcpu_exception exceptions[VCPU_EXCEPTIONS];
     bool start_watched; /* a single step is armed that shows an AP's first instruction */
     struct exit_times *times; /* NULL: not measured; set while the vCPU does not run */
     struct profile *profile;  /* NULL: not sampled; set while the vCPU does not run */
@@ -235,7 +250,7 @@ bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
 bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
 /* Raise it when a function of struct vmm_core, or a field of the structures that it shares, changes its meaning. */
-#define VMM_CORE_VERSION 3u
+#define VMM_CORE_VERSION 4u
 
 /*
  * The above, for a module that is linked separately. It must have been built
