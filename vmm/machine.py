@@ -136,7 +136,14 @@ class Machine(Observable):
             self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
             # C's structures hold what a closed machine can still be asked, so they live as long as this object.
             core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
-            self.sandbox = Sandbox(config.sandbox, core, outputs.descriptors, cpus=config.cpus, user=config.user)
+            self.sandbox = Sandbox(
+                config.sandbox,
+                core,
+                outputs.descriptors,
+                cpus=config.cpus,
+                user=config.user,
+                folders=() if config.symbols is None else (config.symbols,),
+            )
             self.sandbox.close_files()
             threads = VcpuThreads(core, self.sandbox)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
@@ -432,7 +439,7 @@ class Machine(Observable):
     def _look(self) -> "Look":
         from vmm.debug.look import Look
 
-        return Look(self.memory, self.config.firmware)
+        return Look(self.memory, self.config.firmware, self.config.symbols)
 
     def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
         self.vmcoreinfo = info

@@ -56,6 +56,7 @@ class Sandbox:
         files: descriptors that devices use while the guest runs.
         cpus: of the machine.
         user: whom the process belongs to from then on: a name or a number.
+        folders: of the user's, whose files can be read in any case.
 
     Attributes:
         kind: how far they go here; AUTO until the first run.
@@ -66,7 +67,14 @@ class Sandbox:
     """
 
     def __init__(
-        self, wanted: Sandboxing, core: Any, files: Iterable[int], *, cpus: int = 1, user: str | None = None
+        self,
+        wanted: Sandboxing,
+        core: Any,
+        files: Iterable[int],
+        *,
+        cpus: int = 1,
+        user: str | None = None,
+        folders: Iterable[Path] = (),
     ) -> None:
         seccomp = wanted is Sandboxing.OFF or offers_seccomp()
         self.kind = wanted if seccomp else Sandboxing.OFF
@@ -84,6 +92,7 @@ class Sandbox:
         self._core = core
         self.files = list(files)
         self.channels: list[int] = []
+        self._folders = list(folders)
         self._threads = cpus + 8
         self._user = None if user is None else _account(user)
         self._entered = False
@@ -102,7 +111,7 @@ class Sandbox:
         if self._user is not None:
             _become(*self._user)
         if self.landlock:
-            paths = [ffi.new("char[]", os.fsencode(path)) for path in _readable()]
+            paths = [ffi.new("char[]", os.fsencode(path)) for path in (*_readable(), *map(str, self._folders))]
             _check(lib.sandbox_restrict_files(paths, len(paths)), "Landlock")
 
     def enter(self, helpers: Sequence[Callable[[Callable[[], None]], None]], *, foreign: bool = False) -> None:

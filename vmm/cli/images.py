@@ -30,6 +30,8 @@ EXAMPLES = """
 examples:
   vmm images ovmf --until 'Shell>'          all modules of a booted OVMF
   vmm images ovmf --timeout 0.3 --json -    what there is after a third of a second
+  vmm images OVMF.fd --until 'Shell>' --symbols Build/OvmfX64/DEBUG_GCC5 --gdb-commands edk2.gdb
+                                            and then: vmm boot OVMF.fd -s -S; gdb: source edk2.gdb, break DxeMain
 
 """
 
@@ -46,6 +48,11 @@ def parser() -> Parser:
         help="list them after this long; with --until the status is 3 then "
         f"(default: {DEADLINE:g}, or never with --until)",
     )
+    add(
+        "--gdb-commands",
+        metavar="PATH",
+        help="write commands for gdb's source that load the symbols of all that is found in --symbols, where it is",
+    )
     add("--json", metavar="PATH", help="write them as a JSON object; - is stdout, instead of the table")
     return made
 
@@ -60,8 +67,9 @@ def run(words: list[str]) -> int:
         _check(arguments.until)
     with inputs.patience(deadline):
         config = config_from(arguments)
-    with Outputs(config, {"--json": arguments.json}) as outputs:
+    with Outputs(config, {"--json": arguments.json, "--gdb-commands": arguments.gdb_commands}) as outputs:
         from vmm.cli.interrupts import Interrupts
+        from vmm.debug.gdb_file import gdb_commands
         from vmm.debug.images import table
         from vmm.machine import Machine
 
@@ -71,10 +79,14 @@ def run(words: list[str]) -> int:
             outcome = machine.run(arguments.until, deadline, on_poll=lambda _: interrupts.check())
             images = machine.images()
         say(f"vmm: {outcome.message}")
-        if arguments.json is None:
+        if "-" not in {arguments.json, arguments.gdb_commands}:
             print(table(images))
+        if arguments.gdb_commands is not None and not any(image.symbols for image in images):
+            say("vmm: --gdb-commands: no file with symbols was found; --symbols DIR says where they are")
         found = {"schema": SCHEMA, "reason": outcome.reason.value, "images": [image.as_dict() for image in images]}
-        outputs.write({"--json": lambda: json.dumps(found, indent=2) + "\n"})
+        outputs.write(
+            {"--json": lambda: json.dumps(found, indent=2) + "\n", "--gdb-commands": lambda: gdb_commands(images)}
+        )
     if outcome.reason is Reason.TIMEOUT and arguments.until is None:
         return ExitStatus.OK
     return outcome.exit_status

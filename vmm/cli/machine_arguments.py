@@ -242,6 +242,13 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     host.add_argument("-s", action="store_const", dest="gdb", const="tcp::1234", help="the same as -gdb tcp::1234")
     host.add_argument("-S", action="store_true", dest="hold", help="wait for a debugger before the first instruction")
     host.add_argument(
+        "--symbols",
+        metavar="DIR",
+        help="a folder with the files that have the symbols of what is loaded in the guest (edk2's "
+        "Build/OvmfX64/DEBUG_GCC5, or where a vmlinux is): reports, --profile and monitor images name functions then. "
+        "Files are found there by name; none is opened because a guest names it",
+    )
+    host.add_argument(
         "--exit-times",
         action="store_true",
         help="time every exit and device access, none of them coalesced; --json has the histograms",

@@ -94,6 +94,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         user=arguments.user,
         gdb=arguments.gdb,
         hold=arguments.hold,
+        symbols=arguments.symbols,
     )
     if arguments.debugcon is None and config.firmware.kind is FirmwareKind.SEABIOS:
         config = config._replace(debugcon=Target())  # it prints the same on the serial port

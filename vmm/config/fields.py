@@ -5,6 +5,7 @@ Beside each other they say more, such as which board firmware wants that nobody 
 Sizes are in bytes unless a name says otherwise.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.config.interface import InterfaceChoice, choose
@@ -15,7 +16,6 @@ from vmm.tables.boot_order import BootOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
@@ -112,6 +112,8 @@ class MachineFields(NamedTuple):
     """Where a debugger finds the machine; None: nowhere."""
     hold: bool = False
     """Let the first run wait for a debugger."""
+    symbols: Path | None = None
+    """A folder whose files have the symbols of images in the guest; absolute."""
 
     @property
     def shares_memory(self) -> bool:

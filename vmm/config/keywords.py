@@ -82,6 +82,8 @@ class MachineOptions(TypedDict, total=False):
         user: a name or number: whom the process belongs to once the first run begins; as root only.
         gdb: where a debugger finds the machine, ``tcp:[HOST]:PORT`` (port 0: any) or ``unix:PATH``; nowhere.
         hold: let the first run wait for a debugger; False.
+        symbols: a folder, as of edk2's build, with the files that have the symbols of what is loaded: names of
+            functions in reports, profiles and lists of images, and lines for ``coverage``.
     """
 
     variables: str | Path | None
@@ -131,3 +133,4 @@ class MachineOptions(TypedDict, total=False):
     user: str | None
     gdb: DebugAddress | str | None
     hold: bool | None
+    symbols: str | Path | None

@@ -28,6 +28,7 @@ from vmm.config.parts import (
     several,
 )
 from vmm.config.spelled import SpelledOut
+from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
 from vmm.firmware.load import find
 from vmm.inputs import InputFile
@@ -153,6 +154,7 @@ class MachineConfig(MachineFields):
         user: str | None = None,
         gdb: DebugAddress | str | None = None,
         hold: bool = False,
+        symbols: str | Path | None = None,
     ) -> Self:
         # First what needs no file, then the files: one may be a pipe that makes us wait.
         fields: dict[str, Any] = {
@@ -189,6 +191,7 @@ class MachineConfig(MachineFields):
             "user": user,
             "gdb": gdb,
             "hold": hold,
+            "symbols": None if symbols is None else _folder(symbols, "--symbols"),
         }
         shown = several(devices, "devices", str)
         if drives or any(text.removeprefix("driver=").startswith("virtio-blk") for text in shown):
@@ -272,6 +275,14 @@ def _bytes(value: str | bytes | None, name: str) -> bytes | None:
         return value
     options.check_type(value, name, str, bytes)
     return options.typed_bytes(value)
+
+
+def _folder(value: str | Path, option: str) -> Path:
+    options.check_type(value, option, str, Path)
+    path = Path(value)
+    if not path.is_dir():
+        raise ConfigError(f"{option} {value}: not a folder")
+    return path.resolve()
 
 
 def _input_file(value: str | Path | InputFile | None, option: str) -> InputFile | None:

@@ -7,14 +7,15 @@ with. Names are those that the linker left in an image, else those of the firmwa
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from vmm.cpu.paging import walk
-from vmm.debug import efi, symbols
+from vmm.debug import efi
+from vmm.debug.symbols import Function, SymbolFiles, beside, function_at
 from vmm.firmware import guests
 from vmm.firmware.contents import read
 from vmm.firmware.volumes import HEADER, SIGNATURE, SIGNATURE_OFFSET, volume_at
@@ -59,6 +60,8 @@ class LoadedImage(NamedTuple):
         path: of the file with its symbols; "" if nothing says it.
         guid: of its file in a firmware volume; None: not known, or it has none.
         detail: more words; "" where there is nothing to say.
+        symbols: the file of the user's, or of ours, that has its symbols; "" if there is none.
+        loaded: what is added to that file's addresses.
     """
 
     name: str
@@ -69,6 +72,8 @@ class LoadedImage(NamedTuple):
     path: str = ""
     guid: UUID | None = None
     detail: str = ""
+    symbols: str = ""
+    loaded: int = 0
 
     def __contains__(self, address: object) -> bool:
         return isinstance(address, int) and self.base <= address < self.base + self.size
@@ -79,12 +84,9 @@ class LoadedImage(NamedTuple):
         offset = address - self.base
         return Place(address, self.name, offset) if function is None else Place(address, self.name, offset, *function)
 
-    def function(self, address: int) -> symbols.Function | None:
-        """The function that an address in it is in; None: there is no file that says so.
-
-        No file is opened because a guest names it.
-        """
-        return symbols.function_at(Path(self.path), address) if self.kind == "guest" and self.path else None
+    def function(self, address: int) -> Function | None:
+        """The function that an address in it is in; None: there is no file that says so."""
+        return function_at(Path(self.symbols), address - self.loaded) if self.symbols else None
 
     def as_dict(self) -> dict[str, object]:
         """What ``vmm images --json`` prints."""
@@ -106,11 +108,13 @@ class Images:
     Args:
         memory: of the machine.
         firmware: what it started with.
+        folder: of the user's, with files that have symbols; None: there is none.
     """
 
-    def __init__(self, memory: "GuestMemory", firmware: "FirmwareImages") -> None:
+    def __init__(self, memory: "GuestMemory", firmware: "FirmwareImages", folder: Path | None = None) -> None:
         self._memory = memory
         self._read = efi.reader(memory)
+        self._folder = folder
         self._firmware = firmware
         self._modules = _Modules({}, {})
         self._seen: list[tuple[int, int]] | None = None
@@ -120,7 +124,7 @@ class Images:
         modules = self._modules_now()
         executables = {image.base: image for image in self._scanned(self._everything())}
         executables |= {image.base: image for image in efi.listed(self._read, self._memory.low_size)}
-        found = [_named(image, modules) for image in executables.values()]
+        found = [self._named(image, modules) for image in executables.values()]
         kernel = self._kernel(registers)
         ours = self._ours()
         found += [image for image in (kernel, ours) if image is not None]
@@ -159,20 +163,33 @@ class Images:
     def named(self, listed: Iterable[efi.EfiImage]) -> list[LoadedImage]:
         """Those that were listed, with the names that the firmware volumes have for them."""
         modules = self._modules_now()
-        return [_named(image, modules) for image in listed]
+        return [self._named(image, modules) for image in listed]
 
     def _at(self, address: int, listed: list[efi.EfiImage], registers: Mapping[str, int]) -> LoadedImage | None:
         """The executable of UEFI's that an address is in."""
         for executable in listed:
             if executable.base <= address < executable.base + executable.size:
-                return _named(executable, self._modules_now())
+                return self._named(executable, self._modules_now())
         gpa = walk(address, registers, self._read).gpa
         # Where a linear address is another physical one, no firmware runs.
         if gpa == address:
             for executable in self._scanned(self._before(gpa)):
                 if executable.base <= address < executable.base + executable.size:
-                    return _named(executable, self._modules_now())
+                    return self._named(executable, self._modules_now())
         return None
+
+    @cached_property
+    def _files(self) -> SymbolFiles | None:
+        return None if self._folder is None else SymbolFiles(self._folder)
+
+    def _named(self, image: efi.EfiImage, modules: "_Modules") -> LoadedImage:
+        """With the names of firmware volumes: by the file's GUID, else by the header of its executable."""
+        guid = image.guid or modules.guids.get(image.key)
+        name = image.name or (modules.names.get(guid, str(guid)) if guid else "")
+        found = "debug image info table" if image.is_listed else "header"
+        file = self._files.find(image.path or name) if self._files is not None and (image.path or name) else None
+        symbols_at = ("", 0) if file is None else (str(file), image.base)
+        return LoadedImage(name, image.base, image.size, "uefi", found, image.path, guid, "", *symbols_at)
 
     # -- UEFI -------------------------------------------------------------------------------------------------------
 
@@ -241,8 +258,12 @@ class Images:
         banner = self._banner(gpa(base), end - base)
         if banner is None:
             return None
-        detail = f"{banner}; loaded {base - _KERNEL_LINKED:#x} above the addresses of its vmlinux"
-        return LoadedImage("vmlinux", base, end - base, "linux", "page tables", detail=detail)
+        moved = base - _KERNEL_LINKED
+        detail = f"{banner}; loaded {moved:#x} above the addresses of its vmlinux"
+        file = self._files.kernel() if self._files is not None else None
+        return LoadedImage(
+            "vmlinux", base, end - base, "linux", "page tables", "", None, detail, str(file or ""), moved if file else 0
+        )
 
     def _banner(self, gpa: int | None, size: int) -> str | None:
         """``Linux version …`` of a kernel, which is in one piece of physical memory."""
@@ -267,8 +288,9 @@ class Images:
         if not self._firmware.code or not guests.is_ours(path):
             return None
         base, size = self._firmware.code_address, len(self._firmware.code)
-        elf = symbols.beside(path)
-        return LoadedImage(path.stem, base, size, "guest", "the machine's image", "" if elf is None else str(elf))
+        elf = beside(path)
+        file = "" if elf is None else str(elf)
+        return LoadedImage(path.stem, base, size, "guest", "the machine's image", file, symbols=file)
 
     def _rom(self, address: int) -> LoadedImage | None:
         """Firmware as a whole, below 4 GiB or in its copy below 1 MiB."""
@@ -302,14 +324,6 @@ def _modules(volumes: Iterable[bytes]) -> _Modules:
             if header is not None:
                 found.guids[header[2]] = module.guid
     return found
-
-
-def _named(image: efi.EfiImage, modules: _Modules) -> LoadedImage:
-    """With the names of firmware volumes: by the file's GUID, else by the header of its executable."""
-    guid = image.guid or modules.guids.get(image.key)
-    name = image.name or (modules.names.get(guid, str(guid)) if guid else "")
-    found = "debug image info table" if image.is_listed else "header"
-    return LoadedImage(name, image.base, image.size, "uefi", found, image.path, guid)
 
 
 def _last_volume(code: bytes) -> Iterator[int]:

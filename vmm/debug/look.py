@@ -7,6 +7,7 @@ from vmm.debug.why import evidence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from vmm.cpu.registers import Registers
     from vmm.firmware.images import FirmwareImages
@@ -20,13 +21,14 @@ class Look:
     Args:
         memory: of the machine.
         firmware: what it started with.
+        symbols: the user's folder of files with symbols, if there is one.
 
     Attributes:
         images: what is loaded.
     """
 
-    def __init__(self, memory: "GuestMemory", firmware: "FirmwareImages") -> None:
-        self.images = Images(memory, firmware)
+    def __init__(self, memory: "GuestMemory", firmware: "FirmwareImages", symbols: "Path | None" = None) -> None:
+        self.images = Images(memory, firmware, symbols)
         self._memory = memory
 
     def at(self, index: int, registers: "Registers", exceptions: "Iterable[GuestException]") -> "VcpuEvidence":

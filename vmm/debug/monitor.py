@@ -31,7 +31,7 @@ class Monitor:
         self.code: int | None = None
         self._machine = machine
         self._target = target
-        self._loaded = Images(machine.memory, machine.config.firmware)
+        self._loaded = Images(machine.memory, machine.config.firmware, machine.config.symbols)
         self._commands: dict[str, tuple[str, Callable[[str, int], str]]] = {
             "help": ("this list", self._help),
             "registers": ("[VCPU]: all of a vCPU, with segments and tables", self._registers),
@@ -39,7 +39,10 @@ class Monitor:
             "reset": ("the machine, which stays held; then, in gdb: maintenance flush register-cache", self._reset),
             "code": ("16|32|64: what the next debugger is told of, whatever code there is then", self._code),
             "smram": ("on|off: memory is read with SMRAM and TSEG in it, though they are closed", self._smram),
-            "images": ("[ADDRESS]: what is loaded, and where, or what an address is in", self._images),
+            "images": (
+                "[ADDRESS|gdb]: what is loaded, what an address is in, or commands that load symbols",
+                self._images,
+            ),
             "fw_cfg": ("[NAME]: the items of fw_cfg and what was read, or the contents of one", self._fw_cfg),
             "trace": (f"the last {_EVENTS} things that happened, and when", self._trace),
         }
@@ -89,6 +92,10 @@ class Monitor:
         values = self._target.state(vcpu).registers.values
         if not argument:
             return table(self._loaded.all(values))
+        if argument == "gdb":
+            from vmm.debug.gdb_file import gdb_commands  # few ask
+
+            return gdb_commands(self._loaded.all(values)).rstrip("\n")
         try:
             address = int(argument, 0)
         except ValueError:
