@@ -16,58 +16,11 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
-struct profile {
-    uint32_t capacity;
-    uint64_t produced; /* accessed atomically */
-    uint64_t consumed; /* accessed atomically */
-    uint64_t lost;     /* accessed atomically */
-    struct profile_sample samples[];
-};
-
-struct profile *profile_new(uint32_t capacity)
+void profile_add(struct ring *profile, uint64_t address)
 {
-    struct profile *profile = calloc(1, sizeof(*profile) + capacity * sizeof(struct profile_sample));
+    const struct profile_sample sample = {.time_ns = monotonic_ns(), .address = address};
 
-    if (profile != NULL) {
-        profile->capacity = capacity;
-    }
-    return profile;
-}
-
-void profile_free(struct profile *profile)
-{
-    free(profile);
-}
-
-void profile_add(struct profile *profile, uint64_t address)
-{
-    uint64_t produced = profile->produced;
-
-    if (produced - __atomic_load_n(&profile->consumed, __ATOMIC_ACQUIRE) == profile->capacity) {
-        __atomic_store_n(&profile->lost, profile->lost + 1, __ATOMIC_RELAXED);
-        return;
-    }
-    profile->samples[produced & (profile->capacity - 1)] =
-        (struct profile_sample){.time_ns = monotonic_ns(), .address = address};
-    __atomic_store_n(&profile->produced, produced + 1, __ATOMIC_RELEASE);
-}
-
-uint32_t profile_take(struct profile *profile, struct profile_sample *samples, uint32_t count)
-{
-    uint64_t consumed = profile->consumed;
-    uint64_t available = __atomic_load_n(&profile->produced, __ATOMIC_ACQUIRE) - consumed;
-    uint32_t taken = available < count ? (uint32_t)available : count;
-
-    for (uint32_t i = 0; i < taken; i++) {
-        samples[i] = profile->samples[(consumed + i) & (profile->capacity - 1)];
-    }
-    __atomic_store_n(&profile->consumed, consumed + taken, __ATOMIC_RELEASE);
-    return taken;
-}
-
-uint64_t profile_lost(const struct profile *profile)
-{
-    return __atomic_load_n(&profile->lost, __ATOMIC_RELAXED);
+    ring_add(profile, &sample);
 }
 
 int profile_arm(struct vmm_vcpu *vcpu)

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
     from vmm.kvm.message_routes import MessageRoutes
+    from vmm.run.coverage import Coverage
     from vmm.run.keys import TerminalType
     from vmm.run.outcome import Outcome, ResetKind
     from vmm.run.profile import Profiler
@@ -257,6 +258,15 @@ class Machine(Observable):
                 images = lambda: self._look.images  # noqa: E731  # what it needs is loaded once it is asked
                 cores = self._processors.cores
                 self._profiler, poll = start_profiler(core, cores, self._counts, images, poll, parts)
+            self._coverage: Coverage | None = None
+            if config.coverage:
+                from vmm.run.coverage import start_coverage
+
+                images = lambda: self._look.images  # noqa: E731
+                registers = lambda: self.registers().values  # noqa: E731
+                self._coverage, poll = start_coverage(
+                    core, images, registers, poll, parts, software_cpu=self.softcpu is not None
+                )
             consoles = (Console(self.serial), Console(self.debugcon))
             self._whole = Whole(
                 vm=self.vm,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
     from vmm.report.profile import NamedProfile
     from vmm.report.schema import Report
+    from vmm.run.coverage import Covered
     from vmm.run.outcome import Outcome
     from vmm.run.terminal import Terminal
 
@@ -117,6 +118,13 @@ def parser() -> Parser:
         "file for speedscope, and beside it folded stacks in one that ends in .folded; - is the former on stdout. The "
         "reports have the phases and what was hot",
     )
+    add(
+        "--coverage",
+        metavar="PATH",
+        help="write which lines of source the guest's code reached, as a tracefile of lcov's, which lcov -a adds to "
+        "others and genhtml shows; of images whose files with line numbers --symbols has, and of our guests. On the "
+        "software CPU alone, at its usual speed",
+    )
     add("-q", "--quiet", action="store_true", help="no progress and no report; errors are still told")
     _add_snapshots(made)
     return made
@@ -155,7 +163,7 @@ def run(words: list[str]) -> int:
 
             resumption = resumption_from(arguments, _machine_parser)
         config = config_from(arguments) if resumption is None else resumption.config
-    config = config._replace(profile=arguments.profile is not None)
+    config = config._replace(profile=arguments.profile is not None, coverage=arguments.coverage is not None)
     at = _snapshot_at(arguments)
     if config.sandbox is Sandboxing.WHOLE and (at is not None or any(step.snapshot is not None for step in steps)):
         # A process that may open no file can write none; the threads that serve the guest need not.
@@ -187,10 +195,11 @@ def run(words: list[str]) -> int:
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline, at)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
             profile = None if report is None else _add_profile(machine, report)
+            covered = machine.coverage()
         if arguments.quiet and outcome.exit_status:
             say(f"vmm: {outcome.message}")
         if report is not None:
-            _write(report, profile, outputs, quiet=arguments.quiet)
+            _write(report, profile, covered, outputs, quiet=arguments.quiet)
         if lost:
             raise HostError(lost)
     if outputs.failed and not outcome.exit_status:
@@ -215,7 +224,9 @@ def _documents(arguments: argparse.Namespace) -> dict[str, str | None]:
     """Return what is written once the run is over: paths by option."""
     profile = arguments.profile
     folded = None if profile in {None, "-"} else str(Path(profile).with_suffix(_FOLDED))
-    return {"--json": arguments.json, "--html": arguments.html, "--profile": profile, _FOLDED_OPTION: folded}
+    return {"--json": arguments.json, "--html": arguments.html, "--profile": profile, _FOLDED_OPTION: folded} | {
+        "--coverage": arguments.coverage
+    }
 
 
 def _add_profile(machine: Machine, report: Report) -> NamedProfile | None:
@@ -229,7 +240,9 @@ def _add_profile(machine: Machine, report: Report) -> NamedProfile | None:
     return named
 
 
-def _write(report: Report, profile: NamedProfile | None, outputs: Outputs, *, quiet: bool) -> None:
+def _write(
+    report: Report, profile: NamedProfile | None, covered: Covered | None, outputs: Outputs, *, quiet: bool
+) -> None:
     from vmm.report import text
 
     def page() -> str:
@@ -245,6 +258,10 @@ def _write(report: Report, profile: NamedProfile | None, outputs: Outputs, *, qu
     makers = {"--json": json, "--html": page}
     if profile is not None:
         makers |= {"--profile": profile.speedscope, _FOLDED_OPTION: profile.folded}
+    if covered is not None:
+        makers["--coverage"] = covered.lcov
+        for note in covered.notes if not quiet else ():
+            say(f"vmm: --coverage: {note}")
     try:
         outputs.write(makers)
     finally:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmm.run.snapshot import Snapshot
 
 _MAY_DIFFER = frozenset(
-    {"-fw_cfg", "-f", "-serial", "-debugcon", "--trace", "--exit-times", "-bios", "--sandbox", "--user"}
+    {"-fw_cfg", "-f", "-serial", "-debugcon", "--trace", "--exit-times", "-bios", "--sandbox", "--user", "--symbols"}
 )
 """Options of a machine that one which goes on can have; the image is compared."""
 
@@ -107,6 +107,7 @@ def resumption_from(arguments: argparse.Namespace, machine_parser: Callable[[], 
     snapshot = Snapshot.load(Path(keys["file"]))
     _check_image(snapshot, arguments, keys["file"])
     from vmm.cli.machine_config import items_from, sandboxing
+    from vmm.config.machine import symbols_from
 
     resumption = prepare(snapshot, items_from(arguments), keys.get("generation"), keys.get("time", "stopped"))
     config = resumption.config._replace(
@@ -116,6 +117,7 @@ def resumption_from(arguments: argparse.Namespace, machine_parser: Callable[[], 
         exit_times=arguments.exit_times,
         sandbox=sandboxing(arguments.sandbox, arguments.widest_sandbox),
         user=arguments.user,
+        symbols=symbols_from(arguments.symbols),
     )
     return resumption._replace(config=config)
 

@@ -28,6 +28,7 @@ _TYPES = {
             "coalesced",
             "exit_times",
             "profile",
+            "coverage",
             "hold",
         ),
         bool,

@@ -103,6 +103,8 @@ class MachineFields(NamedTuple):
     """Time every exit and device access; `vmm.run.exit_times` is what comes of it."""
     profile: bool = False
     """Look at what the vCPUs execute all the time; `vmm.run.profile` is what comes of it."""
+    coverage: bool = False
+    """Note which lines of source the guest's code reaches; `vmm.run.coverage` is what comes of it."""
     trace: str | None = None
     """Where the access log goes: a path, or "-" for stderr."""
     sandbox: Sandboxing = Sandboxing.OFF

@@ -74,6 +74,7 @@ class MachineOptions(TypedDict, total=False):
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
         exit_times: time every exit and device access; False.
         profile: look at what the vCPUs execute, a thousand times a second; False.
+        coverage: note which lines of source the guest's code reaches, on the software CPU; False.
         trace: path of the access log, "-" for stderr.
         sandbox: ``off``, the default; ``threads``, which keeps vCPUs' threads from all but serving the guest; ``auto``:
             the same, unless code of the caller's runs on them (``customize``, ``alter``, a device that was added);
@@ -128,6 +129,7 @@ class MachineOptions(TypedDict, total=False):
     dispatch: Dispatch | str | None
     exit_times: bool | None
     profile: bool | None
+    coverage: bool | None
     trace: str | Path | None
     sandbox: Sandboxing | str | None
     user: str | None

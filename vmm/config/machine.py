@@ -149,6 +149,7 @@ class MachineConfig(MachineFields):
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
         profile: bool = False,
+        coverage: bool = False,
         trace: str | Path | None = None,
         sandbox: Sandboxing | str = Sandboxing.OFF,
         user: str | None = None,
@@ -186,12 +187,13 @@ class MachineConfig(MachineFields):
             "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
             "exit_times": exit_times,
             "profile": profile,
+            "coverage": coverage,
             "trace": None if trace is None else str(trace),
             "sandbox": parse_choice(Sandboxing, sandbox, "sandbox"),
             "user": user,
             "gdb": gdb,
             "hold": hold,
-            "symbols": None if symbols is None else _folder(symbols, "--symbols"),
+            "symbols": symbols_from(symbols),
         }
         shown = several(devices, "devices", str)
         if drives or any(text.removeprefix("driver=").startswith("virtio-blk") for text in shown):
@@ -277,11 +279,19 @@ def _bytes(value: str | bytes | None, name: str) -> bytes | None:
     return options.typed_bytes(value)
 
 
-def _folder(value: str | Path, option: str) -> Path:
-    options.check_type(value, option, str, Path)
+def symbols_from(value: str | Path | None) -> Path | None:
+    """The folder with symbols that a user names, absolute.
+
+    Raises:
+        ConfigError: it is no folder.
+        TypeError: it is no path.
+    """
+    if value is None:
+        return None
+    options.check_type(value, "--symbols", str, Path)
     path = Path(value)
     if not path.is_dir():
-        raise ConfigError(f"{option} {value}: not a folder")
+        raise ConfigError(f"--symbols {value}: not a folder")
     return path.resolve()
 
 

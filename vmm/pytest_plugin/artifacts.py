@@ -7,7 +7,7 @@ from typing import Any
 from vmm.config.machine import MachineConfig
 from vmm.config.outputs import Outputs
 from vmm.errors import HostError, VmmError
-from vmm.machine import Machine
+from vmm.pytest_plugin.coverage import CoveredMachine, SessionCoverage
 from vmm.report import schema, text
 from vmm.report.collect import collect
 from vmm.report.origin import images_of_machine, origin
@@ -15,10 +15,11 @@ from vmm.report.origin import images_of_machine, origin
 _OPTION = "--vmm-artifacts"
 
 
-class RecordedMachine(Machine):
+class RecordedMachine(CoveredMachine):
     """A `Machine` whose accesses are logged, and whose report is taken before it closes.
 
     Args:
+        session: as for `CoveredMachine`.
         log: where the access log goes while nobody knows whether the test fails; a log that the test itself asks for
             stays the test's.
         config: as `Machine` takes it, and so are ``options``.
@@ -28,14 +29,16 @@ class RecordedMachine(Machine):
         HostError: see `Machine`.
     """
 
-    def __init__(self, log: Path, config: MachineConfig | str, /, **options: Any) -> None:
+    def __init__(
+        self, session: SessionCoverage | None, log: Path, config: MachineConfig | str, /, **options: Any
+    ) -> None:
         own = {name: options.pop(name, None) for name in ("customize", "alter")}
         if not isinstance(config, MachineConfig):
             config, options = MachineConfig.create(config, **options), {}
         self._log = log
         self._report: schema.Report | None = None
         config = config._replace(trace=config.trace or str(log))
-        super().__init__(config, **own, **options)
+        super().__init__(session, config, **own, **options)
 
     def close(self) -> None:
         """Give everything back, after a last look."""

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
     from vmm.pytest_plugin.artifacts import RecordedMachine
     from vmm.pytest_plugin.booted import Snapshots
+    from vmm.pytest_plugin.coverage import SessionCoverage
 
 MachineFactory = Callable[..., "Machine"]
 
+_COVERED = pytest.StashKey["SessionCoverage"]()
 _FAILED = pytest.StashKey[bool]()
 _NO_KVM = pytest.StashKey[str | None]()
 _LONGEST_NAME = 150
@@ -58,6 +60,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "trace.jsonl (every access to fw_cfg, or request to fwctl), report.json, report.txt",
     )
     group.addoption(
+        "--vmm-coverage",
+        metavar="PATH",
+        type=Path,
+        help="write which lines of source the guests of all machines reached, as a tracefile of lcov's: of images "
+        "whose files with line numbers --vmm-symbols has. Machines have the software CPU then, but for those of "
+        "accel='kvm'; each worker of pytest-xdist has a file of its own, for lcov -a",
+    )
+    group.addoption(
+        "--vmm-symbols",
+        metavar="DIR",
+        type=Path,
+        help="the folder with symbols (edk2's build, or a vmlinux's) of machines that a test creates without one",
+    )
+    group.addoption(
         "--vmm-snapshots",
         metavar="DIR",
         type=Path,
@@ -74,15 +90,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse, before a test runs, a directory for artifacts in which nothing can be kept.
+    """Refuse, before a test runs, places in which nothing can be kept.
 
     Raises:
-        pytest.UsageError: it is none, or cannot be made or written into.
+        pytest.UsageError: one is none, or cannot be made or written into.
     """
+    isolated = session.config.getoption("--vmm-sandbox") == "process"
+    _check_coverage(session.config, isolated=isolated)
     directory: Path | None = session.config.getoption("--vmm-artifacts")
     if directory is None:
         return
-    if session.config.getoption("--vmm-sandbox") == "process":
+    if isolated:
         raise pytest.UsageError("--vmm-artifacts: machines in other processes (--vmm-sandbox process) leave none")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -91,6 +109,53 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise pytest.UsageError(f"--vmm-artifacts {directory}: cannot write: {reason}") from None
+
+
+def _check_coverage(config: pytest.Config, *, isolated: bool) -> None:
+    symbols: Path | None = config.getoption("--vmm-symbols")
+    if symbols is not None and not symbols.is_dir():
+        raise pytest.UsageError(f"--vmm-symbols {symbols}: not a folder")
+    covered: Path | None = config.getoption("--vmm-coverage")
+    if covered is not None and isolated:
+        raise pytest.UsageError("--vmm-coverage: machines in other processes (--vmm-sandbox process) tell none")
+    if covered is not None and (not covered.parent.is_dir() or covered.is_dir()):
+        raise pytest.UsageError(f"--vmm-coverage {covered}: not a file in a folder that there is")
+
+
+def _coverage(config: pytest.Config) -> "SessionCoverage | None":
+    """What the session's machines reached so far; None: nobody wants to know."""
+    path: Path | None = config.getoption("--vmm-coverage")
+    if path is None:
+        return None
+    if _COVERED not in config.stash:
+        from vmm.pytest_plugin.coverage import SessionCoverage
+
+        config.stash[_COVERED] = SessionCoverage(path)
+    return config.stash[_COVERED]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what the machines reached.
+
+    Raises:
+        pytest.UsageError: that is not possible.
+    """
+    covered = session.config.stash.get(_COVERED, None)
+    if covered is not None:
+        try:
+            covered.write()
+        except HostError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say where that is, and what it lacks."""
+    covered = config.stash.get(_COVERED, None)
+    if covered is not None:
+        terminalreporter.write_sep("-", "coverage of guests")
+        terminalreporter.write_line(f"{covered.path}: machines: {covered.machines}")
+        for note in covered.notes:
+            terminalreporter.write_line(note)
 
 
 def _missing(config: pytest.Config) -> str | None:
@@ -157,13 +222,21 @@ class _Recorder:
         from vmm.config.machine import MachineConfig
         from vmm.machine import Machine
 
+        if not isinstance(config, MachineConfig):
+            options.setdefault("symbols", self._request.config.getoption("--vmm-symbols"))
         sandbox = config.sandbox if isinstance(config, MachineConfig) else options.get("sandbox")
-        if self._artifacts is None or sandbox == "process":
+        covered = _coverage(self._request.config)
+        if (self._artifacts is None and covered is None) or sandbox == "process":
             return self._closers.enter_context(Machine(config, **options))
+        if self._artifacts is None:
+            from vmm.pytest_plugin.coverage import CoveredMachine
+
+            return self._closers.enter_context(CoveredMachine(covered, config, **options))
         from vmm.pytest_plugin.artifacts import RecordedMachine
 
         folder = Path(self._closers.enter_context(TemporaryDirectory(prefix="vmm-")))
-        self._recorded.append(self._closers.enter_context(RecordedMachine(folder / "trace", config, **options)))
+        recorded = RecordedMachine(covered, folder / "trace", config, **options)
+        self._recorded.append(self._closers.enter_context(recorded))
         return self._recorded[-1]
 
     def close(self) -> None:
@@ -252,7 +325,14 @@ def _booted(request: pytest.FixtureRequest, _vmm_snapshots: "Snapshots") -> Iter
             firmware = firmware or request.config.getoption("--vmm-firmware")
             if isinstance(firmware, str):
                 options.setdefault("sandbox", _sandbox(request, options))
+            if isinstance(firmware, str):
+                options.setdefault("symbols", request.config.getoption("--vmm-symbols"))
             config = as_config(firmware, options)
+            if _coverage(request.config) is not None:
+                from vmm.pytest_plugin.coverage import with_coverage
+
+                # Those that go on from there are told of, not their boot.
+                config = with_coverage(config)._replace(coverage=False)
             resumption = prepare(_vmm_snapshots.get(config, until, send, deadline), items, generation, "stopped")
             return recorder.create(resumption.config, resumption=resumption)
 

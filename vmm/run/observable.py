@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
     from vmm.run.console import Stream
+    from vmm.run.coverage import Coverage, Covered
     from vmm.run.exit_times import ExitTimes
     from vmm.run.lifetime import Lifetime
     from vmm.run.outcome import Reset
@@ -45,6 +46,7 @@ class Observable(Runnable):
     serial: "Stream"
     softcpu: "SoftwareCpu | None"
     vcpus: "list[Vcpu]"
+    _coverage: "Coverage | None"
     _lifetime: "Lifetime"
     _processors: "Processors"
     _profiler: "Profiler | None"
@@ -133,6 +135,17 @@ class Observable(Runnable):
         if self._profiler is None:
             return None
         return self._profiler.finish(self.registers().values)
+
+    def coverage(self) -> "Covered | None":
+        """Which lines of source the guest's code reached so far; between two runs. None unless asked for in the config.
+
+        Images with line numbers are found by ``symbols``; a guest of ours has its own.
+
+        Raises:
+            RuntimeError: the machine runs.
+            KvmError: it is closed.
+        """
+        return None if self._coverage is None else self._coverage.finish()
 
     def _counts(self) -> "Counts":
         """What the guest has done; with ``io_lock`` held."""

@@ -94,7 +94,7 @@ class Profiler:
         self._cores = list(cores)
         self._rings = []
         for vcpu in self._cores:
-            ring = ffi.gc(lib.profile_new(_RING_SAMPLES), lib.profile_free)
+            ring = ffi.gc(lib.ring_new(_RING_SAMPLES, ffi.sizeof("struct profile_sample")), lib.ring_free)
             if ring == ffi.NULL:
                 raise MemoryError
             vcpu.profile = ring
@@ -122,7 +122,7 @@ class Profiler:
     def take(self) -> None:
         """Take what the vCPUs have left."""
         for index, ring in enumerate(self._rings):
-            while count := lib.profile_take(ring, self._batch, _RING_SAMPLES):
+            while count := lib.ring_take(ring, self._batch, _RING_SAMPLES):
                 if len(self._times) + count > MAX_SAMPLES:
                     self._beyond += count
                     continue
@@ -142,7 +142,7 @@ class Profiler:
         self.take()
         self._without_devices(partial(self._mark, last=True))
         samples = sorted(map(Sample, self._times, self._vcpus, self._addresses))
-        lost = self._beyond + sum(lib.profile_lost(ring) for ring in self._rings)
+        lost = self._beyond + sum(lib.ring_dropped(ring) for ring in self._rings)
         images = self._images()
         loaded = list(zip(images.named(self._loaded), self._loaded.values(), strict=True))
         return Profile(samples, int(lost), list(self._marks), _Names(loaded, images.finder(registers)))

@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 
+#include "vmm/ring.h"
+
 #define PROFILE_INTERVAL_NS 1000000u
 
 struct vmm_vcpu;
@@ -18,18 +20,8 @@ struct profile_sample {
     uint64_t address; /* linear, of the next instruction */
 };
 
-struct profile;
-
-/* `capacity` is a power of two. NULL: there is no memory. */
-struct profile *profile_new(uint32_t capacity);
-void profile_free(struct profile *profile);
-
-/* On the vCPU's thread. A full ring loses the sample, and counts it. */
-void profile_add(struct profile *profile, uint64_t address);
-
-/* The oldest samples that were not taken yet, up to `count`; returns how many. */
-uint32_t profile_take(struct profile *profile, struct profile_sample *samples, uint32_t count);
-uint64_t profile_lost(const struct profile *profile);
+/* On the vCPU's thread: to its ring of struct profile_sample. */
+void profile_add(struct ring *profile, uint64_t address);
 
 /*
  * Have the calling thread, which is about to run this vCPU, interrupted all the time, until profile_disarm. Does nothing

@@ -109,6 +109,7 @@ struct vmm_vm {
     uint32_t io_depth; /* how often the thread that has io_lock took it by vmm_io_lock or vmm_io_trylock */
     uint32_t accessing; /* index of the vCPU whose access a device serves; io_lock is held */
     struct recent recent; /* io_lock is held */
+    struct ring *coverage; /* of struct coverage_block, for the software CPU; NULL: nobody asks; set while no vCPU runs */
     uint32_t polled; /* where the ring began when vmm_vm_poll last looked */
     struct kvm_coalesced_mmio_ring *ring; /* of writes that did not leave the kernel; NULL: all of them do */
     /* A debugger's, for the software CPU; changed while no vCPU runs, each time with another generation. */
@@ -134,7 +135,7 @@ struct vmm_vcpu {
     struct vcpu_exception exceptions[VCPU_EXCEPTIONS];
     bool start_watched; /* a single step is armed that shows an AP's first instruction */
     struct exit_times *times; /* NULL: not measured; set while the vCPU does not run */
-    struct profile *profile;  /* NULL: not sampled; set while the vCPU does not run */
+    struct ring *profile;     /* NULL: not sampled; set while the vCPU does not run */
     timer_t profile_timer;    /* while it is armed */
     bool profile_armed;
     pthread_mutex_t thread_lock;
@@ -268,7 +269,7 @@ struct vmm_core {
     bool (*serve_exit)(struct vmm_vcpu *vcpu, int result);
     bool (*finish_access)(struct vmm_vcpu *vcpu);
     bool (*note_start)(struct vmm_vcpu *vcpu);
-    void (*profile_add)(struct profile *profile, uint64_t address);
+    void (*profile_add)(struct ring *profile, uint64_t address);
 };
 
 extern const struct vmm_core vmm_core;
