@@ -63,7 +63,7 @@ struct vmm_vcpu *vmm_vcpu_new(struct vmm_vm *vm, int fd, struct kvm_run *run, ui
     vcpu->vm = vm;
     vcpu->fd = fd;
     vcpu->run = run;
-    vcpu->index = index;
+    vcpu->index = vcpu->apic_id = index;
     pthread_mutex_init(&vcpu->thread_lock, NULL);
     return vcpu;
 }

@@ -46,6 +46,10 @@ FOUR_GIB = 4 * GIB
 HIGH_RAM_BASE = FOUR_GIB
 """QEMU's and bhyve's choice for RAM that the PCI hole displaced."""
 
+HYPERTRANSPORT = range(0xFD_0000_0000, 0x100_0000_0000)
+"""AMD I/O Virtualization Technology (48882) 2.1.2: addresses with a meaning of their own in AMD's systems. QEMU 7.1 and
+later (pc_memory_init in hw/i386/pc.c) have RAM behind it, if RAM or devices would reach it on an AMD CPU."""
+
 IMAGE_WINDOW = range(FOUR_GIB - 16 * MIB, FOUR_GIB)
 """Where firmware images end at 4 GiB; 16 MiB is the most that QEMU's PCs take, too."""
 

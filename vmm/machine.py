@@ -24,7 +24,7 @@ from vmm.config.spelled import SpelledOut
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.devices.clock import GuestClock
-from vmm.handoff import interface
+from vmm.handoff import interface, tables
 from vmm.kvm import Kvm, pc_routes
 from vmm.legible import counted
 from vmm.memory import create_memory
@@ -130,8 +130,10 @@ class Machine(Observable):
             self.debugcon = Stream("debugcon", outputs.debugcon.write if outputs.debugcon else None)
             self.kvm = parts.enter_context(Kvm())
             self.kvm.require()
-            cpuid.check_count(self.kvm, config.max_cpus)
+            cpuid.check_count(self.kvm, config.cpu_topology)
             self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)
+            in_kvm = self.accelerator.name is Accelerator.KVM
+            places = tables.place_ram(config, cpuid.addresses(self.kvm, config, software_cpu=not in_kvm))
             self.vm = parts.enter_context(self.kvm.create_vm())
             self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
             self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
@@ -151,8 +153,7 @@ class Machine(Observable):
             ram = None if resumption is None else resumption.snapshot.map_ram()
             if config.has_smm:
                 decision.check_smm(self.accelerator, self.kvm)
-            in_kvm = self.accelerator.name is Accelerator.KVM
-            self.memory = create_memory(self.vm, core, config, ram, kvm_smm=in_kvm)
+            self.memory = create_memory(self.vm, core, config, ram, kvm_smm=in_kvm, high_base=places.high_base)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
             self._clock = GuestClock()

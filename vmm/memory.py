@@ -1,7 +1,7 @@
 """Guest RAM and ROM: who backs which guest physical address (GPA).
 
 One anonymous mapping holds all RAM. It appears to the guest below the PCI
-hole from GPA 0, and from 4 GiB on with what did not fit. The legacy area
+hole from GPA 0, and from 4 GiB on (1 TiB, if AMD's hole would be in the way) with what did not fit. The legacy area
 0xa0000-0xfffff is left out here: the chipset decides there between ROM and
 RAM (`map_ram`, `map_rom`).
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import layout
 from vmm._native import ffi, lib
+from vmm.config.parts import RamPlaces
 from vmm.options import check_type
 from vmm.ram import HUGE_PAGE_SIZE, KeptRam, fresh_ram, shared_ram
 
@@ -74,11 +75,12 @@ class GuestMemory:
         cuts: addresses in low RAM, rising, at which a region ends and another begins: what can be unmapped by itself.
         kvm_smm: vCPUs are KVM's in system management mode, too, in which they see a second set of slots.
         shared: whether other processes are to map it.
+        high_base: where RAM that does not fit below the PCI hole begins.
 
     Attributes:
         size: as given.
         low_size: bytes of RAM from GPA 0.
-        high_size: bytes of RAM from 4 GiB.
+        high_size: bytes of RAM from ``high_base``.
         filled: offsets and sizes in RAM that held something before this machine did.
         shared: the memfd that the RAM is, and for each part GPA, bytes and offset in it; None: it is no such memory.
 
@@ -97,6 +99,7 @@ class GuestMemory:
         cuts: tuple[int, ...] = (),
         kvm_smm: bool = False,
         shared: bool = False,
+        high_base: int = layout.HIGH_RAM_BASE,
     ) -> None:
         self._vm = vm
         self._core = core  # owns the table
@@ -104,6 +107,7 @@ class GuestMemory:
         self.size = size
         self.low_size = min(size, low_limit)
         self.high_size = size - self.low_size
+        self.high_base = high_base
         fd = -1
         if ram is not None:
             self._mapping = ram.mapping
@@ -119,7 +123,7 @@ class GuestMemory:
         self._ram_address = address + start
         self.shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None
         if fd >= 0:
-            low, high = (0, self.low_size, start), (layout.HIGH_RAM_BASE, self.high_size, start + self.low_size)
+            low, high = (0, self.low_size, start), (high_base, self.high_size, start + self.low_size)
             self.shared = fd, (low, high) if self.high_size else (low,)
         self._regions: dict[int, Region] = {}
         self._mapped = 0
@@ -135,12 +139,12 @@ class GuestMemory:
         for start, end in zip(starts, (*cuts, self.low_size), strict=True):
             self.map_ram(start, end - start)
         if self.high_size:
-            self._map(layout.HIGH_RAM_BASE, self.high_size, self._ram_address + self.low_size, "ram", read_only=False)
+            self._map(high_base, self.high_size, self._ram_address + self.low_size, "ram", read_only=False)
 
     def __repr__(self) -> str:
         ram = f"{self.low_size:#x} bytes of RAM from 0"
         if self.high_size:
-            ram += f", {self.high_size:#x} from {layout.HIGH_RAM_BASE:#x}"
+            ram += f", {self.high_size:#x} from {self.high_base:#x}"
         return f"<GuestMemory: {ram}, {len(self._regions)} regions>"
 
     def map_ram(self, gpa: int, size: int, *, read_only: bool = False, ram: int | None = None) -> None:
@@ -315,6 +319,11 @@ class GuestMemory:
         """All RAM, that from 4 GiB on behind what is below; no more once it is closed."""
         return self._ram
 
+    @property
+    def places(self) -> RamPlaces:
+        """Where RAM is."""
+        return RamPlaces(self.low_size, self.high_size, self.high_base)
+
     def regions(self) -> list[Region]:
         """What is mapped now, by rising address."""
         return [self._regions[gpa] for gpa in sorted(self._regions)]
@@ -365,7 +374,9 @@ class GuestMemory:
         self._mapped += size
 
 
-def create_memory(vm: "Vm", core: Any, config: "MachineConfig", ram: KeptRam | None, *, kvm_smm: bool) -> GuestMemory:
+def create_memory(
+    vm: "Vm", core: Any, config: "MachineConfig", ram: KeptRam | None, *, kvm_smm: bool, high_base: int
+) -> GuestMemory:
     """The memory that a machine is described to have.
 
     Args:
@@ -374,6 +385,7 @@ def create_memory(vm: "Vm", core: Any, config: "MachineConfig", ram: KeptRam | N
         config: of the machine.
         ram: see there.
         kvm_smm: whether system management mode, if the machine has it, is KVM's.
+        high_base: see there.
 
     Raises:
         ConfigError: the host cannot give that much address space.
@@ -392,4 +404,5 @@ def create_memory(vm: "Vm", core: Any, config: "MachineConfig", ram: KeptRam | N
         cuts=cuts,
         kvm_smm=config.has_smm and kvm_smm,
         shared=config.shares_memory,
+        high_base=high_base,
     )

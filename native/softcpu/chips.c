@@ -74,12 +74,12 @@ struct command {
     uint32_t destination;
 };
 
-/* Intel SDM volume 3, 11.6.2: does an interrupt command name this vCPU? Its index is its APIC ID. */
+/* Intel SDM volume 3, 11.6.2: does an interrupt command name this vCPU? */
 static bool is_named(const struct softcpu_vcpu *vcpu, void *opaque)
 {
     const struct command *command = opaque;
     uint32_t destination = command->destination;
-    uint32_t id = vcpu->core->index;
+    uint32_t id = vcpu->core->apic_id;
     uint32_t logical = vcpu->logical_destination >> 24;
     bool x2apic = (command->sender->apic_base & MSR_IA32_APICBASE_EXTD) != 0;
 
@@ -122,11 +122,11 @@ bool chips_take_command(struct softcpu_vcpu *vcpu, uint32_t icr, uint32_t destin
 bool chips_send_init(struct softcpu_vcpu *vcpu)
 {
     uint32_t command = DELIVERY_INIT << 8 | ICR_ASSERT;
-    uint32_t high = vcpu->core->index << 24;
+    uint32_t high = vcpu->core->apic_id << 24;
 
     __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
     if (vcpu->apic_base & MSR_IA32_APICBASE_EXTD) {
-        return kvm_msr_write(vcpu, MSR_X2APIC_ICR, (uint64_t)vcpu->core->index << 32 | command) ||
+        return kvm_msr_write(vcpu, MSR_X2APIC_ICR, (uint64_t)vcpu->core->apic_id << 32 | command) ||
                vmm_vcpu_fail(vcpu->core, KVM_SET_MSRS, EINVAL);
     }
     return stubs_access(vcpu, STUB_STORE, APIC_DEFAULT_ADDRESS + LAPIC_ICR_HIGH, 4, &high) &&

@@ -14,6 +14,7 @@ import pytest
 from qemu_qtest import Qemu
 
 from vmm.config.machine import MachineConfig
+from vmm.config.parts import RamPlaces
 from vmm.handoff import tables
 from vmm.platform import Standing
 from vmm.tables import loader_rules
@@ -157,8 +158,8 @@ def of_qemu(board: str, directory: Path) -> tuple[Facts, int]:
 
 def of_ours(board: str, directory: Path, processor_id: int) -> Facts:
     config = MachineConfig.create("probe", machine=board, memory=MEMORY, cpus=CPUS)
-    files = tables.AcpiFiles(config, MEMORY, 0).build(STANDING[board])
-    smbios = tables.smbios_files(config, MEMORY, 0, processor_id)[SMBIOS_FILE]
+    files = tables.AcpiFiles(config, RamPlaces(MEMORY, 0)).build(STANDING[board])
+    smbios = tables.smbios_files(config, RamPlaces(MEMORY, 0), processor_id)[SMBIOS_FILE]
     return acpi_facts(files, directory) | smbios_facts(smbios)
 
 

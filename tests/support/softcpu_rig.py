@@ -18,6 +18,7 @@ from vmm._native import ffi, lib
 
 from vmm import layout
 from vmm.bus import Bus, Device, IoLock
+from vmm.config.topology import Topology
 from vmm.cpu import cpuid
 from vmm.cpu.reset import reset_vcpu
 from vmm.debug.look import Look
@@ -288,9 +289,9 @@ class SoftcpuRig:
 
     def _add_vcpu(self, index: int, count: int) -> None:
         vcpu = self._closers.enter_context(self.vm.create_vcpu(index))
-        entries = cpuid.cpuid_entries(self.kvm, index, count, software_cpu=True)
+        entries = cpuid.cpuid_entries(self.kvm, index, cpuid.Guest(Topology(cores=count), software_cpu=True))
         vcpu.set_cpuid2(entries)
-        reset_vcpu(vcpu, index)
+        reset_vcpu(vcpu)
         core = lib.vmm_vcpu_new(self.core, vcpu.fd, vcpu.run, index)
         self._closers.callback(lib.vmm_vcpu_free, core)
         if self.softcpu is not None:

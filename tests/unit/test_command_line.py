@@ -113,7 +113,7 @@ def test_what_changes_nothing_is_taken_with_a_note(line: str) -> None:
     ("line", "reason"),
     [
         ("-cpu qemu64", "-cpu qemu64: the guest sees the host's processor"),
-        ("-cpu host,-svm", "-cpu host,-svm: the guest sees"),
+        ("-cpu host,-sse", "-cpu host,-sse: '-sse' can't be changed here; known are phys-bits=N"),
         ("-cdrom x", "-cdrom x: the only disks are virtio ones"),
         ("-hda d", "-hda d: the only disks are virtio ones"),
         ("-device virtio-blk-device,drive=x", "-device virtio-blk-device,drive=x: the only disks are virtio ones"),

@@ -12,7 +12,8 @@ from vmm.config.drives import PflashDrive
 from vmm.config.items import FwCfgItem, FwCtlItem
 from vmm.config.keywords import MachineOptions
 from vmm.config.machine import Accelerator, Interface, MachineConfig, MachineType, Target, TargetKind
-from vmm.config.parts import parse_memory, parse_smp
+from vmm.config.parts import parse_memory
+from vmm.config.topology import parse_smp
 from vmm.devices.fwctl_format import encode_value
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import guests
@@ -81,9 +82,9 @@ def test_bytes_of_the_command_line_that_are_no_text() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"cpus": 0}, "-smp 0: a machine has from 1 to 255 CPUs"),
-        ({"cpus": 256}, "-smp 256: a machine has from 1 to 255"),
-        ({"cpus": 4, "max_cpus": 2}, "maxcpus=2: maxcpus is from 4 to 255"),
+        ({"cpus": 0}, "-smp 0: a machine has from 1 to 1024 CPUs"),
+        ({"cpus": 1025}, "-smp 1025: a machine has from 1 to 1024"),
+        ({"cpus": 4, "max_cpus": 2}, "maxcpus=2: maxcpus is from 4 to 1024"),
         ({"memory": "8M"}, "-m 8M: a.bin needs 16M or more"),
         ({"memory": "0"}, "-m: guest RAM is a positive number of whole MiB"),
         ({"memory": 12345678}, "whole MiB"),
@@ -120,7 +121,7 @@ def test_refused_in_one_line(image: FirmwareImages, options: dict[str, object], 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"cpus": 9999}, "-smp 9999: a machine has from 1 to 255 CPUs"),
+        ({"cpus": 9999}, "-smp 9999: a machine has from 1 to 1024 CPUs"),
         ({"memory": 1}, "whole MiB"),
         ({"fw_cfg": (FwCfgItem("", b""),)}, "needs a name"),
         ({"append": b"x"}, "give -kernel"),
@@ -185,8 +186,8 @@ def test_variables_beside_loaded_images_are_not_overlooked(image: FirmwareImages
 
 
 def test_an_option_that_there_is_not_is_refused_by_name(image: FirmwareImages) -> None:
-    for wrong in ({"cpu": 3}, {"cpu": None}):
-        with pytest.raises(TypeError, match=r"^a machine has no option 'cpu'; did you mean cpus\?$"):
+    for wrong in ({"cpuss": 3}, {"cpuss": None}):
+        with pytest.raises(TypeError, match=r"^a machine has no option 'cpuss'; did you mean cpus\?$"):
             MachineConfig.create(image, **wrong)
     with pytest.raises(TypeError, match=r"^a machine has no option 'nonsense'$"):
         MachineConfig.create(image, nonsense=1)  # type: ignore[call-arg]
@@ -280,16 +281,16 @@ def test_our_guest_by_name() -> None:
     ],
 )
 def test_smp(text: str, counts: tuple[int, int]) -> None:
-    assert parse_smp(text) == counts
+    assert parse_smp(text)[:2] == counts
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "x", "4,sockets=2", "4,cores=2", "4,threads=2", "300", "4,maxcpus=0", "4,4"]
+    "text", ["", "0", "-1", "x", "4,sockets=3", "4,cores=2,sockets=1,threads=1", "4,threads=3", "1025", "4,maxcpus=0", "4,4"]
 )
 def test_smp_refused(image: FirmwareImages, text: str) -> None:
     def create() -> None:
-        cpus, most = parse_smp(text)
-        MachineConfig.create(image, cpus=cpus, max_cpus=most)
+        cpus, most, topology = parse_smp(text)
+        MachineConfig.create(image, cpus=cpus, max_cpus=most, topology=topology)
 
     with pytest.raises(ConfigError, match="-smp"):
         create()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vmm import layout
 from vmm.config.machine import MachineConfig, MachineType
+from vmm.config.parts import RamPlaces
 from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE
 from vmm.handoff import tables
@@ -46,11 +47,11 @@ def config(tmp_path: Path, **options: object) -> MachineConfig:
 @pytest.mark.parametrize("machine", ["q35", "pc", "bhyve"])
 def test_the_files_of_every_board(tmp_path: Path, machine: str) -> None:
     described = config(tmp_path, machine=machine, cpus=2, max_cpus=4)
-    files = tables.AcpiFiles(described, GIB, 0).build(STANDING) | tables.smbios_files(
-        described, GIB, 0, 0x1234_0000_5678
+    files = tables.AcpiFiles(described, RamPlaces(GIB)).build(STANDING) | tables.smbios_files(
+        described, RamPlaces(GIB), 0x1234_0000_5678
     )
     assert files.keys() == {*ACPI_FILES, *SMBIOS_FILES}
-    description = tables.acpi_description(described, GIB, 0, STANDING)
+    description = tables.acpi_description(described, RamPlaces(GIB), STANDING)
     assert (description.ecam_base, description.ecam_size) == (0xE000_0000, 64 << 20)
     assert description.hpet_base == 0xFED0_0000
     assert (description.pm_base, description.gpe0) == (0x600, (0x620, 16))
@@ -77,12 +78,12 @@ WINDOW_64 = (HIGH, HIGH + 32 * GIB - 1)
     ],
 )
 def test_the_root_passes_on_what_is_neither_ram_nor_ecam(ecam: range | None, windows: list[tuple[int, int]]) -> None:
-    assert list(tables.pci_windows(MachineType.Q35, 2 * GIB, 0, ecam)) == windows
+    assert list(tables.pci_windows(MachineType.Q35, RamPlaces(2 * GIB), ecam)) == windows
 
 
 def test_the_window_from_4_gib_on_begins_behind_ram_and_has_each_boards_size() -> None:
     def last(machine: MachineType, high: int) -> tuple[int, int]:
-        return tables.pci_windows(machine, 2 * GIB, high, None)[-1]
+        return tables.pci_windows(machine, RamPlaces(2 * GIB, high), None)[-1]
 
     assert last(MachineType.Q35, GIB + 1) == (6 * GIB, 38 * GIB - 1)
     assert last(MachineType.PC, 0) == (4 * GIB, 6 * GIB - 1)
@@ -99,7 +100,7 @@ def test_no_value_of_a_register_changes_the_size_of_a_file(
     pm_base: int | None, ecam: tuple[int, int] | None, low: int, high: int
 ) -> None:
     machine = MachineConfig.create(NO_FIRMWARE, direct=True, kernel=__file__, machine="q35")
-    files = tables.AcpiFiles(machine, low, high)
+    files = tables.AcpiFiles(machine, RamPlaces(low, high))
     before = files.build(Standing())
     place = None if ecam is None else range(ecam[0] * ecam[1], (ecam[0] + 1) * ecam[1])
     gpe0 = None if pm_base is None else range(pm_base, min(pm_base + 16, 0x10000))
@@ -112,7 +113,7 @@ def test_no_value_of_a_register_changes_the_size_of_a_file(
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 def test_type_0_of_smbios_is_the_firmwares_own_unless_asked_for(tmp_path: Path, machine: str) -> None:
     def types(described: MachineConfig) -> list[int]:
-        return [each[0] for each in split_structures(tables.smbios_files(described, GIB, 0, 0)[SMBIOS_FILE])]
+        return [each[0] for each in split_structures(tables.smbios_files(described, RamPlaces(GIB), 0)[SMBIOS_FILE])]
 
     assert 0 not in types(config(tmp_path, machine=machine))
     assert 0 in types(config(tmp_path, machine=machine, smbios=["type=0,version=7"]))
@@ -121,12 +122,12 @@ def test_type_0_of_smbios_is_the_firmwares_own_unless_asked_for(tmp_path: Path, 
 
 
 def test_the_machines_uuid_is_in_smbios(tmp_path: Path) -> None:
-    files = tables.smbios_files(config(tmp_path, uuid=GUID), GIB, 0, 0)
+    files = tables.smbios_files(config(tmp_path, uuid=GUID), RamPlaces(GIB), 0)
     assert UUID(GUID).bytes_le in files["etc/smbios/smbios-tables"]
 
 
 def test_vmgenid_adds_its_files_in_guid_byte_order(tmp_path: Path) -> None:
-    files = tables.AcpiFiles(config(tmp_path, devices=[f"vmgenid,guid={GUID}"]), GIB, 0).build(STANDING)
+    files = tables.AcpiFiles(config(tmp_path, devices=[f"vmgenid,guid={GUID}"]), RamPlaces(GIB)).build(STANDING)
     assert files[VMGENID_GUID_FILE][40:56] == UUID(GUID).bytes_le
     assert files[VMGENID_ADDRESS_FILE] == bytes(8)
     assert config(tmp_path, devices=["vmgenid"]).vmgenid != config(tmp_path, devices=["vmgenid,guid=auto"]).vmgenid
@@ -139,19 +140,19 @@ def test_a_table_of_the_users_is_repaired_and_that_is_said(tmp_path: Path) -> No
     described = config(tmp_path, acpi_tables=[f"file={file}"])
     assert "repaired" in described.warnings[0]
     table[9] = checksum(table)
-    assert bytes(table) in tables.AcpiFiles(described, GIB, 0).build(STANDING)["etc/acpi/tables"]
+    assert bytes(table) in tables.AcpiFiles(described, RamPlaces(GIB)).build(STANDING)["etc/acpi/tables"]
 
 
 def test_e820_entries_of_the_users(tmp_path: Path) -> None:
     described = config(tmp_path, e820=["base=0xfd000000,size=1M,type=reserved"])
-    entries = tables.e820_map(described, GIB, 2 * GIB)
+    entries = tables.e820_map(described, RamPlaces(GIB, 2 * GIB))
     assert [(entry.base, entry.length, entry.type) for entry in entries] == [
         (0, GIB, 1),
         (4 * GIB, 2 * GIB, 1),
         (0xFD00_0000, 1 << 20, 2),
     ]
     with pytest.raises(ConfigError, match="overlap"):
-        tables.e820_map(config(tmp_path, e820=["base=0,size=1M,type=nvs"]), GIB, 0)
+        tables.e820_map(config(tmp_path, e820=["base=0,size=1M,type=nvs"]), RamPlaces(GIB))
 
 
 @pytest.mark.parametrize(

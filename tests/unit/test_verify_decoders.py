@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm.config.machine import MachineConfig
+from vmm.config.parts import RamPlaces
 from vmm.handoff import tables
 from vmm.platform import Standing
 from vmm.run.outcome import Outcome, Reason
@@ -39,16 +40,17 @@ def machine(firmware: str) -> tuple[MachineConfig, dict[str, bytes]]:
         bootorder=["/rom@genroms/own.bin"],
         devices=["vmgenid", "vmcoreinfo"],
     )
-    files = tables.AcpiFiles(config, LOW, 0).build(STANDING) | tables.smbios_files(config, LOW, 0, 0x1234)
-    return config, files | {E820_FILE: e820.encode(tables.e820_map(config, LOW, 0))}
+    files = tables.AcpiFiles(config, RamPlaces(LOW, 0)).build(STANDING) | tables.smbios_files(
+        config, RamPlaces(LOW, 0), 0x1234
+    )
+    return config, files | {E820_FILE: e820.encode(tables.e820_map(config, RamPlaces(LOW, 0)))}
 
 
 def collected(firmware: str, report: GuestReport | None, *, log: str = "", message: str = "") -> Collected:
     config, files = machine(firmware)
     return Collected(
         config=config,
-        low=LOW,
-        high=0,
+        ram=RamPlaces(LOW),
         tables=files,
         published=files,
         firmware_reads={},

@@ -7,8 +7,10 @@ such words; it is loaded only for a command line that has one, or that names dev
 import re
 from typing import NamedTuple
 
+from vmm.config.cpu_model import CpuModel
 from vmm.config.parts import KNOWN_DEVICES
 from vmm.disks.drives import from_bhyve
+from vmm.errors import ConfigError
 from vmm.options import split_commas
 
 ANY = r".*"
@@ -52,6 +54,8 @@ NO_CONFIG = "there are no configuration files"
 MEMORY = "RAM is memory without a file, taken when the guest first touches it"
 DEVICES = f"no such device here; known are {KNOWN_DEVICES}"
 
+_WHOLE_HOST = r"(host|max)(,migratable=o\w+)?"
+_SHARED_RAM = r"memory-backend-(memfd|file),.*share=on.*"
 _RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
 _S3 = r"(ICH9-LPC|PIIX4_PM)\.disable_s[34]=(1|on)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s[34],value=(1|on)"
 _S3_ON = r"(ICH9-LPC|PIIX4_PM)\.disable_s3=(0|off)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s3,value=(0|off)"
@@ -92,11 +96,7 @@ WORDS: dict[str, Word] = {
     **_values("there is no TPM", "-tpmdev"),
     **_values("there is no watchdog", "-watchdog-action"),
     **_values("a PC has no device tree", "-dtb"),
-    **_values(
-        "the guest sees the host's processor, as KVM offers it", "-cpu", harmless=r"(host|max)(,migratable=o\w+)?"
-    ),
     **_flags("KVM runs the guest anyway; -accel says how", "-enable-kvm", harmless=ANY),
-    **_values("all RAM is one node", "-numa", harmless=r"node,memdev=\w+"),
     **_values(MEMORY, "-mem-path"),
     **_flags(MEMORY, "-mem-prealloc", harmless=ANY),
     **_values(MEMORY, "-overcommit", harmless=r"(mem-lock|cpu-pm)=off(,(mem-lock|cpu-pm)=off)?"),
@@ -105,11 +105,6 @@ WORDS: dict[str, Word] = {
     **_values("guest time is the host's", "-icount"),
     **_values("devices have no such properties", "-global", harmless=rf"{_S3}|{_DEBUGCON}"),
     **_values("devices have no such properties", "-set"),
-    **_values(
-        "RAM is shared where a device needs it; there are no other objects",
-        "-object",
-        harmless=r"memory-backend-(memfd|file),.*share=on.*",
-    ),
     **_values("there are no such objects", "-add-fd"),
     **_flags("powering off ends the machine, with status 0", "-no-shutdown"),
     **_flags("the software CPU translates as it does; a debugger steps", "-singlestep"),
@@ -195,6 +190,7 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
     """
     result = Sorted([], [], [])
     given: set[str] = set()
+    numa = any(word == "-numa" for word, _ in options)
     for word, value in options:
         text = word if value is None else f"{word} {value}"
         if word == "-pflash" and value is not None:
@@ -207,6 +203,20 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
             result.options.append(("-machine", f"secure-flash={secure['value']}"))
         elif word in {"-serial", "-debugcon"} and value is not None:
             _console(word, value, result, again=word in given)
+        elif word == "-cpu" and value is not None and re.fullmatch(_WHOLE_HOST, value):
+            result.notes.append(f"{text} changes nothing: the guest sees the host's processor, as KVM offers it")
+        elif word == "-cpu" and value is not None:
+            try:
+                CpuModel.parse(value)
+                result.options.append((word, value))
+            except ConfigError as error:
+                result.refusals.append(str(error))
+        elif word == "-object" and value is not None and not numa:
+            words = "RAM is shared where a device needs it; there are no objects beside -numa's"
+            if re.fullmatch(_SHARED_RAM, value):
+                result.notes.append(f"{text} changes nothing: {words}")
+            else:
+                result.refusals.append(f"{text}: {words}")
         elif word == "-device" and value is not None:
             why = next((why for names, why in _DEVICES.items() if re.fullmatch(names, value)), None)
             _take(word, value, why, result)

@@ -35,12 +35,35 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     add = machine.add_argument
     add(
         "-smp",
-        metavar="N[,maxcpus=M]",
+        metavar="N[,maxcpus=M][,KEY=...]",
         action=AddUp,
         const="cpus",
-        help="CPUs at boot, and how many the tables have room for (default 1)",
+        help="CPUs at boot, and how many the tables have room for (default 1); sockets=S, dies=D, cores=C and "
+        "threads=T arrange them; what is left out is as in QEMU: cores first",
     )
     add("-c", metavar="N", dest="bhyve_cpus", help="bhyve's spelling of -smp N")
+    add(
+        "-cpu",
+        metavar="host[,KEY=...]",
+        help="the host's processor with phys-bits=N bits of physical addresses, or without a feature: -svm or svm=off; "
+        "a name that is not known gets the list",
+    )
+    add(
+        "-numa",
+        metavar="node,... | cpu,... | dist,...",
+        action="append",
+        default=[],
+        help="node[,nodeid=N][,cpus=FIRST[-LAST]][,mem=SIZE|,memdev=ID] is a NUMA node; cpu,node-id=N,socket-id=S (and "
+        "die-id, core-id, thread-id) puts CPUs into it; dist,src=N,dst=N,val=10..255 says how far nodes are apart. "
+        "Without CPUs, sockets are spread over the nodes; without mem, RAM is",
+    )
+    add(
+        "-object",
+        metavar="memory-backend-ram,id=ID,size=SIZE",
+        action="append",
+        default=[],
+        help="memory that -numa node,memdev=ID names",
+    )
     add("-m", metavar="SIZE", default=DEFAULT_MEMORY, help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
     add(
         "-machine",

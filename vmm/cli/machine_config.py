@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.cli.machine_arguments import MACHINE_KEYS
 from vmm.config.machine import MachineConfig
-from vmm.config.parts import Sandboxing, Target, parse_smp
+from vmm.config.parts import Sandboxing, Target
+from vmm.config.topology import Smp, parse_smp
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
@@ -36,9 +37,9 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
     """
     if arguments.smp is not None and arguments.bhyve_cpus is not None:
         raise ConfigError("-smp and -c say the same; give one of them")
-    cpus, max_cpus = parse_smp(arguments.smp) if arguments.smp is not None else (1, 1)
+    smp = parse_smp(arguments.smp) if arguments.smp is not None else Smp()
     if arguments.bhyve_cpus is not None:
-        cpus, max_cpus = parse_smp(arguments.bhyve_cpus, "-c")
+        smp = parse_smp(arguments.bhyve_cpus, "-c")
     machine = _machine_keys(arguments.machine)
     accel = parse_keys(arguments.accel, "-accel", known=("accel", "coalesced"), implied="accel")
     files, interface = _firmware(arguments)
@@ -50,8 +51,12 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         )
     config = MachineConfig.create(
         **files,
-        cpus=cpus,
-        max_cpus=max_cpus,
+        cpus=smp.cpus,
+        max_cpus=smp.max_cpus,
+        topology=smp.topology,
+        cpu=arguments.cpu,
+        numa=arguments.numa,
+        objects=arguments.object,
         memory=arguments.m,
         max_ram_below_4g=machine.get("max-ram-below-4g"),
         machine=machine.get("type", "auto"),

@@ -24,7 +24,7 @@ _ATTACHED = r"(-[cm])(\d.*)"
 _COLUMNS = r"( +\S.*?) {2,}(\S.*)"
 """Something, a gap, and what it means."""
 
-_WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive"})
+_WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive", "-cpu", "-object"})
 _CONSOLES = frozenset({"-serial", "-debugcon"})
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from vmm import layout, options
 from vmm.config.interface import check_options
-from vmm.config.parts import MAX_CPUS, MAX_MEMORY, MachineType, SystemManagement
+from vmm.config.parts import MAX_MEMORY, MachineType, SystemManagement
+from vmm.config.topology import MAX_CPUS
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
 from vmm.tables.boot_order import check_paths
@@ -51,6 +52,10 @@ def check(config: MachineFields) -> None:
         raise ConfigError(f"-smp {config.cpus}: a machine has from 1 to {MAX_CPUS} CPUs")
     if not config.cpus <= config.max_cpus <= MAX_CPUS:
         raise ConfigError(f"-smp {config.cpus},maxcpus={config.max_cpus}: maxcpus is from {config.cpus} to {MAX_CPUS}")
+    if config.topology is not None:
+        config.topology.check(config.cpus, config.max_cpus)
+    if config.cpu is not None:
+        config.cpu.check()
     for name in ("reboot", "secure_flash"):
         if getattr(config, name) is not None:
             options.check_type(getattr(config, name), name, bool)
@@ -121,6 +126,11 @@ def _check_tables(config: MachineFields) -> None:
         from vmm.tables.acpi_user import check_signatures
 
         check_signatures(table.data for table in config.acpi_tables)
+    if config.numa is not None:
+        config.numa.check(config.cpu_topology, config.memory)
+        own = sorted({table.data[:4].decode("latin-1") for table in config.acpi_tables} & {"SRAT", "SLIT"})
+        if own:
+            raise ConfigError(f"-acpitable with {' and '.join(own)}: -numa makes these; leave one of both out")
     if config.smbios_entry_point not in {32, 64}:
         raise ConfigError(f"-machine smbios-entry-point-type={config.smbios_entry_point}: must be 32 or 64")
     if config.smbios:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.config.interface import InterfaceChoice, choose
 from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target, low_memory
+from vmm.config.topology import Topology
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
 from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions
@@ -17,8 +18,10 @@ from vmm.tables.boot_order import BootOptions
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmm.config.cpu_model import CpuModel
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.config.numa import Numa
     from vmm.config.option_roms import OptionRom
     from vmm.disks.drives import Drive
     from vmm.tables.acpi_user import UserTable
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from vmm.vhost.backend import VhostDevice
 else:
     # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
-    DebugAddress = FwCfgItem = FwCtlItem = OptionRom = UserTable = E820Entry = SmbiosOption = Any
+    CpuModel = Numa = DebugAddress = FwCfgItem = FwCtlItem = OptionRom = UserTable = E820Entry = SmbiosOption = Any
     Drive = VhostDevice = Any
 
 DEFAULT_MEMORY = 256 << 20
@@ -40,6 +43,12 @@ class MachineFields(NamedTuple):
     firmware: FirmwareImages
     cpus: int = 1
     max_cpus: int = 1
+    topology: Topology | None = None
+    """How all of these are arranged; None: cores of one socket."""
+    cpu: CpuModel | None = None
+    """What is different from the host's processor."""
+    numa: Numa | None = None
+    """NUMA nodes, each with all that it has; None: there is no NUMA."""
     memory: int = DEFAULT_MEMORY
     max_ram_below_4g: int | None = None
     """Where RAM is cut below 4 GiB at the latest; None: where the board cuts it."""
@@ -158,6 +167,11 @@ class MachineFields(NamedTuple):
     def warnings(self) -> tuple[str, ...]:
         """What had to be repaired in the user's ACPI tables, one line each."""
         return tuple(warning for table in self.acpi_tables for warning in table.warnings)
+
+    @property
+    def cpu_topology(self) -> Topology:
+        """How the CPUs are arranged."""
+        return Topology(cores=self.max_cpus) if self.topology is None else self.topology
 
     @property
     def resets(self) -> bool:

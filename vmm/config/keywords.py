@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+    from vmm.config.cpu_model import CpuModel
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
+    from vmm.config.numa import Numa, NumaNode
     from vmm.config.option_roms import OptionRom
     from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target
+    from vmm.config.topology import Topology
     from vmm.disks.drives import Drive
     from vmm.firmware.images import Interface
     from vmm.inputs import InputFile
@@ -31,6 +34,12 @@ class MachineOptions(TypedDict, total=False):
             one file with both.
         cpus: vCPUs at boot; 1.
         max_cpus: CPUs that the tables have room for; ``cpus``.
+        topology: sockets, dies, cores and threads of ``max_cpus``: a `vmm.config.topology.Topology`, or ``-smp``'s text
+            such as ``"sockets=2,threads=2"``; one socket with one thread a core. Without
+            ``cpus``, all are there.
+        cpu: ``-cpu``'s text, such as ``"host,phys-bits=40,-svm"``, or a `vmm.config.cpu_model.CpuModel`; the host's.
+        numa: NUMA nodes: `vmm.config.numa.NumaNode` each, a whole `vmm.config.numa.Numa`, or ``-numa`` texts.
+        objects: ``-object`` texts: memory that ``-numa`` texts name.
         memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
         max_ram_below_4g: where RAM is cut below 4 GiB at the latest; where the board cuts it.
         machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
@@ -91,6 +100,10 @@ class MachineOptions(TypedDict, total=False):
     persist: bool | None
     cpus: int | None
     max_cpus: int | None
+    topology: Topology | str | None
+    cpu: CpuModel | str | None
+    numa: Numa | Iterable[NumaNode | str] | NumaNode | str | None
+    objects: Iterable[str] | str | None
     memory: str | int | None
     max_ram_below_4g: str | int | None
     machine: MachineType | str | None

@@ -28,6 +28,7 @@ from vmm.config.parts import (
     several,
 )
 from vmm.config.spelled import SpelledOut
+from vmm.config.topology import Topology
 from vmm.errors import ConfigError
 from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Interface, Layout
 from vmm.firmware.load import find
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from typing import Unpack
     from uuid import UUID
 
+    from vmm.config.cpu_model import CpuModel
     from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.keywords import MachineOptions
+    from vmm.config.numa import Numa, NumaNode
     from vmm.config.option_roms import OptionRom
     from vmm.disks.drives import Drive
     from vmm.tables.acpi_user import UserTable
@@ -109,8 +112,12 @@ class MachineConfig(MachineFields):
         *,
         variables: str | Path | None = None,
         persist: bool | None = None,
-        cpus: int = 1,
+        cpus: int | None = None,
         max_cpus: int | None = None,
+        topology: Topology | str | None = None,
+        cpu: CpuModel | str | None = None,
+        numa: Numa | Iterable[NumaNode | str] | NumaNode | str = (),
+        objects: Iterable[str] | str = (),
         memory: str | int = DEFAULT_MEMORY,
         max_ram_below_4g: str | int | None = None,
         machine: MachineType | str = MachineType.AUTO,
@@ -158,9 +165,13 @@ class MachineConfig(MachineFields):
         symbols: str | Path | None = None,
     ) -> Self:
         # First what needs no file, then the files: one may be a pipe that makes us wait.
+        if topology is not None:
+            cpus, max_cpus, topology = Topology.parse(topology, cpus, max_cpus)
+        cpus = 1 if cpus is None else cpus
         fields: dict[str, Any] = {
             "cpus": cpus,
             "max_cpus": cpus if max_cpus is None else max_cpus,
+            "topology": topology,
             "memory": parse_memory(memory),
             "max_ram_below_4g": None
             if max_ram_below_4g is None
@@ -215,6 +226,18 @@ class MachineConfig(MachineFields):
             options.check_type(esp, "esp", str, Path)
             fields["drives"] = (Drive(Path(esp), folder=True), *fields.get("drives", ()))
         fields |= parse_devices(shown)
+        if cpu is not None:
+            from vmm.config.cpu_model import CpuModel
+
+            fields["cpu"] = CpuModel.parse(cpu)
+        if numa:
+            from vmm.config.numa import Numa
+
+            arranged = Topology(cores=fields["max_cpus"]) if topology is None else topology
+            nodes = Numa.parse(numa, arranged, several(objects, "objects", str))
+            fields["numa"] = nodes.completed(arranged, fields["memory"])
+        elif objects:
+            raise ConfigError("-object: memory backends are for -numa node,memdev=ID; without -numa, -m says it all")
         if e820:
             from vmm.tables.e820 import E820Entry
 

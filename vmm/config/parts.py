@@ -11,12 +11,6 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 from vmm import layout, options
 from vmm.errors import ConfigError
 
-MAX_CPUS = 255
-"""xAPIC ids have 8 bits, and 255 addresses all (Intel SDM volume 3, section 11.6.1)."""
-
-_TOPOLOGY = ("sockets", "dies", "clusters", "cores", "threads")
-"""Keys of QEMU's -smp."""
-
 MAX_MEMORY = 1 << 43
 """8 TiB: all above the PCI hole is one memory slot, which has fewer than 2**31 pages (Linux, KVM_MEM_MAX_NR_PAGES)."""
 
@@ -122,28 +116,6 @@ class Target(NamedTuple):
         raise ConfigError(f"{options.shown(option, value)}: not a target; known are stdio, none and file:PATH")
 
 
-def parse_smp(value: str, option: str = "-smp") -> tuple[int, int]:
-    """Return (CPUs at boot, possible CPUs) from QEMU's ``[cpus=]N[,maxcpus=M][,sockets=1][,cores=N][,threads=1]``.
-
-    Raises:
-        ConfigError: another key, not a number, or a topology that this machine does not have.
-    """
-    keys = options.parse_keys(value, option, known=("cpus", "maxcpus", *_TOPOLOGY), implied="cpus")
-    numbers = {
-        key: options.parse_int(number, option if key == "cpus" else f"{option} {key}=") for key, number in keys.items()
-    }
-    most = numbers.get("maxcpus", numbers.get("cores", numbers.get("cpus")))
-    if most is None:
-        raise ConfigError(f"{option} {value}: no number of CPUs")
-    for key in _TOPOLOGY:
-        fits = most if key == "cores" else 1
-        if numbers.get(key, fits) != fits:
-            raise ConfigError(
-                f"{option} {value}: a machine has one socket with one thread a core; {key}={fits} fits here"
-            )
-    return numbers.get("cpus", most), most
-
-
 def parse_memory(value: str | int, option: str = "-m") -> int:
     """Return guest RAM in bytes, from QEMU's ``[size=]SIZE`` (a bare number is MiB) or from an ``int`` of bytes.
 
@@ -155,6 +127,19 @@ def parse_memory(value: str | int, option: str = "-m") -> int:
         return value
     size = options.parse_keys(value, option, known=("size",), implied="size")["size"]
     return options.parse_size(size, option, unit="m")
+
+
+class RamPlaces(NamedTuple):
+    """Where RAM is: bytes from 0, bytes of the rest, and where that begins."""
+
+    low: int
+    high: int = 0
+    high_base: int = layout.HIGH_RAM_BASE
+
+    @property
+    def end(self) -> int:
+        """The first address behind all of it; `high_base` where there is nothing above."""
+        return self.high_base + self.high
 
 
 def low_memory(machine: MachineType, size: int, most: int | None = None) -> int:

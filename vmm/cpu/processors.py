@@ -112,12 +112,15 @@ def create_processors(
         HostError: KVM refuses MSRs that every firmware needs.
     """
     processors = Processors()
+    topology = config.cpu_topology
+    guest = cpuid.Guest(topology, config.cpu, software_cpu=softcpu is not None)
     for index in range(config.cpus):
-        vcpu = closers.enter_context(vm.create_vcpu(index))
-        entries = cpuid.cpuid_entries(vm.kvm, index, config.cpus, software_cpu=softcpu is not None)
+        vcpu = closers.enter_context(vm.create_vcpu(topology.apic_id(index), index))
+        entries = cpuid.cpuid_entries(vm.kvm, index, guest)
         vcpu.set_cpuid2(entries)
-        reset_vcpu(vcpu, index)
+        reset_vcpu(vcpu)
         core_vcpu = ffi.gc(lib.vmm_vcpu_new(core, vcpu.fd, vcpu.run, index), lib.vmm_vcpu_free)
+        core_vcpu.apic_id = vcpu.vcpu_id
         times = None
         if config.exit_times:
             times = core_vcpu.times = ffi.gc(lib.exit_times_new(), lib.exit_times_free)

@@ -61,7 +61,7 @@ _DELIVERY_NMI = 4 << 8
 _DELIVERY_EXTINT = 7 << 8
 
 
-def reset_vcpu(vcpu: Vcpu, index: int, power_on: PowerOn | None = None) -> None:
+def reset_vcpu(vcpu: Vcpu, power_on: PowerOn | None = None) -> None:
     """Bring ``vcpu`` to the state after power-on (SDM volume 3, table 9-1); the BSP is the one with index 0.
 
     The BSP will fetch its first instruction at 0xfffffff0; the others wait for INIT and SIPI. CPUID must be set
@@ -77,14 +77,13 @@ def reset_vcpu(vcpu: Vcpu, index: int, power_on: PowerOn | None = None) -> None:
 
     Args:
         vcpu: the vCPU.
-        index: its index.
         power_on: what a new vCPU has and this one, which was run before, may have lost.
 
     Raises:
         KvmError: KVM refuses a part of that state.
         HostError: KVM refuses MSRs that every firmware needs.
     """
-    bootstrap = index == 0
+    bootstrap = vcpu.index == 0
     if power_on is not None:
         vcpu.get_mp_state()  # which lets an INIT or SIPI that waits take effect now, not later
         vcpu.set_nested_state(power_on.nested)
@@ -94,7 +93,7 @@ def reset_vcpu(vcpu: Vcpu, index: int, power_on: PowerOn | None = None) -> None:
     vcpu.set_xsave(_reset_xsave(len(vcpu.get_xsave())))
     vcpu.set_debugregs(ffi.new("struct kvm_debugregs *", {"dr6": 0xFFFF0FF0, "dr7": 0x400}))
     _reset_msrs(vcpu, _RESET_MSRS if power_on is None else {**power_on.msrs, **_RESET_MSRS})
-    vcpu.set_lapic(_reset_lapic(vcpu, index, bootstrap=bootstrap))
+    vcpu.set_lapic(_reset_lapic(vcpu, bootstrap=bootstrap))
     valid = lib.KVM_VCPUEVENT_VALID_NMI_PENDING | lib.KVM_VCPUEVENT_VALID_SIPI_VECTOR | lib.KVM_VCPUEVENT_VALID_SHADOW
     if vcpu.vm.check_extension(lib.KVM_CAP_X86_SMM):
         valid |= lib.KVM_VCPUEVENT_VALID_SMM
@@ -174,12 +173,12 @@ def _reset_msrs(vcpu: Vcpu, values: Mapping[int, int]) -> None:
         pending = dict(list(pending.items())[accepted + 1 :])
 
 
-def _reset_lapic(vcpu: Vcpu, index: int, *, bootstrap: bool) -> Any:
+def _reset_lapic(vcpu: Vcpu, *, bootstrap: bool) -> Any:
     lapic = vcpu.get_lapic()
     page = ffi.buffer(lapic)
     (version,) = struct.unpack_from("<I", page, _LAPIC_VERSION)
     ffi.memmove(lapic, bytes(len(page)), len(page))
-    registers = {0x20: (index & 0xFF) << 24, _LAPIC_VERSION: version, **_LAPIC_RESET}
+    registers = {0x20: (vcpu.vcpu_id & 0xFF) << 24, _LAPIC_VERSION: version, **_LAPIC_RESET}
     if bootstrap:
         registers |= {_LAPIC_LINT0: _DELIVERY_EXTINT, _LAPIC_LINT1: _DELIVERY_NMI}
     for offset, value in registers.items():

@@ -8,7 +8,8 @@ hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vmm.devices.fw_cfg import FwCfg
@@ -44,6 +45,7 @@ def add_pc_items(
     apic_id_limit: int,
     e820: bytes,
     uuid: bytes = bytes(16),
+    cpu_nodes: Mapping[int, int] = MappingProxyType({}),
     numa_nodes: Sequence[int] = (),
     graphics: bool = False,
     bootorder: bytes = b"",
@@ -64,7 +66,8 @@ def add_pc_items(
         apic_id_limit: one more than the highest APIC id that a CPU may have: what key 0x0f really is.
         e820: records of 20 bytes: u64 base, u64 length, u32 type.
         uuid: 16 bytes, in the order in which a UUID is written (RFC 4122).
-        numa_nodes: RAM of each node; CPUs all belong to node 0.
+        cpu_nodes: NUMA node of each APIC id; 0 where nothing is said.
+        numa_nodes: RAM of each node.
         graphics: a display exists; without one, SeaBIOS puts its screen on COM1.
         bootorder: OpenFirmware device paths, one a line, NUL at the end; empty if there is no order.
         boot_menu: firmware shows its menu.
@@ -89,7 +92,7 @@ def add_pc_items(
     for key, data in numbers.items():
         fw_cfg.add_item(key, data)
     fw_cfg.add_item(Key.UUID, uuid)
-    fw_cfg.add_item(Key.NUMA, _numa(apic_id_limit, numa_nodes))
+    fw_cfg.add_item(Key.NUMA, _numa(apic_id_limit, cpu_nodes, numa_nodes))
     if acpi_tables:
         fw_cfg.add_item(Key.ACPI_TABLES, acpi_tables)
     fw_cfg.add_item(Key.HPET, _hpet(hpet))
@@ -103,9 +106,9 @@ def add_pc_items(
         fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", splash_time))
 
 
-def _numa(apic_id_limit: int, nodes: Sequence[int]) -> bytes:
+def _numa(apic_id_limit: int, cpu_nodes: Mapping[int, int], nodes: Sequence[int]) -> bytes:
     """The number of nodes, the node of each APIC id, the RAM of each node: all u64."""
-    words = [len(nodes), *([0] * apic_id_limit), *nodes]
+    words = [len(nodes), *(cpu_nodes.get(apic_id, 0) for apic_id in range(apic_id_limit)), *nodes]
     return struct.pack(f"<{len(words)}Q", *words)
 
 

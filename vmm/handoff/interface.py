@@ -79,16 +79,16 @@ def build_fw_cfg(
     roms = [(rom.bootindex, rom.path) for rom in config.option_roms if rom.bootindex is not None]
     bootorder = (*config.bootorder, *(path for _, path in sorted([*platform.boot_indices, *roms])))
     check_paths(bootorder)
-    low, high = memory.low_size, memory.high_size
-    memory_map = e820.encode(tables.e820_map(config, low, high))
-    acpi = tables.AcpiFiles(config, low, high)
+    ram = memory.places
+    memory_map = e820.encode(tables.e820_map(config, ram))
+    acpi = tables.AcpiFiles(config, ram)
 
     def build_acpi() -> dict[str, bytes]:
         files = acpi.build(platform.standing())
         return files if alter is None else alter({**fixed, **files})
 
     def build_smbios() -> dict[str, bytes]:
-        return tables.smbios_files(config, low, high, processors.processor_id)
+        return tables.smbios_files(config, ram, processors.processor_id)
 
     fixed: dict[str, bytes] = {}
     files: dict[str, bytes] | None = None
@@ -102,7 +102,9 @@ def build_fw_cfg(
         fw_cfg,
         memory=config.memory,
         cpus=config.cpus,
-        apic_id_limit=config.max_cpus,
+        apic_id_limit=config.cpu_topology.apic_id(config.max_cpus - 1) + 1,
+        cpu_nodes=_cpu_nodes(config),
+        numa_nodes=() if config.numa is None else tuple(node.memory for node in config.numa.nodes),
         e820=memory_map,
         uuid=config.uuid or bytes(16),
         hpet=Hpet(layout.HPET.start, BLOCK_ID, MINIMUM_TICKS) if config.hpet else None,
@@ -149,6 +151,14 @@ def build_fw_cfg(
                 fw_cfg.add_file(name, data, writable=name in WRITABLE_FILES)
     fw_cfg.publish(known_files)
     return fw_cfg
+
+
+def _cpu_nodes(config: MachineConfig) -> dict[int, int]:
+    """The NUMA node of each APIC id."""
+    numa, topology = config.numa, config.cpu_topology
+    if numa is None:
+        return {}
+    return {topology.apic_id(index): numa.node_of(index) for index in range(config.max_cpus)}
 
 
 def attach_fw_cfg(fw_cfg: FwCfg, ports: "Bus", core: Any, *, in_python: bool) -> None:

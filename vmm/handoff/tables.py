@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from vmm import late, layout
 from vmm.config.machine import MachineType
+from vmm.config.parts import RamPlaces, low_memory
+from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.tables import e820
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
+    from vmm.cpu.cpuid import Addresses
     from vmm.memory import GuestMemory
     from vmm.platform import Standing
     from vmm.tables.acpi import AcpiDescription
@@ -30,9 +34,59 @@ BHYVE_PCI_HOLE_64 = (32 * layout.GIB, 32 * layout.GIB)
 """bhyve: usr.sbin/bhyve/pci_emul.c, PCI_EMUL_MEMSIZE64."""
 
 
-def e820_map(config: MachineConfig, low: int, high: int) -> tuple[e820.E820Entry, ...]:
-    """The memory map: RAM below the PCI hole and from 4 GiB on, in bytes, and the user's entries."""
-    return e820.build_map(low, high, config.e820)
+def place_ram(config: MachineConfig, addresses: Addresses) -> RamPlaces:
+    """Where the machine's RAM is.
+
+    Args:
+        config: the machine.
+        addresses: what its CPUs say.
+
+    Raises:
+        ConfigError: RAM, or the PCI window behind it, is where the CPU has no addresses.
+    """
+    amd, bits = addresses
+
+    def is_beyond(mib: int) -> bool:
+        return _used(config, _places(config, mib * layout.MIB, amd=amd)) > 1 << bits
+
+    ram = _places(config, config.memory, amd=amd)
+    if (end := _used(config, ram)) <= 1 << bits:
+        return ram
+    fits = bisect_left(range(config.memory // layout.MIB), True, key=is_beyond)
+    raise ConfigError(
+        f"-m {config.memory >> 20}M: RAM and the PCI window behind it end at {end:#x}, and the guest's CPU has "
+        f"addresses of {bits} bits, up to {1 << bits:#x}; "
+        + (f"ask for {fits - 1}M or less" if fits > 1 else "ask for more of them: -cpu host,phys-bits=N")
+    )
+
+
+def _places(config: MachineConfig, size: int, *, amd: bool) -> RamPlaces:
+    """As QEMU does (pc_memory_init in hw/i386/pc.c): what would reach AMD's hole is behind it as a whole."""
+    low = low_memory(config.machine_type, size, config.max_ram_below_4g)
+    ram = RamPlaces(low, size - low)
+    beyond = amd and config.machine_type is not MachineType.BHYVE and _used(config, ram) > layout.HYPERTRANSPORT.start
+    return ram._replace(high_base=layout.HYPERTRANSPORT.stop) if beyond else ram
+
+
+def _used(config: MachineConfig, ram: RamPlaces) -> int:
+    """The first address that nothing may have."""
+    return pci_windows(config.machine_type, ram, None)[-1][1] + 1
+
+
+def e820_map(config: MachineConfig, ram: RamPlaces) -> tuple[e820.E820Entry, ...]:
+    """The memory map: RAM, the hole that it has gone around, and the user's entries.
+
+    Raises:
+        ConfigError: one of these is where that is.
+    """
+    extra = config.e820
+    if ram.high_base != layout.HIGH_RAM_BASE:
+        hole = layout.HYPERTRANSPORT
+        extra = (*extra, e820.E820Entry(hole.start, len(hole), e820.E820Type.RESERVED))
+    entries = e820.build_map(ram.low, ram.high, extra, ram.high_base)
+    if ram.high_base != layout.HIGH_RAM_BASE:
+        e820.check_map(entries)
+    return entries
 
 
 def has_own_tables(config: MachineConfig) -> bool:
@@ -49,12 +103,11 @@ class AcpiFiles:
 
     Args:
         config: the machine.
-        low: bytes of RAM from 0.
-        high: bytes of RAM from 4 GiB.
+        ram: where its RAM is.
     """
 
-    def __init__(self, config: MachineConfig, low: int, high: int) -> None:
-        self._config, self._low, self._high = config, low, high
+    def __init__(self, config: MachineConfig, ram: RamPlaces) -> None:
+        self._config, self._ram = config, ram
         self._sizes: dict[str, int] = {}
 
     def build(self, standing: Standing) -> dict[str, bytes]:
@@ -74,14 +127,14 @@ class AcpiFiles:
         late.load("vmm.tables.acpi")
         from vmm.tables.acpi import build_acpi  # a guest that reads no table need not wait for them
 
-        return build_acpi(acpi_description(self._config, self._low, self._high, standing))
+        return build_acpi(acpi_description(self._config, self._ram, standing))
 
     def _longest(self, standing: Standing) -> list[Standing]:
         """Those of the registers' values that make most of a table: ECAM in the middle of each PCI window."""
         if self._config.machine_type is not MachineType.Q35:
             return [standing._replace(pm_base=layout.PMBASE_DEFAULT)]
         base, size = layout.PMBASE_DEFAULT, layout.ECAM_SIZES[-1]
-        windows = pci_windows(self._config.machine_type, self._low, self._high, None)
+        windows = pci_windows(self._config.machine_type, self._ram, None)
         middles = [first + (last + 1 - first) // 2 & -size for first, last in windows]
         return [
             standing._replace(pm_base=base, gpe0=range(base, base + 1), ecam=range(middle, middle + size))
@@ -97,12 +150,12 @@ def place_smbios(config: MachineConfig, memory: GuestMemory, processor_id: int) 
     """
     from vmm.tables.smbios_placement import place
 
-    files = smbios_files(config, memory.low_size, memory.high_size, processor_id)
+    files = smbios_files(config, memory.places, processor_id)
     room = layout.SMBIOS_BHYVE
     memory.write(room.start, place(files, room.start, len(room)))
 
 
-def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) -> dict[str, bytes]:
+def smbios_files(config: MachineConfig, ram: RamPlaces, processor_id: int) -> dict[str, bytes]:
     """SMBIOS as two fw_cfg files, its address and checksums left to the firmware; arguments as `build`.
 
     Raises:
@@ -111,11 +164,15 @@ def smbios_files(config: MachineConfig, low: int, high: int, processor_id: int) 
     late.load("vmm.tables.smbios")
     from vmm.tables.smbios import SmbiosDescription, build_smbios
 
+    topology = config.cpu_topology
     smbios = SmbiosDescription(
-        low_memory=low,
-        high_memory=high,
+        low_memory=ram.low,
+        high_memory=ram.high,
+        high_base=ram.high_base,
         cpus=config.cpus,
-        cores=config.cpus,
+        sockets=topology.sockets,
+        cores=topology.dies * topology.cores,
+        threads=topology.threads,
         processor_id=processor_id,
         uuid=config.uuid,
         unasked=_unasked_smbios(config),
@@ -133,7 +190,7 @@ def _unasked_smbios(config: MachineConfig) -> frozenset[int]:
     return frozenset((0,)) if config.direct else frozenset()
 
 
-def acpi_description(config: MachineConfig, low: int, high: int, standing: Standing) -> AcpiDescription:
+def acpi_description(config: MachineConfig, ram: RamPlaces, standing: Standing) -> AcpiDescription:
     """The machine as its ACPI tables describe it; arguments as `AcpiFiles`."""
     from vmm.devices.acpi_pm import BHYVE, ICH9, PIIX4  # loaded with the boards anyway
     from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
@@ -145,9 +202,17 @@ def acpi_description(config: MachineConfig, low: int, high: int, standing: Stand
     pm = {MachineType.Q35: ICH9, MachineType.PC: PIIX4, MachineType.BHYVE: BHYVE}[machine]
     wiring = {MachineType.Q35: Q35, MachineType.PC: PC, MachineType.BHYVE: BHYVE_WIRING}[machine]
     gpe0, ecam = standing.gpe0, standing.ecam
+    topology, numa = config.cpu_topology, config.numa
+    cpus = range(config.max_cpus)
     return AcpiDescription(
         cpus=config.cpus,
         max_cpus=config.max_cpus,
+        apic_ids=tuple(map(topology.apic_id, cpus)),
+        cpu_nodes=() if numa is None else tuple(map(numa.node_of, cpus)),
+        node_memory=() if numa is None else tuple(node.memory for node in numa.nodes),
+        distances=() if numa is None else numa.distances,
+        low_memory=ram.low,
+        high_base=ram.high_base,
         pm_base=standing.pm_base,
         pm_size=pm.size,
         pm_timer_bits=pm.timer_bits,
@@ -162,7 +227,7 @@ def acpi_description(config: MachineConfig, low: int, high: int, standing: Stand
         express=machine is MachineType.Q35,
         ecam_base=None if ecam is None else ecam.start,
         ecam_size=0 if ecam is None else len(ecam),
-        pci_windows=pci_windows(machine, low, high, ecam),
+        pci_windows=pci_windows(machine, ram, ecam),
         isa_bridge=(1, 0) if machine is MachineType.PC else (31, 0),
         pci_slots=standing.pci_slots,
         pirqs=wiring.pirqs,
@@ -176,19 +241,18 @@ def acpi_description(config: MachineConfig, low: int, high: int, standing: Stand
     )
 
 
-def pci_windows(machine: MachineType, low: int, high: int, ecam: range | None) -> tuple[tuple[int, int], ...]:
+def pci_windows(machine: MachineType, ram: RamPlaces, ecam: range | None) -> tuple[tuple[int, int], ...]:
     """First and last address of each range that the PCI root passes on: two holes in RAM, and in those ECAM.
 
     Args:
         machine: the board.
-        low: bytes of RAM from 0.
-        high: bytes of RAM from 4 GiB.
+        ram: where RAM is.
         ecam: where PCIe configuration space is.
     """
-    hole, (align, size) = range(low, PCI_HOLE_END), PCI_HOLES_64.get(machine, BHYVE_PCI_HOLE_64)
+    hole, (align, size) = range(ram.low, PCI_HOLE_END), PCI_HOLES_64.get(machine, BHYVE_PCI_HOLE_64)
     if machine is MachineType.BHYVE:
         hole = layout.BHYVE_BARS
-    start = -(-(layout.HIGH_RAM_BASE + high) // align) * align
+    start = -(-ram.end // align) * align
     windows = []
     for window in (hole, range(start, start + size)):
         parts = [window]

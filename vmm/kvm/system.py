@@ -112,6 +112,11 @@ class Kvm(Descriptor):
         return self.check_extension(lib.KVM_CAP_MAX_VCPUS) or self.recommended_vcpus
 
     @property
+    def max_vcpu_id(self) -> int:
+        """KVM_CAP_MAX_VCPU_ID: a vCPU's id, which is its APIC id, is less than this."""
+        return self.check_extension(lib.KVM_CAP_MAX_VCPU_ID) or self.max_vcpus
+
+    @property
     def max_memory_slots(self) -> int:
         """KVM_CAP_NR_MEMSLOTS; the answer of kernels that don't say is 32."""
         return self.check_extension(lib.KVM_CAP_NR_MEMSLOTS) or 32

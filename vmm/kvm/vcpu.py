@@ -29,15 +29,17 @@ class Vcpu(Descriptor):
 
     Attributes:
         vm: the machine it belongs to.
-        index: its vCPU id, which is its APIC id.
+        index: which of the machine's vCPUs it is.
+        vcpu_id: KVM's number for it, which is its APIC id.
         amend_sregs: called with what `get_sregs` is about to return; a software CPU's, which knows special registers of
             the guest that KVM cannot represent.
     """
 
-    def __init__(self, vm: Vm, fd: int, index: int) -> None:
+    def __init__(self, vm: Vm, fd: int, vcpu_id: int, index: int) -> None:
         super().__init__(fd, f"vCPU {index}")
         self.vm = vm
         self.index = index
+        self.vcpu_id = vcpu_id
         self.amend_sregs: Callable[[Any], None] | None = None
         try:
             self._page = mmap.mmap(fd, vm.kvm.vcpu_mmap_size)

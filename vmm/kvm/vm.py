@@ -311,11 +311,16 @@ class Vm(Descriptor):
         """
         self._ioctl_value("KVM_SET_BOOT_CPU_ID", vcpu_id, subject=f"vCPU {vcpu_id}")
 
-    def create_vcpu(self, vcpu_id: int) -> Vcpu:
-        """KVM_CREATE_VCPU: ``vcpu_id`` is also its APIC id.
+    def create_vcpu(self, vcpu_id: int, index: int | None = None) -> Vcpu:
+        """KVM_CREATE_VCPU.
+
+        Args:
+            vcpu_id: KVM's number for it, which is its APIC id.
+            index: which of the machine's vCPUs it is, for people; ``vcpu_id``.
 
         Raises:
             KvmError: EINVAL beyond KVM_CAP_MAX_VCPU_ID, or more CPUs than `Kvm.max_vcpus`; EEXIST if it exists.
         """
-        fd = self._ioctl_value("KVM_CREATE_VCPU", vcpu_id, subject=f"vCPU {vcpu_id}")
-        return Vcpu(self, fd, vcpu_id)
+        index = vcpu_id if index is None else index
+        fd = self._ioctl_value("KVM_CREATE_VCPU", vcpu_id, subject=f"vCPU {index}")
+        return Vcpu(self, fd, vcpu_id, index)

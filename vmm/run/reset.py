@@ -93,7 +93,7 @@ class MachineReset:
             # Last, for until then an interrupt may have reached a LAPIC.
             self._processors.forget_starts()
             for index, vcpu in enumerate(self._processors.vcpus):
-                reset_vcpu(vcpu, index, pristine.cpu)
+                reset_vcpu(vcpu, pristine.cpu)
                 if self._softcpu is not None:
                     self._softcpu.reset_vcpu(self._processors.cores[index])
             if self._first_cmos:
@@ -119,5 +119,5 @@ class MachineReset:
             vm.create_pit2()
             vcpu = parts.enter_context(vm.create_vcpu(0))
             vcpu.set_cpuid2(self._processors.cpuid)
-            reset_vcpu(vcpu, 0)
+            reset_vcpu(vcpu)
             return _Pristine([vm.get_irqchip(chip) for chip in _CHIPS], vm.get_pit2(), PowerOn.of(vcpu))

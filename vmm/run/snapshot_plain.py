@@ -16,12 +16,15 @@ from vmm.errors import ConfigError
 _MODULES = frozenset(
     {
         "vmm.bus",
+        "vmm.config.cpu_model",
         "vmm.config.debugger",
         "vmm.config.interface",
         "vmm.config.items",
         "vmm.config.machine",
+        "vmm.config.numa",
         "vmm.config.parts",
         "vmm.cpu.paging",
+        "vmm.config.topology",
         "vmm.debug.images",
         "vmm.devices.fw_cfg_item",
         "vmm.devices.vmcoreinfo",

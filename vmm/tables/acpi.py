@@ -8,7 +8,7 @@ VM generation counter ``etc/vmgenid_guid`` and the writable ``etc/vmgenid_addr``
 from __future__ import annotations
 
 from vmm.layout import PAGE
-from vmm.tables import acpi_dsdt, acpi_tables, acpi_user
+from vmm.tables import acpi_dsdt, acpi_numa, acpi_tables, acpi_user
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, AcpiDescription
 from vmm.tables.files import ACPI_FILE, LOADER_FILE, RSDP_FILE, VMGENID_ADDRESS_FILE, VMGENID_GUID_FILE
 from vmm.tables.table_loader import Script, Zone
@@ -74,6 +74,10 @@ def build_acpi(machine: AcpiDescription) -> dict[str, bytes]:
     tables.link(fadt_offset + acpi_tables.FADT_X_DSDT, 8)
     tables.seal(fadt_offset, fadt)
     offsets = [fadt_offset, tables.append(acpi_tables.madt(machine))]
+    if machine.node_memory:
+        offsets.append(tables.append(acpi_numa.srat(machine)))
+        if machine.distances:
+            offsets.append(tables.append(acpi_numa.slit(machine)))
     if machine.hpet_base is not None:
         offsets.append(tables.append(acpi_tables.hpet(machine)))
     if machine.ecam_base is not None:

@@ -173,6 +173,7 @@ def _processors(machine: AcpiDescription) -> bytes:
                 aml.name("_HID", aml.string("ACPI0007")),
                 aml.name("_UID", aml.integer(index)),
                 aml.name("_STA", aml.integer(status)),
+                *([aml.name("_PXM", aml.integer(machine.cpu_nodes[index]))] if machine.node_memory else []),
             )
         )
     return aml.device(

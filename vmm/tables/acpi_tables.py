@@ -45,6 +45,11 @@ class AcpiDescription(NamedTuple):
         max_cpus: processors that may exist; those beyond ``cpus`` are in the
             MADT as disabled. 0 means ``cpus``.
         apic_ids: local APIC id of each of ``max_cpus``; empty means 0, 1, 2, …
+        cpu_nodes: NUMA node of each of ``max_cpus``.
+        node_memory: bytes of RAM of each node; empty: there is no NUMA.
+        distances: of each node, to each; empty: unknown.
+        low_memory: bytes of RAM from 0, of which the first nodes have their part.
+        high_base: where RAM goes on.
         pm_base: I/O port of PM1a_EVT; PM1a_CNT is at +4, the PM timer at +8.
             OVMF programs 0x600 on q35 and 0xb000 on pc, SeaBIOS 0x600 on both.
             None where it is decoded nowhere.
@@ -91,6 +96,11 @@ class AcpiDescription(NamedTuple):
     cpus: int = 1
     max_cpus: int = 0
     apic_ids: tuple[int, ...] = ()
+    cpu_nodes: tuple[int, ...] = ()
+    node_memory: tuple[int, ...] = ()
+    distances: tuple[tuple[int, ...], ...] = ()
+    low_memory: int = 0
+    high_base: int = layout.HIGH_RAM_BASE
     pm_base: int | None = 0x600
     pm_size: int = 0x10
     pm_timer_bits: int = 32
@@ -139,6 +149,8 @@ class AcpiDescription(NamedTuple):
             raise ConfigError(f"ACPI: {self.cpus} CPUs of at most {self.cpu_count}")
         if self.apic_ids and len(set(self.apic_ids)) != self.cpu_count:
             raise ConfigError(f"ACPI: {len(set(self.apic_ids))} distinct APIC ids for {self.cpu_count} CPUs")
+        if self.node_memory and len(self.cpu_nodes) != self.cpu_count:
+            raise ConfigError(f"ACPI: nodes of {len(self.cpu_nodes)} CPUs, and there are {self.cpu_count}")
         if self.ecam_base is not None and (self.ecam_size <= 0 or self.ecam_size % (1 << 20)):
             raise ConfigError(f"ACPI: ECAM of {self.ecam_size:#x} bytes is not a whole number of buses of 1 MiB")
         if self.vmgenid is not None and len(self.vmgenid) != 16:

@@ -86,13 +86,16 @@ class E820Entry(NamedTuple):
         return f"{self.base:#x}-{self.end - 1:#x} {type_name(self.type)}"
 
 
-def build_map(low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = ()) -> tuple[E820Entry, ...]:
-    """Build the map: RAM from 0, RAM from 4 GiB, then the extra entries by address.
+def build_map(
+    low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = (), high_base: int = FOUR_GIB
+) -> tuple[E820Entry, ...]:
+    """Build the map: RAM from 0, the rest of RAM, then the extra entries by address.
 
     Args:
         low_size: bytes of RAM from address 0 to the PCI hole, above 0 and below 4 GiB.
-        high_size: bytes of RAM from 4 GiB on; 0 for none.
+        high_size: bytes of the rest of RAM; 0 for none.
         extra: further entries. They describe address space; they don't create RAM.
+        high_base: where the rest of RAM begins, 4 GiB or beyond.
 
     Raises:
         ConfigError: a size out of range; `check_map` looks at the entries.
@@ -103,7 +106,7 @@ def build_map(low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = ()
         raise ConfigError(f"RAM above 4 GiB is {high_size} bytes: must not be negative")
     entries = [E820Entry(0, low_size, E820Type.RAM)]
     if high_size:
-        entries.append(E820Entry(FOUR_GIB, high_size, E820Type.RAM))
+        entries.append(E820Entry(high_base, high_size, E820Type.RAM))
     entries.extend(sorted(extra))
     return tuple(entries)
 

@@ -15,12 +15,12 @@ from typing import Final, NamedTuple, Self
 
 from vmm import late
 from vmm.errors import ConfigError
+from vmm.layout import HIGH_RAM_BASE
 from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, OEM_STRINGS, SmbiosOption
 
 _OPTIONAL: Final = frozenset((0, 2))
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
-_FOUR_GIB = 4 * _GIB
 _DEVICE_SIZE = 16 * _GIB  # one memory device per 16 GiB, as QEMU
 _MAX_V2_TABLE = 0xFFFF
 _NO_HANDLE = 0xFFFF
@@ -45,7 +45,8 @@ class SmbiosDescription(NamedTuple):
 
     Attributes:
         low_memory: bytes of RAM from 0.
-        high_memory: bytes of RAM from 4 GiB.
+        high_memory: the rest, in bytes.
+        high_base: where that begins.
         cpus: processors present at boot.
         sockets: processor packages that may exist; those without a CPU at boot
             are described as unpopulated.
@@ -63,6 +64,7 @@ class SmbiosDescription(NamedTuple):
 
     low_memory: int
     high_memory: int = 0
+    high_base: int = HIGH_RAM_BASE
     cpus: int = 1
     sockets: int = 1
     cores: int = 1
@@ -283,11 +285,11 @@ def _memory_devices(machine: SmbiosDescription, user: _Fields) -> list[bytes]:
 
 
 def _mapped_addresses(machine: SmbiosDescription, _user: _Fields) -> list[bytes]:
-    """One structure for RAM below the PCI hole, one for RAM from 4 GiB; ends are inclusive."""
+    """One structure for RAM below the PCI hole, one for the rest; ends are inclusive."""
     use_extended = 0xFFFF_FFFF
     ranges = [(0, machine.low_memory)]
     if machine.high_memory:
-        ranges.append((_FOUR_GIB, _FOUR_GIB + machine.high_memory))
+        ranges.append((machine.high_base, machine.high_base + machine.high_memory))
     result = []
     for index, (start, end) in enumerate(ranges):
         short = (start // _KIB, end // _KIB - 1)

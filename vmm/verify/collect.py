@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from vmm.config.machine import MachineConfig
     from vmm.config.outputs import Outputs
+    from vmm.config.parts import RamPlaces
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fw_cfg_item import ItemStatistics
     from vmm.devices.vmcoreinfo import VmCoreInfo
@@ -41,8 +42,7 @@ class Collected:
 
     Attributes:
         config: the machine.
-        low: bytes of RAM below the PCI hole.
-        high: bytes of RAM from 4 GiB.
+        ram: where RAM is.
         tables: the ACPI and SMBIOS files as they were built.
         published: all named files as the guest could read them; other than `tables` if somebody changed them.
         firmware_reads: what firmware had read when the report guest began.
@@ -61,8 +61,7 @@ class Collected:
     """
 
     config: MachineConfig
-    low: int
-    high: int
+    ram: RamPlaces
     tables: dict[str, bytes]
     published: dict[str, bytes]
     firmware_reads: dict[str, ItemStatistics]
@@ -201,7 +200,6 @@ def collect(
         log = machine.serial.text() if linux else machine.debugcon.text()
         ended, vmcoreinfo = fw_cfg.items(), machine.vmcoreinfo
         facts = facts_of(machine)
-        low, high = machine.memory.low_size, machine.memory.high_size
         vmgenid_address, vmgenid_found = machine.vmgenid_address, None
         if vmgenid_address is not None:
             vmgenid_found = _read(machine, vmgenid_address, GUID_SIZE)
@@ -213,8 +211,7 @@ def collect(
     ours = {guest_report.STREAM_FILE, ROM_FILE}
     return Collected(
         config=config,
-        low=low,
-        high=high,
+        ram=machine.memory.places,
         tables=host.tables,
         published={name: data for name, data in published.items() if name not in ours},
         firmware_reads={item.name: item for item in host.firmware_reads},

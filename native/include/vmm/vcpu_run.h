@@ -123,6 +123,7 @@ struct vmm_vcpu {
     struct kvm_run *run;
     int fd; /* of KVM_CREATE_VCPU; owned by Python */
     uint32_t index;
+    uint32_t apic_id; /* of the index, unless Python says otherwise before it runs */
     struct vcpu_end end;
     /* What a debugger has asked of KVM; of the software CPU, whether it makes a single step. Zeros: there is none. */
     struct kvm_guest_debug debug;

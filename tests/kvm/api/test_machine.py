@@ -15,6 +15,7 @@ import pytest
 import vmm
 from vmm import Machine, MachineConfig, Outcome, Reason, layout
 from vmm.bus import Device
+from vmm.config.topology import Topology
 from vmm.cpu import cpuid
 from vmm.errors import ConfigError, DeviceError, ExitStatus
 from vmm.firmware import guests
@@ -158,7 +159,7 @@ def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, 
 
 def test_more_cpus_than_kvm_has_are_refused() -> None:
     with Kvm() as kvm, pytest.raises(ConfigError, match="100000"):
-        cpuid.check_count(kvm, 100_000)
+        cpuid.check_count(kvm, Topology(cores=100_000))
 
 
 def test_machines_leave_nothing_behind() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tiny_guest import CODE, TinyGuest
 from vmm._native import ffi, lib
 
-from vmm.cpu.cpuid import cpuid_entries
+from vmm.cpu.cpuid import Guest, cpuid_entries
 from vmm.kvm import Vcpu, Vm, exits
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
@@ -95,7 +95,9 @@ def test_a_guest_reads_its_own_control_registers() -> None:
         # 2 MiB at the same address (SDM volume 3, 4.5.4): present, writable, accessed, dirty.
         for table, entry in ((0x8000, 0x9023), (0x9000, 0xA023), (0xA000, 0xE3)):
             guest.memory[table : table + 8] = struct.pack("<Q", entry)
-        guest.vcpu.set_cpuid2(cpuid_entries(guest.kvm, 0, 1))  # without long mode in it, newer kernels refuse that
+        guest.vcpu.set_cpuid2(
+            cpuid_entries(guest.kvm, 0, Guest())
+        )  # without long mode in it, newer kernels refuse that
         sregs = guest.vcpu.get_sregs()
         # PE, ET, WP and PG as in the host's own CR0: KVM leaves reads of that one alone then, but of no other.
         sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = 0x80010011, 0x8000, 0x20, 0x500

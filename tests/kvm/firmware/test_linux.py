@@ -108,7 +108,7 @@ def test_every_byte(kernel: dict[str, Any], firmware: str) -> None:
     ram = [entry for entry in report.e820 if entry.type == 1]
     assert note is not None
     assert any(entry.base <= note.address and note.address + note.size <= entry.end for entry in ram)
-    assert max(entry.end for entry in ram) == (4 << 30) + collected.high
+    assert max(entry.end for entry in ram) == (4 << 30) + collected.ram.high
     if firmware == "none":
         assert any(entry.base == 0xC8000000 and entry.length == 1 << 20 and entry.type == 2 for entry in report.e820)
 
