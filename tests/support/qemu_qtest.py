@@ -31,9 +31,20 @@ class Qemu:
         memory: bytes of RAM.
         arguments: further arguments, such as ``-fw_cfg``.
         machine: the ``-machine`` to build.
+        accelerator: of QEMU's.
+        shared: whether RAM is that file; not with NUMA nodes that name memory of their own.
     """
 
-    def __init__(self, directory: Path, memory: int, arguments: Sequence[str] = (), machine: str = "pc") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        memory: int,
+        arguments: Sequence[str] = (),
+        machine: str = "pc",
+        *,
+        shared: bool = True,
+        accelerator: str = "tcg",
+    ) -> None:
         self.memory = memory
         self._events: list[str] = []
         backing = directory / "ram"
@@ -41,10 +52,11 @@ class Qemu:
             file.truncate(memory)
         self._closers = ExitStack()
         servers = [self._listen(directory / name) for name in ("qtest", "qmp")]
+        file_ram = ("-object", f"memory-backend-file,id=ram,size={memory},mem-path={backing},share=on")
         command = [
-            *("qemu-system-x86_64", "-machine", f"{machine},memory-backend=ram", "-accel", "tcg", "-S", "-nodefaults"),
-            *("-display", "none", "-vga", "none", "-m", str(memory >> 20), "-cpu", "qemu64"),
-            *("-object", f"memory-backend-file,id=ram,size={memory},mem-path={backing},share=on"),
+            *("qemu-system-x86_64", "-machine", f"{machine},memory-backend=ram" if shared else machine),
+            *("-accel", accelerator, "-S", "-nodefaults", "-display", "none", "-vga", "none"),
+            *("-m", str(memory >> 20), "-cpu", "qemu64", *(file_ram if shared else ())),
             *("-qtest", f"unix:{directory / 'qtest'}", "-qtest-log", "none", "-qmp", f"unix:{directory / 'qmp'}"),
             *arguments,
         ]

@@ -285,7 +285,8 @@ def test_smp(text: str, counts: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "x", "4,sockets=3", "4,cores=2,sockets=1,threads=1", "4,threads=3", "1025", "4,maxcpus=0", "4,4"]
+    "text",
+    ["", "0", "-1", "x", "4,sockets=3", "4,cores=2,sockets=1,threads=1", "4,threads=3", "1025", "4,maxcpus=0", "4,4"],
 )
 def test_smp_refused(image: FirmwareImages, text: str) -> None:
     def create() -> None:

@@ -126,7 +126,9 @@ def cpuid_entries(kvm: Kvm, index: int, guest: Guest) -> list[CpuidEntry]:
     elif topology.threads > 1:
         basic_max = max(basic_max, 0xB)
     kept = (entry for entry in entries if entry.function not in _MADE)
-    result = [_with_topology(entry, vendor, index, topology, basic_max) for entry in kept]
+    # Linux takes nodes of what is older than Zen for those of its MSR C001_100C, and divides its cores by them.
+    zen = not guest.software_cpu
+    result = [_with_topology(entry, vendor, index, topology, basic_max, dies_are_nodes=zen) for entry in kept]
     for function in _MADE:
         if function <= basic_max:
             result += _extended_topology(function, index, topology)
@@ -157,7 +159,9 @@ def _of_a_guest(entry: CpuidEntry, *, deadline_timer: bool) -> CpuidEntry:
     return entry._replace(ecx=ecx)
 
 
-def _with_topology(entry: CpuidEntry, vendor: bytes, index: int, topology: Topology, basic_max: int) -> CpuidEntry:
+def _with_topology(
+    entry: CpuidEntry, vendor: bytes, index: int, topology: Topology, basic_max: int, *, dies_are_nodes: bool
+) -> CpuidEntry:
     """``entry`` as CPU ``index`` sees it."""
     count, apic_id = topology.cpus_per_socket, topology.apic_id(index)
     match entry.function:
@@ -187,8 +191,9 @@ def _with_topology(entry: CpuidEntry, vendor: bytes, index: int, topology: Topol
         case 0x8000001E if vendor == _AMD:
             # APM: EAX APIC id, EBX 7:0 core, 15:8 threads of a core - 1, ECX 7:0 node, 10:8 nodes of a package - 1.
             ebx = topology.threads - 1 << 8 | topology.place(index).core & 0xFF
-            nodes = min(topology.dies - 1, 7) << 8 | apic_id >> topology.die_offset & 0xFF
-            return entry._replace(eax=apic_id, ebx=ebx, ecx=nodes, edx=0)
+            node = apic_id >> topology.die_offset if dies_are_nodes else topology.place(index).socket
+            others = min(topology.dies - 1, 7) if dies_are_nodes else 0
+            return entry._replace(eax=apic_id, ebx=ebx, ecx=others << 8 | node & 0xFF, edx=0)
     return entry
 
 

@@ -92,7 +92,7 @@ def add_pc_items(
     for key, data in numbers.items():
         fw_cfg.add_item(key, data)
     fw_cfg.add_item(Key.UUID, uuid)
-    fw_cfg.add_item(Key.NUMA, _numa(apic_id_limit, cpu_nodes, numa_nodes))
+    fw_cfg.add_item(Key.NUMA, numa(apic_id_limit, cpu_nodes, numa_nodes))
     if acpi_tables:
         fw_cfg.add_item(Key.ACPI_TABLES, acpi_tables)
     fw_cfg.add_item(Key.HPET, _hpet(hpet))
@@ -106,7 +106,7 @@ def add_pc_items(
         fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", splash_time))
 
 
-def _numa(apic_id_limit: int, cpu_nodes: Mapping[int, int], nodes: Sequence[int]) -> bytes:
+def numa(apic_id_limit: int, cpu_nodes: Mapping[int, int], nodes: Sequence[int]) -> bytes:
     """The number of nodes, the node of each APIC id, the RAM of each node: all u64."""
     words = [len(nodes), *(cpu_nodes.get(apic_id, 0) for apic_id in range(apic_id_limit)), *nodes]
     return struct.pack(f"<{len(words)}Q", *words)

@@ -103,7 +103,7 @@ def build_fw_cfg(
         memory=config.memory,
         cpus=config.cpus,
         apic_id_limit=config.cpu_topology.apic_id(config.max_cpus - 1) + 1,
-        cpu_nodes=_cpu_nodes(config),
+        cpu_nodes=cpu_nodes(config),
         numa_nodes=() if config.numa is None else tuple(node.memory for node in config.numa.nodes),
         e820=memory_map,
         uuid=config.uuid or bytes(16),
@@ -153,7 +153,7 @@ def build_fw_cfg(
     return fw_cfg
 
 
-def _cpu_nodes(config: MachineConfig) -> dict[int, int]:
+def cpu_nodes(config: MachineConfig) -> dict[int, int]:
     """The NUMA node of each APIC id."""
     numa, topology = config.numa, config.cpu_topology
     if numa is None:

@@ -19,6 +19,8 @@ from vmm.tables.e820 import RECORD, E820Entry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmm.verify.linux_cpus import LinuxCpu, LinuxNode
+
 ROM_FILE = "genroms/vmm-report.bin"
 """SeaBIOS runs every file under genroms/ as an option ROM."""
 ROM_PATH = f"/rom@{ROM_FILE}"
@@ -133,6 +135,9 @@ class GuestReport:
     smbios_tables: list[Located] = field(default_factory=list)
     processors: tuple[int, int] | None = None
     """Total and enabled: what MP Services say; under a BIOS, both are the CPUs that answered INIT and SIPI."""
+    linux_cpus: dict[int, LinuxCpu] = field(default_factory=dict)
+    linux_nodes: dict[int, LinuxNode] = field(default_factory=dict)
+    """By Linux's numbers; empty under others."""
     variables: dict[str, bytes] = field(default_factory=dict)
     """UEFI's global variables whose names begin with Boot."""
     items: list[ItemRead] = field(default_factory=list)

@@ -40,6 +40,27 @@ send dmesg /tmp/dmesg
 nproc >/tmp/nproc
 send nproc /tmp/nproc
 send insmod /tmp/insmod
+# What the kernel makes of the processors and of NUMA, by the shell alone: a program for each file takes long.
+for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
+  package=- die=- core=- # those that are not there at boot have none
+  read -r package 2>/dev/null <$cpu/topology/physical_package_id
+  read -r die 2>/dev/null <$cpu/topology/die_id
+  read -r core 2>/dev/null <$cpu/topology/core_id
+  echo "${cpu##*/cpu} $package $die $core"
+done >/tmp/topology 2>/dev/null
+send topology /tmp/topology
+grep -E '^(processor|apicid)' /proc/cpuinfo >/tmp/apicids
+send apicids /tmp/apicids
+for node in /sys/devices/system/node/node[0-9]*; do
+  cpus= memory=- distances=-
+  for cpu in $node/cpu[0-9]*; do
+    [ -e $cpu ] && cpus=$cpus,${cpu##*/cpu}
+  done
+  read -r _ _ _ memory _ <$node/meminfo
+  read -r distances <$node/distance
+  echo "${node##*/node} ${cpus:-,} $memory $distances"
+done >/tmp/nodes 2>/dev/null
+send nodes /tmp/nodes
 uname -r >/tmp/uname
 send uname /tmp/uname
 for table in $(find /sys/firmware/acpi/tables /sys/firmware/dmi/tables -type f 2>/dev/null); do

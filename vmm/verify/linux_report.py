@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import Final
 
 from vmm.tables.e820 import E820Entry
+from vmm.verify import linux_cpus
 from vmm.verify.guest_report import GuestReport, ItemRead, Kind, Located, ReportError
 
 START: Final = b"\nVMM-LINUX 1\n"
@@ -68,6 +69,7 @@ def decode(stream: bytes) -> GuestReport:
     report.e820 = [entry for message in messages if (entry := _e820_entry(message)) is not None]
     _acpi(report, files, messages)
     _smbios(report, files)
+    report.linux_cpus, report.linux_nodes = linux_cpus.decode(files)
     try:
         count = int(files.get("nproc", b""))
         report.items = _items(files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.tables.in_ram import processors
+from vmm.verify import linux_cpus
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.result import Subject
 from vmm.verify.values import Cpus, Verdict
@@ -38,6 +39,8 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     listed = list(processors(madt))
     enabled = sum(processor.enabled for processor in listed)
     subject.whole = Cpus(cpus, cpus, most), Cpus(counted, enabled, len(listed))
+    if report.kind is Kind.LINUX:
+        linux_cpus.compare(subject, collected.config, collected.ram, report)
     verdict = Verdict.ARRIVED if (enabled, len(listed)) == (cpus, most) else Verdict.ALTERED
     subject.add("MADT, enabled of possible", f"{cpus} of {most}", f"{enabled} of {len(listed)}", verdict,
                 reason="" if verdict.ok else "see ACPI tables")  # fmt: skip

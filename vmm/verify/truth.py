@@ -36,6 +36,8 @@ _TIMER_EXTENDED: Final = 1 << 8
 _X_GPE0_END: Final = 232
 _MADT_ENTRIES: Final = 44
 _IO_APIC, _OVERRIDE = 1, 2
+_SRAT_ENTRIES: Final = 48
+"""ACPI 6.5, table 5.50 and those behind it: three kinds of entries."""
 _DWORD_MEMORY: Final = struct.Struct("<BHBBBIIIII")
 _QWORD_MEMORY: Final = struct.Struct("<BHBBBQQQQQ")
 _CONSUMER: Final = 1
@@ -54,6 +56,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
         _row(subject, name, offered.get(name, "-"), found, true.get(name, _NOWHERE))
     _windows(subject, built.get("DSDT"), report.table("DSDT"), collected.facts)
     _ram(subject, collected, report)
+    _nodes(subject, built.get("SRAT"), report.table("SRAT"), collected.facts)
     _looks(subject, report, collected.facts)
     return subject
 
@@ -160,6 +163,41 @@ def _ram(subject: Subject, collected: Collected, report: GuestReport) -> None:
         words = f"{size >> 20} MiB"
         offered, found = (words, "-") if name.startswith("etc") else ("-", words)
         _row(subject, name, offered, found, ", ".join(problems) or "memory is there", ok=not problems)
+
+
+def _nodes(subject: Subject, offered: bytes | None, found: bytes | None, facts: Facts) -> None:
+    """What the SRAT says that nodes have, held against the RAM and the processors that are there."""
+    own = nodes_of(offered or b"")
+    for node, (_, ranges) in sorted(nodes_of(found or b"").items()):
+        entries = [e820.E820Entry(base, length, E820Type.RAM) for base, length in ranges]
+        problems = [words for entry in entries for words in _unbacked(entry, facts)]
+        size = sum(entry.length for entry in entries)
+        mine = own.get(node, ((), ()))
+        words = "-" if node not in own else f"{sum(length for _, length in mine[1]) >> 10} KiB"
+        true = ", ".join(problems) or "memory is there"
+        _row(subject, f"SRAT: RAM of node {node}", words, f"{size >> 10} KiB", true, ok=not problems)
+    listed = {apic_id for ids, _ in nodes_of(found or b"").values() for apic_id in ids}
+    if found is not None:
+        offered_ids = _ids(apic_id for ids, _ in own.values() for apic_id in ids)
+        right = listed >= set(facts.apic_ids)
+        _row(subject, "SRAT: APIC ids", offered_ids, _ids(listed), f"there are {_ids(facts.apic_ids)}", ok=right)
+
+
+def nodes_of(srat: bytes) -> dict[int, tuple[list[int], list[tuple[int, int]]]]:
+    """APIC ids, and base and length of memory, by node; what is not enabled, or makes no sense, is left out."""
+    nodes: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
+    at = _SRAT_ENTRIES
+    while at + 2 <= len(srat) and 2 <= srat[at + 1] <= len(srat) - at:
+        entry = srat[at : at + srat[at + 1]]
+        at += len(entry)
+        kind = entry[0], len(entry)
+        if kind == (0, 16) and _number(entry, 4, 4) & 1:
+            nodes.setdefault(entry[2] | _number(entry, 9, 3) << 8, ([], []))[0].append(entry[3])
+        elif kind == (1, 40) and _number(entry, 28, 4) & 1:
+            nodes.setdefault(_number(entry, 2, 4), ([], []))[1].append((_number(entry, 8, 8), _number(entry, 16, 8)))
+        elif kind == (2, 24) and _number(entry, 12, 4) & 1:
+            nodes.setdefault(_number(entry, 4, 4), ([], []))[0].append(_number(entry, 8, 4))
+    return nodes
 
 
 def _unbacked(entry: E820Entry, facts: Facts) -> Iterator[str]:
