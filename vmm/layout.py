@@ -122,6 +122,9 @@ PORT_DEBUG_QEMU = range(0x402, 0x403)
 PORT_PM_BHYVE = range(0x400, 0x40C)
 """bhyve: usr.sbin/bhyve/pm.c and acpi.c. PM1a_EVT 0x400, PM1a_CNT 0x404, PM timer 0x408."""
 
+PORT_PVPANIC = range(0x505, 0x506)
+"""QEMU's default (include/hw/misc/pvpanic.h, docs/specs/pvpanic.rst); etc/pvpanic-port and the DSDT tell the guest."""
+
 PORT_FW_CFG = range(0x510, 0x51C)
 """QEMU, docs/specs/fw_cfg.rst: selector 0x510, data 0x511, DMA address 0x514 and 0x518; `native/include/vmm/fw_cfg.h`
 says the same."""

@@ -177,6 +177,7 @@ class Machine(Observable):
                     variables=outputs.variables,
                     hpet=config.hpet,
                     s3=config.s3,
+                    pvpanic=config.pvpanic,
                     smi=self._smi_sender(core) if config.has_smm else None,
                     secure_flash=config.has_secure_flash,
                     boot_order=config.boot.once or config.boot.order,
@@ -287,7 +288,7 @@ class Machine(Observable):
             runner = Runner(
                 self._lifetime, threads, consoles, self.platform.serial.feed, self._explain, self._reset_in_place
             )
-            super().__init__(runner, self.serial, poll, self._find_terminal)
+            super().__init__(runner, self.serial, poll, self._find_terminal, self._press_power_button)
             self.debugger: Debugger | None = None
             if outputs.listener is not None:
                 self.debugger = runner.debugger = self._debugged(outputs.listener, core, threads)
@@ -391,6 +392,10 @@ class Machine(Observable):
         from vmm.run.console_terminal import find_terminal  # few machines are sent keys
 
         return find_terminal(self.platform.flash, self.config.firmware.kind)
+
+    def _press_power_button(self) -> None:
+        with self.io_lock:
+            self.platform.pm.press_power_button()
 
     def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)

@@ -2,12 +2,18 @@
 
 import re
 import subprocess
+from argparse import Namespace
 
 from vmm.cli.foreign import has_value
 from vmm.cli.machine_arguments import add_machine_arguments
 from vmm.cli.parser import Parser
+from vmm.errors import ConfigError
 
 QEMU = "qemu-system-x86_64"
+
+
+STANDS_FOR = {"-pflash": {"drive"}, "-no-hpet": {"machine"}, "-no-acpi": {"machine"}}
+"""Words for what another option of ours says."""
 
 
 def words_of_qemu() -> set[str]:
@@ -37,3 +43,30 @@ def test_every_word_is_known_and_takes_what_it_takes_in_qemu() -> None:
         action = parser._action(word)
         ours = action.nargs != 0 if action is not None else has_value(word, None)
         assert (word, ours) == (word, qemu_takes_a_value(word))
+
+
+def test_every_word_is_taken_noted_or_refused_by_its_name() -> None:
+    """No word is taken for another option, with or without its value, nor its value for FIRMWARE."""
+    parser = Parser("boot", "", "", "")
+    add_machine_arguments(parser)
+    for word in sorted(words_of_qemu() - {"-h", "-help"}):
+        action = parser._action(word)
+        has_one = action.nargs != 0 if action is not None else has_value(word, None)
+        arguments, refusal = parsed(parser, [word, *(["on"] if has_one else []), "probe"])
+        if arguments is None:
+            assert refusal.startswith(f"{word} on: " if has_one else f"{word}: "), word
+            continue
+        assert arguments.firmware == "probe", word
+        names = [option for option in parser.given(arguments) if option != "--help"]
+        changed = {parser._option_string_actions[option].dest for option in names}
+        own = {action.dest} if action is not None else STANDS_FOR.get(word, set())
+        assert (word, changed) == (word, own)
+        assert own or any(note.startswith(word) for note in arguments.notes), word
+
+
+def parsed(parser: Parser, words: list[str]) -> tuple[Namespace | None, str]:
+    """What became of a command line, or why nothing did."""
+    try:
+        return parser.parse(words, "firmware"), ""
+    except ConfigError as error:
+        return None, str(error)

@@ -39,6 +39,9 @@ class Power:
     def power_off(self) -> None:
         self.events.append("off")
 
+    def panic(self) -> None:
+        self.events.append("panic")
+
 
 class ManualTimers(TimerService):
     """Time passes only when the test says so, and callbacks run on the test's thread."""

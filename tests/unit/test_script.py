@@ -48,7 +48,7 @@ def test_every_step(tmp_path: Path) -> None:
     [
         (
             "expct Shell>",
-            "expct: no such step; known are expect, send, send-line, keys, snapshot, timeout, suspend, wakeup and",
+            "expct: no such step; known are expect, send, send-line, keys, snapshot, timeout, suspend, wakeup, power-",
         ),
         ("expect", "expect: its argument is missing"),
         ("expect [", "expect: [: not a regular expression: unterminated character set at position 0"),
@@ -59,6 +59,7 @@ def test_every_step(tmp_path: Path) -> None:
         ("timeout", "timeout: nothing is not a number of seconds above 0"),
         ("wakeup", "wakeup: the step before it is suspend, and waits for that"),
         ("suspend now", "suspend: takes nothing behind it, not now"),
+        ("power-button now", "power-button: takes nothing behind it, not now"),
         ("power-off now", "power-off: takes nothing behind it, not now"),
     ],
 )

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Boot firmware on /dev/kvm and report what it did. What the guest prints goes to stdout, everything else to stderr.
-On a terminal, the serial port is interactive; Ctrl-A X ends the machine, Ctrl-A W wakes it up from S3.
+On a terminal, the serial port is interactive; Ctrl-A X ends the machine, Ctrl-A P presses its
+power button, Ctrl-A W wakes it up from S3.
 """
 
 EXAMPLES = r"""
@@ -69,6 +70,7 @@ script:
   keys NAME ...    press keys: up, F2, esc, page-down, enter, ctrl-x ...
   timeout SECONDS  how long each wait below may take
   suspend          wait until the guest suspends the machine to RAM (S3)
+  power-button     press the power button; most systems power themselves off then
   wakeup           wake it up again; the step before is suspend
   power-off        wait until the guest powers itself off
 The last step is a wait; the exit status is 0 if every wait got what it waits for.
@@ -331,7 +333,7 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
 
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
-    return Terminal(streams, machine.send if typed else None, machine.stop, say)
+    return Terminal(streams, machine.send if typed else None, machine.stop, say, machine.power_button)
 
 
 def _machine_parser() -> Parser:

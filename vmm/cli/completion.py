@@ -39,7 +39,7 @@ _WORDS: Mapping[str, Sequence[str]] = {
     "-machine": ("auto", "q35", "pc", "bhyve"),
     "-serial": ("stdio", "none"),
     "--mode": ("real16", "protected32", "long64", "user64"),
-    "-device": ("vmgenid", "vmcoreinfo"),
+    "-device": ("vmgenid", "vmcoreinfo", "pvpanic"),
     "--terminal": ("auto", "pcansi", "vt100", "vt100plus", "vtutf8", "ttyterm", "linux", "xtermr6", "vt400", "sco"),
 }
 """What an option's value may be, or begin with."""

@@ -100,7 +100,6 @@ WORDS: dict[str, Word] = {
     **_values(MEMORY, "-mem-path"),
     **_flags(MEMORY, "-mem-prealloc", harmless=ANY),
     **_values(MEMORY, "-overcommit", harmless=r"(mem-lock|cpu-pm)=off(,(mem-lock|cpu-pm)=off)?"),
-    **_flags("ACPI is always there", "-no-acpi"),
     **_values("the clock is the host's, in UTC", "-rtc", harmless=rf"{_RTC}(,{_RTC})*"),
     **_values("guest time is the host's", "-icount"),
     **_values("devices have no such properties", "-global", harmless=rf"{_S3}|{_DEBUGCON}"),
@@ -145,7 +144,7 @@ WORDS: dict[str, Word] = {
 _BHYVE_SLOT = re.compile(r"\d+(:\d+){0,2},(?P<device>.*)")
 """What stands behind bhyve's -s; QEMU's has no value."""
 
-_OWN_DEVICES = "vmgenid|vmcoreinfo|virtio-(blk|net)(-pci(-non-transitional)?)?|vhost-user-(blk|fs|device)-pci"
+_OWN_DEVICES = "vmgenid|vmcoreinfo|pvpanic|virtio-(blk|net)(-pci(-non-transitional)?)?|vhost-user-(blk|fs|device)-pci"
 
 _DEVICES = {
     r"virtio-blk-(ccw|device|pci-transitional)\b.*|virtio-scsi.*": DISKS,
@@ -161,9 +160,10 @@ _DEVICES = {
 }
 
 _MACHINE_HARMLESS = (
-    r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|hmat|i8042)=off|vmport=auto|(acpi|pit|hpet|kernel-irqchip)=on"
+    r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|hmat|i8042)=off|vmport=auto|(pit|kernel-irqchip)=on"
     r"|(dump-guest-core|mem-merge|suppress-vmdesc)=o\w+"
 )
+_SWITCHED_OFF = {"-no-hpet": "hpet=off", "-no-acpi": "acpi=off"}
 _MACHINE_REFUSED = {"accel": "the accelerators are -accel auto, kvm and kvm+softcpu"}
 _MACHINE_TYPES = {"pc-q35-": "q35", "pc-i440fx-": "pc"}
 """What QEMU's versioned machines begin with."""
@@ -175,7 +175,7 @@ def has_value(word: str, following: str | None) -> bool | None:
         return True
     if word == "-pflash":
         return True
-    if word == "-no-hpet":
+    if word in _SWITCHED_OFF:
         return False
     known = WORDS.get(word)
     return None if known is None else known.has_value
@@ -195,8 +195,8 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         text = word if value is None else f"{word} {value}"
         if word == "-pflash" and value is not None:
             result.options.append(("-drive", f"if=pflash,format=raw,file={value.replace(',', ',,')}"))
-        elif word == "-no-hpet":
-            result.options.append(("-machine", "hpet=off"))
+        elif word in _SWITCHED_OFF:
+            result.options.append(("-machine", _SWITCHED_OFF[word]))
         elif word == "-global" and value is not None and re.fullmatch(_S3_ON, value):
             result.options.append(("-machine", "s3=on"))
         elif word == "-global" and value is not None and (secure := re.fullmatch(_SECURE_FLASH, value)):

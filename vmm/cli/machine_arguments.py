@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MACHINE_KEYS = (
     *("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet", "s3", "smm"),
-    "secure-flash",
+    *("secure-flash", "acpi"),
 )
 
 FIRMWARE_HELP = """\
@@ -75,9 +75,10 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
         "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8; max-ram-below-4g=SIZE moves more of RAM "
-        "above 4 GiB; hpet=off leaves the HPET out; s3=on offers suspend to RAM; smm=on|off|auto: system management "
-        "mode (default: if the firmware needs it); secure-flash=on|off: only that mode may write the variable store "
-        "(default: if the firmware needs it; QEMU says -global driver=cfi.pflash01,property=secure,value=on)",
+        "above 4 GiB; hpet=off leaves the HPET out, acpi=off the ACPI tables; s3=on offers suspend to RAM; "
+        "smm=on|off|auto: system management mode (default: if the firmware needs it); secure-flash=on|off: only that "
+        "mode may write the variable store (default: if the firmware needs it; QEMU says -global "
+        "driver=cfi.pflash01,property=secure,value=on)",
     )
     add("-uuid", "-U", metavar="UUID", help="the machine's UUID (fw_cfg key 2)")
     images = parser.add_argument_group("firmware")
@@ -146,6 +147,11 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "Length and checksum are made right, and what was wrong is said",
     )
     add(
+        "-dsdt",
+        metavar="PATH",
+        help="a DSDT of your own, compiled AML, in the place of ours; it names chipset and devices as they are then",
+    )
+    add(
         "-smbios",
         metavar="type=N,FIELD=...",
         action="append",
@@ -186,6 +192,7 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         action="append",
         default=[],
         help="vmgenid[,guid=UUID|auto]: a VM generation id; vmcoreinfo: take the address of a kernel's crash notes; "
+        "pvpanic[,events=1|2|3]: a port at which the guest's kernel says that it panicked, which ends the run; "
         "virtio-blk-pci,drive=ID[,bootindex=N][,serial=TEXT][,addr=SLOT]: the device that shows -drive if=none,id=ID; "
         "vhost-user-blk-pci,chardev=ID[,bootindex=N], vhost-user-fs-pci,chardev=ID,tag=NAME or vhost-user-device-pci,"
         "chardev=ID,virtio-id=N[,num_vqs=N][,config_size=N]: a device that another process serves; "

@@ -66,6 +66,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         fwctl_extensions=parse_bool(machine.get("fwctl-ext", "off"), "-machine fwctl-ext"),
         smbios_entry_point=parse_int(machine.get("smbios-entry-point-type", 32), "-machine smbios-entry-point-type="),
         hpet=parse_bool(machine.get("hpet", "on"), "-machine hpet"),
+        acpi=parse_bool(machine.get("acpi", "on"), "-machine acpi"),
         s3=parse_bool(machine.get("s3", "off"), "-machine s3"),
         smm=machine.get("smm"),
         secure_flash=_optional_bool(machine.get("secure-flash"), "-machine secure-flash"),
@@ -74,6 +75,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         serial=_given(arguments.serial, "stdio"),
         debugcon=_given(arguments.debugcon, "stdio"),
         acpi_tables=arguments.acpitable,
+        dsdt=arguments.dsdt,
         smbios=arguments.smbios,
         e820=arguments.e820,
         boot=arguments.boot,
@@ -130,12 +132,15 @@ def _given(*values: Any) -> Any:
 
 def _reboot(arguments: argparse.Namespace) -> bool | None:
     """Return whether a reset restarts the machine; None: nothing was said."""
-    wanted = None if arguments.action is None else parse_keys(arguments.action, "-action", known=("reboot", "shutdown"))
+    known = ("reboot", "shutdown", "panic")
+    wanted = None if arguments.action is None else parse_keys(arguments.action, "-action", known=known)
     reboot = None if wanted is None else wanted.get("reboot")
     if reboot not in {None, "reset", "shutdown"}:
         raise ConfigError(f"-action reboot={reboot}: must be reset or shutdown")
     if wanted is not None and wanted.get("shutdown", "poweroff") != "poweroff":
         raise ConfigError(f"-action shutdown={wanted['shutdown']}: powering off ends the machine, with status 0")
+    if wanted is not None and wanted.get("panic", "shutdown") not in {"shutdown", "exit-failure"}:
+        raise ConfigError(f"-action panic={wanted['panic']}: a panic ends the machine, with status 1")
     if arguments.no_reboot:
         return False
     return None if reboot is None else reboot == "reset"

@@ -131,7 +131,7 @@ class _Console:
         self._split = None if os.isatty(1) else split_escapes
         self._begun = b""
         keys = machine.send if typed or is_foreground_terminal() else None
-        self.terminal = Terminal([self._stream], keys, machine.stop, say)
+        self.terminal = Terminal([self._stream], keys, machine.stop, say, machine.power_button)
 
     def write(self, data: bytes) -> None:
         """Show what was printed: to a terminal as it is, else as text."""

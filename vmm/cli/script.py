@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LIMIT = 1 << 20
 """Bytes of a script."""
 
-_WORDS = ("expect", "send", "send-line", "keys", "snapshot", "timeout", "suspend", "wakeup")
+_WORDS = ("expect", "send", "send-line", "keys", "snapshot", "timeout", "suspend", "wakeup", "power-button")
 
 _WAITS = "expect, suspend or power-off"
 
@@ -37,12 +37,13 @@ class Step(NamedTuple):
     Attributes:
         place: FILE:LINE.
         wait: a regular expression; None: the guest's end; only if nothing is done.
-        typed: what is sent; None: it is a wait, keys, a snapshot, or waking up.
+        typed: what is sent; None: it is a wait, keys, a snapshot, waking up, or the power button.
         keys: the names of keys that are pressed.
         snapshot: a file that the machine is kept in.
         deadline: seconds that the wait may take; None: any.
         end: the end that is waited for: the power-off, or that the guest suspends the machine.
         wakes: the machine is woken up.
+        presses: the power button is pressed.
     """
 
     place: str
@@ -53,11 +54,12 @@ class Step(NamedTuple):
     snapshot: str | None = None
     end: Reason = Reason.POWER_OFF
     wakes: bool = False
+    presses: bool = False
 
     @property
     def types(self) -> bool:
         """Whether it is something that only a later wait shows the effect of."""
-        return self.typed is not None or bool(self.keys) or self.wakes
+        return self.typed is not None or bool(self.keys) or self.wakes or self.presses
 
     @property
     def awaited(self) -> str:
@@ -149,6 +151,9 @@ def run_script(
 
 
 def _type(machine: Machine, step: Step, terminal: str) -> None:
+    if step.presses:
+        machine.power_button()
+        return
     if step.typed is not None:
         machine.send(step.typed)
         return
@@ -202,6 +207,8 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
             return Step(place, deadline=deadline, end=Reason.SUSPENDED)
         case "wakeup" if not rest:
             return Step(place, wakes=True)
+        case "power-button" if not rest:
+            return Step(place, presses=True)
         case "send" if rest:
             return Step(place, typed=encode(unescape(rest)))
         case "snapshot" if rest:
@@ -211,7 +218,7 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
         case "keys" if rest:
             check_keys(rest.split(), terminal)
             return Step(place, keys=tuple(rest.split()))
-        case "power-off" | "suspend" | "wakeup":
+        case "power-off" | "suspend" | "wakeup" | "power-button":
             raise ConfigError(f"takes nothing behind it, not {rest}")
         case "expect" | "send" | "keys" | "snapshot":
             raise ConfigError("its argument is missing")

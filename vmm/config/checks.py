@@ -24,6 +24,7 @@ _TYPES = {
             "cpu_count",
             "hpet",
             "s3",
+            "acpi",
             "direct",
             "vmcoreinfo",
             "coalesced",
@@ -72,6 +73,7 @@ def check(config: MachineFields) -> None:
         raise ConfigError("-machine hpet=off: a bhyve machine has an HPET, which is its firmware's only clock")
     if config.s3 and (config.direct or config.machine_type is MachineType.BHYVE):
         raise ConfigError("-machine s3=on: for q35 and pc with firmware, which wakes the guest up")
+    _check_acpi(config)
     _check_tables(config)
     _check_kernel(config)
     if config.drives or config.vhost:
@@ -115,6 +117,24 @@ def _check_memory(config: MachineFields) -> None:
     if most is not None and (most % layout.MIB or not config.firmware.minimum_memory <= most <= layout.FOUR_GIB):
         least = config.firmware.minimum_memory >> 20
         raise ConfigError(f"-machine max-ram-below-4g={most}: must be whole MiB, from {least}M to 4G")
+
+
+def _check_acpi(config: MachineFields) -> None:
+    options.check_type(config.pvpanic, "pvpanic", int)
+    if config.machine_type is MachineType.BHYVE and config.pvpanic:
+        raise ConfigError("-device pvpanic: for q35 and pc; bhyve has no such device")
+    if config.acpi:
+        return
+    if config.machine_type is MachineType.BHYVE:
+        raise ConfigError("-machine acpi=off: for q35 and pc; a bhyve machine's firmware makes its own tables")
+    given = {
+        "-acpitable": bool(config.acpi_tables),
+        "-dsdt": config.dsdt is not None,
+        "-device vmgenid": config.vmgenid is not None,
+        "-machine s3=on": config.s3,
+    }
+    if needing := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(f"-machine acpi=off: {' and '.join(needing)} is for the tables that are not there then")
 
 
 def _check_tables(config: MachineFields) -> None:
@@ -184,6 +204,7 @@ def _carried_by_fw_cfg(config: MachineFields) -> dict[str, bool]:
     return {
         "-kernel": config.kernel is not None and not config.direct,
         "-acpitable": bool(config.acpi_tables),
+        "-dsdt": config.dsdt is not None,
         "-smbios": bool(config.smbios) and config.machine_type is not MachineType.BHYVE,
         "-e820": bool(config.e820),
         "-bootorder": bool(config.bootorder),
@@ -192,4 +213,5 @@ def _carried_by_fw_cfg(config: MachineFields) -> dict[str, bool]:
         or any(device.bootindex is not None for device in config.vhost),
         "-device vmgenid": config.vmgenid is not None,
         "-device vmcoreinfo": config.vmcoreinfo,
+        "-device pvpanic": bool(config.pvpanic),
     }

@@ -64,6 +64,8 @@ class MachineFields(NamedTuple):
     """Have an HPET."""
     s3: bool = False
     """Offer S3, suspend to RAM."""
+    acpi: bool = True
+    """Offer ACPI tables."""
     smm: SystemManagement = SystemManagement.AUTO
     """Have system management mode."""
     secure_flash: bool | None = None
@@ -83,6 +85,8 @@ class MachineFields(NamedTuple):
     """Start the kernel without firmware."""
     acpi_tables: tuple[UserTable, ...] = ()
     """The user's own."""
+    dsdt: UserTable | None = None
+    """The user's, in the place of ours."""
     smbios: tuple[SmbiosOption, ...] = ()
     smbios_entry_point: int = 32
     """32: SMBIOS 2.8 with an entry point of 32 bits; 64: SMBIOS 3.0."""
@@ -96,6 +100,8 @@ class MachineFields(NamedTuple):
     """The VM generation id, 16 bytes in GUID order; None: the machine has no such device."""
     vmcoreinfo: bool = False
     """Let the guest's kernel leave the address of its crash notes in etc/vmcoreinfo."""
+    pvpanic: int = 0
+    """What the guest's kernel may report at its pvpanic port (`vmm.devices.pvpanic.EVENTS`); 0: there is none."""
     drives: tuple[Drive, ...] = ()
     """The disks."""
     vhost: tuple[VhostDevice, ...] = ()
@@ -153,6 +159,8 @@ class MachineFields(NamedTuple):
                 yield option, file.path
         for table in self.acpi_tables:
             yield from (("-acpitable", path) for path in table.paths)
+        if self.dsdt is not None:
+            yield from (("-dsdt", path) for path in self.dsdt.paths)
         for drive in self.drives:
             yield drive.option, drive.path
         for structure in self.smbios:
@@ -166,7 +174,8 @@ class MachineFields(NamedTuple):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What had to be repaired in the user's ACPI tables, one line each."""
-        return tuple(warning for table in self.acpi_tables for warning in table.warnings)
+        tables = self.acpi_tables if self.dsdt is None else (self.dsdt, *self.acpi_tables)
+        return tuple(warning for table in tables for warning in table.warnings)
 
     @property
     def cpu_topology(self) -> Topology:

@@ -51,6 +51,7 @@ class MachineOptions(TypedDict, total=False):
         cpu_count: offer the number of CPUs as bhyve does; False shows what firmware does without it.
         hpet: have an HPET; True.
         s3: offer S3, suspend to RAM, from which `Machine.wakeup` wakes; False.
+        acpi: offer ACPI tables; True.
         smm: have system management mode: ``on``, ``off`` or, if the firmware needs it, ``auto``, the default.
         secure_flash: let only that mode write the variable store; where the firmware needs it.
         uuid: fw_cfg key 2 and SMBIOS type 1.
@@ -62,13 +63,14 @@ class MachineOptions(TypedDict, total=False):
         append: kernel command line; ``str`` becomes UTF-8.
         direct: start the kernel, a bzImage, without firmware.
         acpi_tables: whole tables as bytes or files, or ``-acpitable`` texts; one or several, as all that follow.
+        dsdt: a DSDT that takes the place of ours: a file with compiled AML, or its bytes.
         smbios: ``-smbios`` texts, mappings with the same keys, or whole structures as bytes.
         smbios_entry_point: 32 for SMBIOS 2.8, which is the default, 64 for SMBIOS 3.0.
         e820: entries, or ``-e820`` texts.
         bootorder: OpenFirmware paths, the first to boot first, such as ``/rom@genroms/own.bin``.
         option_roms: a ``Path``, or ``-option-rom``'s text, which also has a boot index.
-        devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``virtio-blk-pci,drive=ID``,
-            ``vhost-user-blk-pci,chardev=ID``, ``virtio-net-pci,netdev=ID``.
+        devices: ``-device`` texts: ``vmgenid,guid=UUID|auto``, ``vmcoreinfo``, ``pvpanic``,
+            ``virtio-blk-pci,drive=ID``, ``vhost-user-blk-pci,chardev=ID``, ``virtio-net-pci,netdev=ID``.
         drives: disks: a ``Path`` is a raw image that the guest may write; `vmm.disks.drives.Drive` says more, and so
             do ``-drive`` texts.
         chardevs: ``-chardev socket,id=ID,path=SOCKET`` texts: where backends of vhost-user devices listen.
@@ -114,6 +116,7 @@ class MachineOptions(TypedDict, total=False):
     cpu_count: bool | None
     hpet: bool | None
     s3: bool | None
+    acpi: bool | None
     smm: SystemManagement | str | None
     secure_flash: bool | None
     uuid: UUID | str | None
@@ -125,6 +128,7 @@ class MachineOptions(TypedDict, total=False):
     append: str | bytes | None
     direct: bool | None
     acpi_tables: Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str | None
+    dsdt: UserTable | bytes | Path | str | None
     smbios: Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str | None
     smbios_entry_point: int | None
     e820: Iterable[E820Entry | str] | E820Entry | str | None

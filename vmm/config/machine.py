@@ -128,6 +128,7 @@ class MachineConfig(MachineFields):
         cpu_count: bool = True,
         hpet: bool = True,
         s3: bool = False,
+        acpi: bool = True,
         smm: SystemManagement | str = SystemManagement.AUTO,
         secure_flash: bool | None = None,
         uuid: UUID | str | None = None,
@@ -139,6 +140,7 @@ class MachineConfig(MachineFields):
         append: str | bytes | None = None,
         direct: bool = False,
         acpi_tables: Iterable[UserTable | bytes | Path | str] | UserTable | bytes | Path | str = (),
+        dsdt: UserTable | bytes | Path | str | None = None,
         smbios: Iterable[SmbiosOption | Mapping[str, Any] | bytes | str] | SmbiosOption | str = (),
         smbios_entry_point: int = 32,
         e820: Iterable[E820Entry | str] | E820Entry | str = (),
@@ -182,6 +184,7 @@ class MachineConfig(MachineFields):
             "cpu_count": cpu_count,
             "hpet": hpet,
             "s3": s3,
+            "acpi": acpi,
             "smm": parse_choice(SystemManagement, smm, "-machine smm="),
             "secure_flash": secure_flash,
             "uuid": None if uuid is None else options.parse_uuid(uuid).bytes,
@@ -269,6 +272,11 @@ class MachineConfig(MachineFields):
 
             given = several(acpi_tables, "acpi_tables", str, bytes, Path, UserTable)
             fields["acpi_tables"] = tuple(map(UserTable.parse, given))
+        if dsdt is not None:
+            from vmm.tables.acpi_user import UserTable, read_dsdt
+
+            options.check_type(dsdt, "dsdt", str, bytes, Path, UserTable)
+            fields["dsdt"] = read_dsdt(dsdt)
         if fw_cfg:
             from vmm.config.items import fw_cfg_items
 

@@ -24,8 +24,15 @@ PC_MOST: Final = 0xE000_0000
 PC_SPLIT: Final = 0xC000_0000
 """QEMU, pc_init1 in hw/i386/pc_piix.c: RAM that reaches to 3.5 GiB is cut at 3 GiB, likewise."""
 
-KNOWN_DEVICES: Final = "virtio-blk-pci, virtio-net-pci, vhost-user-blk-pci and its like, vmgenid and vmcoreinfo"
+KNOWN_DEVICES: Final = "virtio-blk-pci, virtio-net-pci, vhost-user-blk-pci and its like, pvpanic, vmgenid and vmcoreinfo"
 """For people: what -device can be."""
+
+_PROPERTIES: Final[Mapping[str, frozenset[str]]] = {
+    "vmgenid": frozenset({"guid"}),
+    "vmcoreinfo": frozenset(),
+    "pvpanic": frozenset({"ioport", "events"}),
+}
+"""Of the devices that are no disks, by name."""
 
 BHYVE_MOST: Final = 3 * layout.GIB
 """bhyve: lib/libvmmapi/vmmapi.c, vm_open: lowmem_limit."""
@@ -169,23 +176,35 @@ def parse_devices(texts: Iterable[str]) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     for text in texts:
-        keys = options.parse_keys(text, "-device", known=("driver", "guid", "id"), implied="driver")
+        keys = options.parse_keys(text, "-device", known=("driver", "guid", "id", "ioport", "events"), implied="driver")
         driver = keys.get("driver")
-        if driver not in {"vmgenid", "vmcoreinfo"}:
+        if driver is None or driver not in _PROPERTIES:
             raise ConfigError(f"-device {text}: no such device here; known are {KNOWN_DEVICES}")
         if driver in fields:
             raise ConfigError(f"-device {driver}: a machine has one at the most")
-        if driver == "vmgenid":
+        if strange := keys.keys() - {"driver", "id"} - _PROPERTIES[driver]:
+            raise ConfigError(f"-device {text}: {driver} has no {', '.join(sorted(strange))}")
+        if driver == "pvpanic":
+            fields[driver] = _pvpanic(keys)
+        elif driver == "vmgenid":
             from uuid import uuid4
 
             guid = keys.get("guid", "auto")
             generation = uuid4() if guid == "auto" else options.parse_uuid(guid, "-device vmgenid,guid=")
             fields[driver] = generation.bytes_le
-        elif "guid" in keys:
-            raise ConfigError(f"-device {text}: vmcoreinfo has no guid")
         else:
             fields[driver] = True
     return fields
+
+
+def _pvpanic(keys: dict[str, str]) -> int:
+    """Return the events that a guest may report."""
+    from vmm.devices.pvpanic import EVENTS
+
+    port = layout.PORT_PVPANIC.start
+    if options.parse_int(keys.get("ioport", port), "-device pvpanic,ioport=") != port:
+        raise ConfigError(f"-device pvpanic,ioport={keys['ioport']}: it is at {port:#x}; leave ioport out")
+    return options.parse_int(keys.get("events", EVENTS), "-device pvpanic,events=", minimum=1, maximum=EVENTS)
 
 
 def several(value: Any, name: str, *single: type) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What the fw_cfg items of a PC contain: QEMU's fixed keys, and its files that need no further device.
 
 All numbers are little-endian. Items whose device this machine lacks stay
-absent, as in QEMU: SMI features, TPM, vmgenid, pvpanic, ramfb, extra PCI roots.
+absent, as in QEMU: SMI features, TPM, vmgenid, ramfb, extra PCI roots.
 
 Source: fw_cfg_arch_create in hw/i386/fw_cfg.c and fw_cfg_init_io_dma in
 hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.

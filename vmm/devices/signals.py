@@ -30,6 +30,9 @@ class PowerControl(Protocol):
     def power_off(self) -> None:
         """The guest entered ACPI's S5."""
 
+    def panic(self) -> None:
+        """The guest's kernel said that it has panicked."""
+
 
 class FlashFile(Protocol):
     """Where flash is kept from one run to the next; `vmm.firmware.variables.VariableFile` is one."""

@@ -110,7 +110,7 @@ def boot_params(setup: bytes, ranges: Iterable[E820Entry], rsdp: int) -> bytes:
     Args:
         setup: the kernel's setup area, its header filled in.
         ranges: at most 128.
-        rsdp: GPA.
+        rsdp: GPA; 0 for none.
     """
     page = bytearray(_BOOT_PARAMS_SIZE)
     end = 0x202 + setup[0x201]
@@ -158,9 +158,11 @@ def _set_up_chipset(machine_type: MachineType, platform: Platform, io_lock: IoLo
 
 
 def _place_acpi(fw_cfg: FwCfg, memory: GuestMemory) -> tuple[int, int]:
-    """Run the table-loader script; return where the tables at the end of low RAM begin, and the RSDP's GPA."""
+    """Run the table-loader script; return where the tables at the end of low RAM begin, and the RSDP's GPA, or 0."""
     names = [item.name for item in fw_cfg.items() if 0x20 <= item.key < 0x4000]
     files = {name: fw_cfg.contents(name) for name in names}
+    if LOADER_FILE not in files:  # -machine acpi=off
+        return memory.low_size, 0
     script = files[LOADER_FILE]
     commands = [command for command in table_loader.decode(script) if isinstance(command, Allocate)]
     bases: dict[str, int] = {}

@@ -84,7 +84,7 @@ def build_fw_cfg(
     acpi = tables.AcpiFiles(config, ram)
 
     def build_acpi() -> dict[str, bytes]:
-        files = acpi.build(platform.standing())
+        files = acpi.build(platform.standing()) if config.acpi else {}
         return files if alter is None else alter({**fixed, **files})
 
     def build_smbios() -> dict[str, bytes]:
@@ -140,12 +140,18 @@ def build_fw_cfg(
         from vmm.devices.vmcoreinfo import add_vmcoreinfo
 
         add_vmcoreinfo(fw_cfg, on_vmcoreinfo)
+    if config.pvpanic:
+        from vmm.devices.pvpanic import add_pvpanic
+
+        add_pvpanic(fw_cfg)
     if files is None:
         fw_cfg.add_late_files(SMBIOS_FILES, build_smbios)
-        fw_cfg.add_late_files(ACPI_FILES, build_acpi, follow_guest=True)
+        if config.acpi:
+            fw_cfg.add_late_files(ACPI_FILES, build_acpi, follow_guest=True)
     else:
         late = [name for name in ACPI_FILES if name in files]
-        fw_cfg.add_late_files(late, build_acpi, first=files, follow_guest=True)
+        if late:
+            fw_cfg.add_late_files(late, build_acpi, first=files, follow_guest=True)
         for name, data in files.items():
             if name not in late:
                 fw_cfg.add_file(name, data, writable=name in WRITABLE_FILES)

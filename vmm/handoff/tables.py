@@ -91,7 +91,7 @@ def e820_map(config: MachineConfig, ram: RamPlaces) -> tuple[e820.E820Entry, ...
 
 def has_own_tables(config: MachineConfig) -> bool:
     """Whether the user asked for something in ACPI or SMBIOS that could be wrong."""
-    return bool(config.acpi_tables or config.smbios or config.vmgenid)
+    return bool(config.acpi_tables or config.dsdt or config.smbios or config.vmgenid)
 
 
 class AcpiFiles:
@@ -236,6 +236,8 @@ def acpi_description(config: MachineConfig, ram: RamPlaces, standing: Standing) 
         hpet_base=None if standing.hpet is None else standing.hpet.start,
         hpet_id=BLOCK_ID,
         hpet_minimum=MINIMUM_TICKS,
+        pvpanic=bool(config.pvpanic),
+        dsdt=b"" if config.dsdt is None else config.dsdt.data,
         vmgenid=config.vmgenid,
         user_tables=tuple(table.data for table in config.acpi_tables),
     )

@@ -126,6 +126,14 @@ class Board:
         self.add_at(layout.HPET, Hpet(self.parts.irq, self.parts.msi, self.timers), "HPET")
         return layout.HPET
 
+    def add_pvpanic(self) -> None:
+        """Add the port at which the guest says that it has panicked, if there is to be one."""
+        if not self.parts.pvpanic:
+            return
+        from vmm.devices.pvpanic import Pvpanic
+
+        self.add_at_ports(layout.PORT_PVPANIC, Pvpanic(self.parts.power, self.parts.pvpanic), "pvpanic")
+
     def add_smi(self) -> Callable[[], None] | None:
         """Add what firmware is asked about SMIs; return what sends one, if there is system management mode."""
         send = self.parts.smi

@@ -57,6 +57,7 @@ class Parts(NamedTuple):
         variables: the file that the variable store is kept in; None: the guest writes a private copy.
         hpet: whether there is one, where a board can do without.
         s3: whether the guest can suspend the machine to RAM.
+        pvpanic: what the guest may report at its pvpanic port (`vmm.devices.pvpanic.EVENTS`); 0: there is none.
         smi: sends an SMI to the vCPU whose access is being served, or to all; None: there is no system management mode.
         secure_flash: only that mode may write the variable store.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
@@ -85,6 +86,7 @@ class Parts(NamedTuple):
     variables: FlashFile | None = None
     hpet: bool = True
     s3: bool = False
+    pvpanic: int = 0
     smi: Callable[[bool], None] | None = None
     secure_flash: bool = False
     boot_order: str | None = None

@@ -24,6 +24,7 @@ def build(parts: Parts) -> Platform:
     board.pci.add(1, 0, piix3_isa_bridge(board.pirqs))
     board.pci.add(1, 3, Piix4Pm(pm))
     board.add_disks()
+    board.add_pvpanic()
     hpet = board.add_hpet()
 
     def standing() -> Standing:

@@ -25,7 +25,7 @@ def build(parts: Parts) -> Platform:
     board.pci.add(0, 0, host)
     board.pci.add(31, 0, Ich9Lpc(pm, board.pirqs))
     board.add_disks()
-
+    board.add_pvpanic()
     hpet = board.add_hpet()
 
     def standing() -> Standing:

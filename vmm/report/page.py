@@ -35,6 +35,7 @@ _FACTS = (
 _MEANINGS = {
     "until": "A console showed what --until asked for, and vmm stopped the machine there.",
     "power-off": "The guest switched the machine off by itself.",
+    "panic": "The guest's kernel panicked; what it said last stands below.",
     "suspended": "The guest suspended the machine to RAM, from which a program can wake it up.",
     "reset": "The guest asked for a reset, which was to be the end: -no-reboot, or a guest of ours, which so fails.",
     "reset-loop": "The guest reset the machine so often that it seems to get nowhere.",

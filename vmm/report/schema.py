@@ -70,6 +70,7 @@ class OutcomeReport(TypedDict):
     reason: Literal[
         "until",
         "power-off",
+        "panic",
         "suspended",
         "reset",
         "reset-loop",

@@ -17,6 +17,7 @@ FINAL = frozenset(
     {
         Reason.POWER_OFF,
         Reason.SUSPENDED,
+        Reason.PANIC,
         Reason.RESET,
         Reason.RESET_LOOP,
         Reason.TRIPLE_FAULT,
@@ -318,3 +319,7 @@ class Power:
     def power_off(self) -> None:
         """End the machine."""
         self._lifetime.finish(Reason.POWER_OFF, "the guest powered the machine off")
+
+    def panic(self) -> None:
+        """End the machine."""
+        self._lifetime.finish(Reason.PANIC, "the guest's kernel panicked, and said so at its pvpanic port")

@@ -15,6 +15,8 @@ class Reason(Enum):
     UNTIL = "until"
     POWER_OFF = "power-off"
     SUSPENDED = "suspended"
+    PANIC = "panic"
+    """The guest's kernel said so, by pvpanic."""
     RESET = "reset"
     RESET_LOOP = "reset-loop"
     TRIPLE_FAULT = "triple-fault"
@@ -48,6 +50,7 @@ EXPLAINED = frozenset(
         Reason.REFUSED,
         Reason.TIMEOUT,
         Reason.INTERRUPTED,
+        Reason.PANIC,
     }
 )
 """Ends of which somebody will ask why."""

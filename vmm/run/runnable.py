@@ -27,6 +27,7 @@ class Runnable:
         serial: what its serial port printed.
         poll: called often while it runs; None: nothing needs that.
         find_terminal: which type of terminal the guest expects at its serial port; AUTO: that is not known yet.
+        press: presses the power button.
 
     Attributes:
         outcome: how the last run ended; None before.
@@ -38,12 +39,14 @@ class Runnable:
         serial: Stream,
         poll: Callable[[], None] | None,
         find_terminal: Callable[[], "TerminalType"],
+        press: Callable[[], None],
     ) -> None:
         self.outcome: Outcome | None = None
         self._runner = runner
         self._serial = serial
         self._poll_machine = poll
         self._find_terminal = find_terminal
+        self._press = press
 
     def run(
         self,
@@ -174,7 +177,7 @@ class Runnable:
         from vmm.run.terminal import Terminal
 
         say = partial(print, file=sys.stderr, flush=True)
-        with Terminal([self._serial], self.send, self.stop, say) as terminal:
+        with Terminal([self._serial], self.send, self.stop, say, self.power_button) as terminal:
             outcome = self.run(deadline=deadline, on_poll=lambda _: terminal.poll())
         if terminal.lost:
             raise HostError(terminal.lost)
@@ -199,6 +202,19 @@ class Runnable:
             VmmError: as `run`.
         """
         self._runner.reset(ResetKind.USER, "machine.reset()")
+
+    def power_button(self) -> None:
+        """Press the power button: the guest's OS, if it listens to ACPI's events, powers the machine off in a while.
+
+        Any thread may, in the middle of a run, too. Firmware hears nothing of it.
+
+        Raises:
+            SendError: the guest has ended.
+            ValueError: the machine is closed.
+            VmmError: as `run`.
+        """
+        self._runner.check_alive()
+        self._press()
 
     def wakeup(self) -> None:
         """Wake a machine up that the guest has suspended to RAM; the next run goes on with it.

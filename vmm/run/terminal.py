@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONTROL_A = 0x01
 
-HELP = "Ctrl-A X ends the machine, Ctrl-A Ctrl-A types Ctrl-A, Ctrl-A H prints this"
+HELP = "Ctrl-A X ends the machine, Ctrl-A P presses its power button, Ctrl-A Ctrl-A types Ctrl-A, Ctrl-A H prints this"
 
 SUSPENDED = "the machine is suspended: Ctrl-A W wakes it up, Ctrl-A X ends it"
 
@@ -46,6 +46,7 @@ class Terminal:
         keys: gets what is typed; None: nothing is read.
         quit_: called at Ctrl-A X, and where stdout cannot be written any more.
         say: prints a line for the user to stderr.
+        press: called at Ctrl-A P.
 
     Attributes:
         lost: what stdout lacks of what the consoles printed, and why; "" if nothing.
@@ -57,6 +58,7 @@ class Terminal:
         keys: Callable[[bytes], object] | None,
         quit_: Callable[[], object],
         say: Callable[[str], object],
+        press: Callable[[], object],
     ) -> None:
         self._streams = list(streams)
         self._shown = [0] * len(self._streams)
@@ -67,6 +69,7 @@ class Terminal:
         self._keys = keys
         self._quit = quit_
         self._say = say
+        self._press = press
         self._after_control_a = False
         self._wakes: bool | None = None
         self._saved: list[Any] | None = None
@@ -184,6 +187,9 @@ class Terminal:
             if key in b"xX":
                 self._wakes = False
                 self._quit()
+            elif key in b"pP":
+                with contextlib.suppress(SendError):
+                    self._press()
             elif key in b"wW":
                 self._wakes = True
             elif key in b"hH":

@@ -66,7 +66,7 @@ def build_acpi(machine: AcpiDescription) -> dict[str, bytes]:
     acpi_user.check_signatures(machine.user_tables)
     machine = machine._replace(oem=acpi_user.slic_oem(machine.user_tables, machine.oem))
     tables = _Tables()
-    dsdt_offset = tables.append(acpi_dsdt.dsdt(machine))
+    dsdt_offset = tables.append(machine.dsdt or acpi_dsdt.dsdt(machine))
     fadt = acpi_tables.fadt(machine, facs_offset=0, dsdt_offset=dsdt_offset)
     fadt_offset = tables.append(fadt)
     tables.link(fadt_offset + acpi_tables.FADT_FIRMWARE_CTRL, 4)

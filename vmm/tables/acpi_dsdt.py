@@ -110,6 +110,8 @@ def _isa_bridge(machine: AcpiDescription, device: int, function: int) -> bytes:
         ports = _ports(layout.PORT_I8042_DATA) + _ports(layout.PORT_I8042_COMMAND)
         children.append(_isa_device("KBD", "PNP0303", ports, resources.irq(1)))
         children.append(_isa_device("MOU", "PNP0F13", resources.irq(12)))
+    if machine.pvpanic:
+        children.append(_pvpanic())
     return aml.device("ISA", aml.name("_ADR", aml.integer(device << 16 | function)), *children)
 
 
@@ -118,6 +120,21 @@ def _isa_device(name: str, hardware_id: str, *descriptors: bytes, unit: int | No
     if unit is not None:
         body.append(aml.name("_UID", aml.integer(unit)))
     return aml.device(name, *body, aml.name("_CRS", resources.template(*descriptors)))
+
+
+def _pvpanic() -> bytes:
+    """Declare QEMU0001, with the names that QEMU's has (build_pvpanic_isa_aml in hw/misc/pvpanic-isa.c)."""
+    ports = layout.PORT_PVPANIC
+    return aml.device(
+        "PEVT",
+        aml.name("_HID", aml.string("QEMU0001")),
+        aml.name("_CRS", resources.template(_ports(ports))),
+        aml.port_region("PEOR", ports.start, len(ports)),
+        aml.byte_fields("PEOR", {0: "PEPT"}),
+        aml.name("_STA", aml.integer(_PRESENT)),
+        aml.method("RDPT", 0, aml.returns(aml.path("PEPT"))),
+        aml.method("WRPT", 1, aml.store(aml.argument(0), aml.path("PEPT"))),
+    )
 
 
 def _ports(ports: range) -> bytes:

@@ -88,6 +88,8 @@ class AcpiDescription(NamedTuple):
         irq0_gsi: GSI that the PIT's IRQ 0 is wired to.
         fw_cfg: whether QEMU0002 is declared at port 0x510.
         fw_cfg_dma: whether its range covers the DMA registers (12 bytes instead of 2).
+        pvpanic: whether QEMU0001 is declared, at port 0x505, inside the ISA bridge.
+        dsdt: the user's, checksum right, in the place of ours; empty for ours.
         vmgenid: a generation id as 16 bytes in GUID (mixed-endian) order; None for none.
         user_tables: whole tables of the user, checksums right.
         oem: the identity in the headers of our own tables.
@@ -135,6 +137,8 @@ class AcpiDescription(NamedTuple):
     irq0_gsi: int = 2
     fw_cfg: bool = True
     fw_cfg_dma: bool = True
+    pvpanic: bool = False
+    dsdt: bytes = b""
     vmgenid: bytes | None = None
     user_tables: tuple[bytes, ...] = ()
     oem: Oem = Oem()

@@ -16,6 +16,8 @@ from vmm.errors import ConfigError
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, Oem, checksum
 
 _OPTION = "-acpitable"
+_DSDT_OPTION = "-dsdt"
+_DSDT = b"DSDT"
 _LENGTH = struct.Struct("<I")
 _LENGTH_OFFSET = 4
 # Field: offset in the header, size, and the largest number, or None for text.
@@ -80,13 +82,16 @@ class UserTable(NamedTuple):
         return repair_table(content, overrides, source=names)._replace(paths=paths)
 
 
-def repair_table(content: bytes, overrides: dict[str, str] | None = None, *, source: str = "table") -> UserTable:
+def repair_table(
+    content: bytes, overrides: dict[str, str] | None = None, *, source: str = "table", option: str = _OPTION
+) -> UserTable:
     """Take a whole table, replace header fields, make length and checksum right.
 
     Args:
         content: the table with its header.
         overrides: ``-acpitable`` fields by name, as text.
         source: names the table in warnings and errors.
+        option: what the user typed it after.
 
     Raises:
         ConfigError: shorter than a header, or a bad field.
@@ -94,25 +99,25 @@ def repair_table(content: bytes, overrides: dict[str, str] | None = None, *, sou
     """
     if len(content) < HEADER_SIZE:
         raise ConfigError(
-            f"{_OPTION} {source}: {len(content)} bytes are no table, a header has {HEADER_SIZE}; "
-            "use data= for a body without one"
+            f"{option} {source}: {len(content)} bytes are no table, a header has {HEADER_SIZE}; "
+            "-acpitable data= is for a body without one"
         )
     if len(content) > inputs.TABLE_LIMIT:
-        raise ConfigError(f"{_OPTION} {source}: {len(content)} bytes, more than {inputs.TABLE_LIMIT}")
+        raise ConfigError(f"{option} {source}: {len(content)} bytes, more than {inputs.TABLE_LIMIT}")
     if not content[:4].isascii() or not content[:4].decode("ascii").isprintable():
         raise ConfigError(
-            f"{_OPTION} {source}: starts with {content[:4].hex()}, which is no signature; "
+            f"{option} {source}: starts with {content[:4].hex()}, which is no signature; "
             "is it ASL source, or a body for data=?"
         )
     signature = content[:4].decode("ascii")
     warnings = []
     (length,) = _LENGTH.unpack_from(content, _LENGTH_OFFSET)
     if length != len(content):
-        warnings.append(f"{_OPTION} {source}: {signature} says {length} bytes and has {len(content)}; length repaired")
+        warnings.append(f"{option} {source}: {signature} says {length} bytes and has {len(content)}; length repaired")
     elif sum(content) & 0xFF:
         right = (content[CHECKSUM_OFFSET] - sum(content)) & 0xFF
         warnings.append(
-            f"{_OPTION} {source}: checksum of {signature} is {content[CHECKSUM_OFFSET]:#04x}, repaired to {right:#04x}"
+            f"{option} {source}: checksum of {signature} is {content[CHECKSUM_OFFSET]:#04x}, repaired to {right:#04x}"
         )
     table = bytearray(content)
     _override(table, overrides or {})
@@ -131,7 +136,26 @@ def check_signatures(tables: Iterable[bytes]) -> None:
         if table[:4] in _ONLY_OURS:
             raise ConfigError(
                 f"{_OPTION}: {table[:4].decode()} would be a second one; add an SSDT, or another signature, instead"
+                f"{'; -dsdt PATH takes the place of ours' if table[:4] == _DSDT else ''}"
             )
+
+
+def read_dsdt(value: UserTable | bytes | Path | str) -> UserTable:
+    """Read a DSDT that takes the place of ours: a file with compiled AML, or its bytes.
+
+    Raises:
+        ConfigError: it cannot be read, or is no DSDT.
+    """
+    if isinstance(value, UserTable):
+        table = value
+    elif isinstance(value, bytes):
+        table = repair_table(value, option=_DSDT_OPTION)
+    else:
+        data = inputs.read_file(Path(value), _DSDT_OPTION, limit=inputs.TABLE_LIMIT)
+        table = repair_table(data, source=str(value), option=_DSDT_OPTION)._replace(paths=(Path(value),))
+    if table.data[:4] != _DSDT:
+        raise ConfigError(f"{_DSDT_OPTION}: the table is {table.signature}; -acpitable adds one that is no DSDT")
+    return table
 
 
 def slic_oem(tables: Iterable[bytes], oem: Oem) -> Oem:

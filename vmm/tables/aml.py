@@ -19,6 +19,7 @@ _DUAL_NAME, _MULTI_NAME, _EXTENDED = 0x2E, 0x2F, 0x5B
 _STORE, _ADD, _AND, _OR, _INDEX, _CREATE_DWORD = 0x70, 0x72, 0x7B, 0x7D, 0x88, 0x8A
 _NOTIFY, _NOT, _EQUAL, _IF, _ELSE, _RETURN = 0x86, 0x92, 0x93, 0xA0, 0xA1, 0xA4
 _DEVICE = 0x82
+_SYSTEM_IO = 0x01
 _OPERATION_REGION, _FIELD, _PCI_CONFIG, _BYTE_ACCESS, _RESERVED_FIELD = 0x80, 0x81, 0x02, 0x01, 0x00
 
 
@@ -187,6 +188,11 @@ def pci_config_region(target: str, offset: int, length: int) -> bytes:
     return (
         bytes([_EXTENDED, _OPERATION_REGION]) + path(target) + bytes([_PCI_CONFIG]) + integer(offset) + integer(length)
     )
+
+
+def port_region(target: str, port: int, length: int) -> bytes:
+    """Encode ``OperationRegion (target, SystemIO, port, length)``; the length is in bytes."""
+    return bytes([_EXTENDED, _OPERATION_REGION]) + path(target) + bytes([_SYSTEM_IO]) + integer(port) + integer(length)
 
 
 def byte_fields(region: str, fields: dict[int, str]) -> bytes:

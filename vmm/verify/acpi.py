@@ -52,7 +52,10 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     subject = Subject("ACPI tables")
     offered = offered_tables(collected, evidence)
     pool = [found for found in report.acpi if _signature(found) not in _ROOTS]
-    _compare_rsdp(subject, report, evidence)
+    if collected.config.acpi:
+        _compare_rsdp(subject, report, evidence)
+    elif report.rsdp is not None:
+        subject.add("RSDP", "-", f"at {report.rsdp.address:#x}", Verdict.EXTRA)
     for table in offered:
         candidates = [found for found in pool if _signature(found) == table.signature]
         if not candidates:
@@ -73,7 +76,7 @@ def offered_tables(collected: Collected, evidence: Evidence) -> list[Offered]:
     """Tables as they were built."""
     tables = [table for table in evidence.intended.tables if table.accepted]
     targets = {(table.file, table.offset): table.signature for table in tables}
-    commands = table_loader.decode(collected.tables[LOADER_FILE])
+    commands = table_loader.decode(collected.tables.get(LOADER_FILE, b""))
     pointers = [command for command in commands if isinstance(command, AddPointer)]
     result = []
     for table in tables:

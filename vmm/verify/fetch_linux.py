@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError
 from vmm.inputs import is_file
-from vmm.verify.linux_guest import BUILT_IN, DISK_MODULES, FILES, built_in, cache
+from vmm.verify.linux_guest import BUILT_IN, DISK_MODULES, EVENT_MODULES, FILES, built_in, cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ _MEMBERS: Final = {
     "qemu_fw_cfg.ko": re.compile(r".*/qemu_fw_cfg\.ko(\.xz)?"),
     "busybox": re.compile(r"(usr/)?bin/busybox"),
     BUILT_IN: re.compile(r".*/modules\.builtin"),
-    **{f"{name}.ko": re.compile(rf".*/{name}\.ko(\.xz)?") for name in DISK_MODULES},
+    **{f"{name}.ko": re.compile(rf".*/{name}\.ko(\.xz)?") for name in (*DISK_MODULES, *EVENT_MODULES)},
 }
 
 

@@ -17,7 +17,7 @@ from vmm.inputs import is_file
 from vmm.verify import initramfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 no_timer_check"
 """Warnings on COM1, where the report goes too; a panic resets the machine, which ends the run. Linux panics unless the
@@ -33,13 +33,26 @@ DISK_MODULES = (
 """Drivers of a virtio disk, of a folder that the host shares, and of a network card, in the order in which they can be
 loaded; not of this report, but of the same package."""
 
+EVENT_MODULES = ("button", "evdev", "pvpanic", "pvpanic-mmio")
+"""Drivers of the power button, of what reads its events, and of the port at which a panic is told; likewise."""
+
 BUILT_IN = "modules.builtin"
 """Names the drivers that this kernel has inside: Debian 13's has those of virtio but for the disk's."""
 
 
 def disk_modules() -> list[Path]:
     """Return the files of `DISK_MODULES` in the cache, without what the kernel has inside."""
-    return [cache() / f"{name}.ko" for name in DISK_MODULES if name not in built_in(cache())]
+    return _modules(DISK_MODULES)
+
+
+def event_modules() -> list[Path]:
+    """Return those of `EVENT_MODULES`."""
+    return _modules(EVENT_MODULES)
+
+
+def _modules(names: Iterable[str]) -> list[Path]:
+    inside = built_in(cache())
+    return [cache() / f"{name}.ko" for name in names if name not in inside]
 
 
 def built_in(place: Path) -> set[str]:
@@ -117,17 +130,21 @@ def build_initramfs(files: LinuxFiles) -> bytes:
 
 
 def build_script_initramfs(
-    files: LinuxFiles, script: str, programs: Mapping[str, bytes] = MappingProxyType({})
+    files: LinuxFiles,
+    script: str,
+    programs: Mapping[str, bytes] = MappingProxyType({}),
+    modules: Sequence[Path] | None = None,
 ) -> bytes:
-    """Build an initial RAM disk that runs a shell script, with drivers of disks loaded, and powers off.
+    """Build an initial RAM disk that runs a shell script, with drivers loaded, and powers off.
 
     Args:
         files: kernel and busybox.
         script: for busybox's shell.
         programs: others that are in PATH, by name.
+        modules: the drivers' files, in the order in which they can be loaded; those of disks.
     """
     busybox = "/bin/busybox"
-    modules = disk_modules()
+    modules = disk_modules() if modules is None else modules
     init = (
         f"#!{busybox} sh\n{busybox} mkdir /proc /sys\n{busybox} --install -s /bin\nexport PATH=/bin\n"
         "mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n"

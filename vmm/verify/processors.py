@@ -33,6 +33,8 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     counted = 0 if report.processors is None else report.processors[1]
     subject.whole = Cpus(cpus, cpus, most), Cpus(counted, 0, 0)
     madt = report.table("APIC")
+    if madt is None and not collected.config.acpi:
+        return subject
     if madt is None:
         subject.add("MADT", f"{cpus} of {most}", "-", Verdict.MISSING, reason="the guest has no MADT; see ACPI tables")
         return subject

@@ -149,7 +149,7 @@ from vmm.run.console import Stream
 from vmm.run.terminal import Terminal
 
 stream = Stream("serial")
-with Terminal([stream], None, lambda: None, print) as terminal:
+with Terminal([stream], None, lambda: None, print, lambda: None) as terminal:
     for _ in range(128):
         stream.write(b"x" * (1 << 20))
         terminal.poll()
