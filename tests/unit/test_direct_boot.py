@@ -10,7 +10,7 @@ from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
 from vmm.config.machine import MachineConfig
 from vmm.errors import ConfigError
-from vmm.handoff.direct import boot_params
+from vmm.handoff.direct import boot_params, extended_map
 from vmm.tables.e820 import E820Entry
 
 
@@ -30,6 +30,18 @@ def test_boot_params_are_where_zero_page_rst_has_them() -> None:
     assert (page[0x26B], page[0x26C]) == (0xAA, 0)
     assert struct.unpack_from("<QQI", page, 0x2D0) == (0, 0xA0000, 1)
     assert struct.unpack_from("<QQI", page, 0x2E4) == (0x1_0000_0000, 0x1000, 2)
+
+
+def test_more_ranges_than_boot_params_holds_are_setup_data() -> None:
+    ranges = [E820Entry(index << 20, 0x1000, 2) for index in range(130)]
+    assert extended_map(ranges[:128]) == b""
+    assert extended_map(ranges) == struct.pack("<QII", 0, 1, 40) + struct.pack(
+        "<QQIQQI", 128 << 20, 0x1000, 2, 129 << 20, 0x1000, 2
+    )
+    page = boot_params(bytes(1024), ranges[:128], 0, more=0x1234_5000)
+    assert page[0x1E8] == 128
+    assert struct.unpack_from("<Q", page, 0x250) == (0x1234_5000,)
+    assert struct.unpack_from("<QQI", page, 0x2D0 + 127 * 20) == (127 << 20, 0x1000, 2)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ GOOD = stream(
 )
 
 
+def test_a_map_that_comes_in_two_parts_is_taken_whole() -> None:
+    log = (
+        b"<6>[    0.000000] BIOS-e820: [mem 0x0000000000000000-0x000000000009ffff] usable\n"
+        b"<6>[    0.000000] extended physical RAM map:\n"
+        b"<6>[    0.000000] extended: [mem 0x0000000000000000-0x000000000009ffff] usable\n"
+        b"<6>[    0.000000] extended: [mem 0x0000000000100000-0x00000000001fffff] soft reserved\n"
+    )
+    report = linux_report.decode(stream(("dmesg", log), ("nproc", b"1\n")))
+    assert report.e820 == [E820Entry(0, 0xA0000, 1), E820Entry(0x100000, 0x100000, 0xEFFFFFFF)]
+
+
 def test_a_report_is_decoded() -> None:
     report = linux_report.decode(GOOD)
     assert report.kind is Kind.LINUX

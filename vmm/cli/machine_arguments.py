@@ -163,7 +163,8 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         metavar="base=...",
         action="append",
         default=[],
-        help="base=ADDRESS,size=SIZE,type=ram|reserved|acpi|nvs|N: one more entry of the memory map",
+        help="base=ADDRESS,size=SIZE,type=reserved|acpi|nvs|unusable|disabled|persistent|soft-reserved|ram|N: one more "
+        "entry of the memory map, which overlaps no other; type=hole takes a range out of RAM's entries",
     )
     add(
         "-boot",

@@ -141,7 +141,9 @@ def _check_tables(config: MachineFields) -> None:
     if config.e820:
         from vmm.tables import e820
 
-        e820.check_map(e820.build_map(config.low_memory, config.memory - config.low_memory, config.e820))
+        entries = e820.build_map(config.low_memory, config.memory - config.low_memory, config.e820)
+        e820.check_map([entry for entry in config.e820 if entry.type == e820.E820Type.RAM])
+        e820.check_map(entries, holes=e820.has_holes(config.e820))
     if config.acpi_tables:
         from vmm.tables.acpi_user import check_signatures
 

@@ -49,6 +49,11 @@ _FLAT_CODE, _FLAT_DATA = 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
 
 _ACPI_RSDP_ADDR, _E820_ENTRIES, _SETUP_HEADER, _E820_TABLE, _BOOT_PARAMS_SIZE = 0x070, 0x1E8, 0x1F1, 0x2D0, 4096
 _E820_MOST: Final = 128
+_SETUP_DATA: Final = struct.Struct("<QII")
+"""boot.rst, setup_data: GPA of the next, type, bytes that follow."""
+_SETUP_DATA_POINTER: Final = 0x250
+_SETUP_E820_EXT: Final = 1
+_KNOWS_SETUP_DATA: Final = 0x209
 _PREF_ADDRESS, _INIT_SIZE = 0x258, 0x260
 
 _WRITE_BACK: Final = 0x806
@@ -84,10 +89,15 @@ def prepare(
     top, rsdp = _place_acpi(fw_cfg, memory)
     files = {name: fw_cfg.contents(name) for name in (SMBIOS_ANCHOR_FILE, SMBIOS_FILE)}
     memory.write(SMBIOS.start, smbios_placement.place(files, SMBIOS.start, len(SMBIOS)))
-    kernel = load_kernel(config.kernel, config.initrd, config.append or b"", top)
+    offered = e820.decode(fw_cfg.contents(E820_FILE))
+    ranges = _memory_map(offered, memory.low_size, top, platform.standing().ecam)
+    more = extended_map(ranges)
+    end = top - len(more) & -layout.PAGE
+    memory.write(end, more)
+    kernel = load_kernel(config.kernel, config.initrd, config.append or b"", end)
     setup = bytes(kernel.keys.get(Key.SETUP_DATA, b""))
-    initrd = int.from_bytes(kernel.keys.get(Key.INITRD_ADDR, b""), "little") or top
-    _check(config, setup, initrd)
+    initrd = int.from_bytes(kernel.keys.get(Key.INITRD_ADDR, b""), "little") or end
+    _check(config, setup, initrd, max(0, len(ranges) - _E820_MOST))
     entry = int.from_bytes(kernel.keys[Key.KERNEL_ADDR], "little")
     for address, data in (
         (entry, kernel.keys[Key.KERNEL_DATA]),
@@ -95,38 +105,47 @@ def prepare(
         (initrd, kernel.keys.get(Key.INITRD_DATA, b"")),
     ):
         memory.write(address, bytes(data))
-    offered = e820.decode(fw_cfg.contents(E820_FILE))
-    ranges = _memory_map(offered, memory.low_size, top, platform.standing().ecam)
-    memory.write(BOOT_PARAMS, boot_params(setup, ranges, rsdp))
+    memory.write(BOOT_PARAMS, boot_params(setup, ranges[:_E820_MOST], rsdp, end if more else 0))
     memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))
     for vcpu in vcpus:
         vcpu.set_msrs({MSR_MTRR_DEF_TYPE: _WRITE_BACK})
     _enter_protected_mode(vcpus[0], entry)
 
 
-def boot_params(setup: bytes, ranges: Iterable[E820Entry], rsdp: int) -> bytes:
+def boot_params(setup: bytes, ranges: Iterable[E820Entry], rsdp: int, more: int = 0) -> bytes:
     """Return the "zero page": the kernel's own setup header, the memory map, the RSDP's address.
 
     Args:
         setup: the kernel's setup area, its header filled in.
         ranges: at most 128.
         rsdp: GPA; 0 for none.
+        more: GPA of the rest of the memory map, a `_SETUP_DATA`; 0 for none.
     """
     page = bytearray(_BOOT_PARAMS_SIZE)
     end = 0x202 + setup[0x201]
     page[_SETUP_HEADER:end] = setup[_SETUP_HEADER:end]
     struct.pack_into("<Q", page, _ACPI_RSDP_ADDR, rsdp)
+    if more:
+        struct.pack_into("<Q", page, _SETUP_DATA_POINTER, more)
     records = e820.encode(ranges)
     page[_E820_ENTRIES] = len(records) // e820.RECORD.size
     page[_E820_TABLE : _E820_TABLE + len(records)] = records
     return bytes(page)
 
 
-def _check(config: MachineConfig, setup: bytes, end: int) -> None:
+def extended_map(ranges: Sequence[E820Entry]) -> bytes:
+    """Return what of the memory map boot_params has no room for, as the kernel's setup data; nothing if all fits."""
+    records = e820.encode(ranges[_E820_MOST:])
+    return _SETUP_DATA.pack(0, _SETUP_E820_EXT, len(records)) + records if records else b""
+
+
+def _check(config: MachineConfig, setup: bytes, end: int, more: int) -> None:
     path = config.kernel.path if config.kernel is not None else None
     if setup[HEADER_MAGIC : HEADER_MAGIC + 4] != b"HdrS" or not setup[LOAD_FLAGS] & LOADED_HIGH:
         raise ConfigError(f"-direct: {path} is no Linux bzImage; boot it through firmware, without -direct")
     (protocol,) = struct.unpack_from("<H", setup, PROTOCOL)
+    if more and protocol < _KNOWS_SETUP_DATA:
+        raise ConfigError(f"-direct: {path} takes {_E820_MOST} entries of a memory map, there are {more} more")
     if protocol >= 0x20A:
         preferred, size = struct.unpack_from("<QI", setup, _PREF_ADDRESS)
         if preferred + size > end:
@@ -190,21 +209,19 @@ def _place_acpi(fw_cfg: FwCfg, memory: GuestMemory) -> tuple[int, int]:
 
 def _memory_map(offered: Iterable[E820Entry], low_size: int, top: int, ecam: range | None) -> tuple[E820Entry, ...]:
     """What etc/e820 says, with low RAM divided as a PC's firmware divides it."""
-    ranges = [
-        E820Entry(0, layout.LEGACY_VIDEO.start, E820Type.RAM),
-        E820Entry(ACPI_LOW.start, SMBIOS.stop - ACPI_LOW.start, E820Type.RESERVED),
-        E820Entry(layout.LEGACY_END, top - layout.LEGACY_END, E820Type.RAM),
-    ]
+    ours = [E820Entry(ACPI_LOW.start, SMBIOS.stop - ACPI_LOW.start, E820Type.RESERVED)]
     if low_size > top:
-        ranges.append(E820Entry(top, low_size - top, E820Type.ACPI))
-    others = [entry for entry in offered if entry.base != 0]
+        ours.append(E820Entry(top, low_size - top, E820Type.ACPI))
+    video = E820Entry(layout.LEGACY_VIDEO.start, layout.LEGACY_END - layout.LEGACY_VIDEO.start, E820Type.RESERVED)
+    others = [
+        part
+        for entry in offered
+        for part in e820.without(entry, [*ours, video] if entry.type == E820Type.RAM else ours)
+    ]
     if ecam is not None and not any(other.base < ecam.stop and ecam.start < other.end for other in others):
         # Linux uses ECAM only where the memory map or the DSDT reserves it.
-        ranges.append(E820Entry(ecam.start, len(ecam), E820Type.RESERVED))
-    ranges = sorted(ranges + others)
-    if len(ranges) > _E820_MOST:
-        raise ConfigError(f"-direct: {len(ranges)} entries of the memory map, boot_params takes {_E820_MOST}")
-    return tuple(ranges)
+        ours.append(E820Entry(ecam.start, len(ecam), E820Type.RESERVED))
+    return tuple(sorted(ours + others))
 
 
 def _enter_protected_mode(vcpu: Vcpu, entry: int) -> None:

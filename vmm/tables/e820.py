@@ -9,7 +9,8 @@ The map obeys what its readers do with it, because none of them complains:
   highest end among them, newer ones only the run that starts at address 0 and
   is contiguous in file order (edk2 PlatformInitLib). RAM is therefore one
   record from 0 to the PCI hole and one from 4 GiB, without holes for VGA or
-  the BIOS area, and no further RAM record may lie below 4 GiB.
+  the BIOS area, and no further RAM record may lie below 4 GiB, unless somebody
+  wants to see what becomes of it, and makes a hole.
 * SeaBIOS takes the highest RAM end below 4 GiB as its RamSize, keeps reserved
   records, and drops ACPI and NVS ones (src/fw/paravirt.c).
 """
@@ -26,7 +27,22 @@ from vmm.layout import FOUR_GIB
 
 RECORD = struct.Struct("<QQI")
 _ADDRESS_END = 1 << 64
-_TYPE_NAMES = {"ram": 1, "reserved": 2, "acpi": 3, "nvs": 4}
+HOLE = -1
+"""No type of a record: what an option takes out of RAM's, for another entry or for nothing."""
+
+_TYPE_NAMES = {
+    "hole": HOLE,
+    "ram": 1,
+    "reserved": 2,
+    "acpi": 3,
+    "nvs": 4,
+    "unusable": 5,
+    "disabled": 6,
+    "persistent": 7,
+    "soft-reserved": 0xEFFF_FFFF,
+}
+"""ACPI 6.5, table 15.4; the last is Linux's (arch/x86/include/asm/e820/types.h): memory for special purposes (EFI's
+EFI_MEMORY_SP), which it leaves to device drivers."""
 
 
 class E820Type(IntEnum):
@@ -44,7 +60,7 @@ def type_name(number: int) -> str:
 
 
 class E820Entry(NamedTuple):
-    """One range of guest-physical addresses: base and length in bytes, type 0 to 2^32-1."""
+    """One range of guest-physical addresses: base and length in bytes, type 1 to 2^32-1, or `HOLE`."""
 
     base: int
     length: int
@@ -52,9 +68,10 @@ class E820Entry(NamedTuple):
 
     @classmethod
     def parse(cls, value: Self | str) -> Self:
-        """Read ``base=ADDRESS,size=BYTES,type=ram|reserved|acpi|nvs|N``.
+        """Read ``base=ADDRESS,size=BYTES,type=NAME|N``.
 
-        Numbers are decimal or ``0x``, with K, M, G or T behind them if wanted.
+        Names are ram, reserved, acpi, nvs, soft-reserved, hole and others. Numbers are decimal or ``0x``, with K, M, G
+        or T behind them if wanted.
 
         Raises:
             ConfigError: a field is missing, unknown, or no number.
@@ -73,7 +90,7 @@ class E820Entry(NamedTuple):
         elif kind[:1].isdigit():
             number = options.parse_int(kind, "-e820 type=")
         else:
-            raise ConfigError(f"-e820 type={kind}: must be ram, reserved, acpi, nvs or a number")
+            raise ConfigError(f"-e820 type={kind}: must be a number or one of {', '.join(_TYPE_NAMES)}")
         return cls(base, size, number)
 
     @property
@@ -89,30 +106,62 @@ class E820Entry(NamedTuple):
 def build_map(
     low_size: int, high_size: int = 0, extra: Iterable[E820Entry] = (), high_base: int = FOUR_GIB
 ) -> tuple[E820Entry, ...]:
-    """Build the map: RAM from 0, the rest of RAM, then the extra entries by address.
+    """Build the map: RAM from 0, the rest of RAM, both without the holes, then the extra entries by address.
 
     Args:
         low_size: bytes of RAM from address 0 to the PCI hole, above 0 and below 4 GiB.
         high_size: bytes of the rest of RAM; 0 for none.
-        extra: further entries. They describe address space; they don't create RAM.
+        extra: further entries. They describe address space; they don't create RAM, and holes don't take it away: the
+            guest is not told of it.
         high_base: where the rest of RAM begins, 4 GiB or beyond.
 
     Raises:
-        ConfigError: a size out of range; `check_map` looks at the entries.
+        ConfigError: a size out of range, or a hole that is not in RAM; `check_map` looks at the entries.
     """
     if not 0 < low_size < FOUR_GIB:
         raise ConfigError(f"RAM below the PCI hole is {low_size:#x} bytes: must be above 0 and below 4 GiB")
     if high_size < 0:
         raise ConfigError(f"RAM above 4 GiB is {high_size} bytes: must not be negative")
-    entries = [E820Entry(0, low_size, E820Type.RAM)]
+    ram = [E820Entry(0, low_size, E820Type.RAM)]
     if high_size:
-        entries.append(E820Entry(high_base, high_size, E820Type.RAM))
-    entries.extend(sorted(extra))
-    return tuple(entries)
+        ram.append(E820Entry(high_base, high_size, E820Type.RAM))
+    extra = sorted(extra)
+    holes = [entry for entry in extra if entry.type == HOLE]
+    for hole in holes:
+        if hole.length <= 0 or not any(entry.base <= hole.base and hole.end <= entry.end for entry in ram):
+            raise ConfigError(f"e820 entry {hole}: not in RAM, which is {' and '.join(map(str, ram))}")
+    entries = [part for entry in ram for part in without(entry, holes)]
+    if not any(entry.base < FOUR_GIB for entry in entries):
+        raise ConfigError(f"e820 entry {holes[0]}: no RAM is left below 4 GiB")
+    return (*entries, *(entry for entry in extra if entry.type != HOLE))
 
 
-def check_map(entries: Sequence[E820Entry]) -> None:
+def has_holes(extra: Iterable[E820Entry]) -> bool:
+    """Whether some of the extra entries are holes."""
+    return any(entry.type == HOLE for entry in extra)
+
+
+def without(entry: E820Entry, others: Iterable[E820Entry]) -> list[E820Entry]:
+    """Return what of an entry no other one covers, by address."""
+    rest, at = [], entry.base
+    for other in sorted(others):
+        base, end = max(entry.base, other.base), min(entry.end, other.end)
+        if base >= end:
+            continue
+        if at < base:
+            rest.append(E820Entry(at, base - at, entry.type))
+        at = max(at, end)
+    if at < entry.end:
+        rest.append(E820Entry(at, entry.end - at, entry.type))
+    return rest
+
+
+def check_map(entries: Sequence[E820Entry], *, holes: bool = False) -> None:
     """Refuse a map that firmware would misread or that contradicts itself.
+
+    Args:
+        entries: in file order.
+        holes: RAM below 4 GiB is in pieces because somebody wants it so.
 
     Raises:
         ConfigError: entries that overlap, a range that is empty or leaves the 64-bit space, a type of more than 32
@@ -123,10 +172,10 @@ def check_map(entries: Sequence[E820Entry]) -> None:
             raise ConfigError(f"e820 entry {entry}: empty or beyond the 64-bit address space")
         if not 0 < entry.type <= 0xFFFFFFFF:
             raise ConfigError(f"e820 entry {entry}: a type is from 1 to {0xFFFFFFFF}")
-        if entry.type == E820Type.RAM and 0 < entry.base < FOUR_GIB:
+        if entry.type == E820Type.RAM and 0 < entry.base < FOUR_GIB and not holes:
             raise ConfigError(
                 f"e820 entry {entry}: RAM below 4 GiB must be the one entry that starts at 0, "
-                "firmware takes its end as the size of low memory; use -m, or type=reserved"
+                "firmware takes its end as the size of low memory; use -m, type=reserved, or type=hole to cut that one"
             )
     ordered = sorted(entries)
     for before, after in itertools.pairwise(ordered):

@@ -24,7 +24,8 @@ _E820_TYPES = {"usable": 1, "reserved": 2, "ACPI data": 3, "ACPI NVS": 4, "unusa
                "persistent (type 12)": 12, "soft reserved": 0xEFFFFFFF}  # fmt: skip
 """e820_print_type in arch/x86/kernel/e820.c of Linux."""
 
-_E820_LINE = re.compile(r"BIOS-e820: \[mem (0x[0-9a-f]{1,16})-(0x[0-9a-f]{1,16})\] (.+)")
+_E820_LINE = re.compile(r"(?:BIOS-e820|extended): \[mem (0x[0-9a-f]{1,16})-(0x[0-9a-f]{1,16})\] (.+)")
+_EXTENDED = "extended: "
 _TABLE_LINE = re.compile(r"ACPI: (\S+)\s+(0x[0-9A-Fa-f]{16}) ([0-9A-F]{6})")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _LINE = re.compile(r"<(\d{1,9})>\[ *\d+\.\d+\] (.*)")
@@ -66,7 +67,9 @@ def decode(stream: bytes) -> GuestReport:
     # The number is facility << 3 | level; the facility of what user space writes into the log is not the kernel's 0.
     report.log = [(int(match[1]) & 7, match[2]) for line in lines if (match := _LINE.match(line)) is not None]
     messages = [message for _, message in report.log]
-    report.e820 = [entry for message in messages if (entry := _e820_entry(message)) is not None]
+    # More entries than boot_params has room for come later, and then the whole map is printed once more.
+    whole = [message for message in messages if message.startswith(_EXTENDED)]
+    report.e820 = [entry for message in whole or messages if (entry := _e820_entry(message)) is not None]
     _acpi(report, files, messages)
     _smbios(report, files)
     report.linux_cpus, report.linux_nodes = linux_cpus.decode(files)

@@ -67,7 +67,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
             _compare_other(subject, entry, offered, found, evidence)
     ram = [entry for entry in offered if entry.type == E820Type.RAM]
     for entry in found:
-        if entry.type == E820Type.RAM and (stray := _without(entry, ram)):
+        if entry.type == E820Type.RAM and (stray := e820.without(entry, ram)):
             subject.add("RAM never offered", "-", _words(stray), Verdict.ALTERED, reason=evidence.never_read(E820_FILE))
     return subject
 
@@ -75,7 +75,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
 def _check_published(subject: Subject, collected: Collected, evidence: Evidence) -> None:
     published = collected.published.get(E820_FILE, b"")
     try:
-        e820.check_map(e820.decode(published))
+        e820.check_map(e820.decode(published), holes=e820.has_holes(collected.config.e820))
     except (ConfigError, ValueError) as error:
         subject.add(
             E820_FILE,
@@ -89,7 +89,9 @@ def _check_published(subject: Subject, collected: Collected, evidence: Evidence)
 def _compare_ram(subject: Subject, entry: E820Entry, found: list[E820Entry], evidence: Evidence) -> None:
     ram = _overlaps(entry, (other for other in found if other.type == E820Type.RAM))
     kept = _overlaps(entry, (other for other in found if other.type != E820Type.RAM))
-    lost = [gap for gap in _without(entry, [*ram, *kept]) if not _LEGACY.base <= gap.base or not gap.end <= _LEGACY.end]
+    lost = [
+        gap for gap in e820.without(entry, [*ram, *kept]) if not _LEGACY.base <= gap.base or not gap.end <= _LEGACY.end
+    ]
     firmwares = [other for other in kept if not _LEGACY.base <= other.base or not other.end <= _LEGACY.end]
     difference = f"firmware keeps {_words(firmwares)}" if firmwares else ""
     verdict, reason = Verdict.ARRIVED, ""
@@ -105,7 +107,7 @@ def _compare_other(
     subject: Subject, entry: E820Entry, offered: tuple[E820Entry, ...], found: list[E820Entry], evidence: Evidence
 ) -> None:
     same = _overlaps(entry, (other for other in found if other.type == entry.type))
-    lost = _without(entry, same)
+    lost = e820.without(entry, same)
     if not lost:
         subject.add(str(entry), _size(entry.length), _size(entry.length), Verdict.ARRIVED)
         return
@@ -132,17 +134,6 @@ def _overlaps(entry: E820Entry, others: Iterable[E820Entry]) -> list[E820Entry]:
         if base < end:
             parts.append(E820Entry(base, end - base, other.type))
     return parts
-
-
-def _without(entry: E820Entry, others: Iterable[E820Entry]) -> list[E820Entry]:
-    rest, at = [], entry.base
-    for other in sorted(_overlaps(entry, others)):
-        if at < other.base:
-            rest.append(E820Entry(at, other.base - at, entry.type))
-        at = max(at, other.end)
-    if at < entry.end:
-        rest.append(E820Entry(at, entry.end - at, entry.type))
-    return rest
 
 
 def _words(entries: Iterable[E820Entry]) -> str:

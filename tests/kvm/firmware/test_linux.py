@@ -113,6 +113,16 @@ def test_every_byte(kernel: dict[str, Any], firmware: str) -> None:
         assert any(entry.base == 0xC8000000 and entry.length == 1 << 20 and entry.type == 2 for entry in report.e820)
 
 
+def test_many_entries_of_all_types_reach_linux(kernel: dict[str, Any]) -> None:
+    """More than the 128 that boot_params has room for; RAM in pieces, one of them for something else."""
+    types = ("reserved", "acpi", "nvs", "unusable", "persistent", "soft-reserved")
+    entries = [f"base={(64 << 30) + (index << 21):#x},size=1M,type={types[index % 6]}" for index in range(300)]
+    cut = ["base=640K,size=384K,type=hole", "base=32M,size=1M,type=hole", "base=32M,size=1M,type=nvs"]
+    result = verify(machine(kernel, "none", e820=[*entries, *cut]), deadline=DEADLINE, with_linux=True)
+    assert not wrong(result)
+    assert len(result.found.e820) > 300
+
+
 def test_linux_complains_about_broken_aml(kernel: dict[str, Any]) -> None:
     def spoil(files: dict[str, bytes]) -> dict[str, bytes]:
         tables = bytearray(files[ACPI_FILE])

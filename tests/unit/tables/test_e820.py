@@ -41,6 +41,9 @@ def test_no_high_entry_without_high_memory() -> None:
         ("base=0xd0000000,size=4096,type=12", E820Entry(0xD000_0000, 4096, 12)),
         ("base=0xd0000000,size=4096,type=0xefffffff", E820Entry(0xD000_0000, 4096, 0xEFFFFFFF)),
         ("base=16G,size=1G,type=ram", E820Entry(16 * GIB, GIB, 1)),
+        ("base=16G,size=1G,type=soft-reserved", E820Entry(16 * GIB, GIB, 0xEFFFFFFF)),
+        ("base=16G,size=1G,type=persistent", E820Entry(16 * GIB, GIB, 7)),
+        ("base=640K,size=384K,type=hole", E820Entry(640 << 10, 384 << 10, e820.HOLE)),
     ],
 )
 def test_option(text: str, expected: E820Entry) -> None:
@@ -54,7 +57,7 @@ def test_option(text: str, expected: E820Entry) -> None:
         ("base=0,type=ram", "size= is missing"),
         ("base=x,size=1,type=ram", "base=x: not a size"),
         ("base=-1,size=1,type=ram", "not a size"),
-        ("base=0,size=1,type=rom", "must be ram, reserved, acpi, nvs or a number"),
+        ("base=0,size=1,type=rom", "must be a number or one of hole, ram, reserved, acpi, nvs, unusable"),
         ("base=0,size=1,type=ram,foo=1", "unknown key 'foo'"),
         ("base=0,base=1,size=1,type=ram", "given twice"),
         ("base", "size= is missing"),
@@ -82,6 +85,50 @@ def test_option_errors(text: str, reason: str) -> None:
 def test_refused_maps(extra: E820Entry, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         e820.check_map(e820.build_map(128 << 20, GIB, [extra]))
+
+
+def test_holes_cut_ram_and_make_room() -> None:
+    hole, nvs = E820Entry(0x4000_0000, 0x1000, e820.HOLE), E820Entry(0x4000_0000, 0x800, 4)
+    high = E820Entry(5 * GIB, GIB, e820.HOLE)
+    assert e820.build_map(0x8000_0000, 4 * GIB, [high, nvs, hole]) == (
+        E820Entry(0, 0x4000_0000, 1),
+        E820Entry(0x4000_1000, 0x3FFF_F000, 1),
+        E820Entry(4 * GIB, GIB, 1),
+        E820Entry(6 * GIB, 2 * GIB, 1),
+        nvs,
+    )
+    ordinary = e820.build_map(0x8000_0000, 0, [hole])
+    e820.check_map(ordinary, holes=True)
+    with pytest.raises(ConfigError, match="RAM below 4 GiB must be the one entry"):
+        e820.check_map(ordinary)
+    with pytest.raises(ConfigError, match="overlap"):
+        e820.check_map(e820.build_map(0x8000_0000, 0, [hole, nvs._replace(length=0x1001)]), holes=True)
+
+
+@pytest.mark.parametrize(
+    ("hole", "reason"),
+    [
+        (E820Entry(0xD000_0000, 0x1000, e820.HOLE), "not in RAM, which is 0x0-0x7ffffff ram"),
+        (E820Entry(0x7FF_F000, 0x2000, e820.HOLE), "not in RAM"),
+        (E820Entry(0x1000, 0, e820.HOLE), "not in RAM"),
+        (E820Entry(0, 0x800_0000, e820.HOLE), "no RAM is left below 4 GiB"),
+    ],
+)
+def test_holes_are_in_ram_and_leave_some(hole: E820Entry, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        e820.build_map(128 << 20, 0, [hole])
+
+
+@given(
+    entry=st.tuples(st.integers(0, 100), st.integers(1, 100)),
+    others=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 60)), max_size=6),
+)
+def test_what_no_other_entry_covers(entry: tuple[int, int], others: list[tuple[int, int]]) -> None:
+    rest = e820.without(E820Entry(*entry, 1), [E820Entry(*other, 2) for other in others])
+    covered = {at for base, length in others for at in range(base, base + length)}
+    assert [at for part in rest for at in range(part.base, part.end)] == [
+        at for at in range(entry[0], sum(entry)) if at not in covered
+    ]
 
 
 def test_two_extra_entries_that_overlap_are_both_named() -> None:
