@@ -11,11 +11,15 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.errors import ConfigError, TimeoutExpired
 from vmm.legible import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+else:
+    Path = Any  # it takes 2 ms to load, a tenth of what a short run loads
 
 ITEM_LIMIT = 0xFFFFFFFF
 """Bytes that an fw_cfg item can have (docs/specs/fw_cfg.rst in QEMU: the directory's size field has 32 bits)."""
@@ -71,7 +75,7 @@ def patience(seconds: float | None) -> Iterator[None]:
         _gives_up_at = before
 
 
-def read_file(path: Path, what: str, *, limit: int) -> bytes:
+def read_file(path: str | Path, what: str, *, limit: int) -> bytes:
     """Return what a file or a pipe holds.
 
     Args:
@@ -86,7 +90,7 @@ def read_file(path: Path, what: str, *, limit: int) -> bytes:
     return bytes(_open(path, what, limit, own_pages=False))
 
 
-def load_file(path: Path, what: str, *, limit: int = ITEM_LIMIT) -> InputFile:
+def load_file(path: str | Path, what: str, *, limit: int = ITEM_LIMIT) -> InputFile:
     """Return what a file or a pipe holds, however large.
 
     It is copied, not mapped: a mapped file that somebody shortens while the guest runs is a SIGBUS, MAP_PRIVATE or not,
@@ -96,10 +100,12 @@ def load_file(path: Path, what: str, *, limit: int = ITEM_LIMIT) -> InputFile:
         ConfigError: as :func:`read_file`; or the file has less than its size.
         TimeoutExpired: as :func:`read_file`.
     """
-    return InputFile(path, _open(path, what, limit, own_pages=True))
+    from pathlib import Path
+
+    return InputFile(Path(path), _open(path, what, limit, own_pages=True))
 
 
-def _open(path: Path, what: str, limit: int, *, own_pages: bool) -> Contents:
+def _open(path: str | Path, what: str, limit: int, *, own_pages: bool) -> Contents:
     try:
         # Not blocking: a FIFO's open() would wait for a writer, for ever and without a deadline.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -107,7 +113,7 @@ def _open(path: Path, what: str, limit: int, *, own_pages: bool) -> Contents:
             status = os.fstat(fd)
             if stat.S_ISFIFO(status.st_mode):
                 return _drain(fd, path, what, min(limit, PIPE_LIMIT), pipe=True)
-            if stat.S_ISDIR(status.st_mode) and path == Path():
+            if stat.S_ISDIR(status.st_mode) and os.path.normpath(path) == ".":
                 raise ConfigError(f"{what}: {path} is a directory, or the path is empty; is a variable unset?")
             if not stat.S_ISREG(status.st_mode) and status.st_rdev != _NULL_DEVICE:
                 raise ConfigError(f"{what}: {path} is {_kind(status.st_mode)}; give a file or a pipe")
@@ -124,7 +130,7 @@ def _open(path: Path, what: str, limit: int, *, own_pages: bool) -> Contents:
         raise ConfigError(f"{what}: cannot read {str(path)!r}: {error}") from None
 
 
-def _load(fd: int, path: Path, what: str, size: int) -> mmap.mmap:
+def _load(fd: int, path: str | Path, what: str, size: int) -> mmap.mmap:
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without huge pages; with them, this takes a third of the time
         pages.madvise(mmap.MADV_HUGEPAGE)
@@ -138,7 +144,7 @@ def _load(fd: int, path: Path, what: str, size: int) -> mmap.mmap:
     return pages
 
 
-def _drain(fd: int, path: Path, what: str, limit: int, *, pipe: bool = False, expected: int = 0) -> bytes:
+def _drain(fd: int, path: str | Path, what: str, limit: int, *, pipe: bool = False, expected: int = 0) -> bytes:
     chunks: list[bytes] = []
     total = 0
     while total <= limit:
@@ -152,7 +158,7 @@ def _drain(fd: int, path: Path, what: str, limit: int, *, pipe: bool = False, ex
     raise ConfigError(f"{what}: {path} brings more than {limit} bytes; {_at_most(limit)}")
 
 
-def _wait(fd: int, path: Path, what: str) -> None:
+def _wait(fd: int, path: str | Path, what: str) -> None:
     """Return once a pipe has something to read, or its writers have come and gone."""
     import select
 

@@ -35,7 +35,6 @@ from vmm.run.lifetime import Lifetime, Power
 from vmm.run.observable import Observable
 from vmm.run.runner import Runner
 from vmm.run.threads import VcpuThreads, add_vcpus
-from vmm.run.whole import Whole
 from vmm.sandbox import Sandbox
 from vmm.softcpu import decision
 from vmm.tables.boot_order import cmos_boot_bytes
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from vmm.run.reset import MachineReset
     from vmm.run.resumption import Resumption, Time
     from vmm.run.snapshot import Snapshot
+    from vmm.run.whole import Whole
     from vmm.softcpu.engine import SoftwareCpu
 
 
@@ -269,24 +269,16 @@ class Machine(Observable):
                 self._coverage, poll = start_coverage(
                     core, images, registers, poll, parts, software_cpu=self.softcpu is not None
                 )
-            consoles = (Console(self.serial), Console(self.debugcon))
-            self._whole = Whole(
-                vm=self.vm,
-                processors=self._processors,
-                softcpu=self.softcpu,
-                memory=self.memory,
-                platform=self.platform,
-                clock=self._clock,
-                io_lock=self.io_lock,
-                buses=(self.ports, self.mmio),
-                fw_cfg=self.fw_cfg,
-                fwctl=self.fwctl,
-                consoles=consoles,
-            )
+            self._consoles = (Console(self.serial), Console(self.debugcon))
             if resumption is not None:
                 resumption.resume(self._whole, str(self.accelerator.name))
             runner = Runner(
-                self._lifetime, threads, consoles, self.platform.serial.feed, self._explain, self._reset_in_place
+                self._lifetime,
+                threads,
+                self._consoles,
+                self.platform.serial.feed,
+                self._explain,
+                self._reset_in_place,
             )
             super().__init__(runner, self.serial, poll, self._find_terminal, self._press_power_button)
             self.debugger: Debugger | None = None
@@ -294,6 +286,25 @@ class Machine(Observable):
                 self.debugger = runner.debugger = self._debugged(outputs.listener, core, threads)
                 parts.callback(self.debugger.close)
             self._parts = parts.pop_all()
+
+    @property
+    def _whole(self) -> "Whole":
+        """What a snapshot is made of."""
+        from vmm.run.whole import Whole  # few runs come to that
+
+        return Whole(
+            vm=self.vm,
+            processors=self._processors,
+            softcpu=self.softcpu,
+            memory=self.memory,
+            platform=self.platform,
+            clock=self._clock,
+            io_lock=self.io_lock,
+            buses=(self.ports, self.mmio),
+            fw_cfg=self.fw_cfg,
+            fwctl=self.fwctl,
+            consoles=self._consoles,
+        )
 
     def __new__(cls, config: MachineConfig | str = "ovmf", /, *_: Any, **options: Any) -> Self:
         """A machine, in this process or in another one (``sandbox="process"``).

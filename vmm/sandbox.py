@@ -10,7 +10,6 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm import late
@@ -177,7 +176,7 @@ def _readable() -> list[str]:
     """Where Python and vmm load from: not the directory in which ``python -m`` was started."""
     here = ""
     with suppress(FileNotFoundError):  # the directory was removed
-        here = str(Path.cwd())
+        here = os.getcwd()
     modules = [path for path in sys.path if path not in {"", here}]
     return [*modules, *sys.modules["vmm"].__path__, f"{sys.base_prefix}/lib", *_LIBRARIES, *_FACTS]
 
@@ -204,9 +203,9 @@ def _become(uid: int, gid: int) -> None:
     except (OSError, OverflowError) as error:
         raise HostError(f"--user: cannot become user {uid}: {error}; only root can") from None
     for module in (os, sys.modules["vmm"]):
-        path = Path(module.__file__ or "")
+        path = module.__file__ or ""
         if not os.access(path, os.R_OK):
-            raise HostError(f"--user: user {uid} cannot read {path.parent}, from which modules are loaded")
+            raise HostError(f"--user: user {uid} cannot read {os.path.dirname(path)}, from which modules are loaded")
 
 
 def _check(error: int, what: str) -> None:

@@ -25,7 +25,7 @@ from vmm.tables.e820 import E820Entry
 
 @pytest.fixture
 def image() -> FirmwareImages:
-    return FirmwareImages(FirmwareKind.UNKNOWN, Layout.BIOS, Path("a.bin"), b"\x90" * 65536)
+    return FirmwareImages(FirmwareKind.UNKNOWN, Layout.BIOS, "a.bin", b"\x90" * 65536)
 
 
 def test_defaults(image: FirmwareImages) -> None:

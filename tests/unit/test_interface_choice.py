@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rom(clients: bytes = b"", kind: FirmwareKind = FirmwareKind.UNKNOWN) -> FirmwareImages:
     code = clients.ljust(65536 - 16, b"\x90") + b"\xeb\xfe".ljust(16, b"\x90")
-    return FirmwareImages(kind, Layout.BIOS, Path("a.bin"), code)
+    return FirmwareImages(kind, Layout.BIOS, "a.bin", code)
 
 
 @pytest.mark.parametrize(

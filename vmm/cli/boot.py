@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections import deque
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm import inputs
@@ -225,7 +224,11 @@ def _report(machine: Machine, outcome: Outcome, outputs: Outputs, words: list[st
 def _documents(arguments: argparse.Namespace) -> dict[str, str | None]:
     """Return what is written once the run is over: paths by option."""
     profile = arguments.profile
-    folded = None if profile in {None, "-"} else str(Path(profile).with_suffix(_FOLDED))
+    folded = None
+    if profile not in {None, "-"}:
+        from pathlib import Path
+
+        folded = str(Path(profile).with_suffix(_FOLDED))
     return {"--json": arguments.json, "--html": arguments.html, "--profile": profile, _FOLDED_OPTION: folded} | {
         "--coverage": arguments.coverage
     }

@@ -50,7 +50,9 @@ def run(words: list[str]) -> int:
 
 
 def _path(image: str) -> Path:
+    from pathlib import Path
+
     from vmm.firmware.load import named_file
     from vmm.firmware.search import locate
 
-    return named_file(image) or locate(image).code
+    return Path(named_file(image) or locate(image).code)

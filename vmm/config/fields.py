@@ -138,9 +138,9 @@ class MachineFields(NamedTuple):
         return bool(self.vhost) or any(drive.served for drive in self.drives)
 
     @property
-    def input_files(self) -> "Iterator[tuple[str, Path]]":
+    def input_files(self) -> "Iterator[tuple[str, str | Path]]":
         """Every file that the machine reads, with the option that names it."""
-        yield "the firmware", self.firmware.path
+        yield "the firmware", self.firmware.file
         if self.firmware.variables is not None:
             yield "the variable store", self.firmware.variables.path
         for item in (*self.fw_cfg, *(rom.item for rom in self.option_roms)):

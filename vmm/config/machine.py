@@ -7,7 +7,6 @@ Everything that can be wrong before ``/dev/kvm`` is opened is found when a :clas
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vmm import inputs, options
@@ -37,6 +36,7 @@ from vmm.tables.boot_order import BootOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
     from typing import Unpack
     from uuid import UUID
 
@@ -211,6 +211,8 @@ class MachineConfig(MachineFields):
         }
         shown = several(devices, "devices", str)
         if drives or any(text.removeprefix("driver=").startswith("virtio-blk") for text in shown):
+            from pathlib import Path
+
             from vmm.disks.drives import Drive, is_disk, parse_drives
 
             given = several(drives, "drives", str, Path, Drive)
@@ -224,6 +226,8 @@ class MachineConfig(MachineFields):
             fields["vhost"] = parse_vhost_devices(sockets, filter(is_vhost_user, shown), networks)
             shown = tuple(text for text in shown if not is_vhost_user(text))
         if esp is not None:
+            from pathlib import Path
+
             from vmm.disks.drives import Drive
 
             options.check_type(esp, "esp", str, Path)
@@ -253,12 +257,13 @@ class MachineConfig(MachineFields):
             if variables is not None or persist is not None:
                 raise TypeError("loaded images have their variables: name these where the images are loaded")
         else:
-            options.check_type(firmware, "firmware", str, Path)
-            if variables is not None:
-                options.check_type(variables, "variables", str, Path)
-            own = None if variables is None else Path(variables)
-            keep = own is not None if persist is None else persist
-            firmware = NO_FIRMWARE if firmware == "none" else find(firmware, own, persist=keep)
+            for name, file in (("firmware", firmware), ("variables", variables)):
+                if file is not None and not isinstance(file, str):
+                    from pathlib import Path
+
+                    options.check_type(file, name, str, Path)
+            keep = variables is not None if persist is None else persist
+            firmware = NO_FIRMWARE if firmware == "none" else find(firmware, variables, persist=keep)
         if smbios:
             from vmm.tables.smbios_options import SmbiosOption
 
@@ -268,6 +273,8 @@ class MachineConfig(MachineFields):
                 # As in QEMU it is the machine's, in fw_cfg too.
                 fields["uuid"] = dict(option.fields).get("uuid", fields["uuid"])
         if acpi_tables:
+            from pathlib import Path
+
             from vmm.tables.acpi_user import UserTable
 
             given = several(acpi_tables, "acpi_tables", str, bytes, Path, UserTable)
@@ -282,6 +289,8 @@ class MachineConfig(MachineFields):
 
             fields["fw_cfg"] = fw_cfg_items(fw_cfg)
         if option_roms:
+            from pathlib import Path
+
             from vmm.config.option_roms import OptionRom
 
             given = several(option_roms, "option_roms", str, Path, OptionRom)
@@ -329,8 +338,10 @@ def symbols_from(value: str | Path | None) -> Path | None:
 def _input_file(value: str | Path | InputFile | None, option: str) -> InputFile | None:
     if value is None or isinstance(value, InputFile):
         return value
+    from pathlib import Path
+
     options.check_type(value, option, str, Path)
-    return inputs.load_file(Path(value), option)
+    return inputs.load_file(value, option)
 
 
 MachineConfig.create.__func__.__wrapped__ = SpelledOut(MachineConfig.create.__func__)  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EACCES, EBUSY, EPERM, EROFS
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from vmm.errors import ConfigError, HostError
@@ -71,7 +70,7 @@ class Document:
         put: writes it, or raises `OSError`.
     """
 
-    def __init__(self, name: str, path: Path, fd: int | None, *, replaced: bool) -> None:
+    def __init__(self, name: str, path: str, fd: int | None, *, replaced: bool) -> None:
         self.name = name
         self.opens = replaced
         self.put: Callable[[bytes], None] = partial(_put, path, fd, replaced=replaced)
@@ -110,7 +109,7 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _put(path: Path, fd: int | None, data: bytes, *, replaced: bool) -> None:
+def _put(path: str, fd: int | None, data: bytes, *, replaced: bool) -> None:
     if not replaced and fd is not None:
         _write_all(fd, data)
         return
@@ -123,9 +122,9 @@ def _put(path: Path, fd: int | None, data: bytes, *, replaced: bool) -> None:
         _write_all(fd, data)
 
 
-def _replace(path: Path, data: bytes, old: int | None) -> None:
+def _replace(path: str, data: bytes, old: int | None) -> None:
     """Write a file beside ``path``, and move it there."""
-    beside = path.with_name(f".vmm-{os.urandom(6).hex()}")
+    beside = os.path.join(os.path.dirname(path), f".vmm-{os.urandom(6).hex()}")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -137,9 +136,9 @@ def _replace(path: Path, data: bytes, old: int | None) -> None:
             _write_all(fd, data)
         finally:
             os.close(fd)
-        beside.replace(path)
+        os.replace(beside, path)
     except BaseException:
-        beside.unlink()
+        os.unlink(beside)
         raise
 
 

@@ -9,7 +9,6 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from vmm.config.output_files import Document, GrowingFile, refusing
@@ -18,6 +17,8 @@ from vmm.errors import ConfigError, HostError
 from vmm.options import shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmm.config.debugger import DebugAddress
     from vmm.config.listening import DebugSocket
     from vmm.config.machine import MachineConfig
@@ -97,7 +98,7 @@ class Outputs:
         except BaseException:
             self.close()
             for path in self._created:
-                Path(path).unlink()
+                os.unlink(path)
             raise
 
     def __enter__(self) -> Self:
@@ -111,8 +112,6 @@ class Outputs:
 
         To be called while there is one thread.
         """
-        from vmm.config.scribe import Scribe
-
         writers: list[Document | VariableFile | DebugSocket] = [
             document for document in self.documents.values() if document.opens
         ]
@@ -122,6 +121,8 @@ class Outputs:
             writers.append(self.listener)
         if not writers:
             return
+        from vmm.config.scribe import Scribe
+
         scribe = Scribe([writer.put for writer in writers])
         for index, writer in enumerate(writers):
             writer.put = partial(scribe.write, index)
@@ -230,15 +231,15 @@ class Outputs:
         name = shown(option, path)
         if path == STANDARD:
             self._take(_STDOUT_ITSELF, option, name)
-            return Document(name, Path(path), _STDOUT, replaced=False)
+            return Document(name, path, _STDOUT, replaced=False)
         with refusing(name):
             fd = self._open(path)
             if fd is None:
-                self._take(_try_to_create(Path(path).resolve()), option, name)
-                return Document(name, Path(path).resolve(), None, replaced=True)
+                self._take(_try_to_create(os.path.realpath(path)), option, name)
+                return Document(name, os.path.realpath(path), None, replaced=True)
         fd, own = self._taken_as(fd, option, name)
         replaced = own and stat.S_ISREG(os.fstat(fd).st_mode)
-        return Document(name, Path(path).resolve(), fd, replaced=replaced)
+        return Document(name, os.path.realpath(path), fd, replaced=replaced)
 
     def _open(self, path: str) -> int | None:
         """Return the file, as it is; None if there is none."""
@@ -277,12 +278,12 @@ class Outputs:
             raise ConfigError(f"{name}: {other} writes there; give another path")
 
 
-def _identities(files: Iterable[tuple[str, Path]]) -> dict[_Identity, str]:
+def _identities(files: "Iterable[tuple[str, str | Path]]") -> dict[_Identity, str]:
     """Return what the inputs are called, by identity."""
     found: dict[_Identity, str] = {}
     for name, path in files:
         with suppress(OSError, ValueError):  # who opens it will say
-            identity = _identity(path.stat())
+            identity = _identity(os.stat(path))
             if identity is not None:
                 found.setdefault(identity, name)
     return found
@@ -302,9 +303,9 @@ def _is_open_as(standard: int, there: os.stat_result) -> bool:
     return False
 
 
-def _try_to_create(path: Path) -> _Identity:
+def _try_to_create(path: str) -> _Identity:
     """Find out that a file can be made; return the identity that it will have."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-    path.unlink()
-    directory = path.parent.stat()
-    return directory.st_dev, directory.st_ino, path.name
+    os.unlink(path)
+    directory = os.stat(os.path.dirname(path))
+    return directory.st_dev, directory.st_ino, os.path.basename(path)

@@ -5,11 +5,15 @@ Everything that can be wrong with a single part is found here and raised as :cla
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from vmm import layout, options
 from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+else:
+    Path = Any
 
 MAX_MEMORY = 1 << 43
 """8 TiB: all above the PCI hole is one memory slot, which has fewer than 2**31 pages (Linux, KVM_MEM_MAX_NR_PAGES)."""
@@ -119,6 +123,8 @@ class Target(NamedTuple):
         if value == "stdio":
             return cls(TargetKind.STDIO)
         if value.startswith("file:") and value != "file:":
+            from pathlib import Path
+
             return cls(TargetKind.FILE, Path(value.removeprefix("file:")))
         raise ConfigError(f"{options.shown(option, value)}: not a target; known are stdio, none and file:PATH")
 

@@ -4,18 +4,28 @@ Each is there twice: ``NAME.fd`` is what a machine boots, ``NAME.elf`` the same 
 says where they lie; ``firmware/README.md`` says what each of them does.
 """
 
-from pathlib import Path
+import os
+from typing import TYPE_CHECKING
 
 import vmm
 from vmm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 def names() -> list[str]:
     """Return the names of all guests that were built, sorted."""
-    return sorted(image.stem for directory in _directories() for image in directory.glob("*.fd"))
+    return sorted(
+        name.removesuffix(".fd")
+        for directory in _directories()
+        if os.path.isdir(directory)
+        for name in os.listdir(directory)
+        if name.endswith(".fd")
+    )
 
 
-def path(name: str) -> Path:
+def path(name: str) -> "Path":
     """Return the ROM image of a guest: a multiple of 64 KiB that ends at 4 GiB.
 
     Raises:
@@ -24,7 +34,7 @@ def path(name: str) -> Path:
     return _existing(name, ".fd")
 
 
-def boot_sector() -> Path:
+def boot_sector() -> "Path":
     """Return the first sector of a disk that a BIOS boots: it prints the text in the second, and powers off.
 
     Raises:
@@ -33,7 +43,7 @@ def boot_sector() -> Path:
     return _existing("boot-sector", ".img")
 
 
-def report(image: str) -> Path:
+def report(image: str) -> "Path":
     """Return a report guest: ``report.efi``, a UEFI driver, or ``report.bin``, an option ROM.
 
     Raises:
@@ -43,7 +53,7 @@ def report(image: str) -> Path:
     return _existing(stem, f".{suffix}")
 
 
-def efi(name: str) -> Path:
+def efi(name: str) -> "Path":
     """Return a UEFI application: ``launcher``, which starts others, or ``example``.
 
     Raises:
@@ -52,7 +62,7 @@ def efi(name: str) -> Path:
     return _existing(name, ".efi")
 
 
-def symbols(name: str) -> Path:
+def symbols(name: str) -> "Path":
     """Return the ELF file that a guest's image was made from, with symbols and line numbers.
 
     Raises:
@@ -61,19 +71,21 @@ def symbols(name: str) -> Path:
     return _existing(name, ".elf")
 
 
-def is_ours(image: Path) -> bool:
+def is_ours(image: "str | Path") -> bool:
     """Whether a file is one of our guests as the package was built with them."""
-    return image.parent in _directories()
+    return os.path.dirname(os.path.normpath(image)) in _directories()
 
 
-def _directories() -> list[Path]:
+def _directories() -> list[str]:
     # importlib.resources would do, but costs 20 ms of every start. An editable installation has two places.
-    return [Path(place, "_guests") for place in vmm.__path__]
+    return [os.path.join(place, "_guests") for place in vmm.__path__]
 
 
-def _existing(name: str, suffix: str) -> Path:
+def _existing(name: str, suffix: str) -> "Path":
+    from pathlib import Path
+
     for directory in _directories():
-        file = directory / f"{name}{suffix}"
+        file = Path(directory, f"{name}{suffix}")
         if "/" not in name and file.is_file():
             return file
     known = ", ".join(names()) or "none; build the package again"

@@ -1,13 +1,18 @@
 """Firmware images: what a file is, and where the machine maps it."""
 
+import os
 from enum import StrEnum
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import inputs
 from vmm.errors import ConfigError
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
 from vmm.options import quoted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+else:
+    Path = Any
 
 WINDOW_SIZE = len(IMAGE_WINDOW)
 
@@ -97,8 +102,8 @@ class FirmwareImages(NamedTuple):
 
     kind: FirmwareKind
     layout: Layout
-    path: Path
-    """The file of the code."""
+    file: str
+    """The path of the code."""
     code: bytes
     """What is mapped read-only, ending at 4 GiB."""
     variables: VariableStore | None = None
@@ -111,7 +116,14 @@ class FirmwareImages(NamedTuple):
     def __repr__(self) -> str:
         """Without the bytes, which are many."""
         variables = f", {self.variables!r}" if self.variables else ""
-        return f"<FirmwareImages {self.kind} {self.path}, {len(self.code)} bytes{variables}>"
+        return f"<FirmwareImages {self.kind} {self.file}, {len(self.code)} bytes{variables}>"
+
+    @property
+    def path(self) -> Path:
+        """`file`, as an object."""
+        from pathlib import Path
+
+        return Path(self.file)
 
     @property
     def code_address(self) -> int:
@@ -144,11 +156,11 @@ class FirmwareImages(NamedTuple):
         return self.layout is not Layout.FLASH
 
 
-NO_FIRMWARE = FirmwareImages(FirmwareKind.NONE, Layout.BIOS, Path("none"), b"")
+NO_FIRMWARE = FirmwareImages(FirmwareKind.NONE, Layout.BIOS, "none", b"")
 """For a machine whose kernel is started without firmware."""
 
 
-def read_image(path: Path, *, what: str = "firmware image") -> bytes:
+def read_image(path: str | Path, *, what: str = "firmware image") -> bytes:
     """Return a file's bytes.
 
     Raises:
@@ -158,8 +170,8 @@ def read_image(path: Path, *, what: str = "firmware image") -> bytes:
     if not data:
         raise ConfigError(f"{path}: the {what} is empty")
     if data.startswith(QCOW2_MAGIC):
+        stem, _ = os.path.splitext(os.path.basename(path))
         raise ConfigError(
-            f"{path}: a qcow2 image; make it raw first: "
-            f"qemu-img convert -O raw {quoted(path)} {quoted(f'{path.stem}.fd')}"
+            f"{path}: a qcow2 image; make it raw first: qemu-img convert -O raw {quoted(path)} {quoted(f'{stem}.fd')}"
         )
     return data

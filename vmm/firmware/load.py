@@ -7,8 +7,9 @@ that end at 4 GiB. An *ELF* file is a guest of ours before it was laid out; its 
 Where files are found by name is :mod:`vmm.firmware.search`; what is in compressed volumes, :mod:`vmm.firmware.clients`.
 """
 
+import os
 from io import BytesIO
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
 from vmm.firmware import guests
@@ -18,11 +19,18 @@ from vmm.layout import FOUR_GIB, IMAGE_WINDOW, PAGE
 from vmm.legible import suggestion
 from vmm.options import quoted_drive
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 ELF_MAGIC = b"\x7fELF"
 
 
 def load(
-    path: Path, variables: Path | None = None, *, persist: bool = False, kind: FirmwareKind | None = None
+    path: "str | Path",
+    variables: "str | Path | None" = None,
+    *,
+    persist: bool = False,
+    kind: FirmwareKind | None = None,
 ) -> FirmwareImages:
     """Load an image, and find out what it is.
 
@@ -45,19 +53,19 @@ def load(
         return _bios(path, data)
     _check_whole(path, data, found)
     if not found[0].is_variable_store:
-        return _with_variables(_uefi(path, data, None, kind), variables, persist=persist)
+        return _with_variables(_uefi(path, data, kind), variables, persist=persist)
     if len(found) == 1:
         raise ConfigError(f"{path}: a variable store (VARS) without firmware; give the CODE image that belongs to it")
     if variables is not None:
         raise ConfigError(f"{variables}: not needed, {path} has its own variable store; give one or the other")
     split = found[0].size
-    store = VariableStore(path, data[:split], persist=persist)
+    images = _uefi(path, data[split:], kind)
     if persist:
-        _check_writable(path)
-    return _uefi(path, data[split:], store, kind)
+        _check_writable(images.path)
+    return images._replace(variables=VariableStore(images.path, data[:split], persist=persist))
 
 
-def find(firmware: str | Path, variables: Path | None = None, *, persist: bool = False) -> FirmwareImages:
+def find(firmware: "str | Path", variables: "str | Path | None" = None, *, persist: bool = False) -> FirmwareImages:
     """Load what a name (``ovmf``, ``seabios``, ``bhyve``, ``probe`` or another guest of ours) or a path stands for.
 
     The names of firmware are names even where files are called so: write ``./ovmf`` for the file.
@@ -81,7 +89,7 @@ def find(firmware: str | Path, variables: Path | None = None, *, persist: bool =
     return images._replace(kind=kind)
 
 
-def named_file(firmware: str | Path) -> Path | None:
+def named_file(firmware: "str | Path") -> "str | Path | None":
     """Return the file that a path or the name of a guest of ours stands for; None for a name of firmware.
 
     Raises:
@@ -89,15 +97,14 @@ def named_file(firmware: str | Path) -> Path | None:
     """
     if not firmware:
         raise ConfigError("'': an empty name of firmware; is a variable unset?")
-    path = Path(firmware)
-    if isinstance(firmware, Path) or "/" in firmware:
-        return path
+    if not isinstance(firmware, str) or "/" in firmware:
+        return firmware
     from vmm.firmware.search import NAMES
 
     if firmware in NAMES:
         return None
-    if path.exists():
-        return path
+    if os.path.exists(firmware):
+        return firmware
     if firmware not in guests.names():
         known = f"({', '.join(NAMES)}, or a guest of ours)"
         near = suggestion(firmware, (*NAMES, *guests.names()))
@@ -115,7 +122,7 @@ def variables_size(code: bytes) -> int:
     return (1 << (len(code) - 1).bit_length()) - len(code)
 
 
-def _check_whole(path: Path, data: bytes, found: list[Volume]) -> None:
+def _check_whole(path: "str | Path", data: bytes, found: list[Volume]) -> None:
     last = found[-1]
     if last.offset + last.size > len(data):
         raise ConfigError(
@@ -130,7 +137,7 @@ def _check_whole(path: Path, data: bytes, found: list[Volume]) -> None:
         _check_reset_vector(path, data)
 
 
-def _check_reset_vector(path: Path, data: bytes) -> None:
+def _check_reset_vector(path: "str | Path", data: bytes) -> None:
     if not data[-16:].strip(b"\0") or not data[-16:].strip(b"\xff"):
         raise ConfigError(
             f"{path}: no code at the reset vector (the last 16 bytes are blank); "
@@ -138,29 +145,32 @@ def _check_reset_vector(path: Path, data: bytes) -> None:
         )
 
 
-def _bios(path: Path, data: bytes) -> FirmwareImages:
+def _bios(path: "str | Path", data: bytes) -> FirmwareImages:
     if len(data) % 65536:
         raise ConfigError(
             f"{path}: {len(data)} bytes is not a multiple of 64 KiB; the file is truncated or no x86 firmware"
         )
     _check_reset_vector(path, data)
     if guests.is_ours(path):
-        return FirmwareImages(FirmwareKind.PROBE, Layout.BIOS, path, data)
+        return FirmwareImages(FirmwareKind.PROBE, Layout.BIOS, os.fspath(path), data)
     kind = FirmwareKind.SEABIOS if b"SeaBIOS" in data else FirmwareKind.UNKNOWN
-    return FirmwareImages(kind, Layout.BIOS, path, data)
+    return FirmwareImages(kind, Layout.BIOS, os.fspath(path), data)
 
 
-def _uefi(path: Path, code: bytes, variables: VariableStore | None, kind: FirmwareKind | None) -> FirmwareImages:
+def _uefi(path: "str | Path", code: bytes, kind: FirmwareKind | None) -> FirmwareImages:
     if kind is not None:
-        return FirmwareImages(kind, Layout.FLASH, path, code, variables)
+        return FirmwareImages(kind, Layout.FLASH, os.fspath(path), code)
     from vmm.firmware.identity import identify
 
-    identity = identify(code, path)
+    images = FirmwareImages(FirmwareKind.UNKNOWN, Layout.FLASH, os.fspath(path), code)
+    identity = identify(code, images.path)
     kind = FirmwareKind(identity.kind) if identity.kind in set(FirmwareKind) else FirmwareKind.UNKNOWN
-    return FirmwareImages(kind, Layout.FLASH, path, code, variables, identity=identity)
+    return images._replace(kind=kind, identity=identity)
 
 
-def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool) -> FirmwareImages:
+def _with_variables(images: FirmwareImages, path: "str | Path | None", *, persist: bool) -> FirmwareImages:
+    from pathlib import Path
+
     from vmm.firmware import search
 
     expected = variables_size(images.code)
@@ -186,12 +196,13 @@ def _with_variables(images: FirmwareImages, path: Path | None, *, persist: bool)
         raise ConfigError(f"{path}: neither a variable store nor blank; copy the VARS template of {images.path.name}")
     if store is not None and (store.size != len(data) or not store.is_variable_store):
         raise ConfigError(f"{path}: not a variable store; copy the VARS template of {images.path.name} and use that")
+    variables = VariableStore(Path(path), data, persist=persist)
     if persist:
-        _check_writable(path)
-    return images._replace(variables=VariableStore(path, data, persist=persist), notes=tuple(notes))
+        _check_writable(variables.path)
+    return images._replace(variables=variables, notes=tuple(notes))
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: "Path") -> None:
     if not path.is_file():
         raise ConfigError(f"{path}: the variable store is no file, so nothing can be kept there; add readonly=on")
     try:
@@ -203,7 +214,7 @@ def _check_writable(path: Path) -> None:
         ) from None
 
 
-def _rom_of_elf(path: Path, image: bytes) -> bytes:
+def _rom_of_elf(path: "str | Path", image: bytes) -> bytes:
     """Return the ROM that an ELF file's loadable segments make up, by physical address, ending at 4 GiB."""
     from elftools.common.exceptions import ELFError  # costs 20 ms that other images need not pay
     from elftools.elf.elffile import ELFFile

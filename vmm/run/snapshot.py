@@ -208,7 +208,7 @@ def _check_loaded(config: object, state: object, memory: SnapshotMemory) -> None
     if not isinstance(config, MachineConfig) or not isinstance(state, dict):
         raise TypeError(f"a snapshot of {type(config).__name__} and {type(state).__name__}")
     for option, path in config.input_files:
-        check_type(path, option, Path)
+        check_type(path, option, str, Path)
     for drive in config.drives:
         check_type(drive.cache.direct, "cache", bool)
         if not drive.only_read:

@@ -3,7 +3,6 @@
 import errno
 import mmap
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from vmm._native import lib
@@ -11,7 +10,7 @@ from vmm.config.parts import Accelerator
 from vmm.errors import HostError
 from vmm.kvm import Kvm
 
-CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = "/proc/cpuinfo"
 
 INTERPRETED_BELOW = 10_000_000
 """Instructions a second: well above the kernel's emulator (10^6), well below any CPU, entry and exit included."""
@@ -34,12 +33,12 @@ class Decision(NamedTuple):
 def has_hardware_virtualization() -> bool:
     """Does the host's CPU have VMX or SVM, as ``/proc/cpuinfo`` says?"""
     try:
-        text = CPUINFO.read_text(encoding="ascii", errors="replace")
+        with open(CPUINFO, encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("flags"):
+                    return not {"vmx", "svm"}.isdisjoint(line.split())
     except OSError:
-        return True
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            return not {"vmx", "svm"}.isdisjoint(line.split())
+        pass
     return True
 
 

@@ -7,11 +7,15 @@ prefixes and stops at ``HALT``; OVMF (QemuBootOrderLib) rewrites BootOrder after
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm import inputs, options
 from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+else:
+    Path = Any
 
 BOOT_ORDER_FILE: Final = "bootorder"
 CMOS_FLAGS: Final = 0x38
@@ -43,17 +47,17 @@ class Splash(NamedTuple):
         return f"Splash({self.name}, {len(self.data)} bytes)"
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: str | Path) -> Self:
         """Read a picture's file.
 
         Raises:
             ConfigError: unreadable, or of another format.
         """
         what = f"{_OPTION} splash={path}"
-        data = inputs.load_file(path, what).data
+        file = inputs.load_file(path, what)
         for magic, name in ((b"\xff\xd8", "bootsplash.jpg"), (b"BM", "bootsplash.bmp")):
-            if data[:2] == magic:
-                return cls(name, data, path)
+            if file.data[:2] == magic:
+                return cls(name, file.data, file.path)
         raise ConfigError(f"{what}: neither a JPEG nor a BMP picture")
 
 
@@ -93,7 +97,7 @@ class BootOptions(NamedTuple):
             splash_time_ms=_milliseconds(keys, "splash-time", minimum=0),
             reboot_timeout_ms=_milliseconds(keys, "reboot-timeout", minimum=-1),
             strict=options.parse_bool(keys.get("strict", "off"), f"{_OPTION} strict"),
-            splash=Splash.read(Path(keys["splash"])) if "splash" in keys else None,
+            splash=Splash.read(keys["splash"]) if "splash" in keys else None,
         )
 
 

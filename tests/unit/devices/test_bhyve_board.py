@@ -24,7 +24,7 @@ class BoardRig(Rig):
     def _build(self) -> Platform:
         store = VariableStore(Path("VARS.fd"), b"\xff" * 128 * KIB)
         code = (b"\x90" * 128 * KIB)[: -len(RESET_VECTOR)] + RESET_VECTOR
-        images = FirmwareImages(FirmwareKind.BHYVE, ImageLayout.FLASH, Path("CODE.fd"), code, store)
+        images = FirmwareImages(FirmwareKind.BHYVE, ImageLayout.FLASH, "CODE.fd", code, store)
         return bhyve.build(self.parts(images))
 
     def config(self, device: int, register: int) -> int:

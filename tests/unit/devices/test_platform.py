@@ -32,7 +32,7 @@ class PlatformRig(Rig):
         super().__init__()
         if variables is None:
             variables = VariableStore(Path("template.fd"), VARIABLES)
-        firmware = FirmwareImages(FirmwareKind.UNKNOWN, Layout.FLASH, Path("code.fd"), CODE, variables)
+        firmware = FirmwareImages(FirmwareKind.UNKNOWN, Layout.FLASH, "code.fd", CODE, variables)
         file = VariableFile(variables.path, len(variables.data)) if variables.persist else None
         fields = {"ram_high": 5 << 30, "cpus": 4, "variables": file, "boot_order": boot_order, "images": images}
         self.platform: Platform = builder(board)(self.parts(firmware, **fields))
