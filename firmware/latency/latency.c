@@ -50,6 +50,8 @@ _Static_assert(offsetof(struct parameters, descriptor) == P_DESCRIPTOR - PARAMET
 /* Behind a variable that the compiler cannot see through: it takes small constant addresses for null pointers. */
 static volatile struct parameters *parameters;
 
+_Static_assert(LOG_SIZE % LOG_UNROLLED == 0, "what is printed is what is counted");
+
 extern const uint8_t low_start[];
 extern const uint8_t low_end[];
 extern const uint32_t low_routines[OPERATIONS][3];
@@ -96,7 +98,7 @@ static const struct test {
     {"insb-down", OP_INS_DOWN, FW_CFG_DATA, 0, 16, 0x10000, true},
     {"dma-read", OP_DMA, FW_CFG_DMA_LOW, 0, 16, 0x4000000, true},
     /* The last is measured only if it is asked for. */
-    {"out8-log", OP_OUT8, DEBUGCON, '\n', LOG_SIZE, LOG_SIZE, false},
+    {"out8-log", OP_OUT8_LOG, DEBUGCON, '\n', LOG_SIZE, LOG_SIZE, false},
 };
 
 /* What may be chosen. */
@@ -247,7 +249,7 @@ static uint32_t run_batch(const struct mode *mode, const struct test *test, uint
         fw_cfg_select(bulk_key);
     if (test->port == PORT_RTC_DATA)
         out8(PORT_RTC_INDEX, RTC_SCRATCH);
-    parameters->iterations = test->port == DEBUGCON ? iterations * size : iterations;
+    parameters->iterations = test->operation == OP_OUT8_LOG ? iterations * (size / LOG_UNROLLED) : iterations;
     parameters->eax = test->value;
     parameters->edx = test->port;
     parameters->esi = size;

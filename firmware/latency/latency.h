@@ -47,6 +47,10 @@
 #define OP_INS_UP 7
 #define OP_INS_DOWN 8
 #define OP_DMA 9
-#define OPERATIONS 10
+#define OP_OUT8_LOG 10
+#define OPERATIONS 11
+
+/* Instructions that a turn of OP_OUT8_LOG's loop has: where KVM interprets, the loop's own cost as much as a write does. */
+#define LOG_UNROLLED 16
 
 #endif

@@ -84,6 +84,12 @@ idt_pointer:
     jmp     leave_\bits
     .endm
 
+    .macro  log_turn
+    .rept   LOG_UNROLLED
+    outb    %al, %dx
+    .endr
+    .endm
+
     .macro  all_timed bits
     timed   empty, \bits, , ,
     timed   in8, \bits, , "inb %dx, %al",
@@ -96,6 +102,7 @@ idt_pointer:
     timed   ins_down, \bits, std, "movl %esi, %ecx; movl %ebp, %edi; rep insb", cld
     /* The device clears the control word: it is written anew each time. */
     timed   dma, \bits, , "movl %esi, (%edi); outl %eax, %dx",
+    timed   out8_log, \bits, , log_turn,
     .endm
 
     .code16
@@ -108,7 +115,7 @@ idt_pointer:
 /* Offsets of the loops from low_start: one row an operation, 16, 32 and 64 bits. */
     .balign 4
 low_routines:
-    .irp    name, empty, in8, in16, in32, out8, out16, out32, ins_up, ins_down, dma
+    .irp    name, empty, in8, in16, in32, out8, out16, out32, ins_up, ins_down, dma, out8_log
     .long   \name\()_16 - low_start, \name\()_32 - low_start, \name\()_64 - low_start
     .endr
 

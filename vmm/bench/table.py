@@ -105,7 +105,10 @@ def _case_table(result: Result) -> Table:
 
 
 def _throughput(case: CaseResult, median_ns: float) -> str:
-    return f"{case.bytes_moved / median_ns * 1e9 / (1 << 20):,.0f} MiB/s" if case.bytes_moved and median_ns else ""
+    if not case.bytes_moved or not median_ns:
+        return ""
+    kib = case.bytes_moved / median_ns * 1e9 / 1024
+    return f"{kib:,.0f} KiB/s" if kib < 10 * 1024 else f"{kib / 1024:,.0f} MiB/s"
 
 
 def _ratio_table(result: Result) -> Table:
