@@ -5,6 +5,7 @@
  * `samples` batches are timed and printed in TSC ticks. What the loop itself costs is the test `empty`, to be
  * subtracted. README.md in this directory's parent describes the options and the output.
  */
+#include "exits.h"
 #include "fw_cfg.h"
 #include "latency.h"
 
@@ -108,8 +109,9 @@ static struct {
     uint32_t samples; /* batches */
     uint32_t max_size;
     uint32_t modes; /* bit per mode; 0: all */
-    uint32_t tests; /* bit per test; 0: all */
-} options = {0, 0, 0, 0, 0, 0};
+    uint32_t tests; /* bit per test; 0: all, if no exits either */
+    uint32_t exits; /* bit per test of exits.h */
+} options = {0, 0, 0, 0, 0, 0, 0};
 
 static uint32_t samples[SAMPLES_LIMIT];
 static char text[1024];
@@ -163,6 +165,10 @@ static bool parse_word(char *word)
         for (uint32_t i = 0; i < ARRAY_SIZE(tests); i++)
             if (same(value, tests[i].name))
                 return options.tests |= 1u << i, true;
+    if (same(word, "exit"))
+        for (uint32_t i = 0; i < EXIT_TESTS; i++)
+            if (same(value, exit_tests[i].name))
+                return options.exits |= 1u << i, true;
     return false;
 }
 
@@ -205,7 +211,7 @@ static bool read_options(void)
     options.samples = options.samples ? options.samples : 15;
     options.max_size = options.max_size ? options.max_size : UINT32_MAX;
     options.modes = options.modes ? options.modes : UINT32_MAX;
-    options.tests = options.tests ? options.tests : (1u << (ARRAY_SIZE(tests) - 1)) - 1;
+    options.tests = options.tests || options.exits ? options.tests : (1u << (ARRAY_SIZE(tests) - 1)) - 1;
     return true;
 }
 
@@ -336,6 +342,22 @@ static void measure_sizes(const struct mode *mode, const struct test *test)
     } while (size && size <= test->last_size && size <= options.max_size);
 }
 
+static void measure_exit(const struct exit_test *test)
+{
+    const char *why = exits_unable(test);
+
+    if (why) {
+        print("skip %s %s 0 %s\n", modes[MODE_PROTECTED].name, test->name, why);
+        return;
+    }
+    for (uint32_t i = 0; i < options.samples; i++)
+        samples[i] = exits_time(test);
+    print("result %s %s 0 1", modes[MODE_PROTECTED].name, test->name);
+    for (uint32_t i = 0; i < options.samples; i++)
+        print(" %u", samples[i]);
+    print("\n");
+}
+
 /* TSC ticks a millisecond, by the ACPI PM timer (3.579545 MHz); 0 where there is none. */
 static uint32_t tsc_khz(uint16_t timer)
 {
@@ -396,5 +418,10 @@ uint32_t main(void)
         for (uint32_t t = 0; t < ARRAY_SIZE(tests); t++)
             if (options.modes >> m & options.tests >> t & 1)
                 measure_sizes(&modes[m], &tests[t]);
+    if (options.exits)
+        exits_init(has_fw_cfg ? fw_cfg_read16(FW_CFG_CPUS) : 1, DMA_BUFFER, ram_end);
+    for (uint32_t t = 0; t < EXIT_TESTS; t++)
+        if (options.exits >> t & 1)
+            measure_exit(&exit_tests[t]);
     return end(0);
 }

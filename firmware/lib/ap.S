@@ -1,7 +1,7 @@
 /*
  * What another CPU runs, copied to ap_start_page: real mode, CS = ap_start_page / 16, IP = 0.
  * It counts itself, notes its APIC id (CPUID leaf 1, EBX 31:24), and parks; where ap_busy is set, the one with id 1
- * computes for ever instead, and the one with id 2 uses a device.
+ * computes for ever instead, and the one with id 2 uses a device; where ap_entry is set, the one with id 1 goes there.
  */
     .section .rodata.ap, "a"
     .code16
@@ -19,6 +19,15 @@ ap_code:
     shrl    $4, %eax
     movw    %ax, %ds
     lock incl 0
+    movl    $ap_entry, %eax
+    shrl    $4, %eax
+    movw    %ax, %ds
+    cmpl    $0, 0
+    je      4f
+    cmpb    $1, %bl
+    jne     4f
+    ljmpw   *0
+4:
     movl    $ap_busy, %eax
     shrl    $4, %eax
     movw    %ax, %ds
@@ -37,10 +46,12 @@ ap_code_end:
 /* All are paragraphs, so that a real-mode segment can begin at each. */
     .bss
     .balign 16
-    .globl ap_seen, ap_count, ap_busy
+    .globl ap_seen, ap_count, ap_busy, ap_entry
 ap_seen:
     .skip   256
 ap_count:
     .skip   16
 ap_busy:
+    .skip   16
+ap_entry:
     .skip   16

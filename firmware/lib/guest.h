@@ -111,4 +111,7 @@ extern volatile uint8_t ap_seen[256];
 /* Set before cpus_start(): let some of them go on executing (ap.S). */
 extern volatile uint8_t ap_busy;
 
+/* Likewise: where the one with id 1 goes on, in real mode without a stack: segment << 16 | offset; 0: it parks. */
+extern volatile uint32_t ap_entry;
+
 #endif

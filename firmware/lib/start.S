@@ -55,6 +55,7 @@ gdt:
     .quad   0x00cf9b000000ffff      /* 08: code, flat, 32-bit */
     .quad   0x00cf93000000ffff      /* 10: data, flat */
 gdt_end:
+    .globl gdt_pointer
 gdt_pointer:
     .word   gdt_end - gdt - 1
     .long   gdt

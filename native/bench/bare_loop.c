@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * The floor of `vmm bench`: the least that a VMM can do between two KVM_RUN
- * and still run the latency guest. One vCPU, one thread, one switch; no locks,
- * no tables of devices, no checks of what the guest asks for, no way to stop
- * it. Not a VMM: never give it a guest that you don't trust.
+ * and still run the latency guest. One thread a vCPU, one switch; no locks (a
+ * second vCPU only gets interrupts), no tables of devices, no checks of what the
+ * guest asks for, no way to stop it. Not a VMM: never give it a guest that you
+ * don't trust.
  *
- * usage: bare_loop ROM RAM_MIB OPTIONS [BULK]
+ * usage: bare_loop ROM RAM_MIB CPUS OPTIONS [BULK]
  *   OPTIONS  contents of the fw_cfg item opt/vmm/latency
  *   BULK     file for the item opt/vmm/bulk
  *
@@ -14,8 +15,10 @@
  */
 #include <endian.h>
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -40,6 +43,7 @@
 #define MAX_CPUID_ENTRIES 128
 
 #define KEYS (FW_CFG_FIRST_FILE_KEY + 3)
+#define CPUS_KEY 0x05
 #define DEBUG_PORT 0x402
 
 /* What firmware/lib/platform.c looks for: an i440FX whose PIIX4 has its power management at 0x600. */
@@ -205,7 +209,16 @@ static int run(int vcpu, struct kvm_run *run)
         uint8_t *data;
 
         if (ioctl(vcpu, KVM_RUN, 0) != 0) {
+            if (errno == EAGAIN) {
+                continue; /* INIT woke it */
+            }
             err(FAILED, "KVM_RUN");
+        }
+        if (run->exit_reason == KVM_EXIT_MMIO) {
+            if (!run->mmio.is_write) {
+                memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
+            }
+            continue;
         }
         if (run->exit_reason != KVM_EXIT_IO) {
             errx(FAILED, "KVM exit reason %u", run->exit_reason);
@@ -236,7 +249,7 @@ static void set_memory(int vm, uint32_t slot, uint64_t gpa, uint64_t size, const
     check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
 }
 
-static void reset_vcpu(int kvm, int vcpu)
+static void reset_vcpu(int kvm, int vcpu, uint32_t index)
 {
     struct {
         struct kvm_cpuid2 head;
@@ -246,7 +259,15 @@ static void reset_vcpu(int kvm, int vcpu)
     struct kvm_regs regs = {.rip = 0xfff0, .rflags = 2};
 
     check(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), "KVM_GET_SUPPORTED_CPUID");
+    for (uint32_t i = 0; i < cpuid.head.nent; i++) {
+        if (cpuid.entries[i].function == 1) {
+            cpuid.entries[i].ebx = (cpuid.entries[i].ebx & 0xffffff) | index << 24;
+        }
+    }
     check(ioctl(vcpu, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
+    if (index != 0) {
+        return; /* as KVM made it, it waits for INIT and SIPI */
+    }
     check(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
     sregs.cs.selector = 0xf000;
     sregs.cs.base = 0xffff0000;
@@ -254,16 +275,42 @@ static void reset_vcpu(int kvm, int vcpu)
     check(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 }
 
-static int boot(struct item rom, uint64_t ram_size)
+struct vcpu {
+    int fd;
+    struct kvm_run *run;
+};
+
+static struct vcpu create_vcpu(int kvm, int vm, uint32_t index)
 {
+    int run_size = check(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
+    struct vcpu vcpu = {.fd = check(ioctl(vm, KVM_CREATE_VCPU, index), "KVM_CREATE_VCPU")};
+
+    vcpu.run = mmap(NULL, (size_t)run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.fd, 0);
+    if (vcpu.run == MAP_FAILED) {
+        err(FAILED, "mmap of struct kvm_run");
+    }
+    reset_vcpu(kvm, vcpu.fd, index);
+    return vcpu;
+}
+
+static void *run_second(void *opaque)
+{
+    const struct vcpu *vcpu = opaque;
+
+    run(vcpu->fd, vcpu->run);
+    return NULL;
+}
+
+static int boot(struct item rom, uint64_t ram_size, uint32_t cpus)
+{
+    static struct vcpu second;
+    pthread_t thread;
+    struct vcpu first;
     int kvm = check(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
     int vm = check(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-    int run_size = check(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
     uint64_t identity_map = IDENTITY_MAP;
     struct kvm_pit_config pit = {0};
-    struct kvm_run *state;
     uint8_t *flash;
-    int vcpu;
 
     check(ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map), "KVM_SET_IDENTITY_MAP_ADDR");
     check(ioctl(vm, KVM_SET_TSS_ADDR, (unsigned long)TSS), "KVM_SET_TSS_ADDR");
@@ -279,13 +326,15 @@ static int boot(struct item rom, uint64_t ram_size)
            rom.length < LEGACY_BIOS_SIZE ? rom.length : LEGACY_BIOS_SIZE);
     set_memory(vm, 0, 0, ram_size, ram);
     set_memory(vm, 1, BELOW_4G - rom.length, rom.length, flash);
-    vcpu = check(ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
-    state = mmap(NULL, (size_t)run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-    if (state == MAP_FAILED) {
-        err(FAILED, "mmap of struct kvm_run");
+    first = create_vcpu(kvm, vm, 0);
+    if (cpus > 1) {
+        second = create_vcpu(kvm, vm, 1);
+        errno = pthread_create(&thread, NULL, run_second, &second);
+        if (errno != 0) {
+            err(FAILED, "pthread_create");
+        }
     }
-    reset_vcpu(kvm, vcpu);
-    return run(vcpu, state);
+    return run(first.fd, first.run);
 }
 
 int main(int argc, char **argv)
@@ -293,22 +342,25 @@ int main(int argc, char **argv)
     static const uint8_t signature[4] = {'Q', 'E', 'M', 'U'};
     static const uint8_t id[4] = {3};
     uint64_t ram_size;
+    uint16_t cpus;
 
-    if (argc != 4 && argc != 5) {
-        errx(2, "usage: bare_loop ROM RAM_MIB OPTIONS [BULK]");
+    if (argc != 5 && argc != 6) {
+        errx(2, "usage: bare_loop ROM RAM_MIB CPUS OPTIONS [BULK]");
     }
     ram_size = strtoull(argv[2], NULL, 10) << 20;
     if (ram_size < (uint64_t)16 << 20 || ram_size > (uint64_t)2 << 30) {
         errx(2, "RAM_MIB %s: from 16 to 2048", argv[2]);
     }
+    cpus = argv[3][0] == '2' ? htole16(2) : htole16(1);
     e820 = (struct e820_entry){0, htole64(ram_size), htole32(1)};
     items[FW_CFG_SIGNATURE_KEY] = (struct item){signature, sizeof(signature)};
     items[FW_CFG_ID_KEY] = (struct item){id, sizeof(id)};
+    items[CPUS_KEY] = (struct item){(const uint8_t *)&cpus, sizeof(cpus)};
     add_file("etc/e820", (struct item){(const uint8_t *)&e820, sizeof(e820)});
-    add_file("opt/vmm/latency", (struct item){(const uint8_t *)argv[3], strlen(argv[3])});
-    if (argc == 5) {
-        add_file("opt/vmm/bulk", read_file(argv[4]));
+    add_file("opt/vmm/latency", (struct item){(const uint8_t *)argv[4], strlen(argv[4])});
+    if (argc == 6) {
+        add_file("opt/vmm/bulk", read_file(argv[5]));
     }
     select_key(FW_CFG_SIGNATURE_KEY);
-    return boot(read_file(argv[1]), ram_size);
+    return boot(read_file(argv[1]), ram_size, le16toh(cpus));
 }

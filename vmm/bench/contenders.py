@@ -48,7 +48,7 @@ class Contender:
     key: str
     name: str
 
-    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+    def latency_command(self, options: str, memory_mib: int, cpus: int, bulk: Path | None) -> list[str]:
         """Return the command that runs the latency guest and prints its debug port on stdout."""
         raise NotImplementedError
 
@@ -73,13 +73,13 @@ class Contender:
         """Say why it can't take part; None if it can."""
         return None
 
-    def run_latency(self, options: str, memory_mib: int, bulk: Path | None, limit_s: float) -> str:
+    def run_latency(self, options: str, memory_mib: int, cpus: int, bulk: Path | None, limit_s: float) -> str:
         """Run the latency guest; return what it printed.
 
         Raises:
             ContenderFailedError: it did not come to its end, or not in so many seconds.
         """
-        return run(self, self.latency_command(options, memory_mib, bulk), limit_s)
+        return run(self, self.latency_command(options, memory_mib, cpus, bulk), limit_s)
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Vmm(Contender):
 
     dispatch: str = "c"
 
-    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+    def latency_command(self, options: str, memory_mib: int, cpus: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
         command = [*self._boot(), str(guests.path("latency")), "-accel", "kvm", "--dispatch", self.dispatch]
-        command += ["-m", f"{memory_mib}M", "-serial", "none", "-debugcon", "stdio", "-q"]
+        command += ["-m", f"{memory_mib}M", "-smp", str(cpus), "-serial", "none", "-debugcon", "stdio", "-q"]
         return [*command, *_items(options, bulk)]
 
     def boot_command(
@@ -125,9 +125,9 @@ class Vmm(Contender):
 class BareLoop(Contender):
     """`native/bench/bare_loop.c`: KVM_RUN and one switch. Runs the latency guest only."""
 
-    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+    def latency_command(self, options: str, memory_mib: int, cpus: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
-        command = [str(tool("bare_loop")), str(guests.path("latency")), str(memory_mib), options]
+        command = [str(tool("bare_loop")), str(guests.path("latency")), str(memory_mib), str(cpus), options]
         return [*command, *([] if bulk is None else [str(bulk)])]
 
     def missing(self) -> str | None:
@@ -148,9 +148,9 @@ class Qemu(Contender):
 
     accelerator: str = "kvm"
 
-    def latency_command(self, options: str, memory_mib: int, bulk: Path | None) -> list[str]:
+    def latency_command(self, options: str, memory_mib: int, cpus: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
-        command = [*self.machine("q35"), "-m", str(memory_mib), "-bios", str(guests.path("latency"))]
+        command = [*self.machine("q35"), "-m", str(memory_mib), "-smp", str(cpus), "-bios", str(guests.path("latency"))]
         command += ["-chardev", "stdio,id=out", "-device", "isa-debugcon,iobase=0x402,chardev=out"]
         return [*command, *_items(options, bulk)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,9 @@ OVERFLOW = 0xFFFFFFFF
 EMPTY = "empty"
 
 LOG = "out8-log"
+
+EXITS_MODE = "protected32"
+"""That of the single exits."""
 
 CONTENDERS = (VMM_C, VMM_PYTHON, BARE_LOOP, QEMU_KVM)
 
@@ -56,19 +59,32 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``vmm bench pio`` or ``vmm bench dma`` runs."""
+    """What ``vmm bench pio``, ``dma`` or ``exits`` runs.
+
+    Attributes:
+        kind: which of them.
+        cases: what is measured; of exits, those that the guest finds possible.
+        samples: of each case in one run.
+        memory_mib: the guest's.
+        bulk_bytes: what there is to transfer.
+        cpus: the guest's.
+        empty: the test whose time is no case's.
+    """
 
     kind: str
     cases: tuple[Case, ...]
     samples: int
     memory_mib: int
     bulk_bytes: int
+    cpus: int = 1
+    empty: str = EMPTY
 
     def options(self, mode: str) -> str:
         """Return the guest's options; one repetition a batch, so that the slowest single ones are seen."""
-        tests = dict.fromkeys([EMPTY, *(case.test for case in self.cases)])
+        tests = dict.fromkeys([self.empty, *(case.test for case in self.cases)])
+        word = "exit" if self.kind == "exits" else "test"
         largest = max((case.size for case in self.cases if case.test != LOG), default=0)
-        words = ["batch=1", f"samples={self.samples}", f"mode={mode}", *(f"test={test}" for test in tests)]
+        words = ["batch=1", f"samples={self.samples}", f"mode={mode}", *(f"{word}={test}" for test in tests)]
         return " ".join([*words, f"max-size={max(largest, 16)}"])
 
 
@@ -122,16 +138,60 @@ DMA = Plan(
 )
 
 
+_EXITS = {
+    "cpuid": "CPUID",
+    "vmcall": "VMCALL or VMMCALL: a hypercall that KVM does not know",
+    "inl_from_pmtimer": "IN EAX from the ACPI PM timer, C device",
+    "inl_from_qemu": "IN EAX from an unclaimed port",
+    "inl_from_kernel": "IN EAX, 0x4d0: PIC, in the kernel",
+    "outl_to_kernel": "OUT 0x4d0, EAX: PIC, in the kernel",
+    "insb_from_qemu": "REP INSB from an unclaimed port, 1 KiB",
+    "rd_tsc_adjust_msr": "RDMSR, in the kernel",
+    "wr_tsc_adjust_msr": "WRMSR, in the kernel",
+    "apic_read": "local APIC, read",
+    "apic_eoi": "local APIC, end of interrupt",
+    "mmio_read_hpet": "MMIO read: HPET, C device",
+    "mmio_write_hpet": "MMIO write: HPET, in vmm a Python device",
+    "mmio_read_nobody": "MMIO read where nothing is",
+    "mmio_write_nobody": "MMIO write where nothing is",
+    "self_ipi_sti_nop": "an interrupt to itself, taken",
+    "hlt_timer": "HLT until the local APIC's timer",
+    "ipi": "an interrupt to another CPU, until it has taken it",
+    "ipi_halt": "the same to one in HLT",
+    "touch_4k": "first write to a page of RAM, 4 KiB on",
+    "touch_2m": "first write to a page of RAM, 2 MiB on",
+}
+
+EXITS = Plan(
+    "exits",
+    tuple(Case(test, 0, f"{test}: {title}") for test, title in _EXITS.items()),
+    samples=48,
+    memory_mib=256,
+    bulk_bytes=1 << 16,
+    cpus=2,
+    empty="nothing",
+)
+
+PLANS = {plan.kind: plan for plan in (PIO, DMA, EXITS)}
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run of the guest: ticks of each repetition by (test, size), and the guest's idea of the TSC's frequency."""
+    """One run of the guest.
+
+    Attributes:
+        ticks: of each repetition, by (test, size).
+        tsc_khz: the guest's idea of the TSC's frequency.
+        skipped: why a test was not made, likewise.
+    """
 
     ticks: dict[tuple[str, int], list[int]]
     tsc_khz: int
+    skipped: dict[tuple[str, int], str]
 
-    def cost(self, case: Case) -> list[float]:
+    def cost(self, case: Case, empty: str = EMPTY) -> list[float]:
         """Return ticks of each repetition without the loop around it."""
-        loop = median(self.ticks[EMPTY, 0])
+        loop = median(self.ticks[empty, 0])
         return [max(0.0, ticks - loop) for ticks in self.ticks[case.test, case.size]]
 
 
@@ -146,6 +206,7 @@ def parse(text: str, mode: str) -> Run:
         errors = [line for line in lines if line.startswith("error ")]
         raise ValueError(errors[0] if errors else f"not a whole output of the latency guest: {lines[-1:]}")
     ticks: dict[tuple[str, int], list[int]] = {}
+    skipped: dict[tuple[str, int], str] = {}
     tsc_khz = 0
     for line in lines[1:-1]:
         kind, *words = line.split()
@@ -154,7 +215,9 @@ def parse(text: str, mode: str) -> Run:
         elif kind == "result" and words[0] == mode:
             batch = int(words[3])
             ticks[words[1], int(words[2])] = [int(word) // batch for word in words[4:] if int(word) != OVERFLOW]
-    return Run(ticks, tsc_khz)
+        elif kind == "skip" and words[0] == mode:
+            skipped[words[1], int(words[2])] = " ".join(words[3:])
+    return Run(ticks, tsc_khz, skipped)
 
 
 def measure(contender: Contender, limit_s: float, plan: Plan, mode: str, bulk: Path) -> Run:
@@ -164,10 +227,11 @@ def measure(contender: Contender, limit_s: float, plan: Plan, mode: str, bulk: P
         ContenderFailedError: it did not come to its end in so many seconds, or left a case out.
     """
     try:
-        result = parse(contender.run_latency(plan.options(mode), plan.memory_mib, bulk, limit_s), mode)
+        result = parse(contender.run_latency(plan.options(mode), plan.memory_mib, plan.cpus, bulk, limit_s), mode)
     except ValueError as error:
         raise ContenderFailedError(f"{contender.name}: {error}") from None
-    missing = [case.key for case in plan.cases if (case.test, case.size) not in result.ticks]
+    left_out = result.skipped if plan.kind == "exits" else {}
+    missing = [case.key for case in plan.cases if (case.test, case.size) not in {**result.ticks, **left_out}]
     if missing:
         raise ContenderFailedError(f"{contender.name}: the guest did not measure {', '.join(missing)}")
     return result
@@ -196,13 +260,7 @@ def select_cases(plan: Plan, tests: Sequence[str]) -> Plan:
     """Return the plan with only some tests; all of them if none is named."""
     if not tests:
         return plan
-    return Plan(
-        plan.kind,
-        tuple(case for case in plan.cases if case.test in tests),
-        plan.samples,
-        plan.memory_mib,
-        plan.bulk_bytes,
-    )
+    return replace(plan, cases=tuple(case for case in plan.cases if case.test in tests))
 
 
 def measurer(plan: Plan, mode: str, bulk: Path) -> functools.partial[Run]:

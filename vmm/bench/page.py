@@ -14,6 +14,7 @@ _NAMES = plots.COLOURS | {"ink": plots.INK, "line": plots.GRID, "muted": plots.T
 TITLES = {
     "pio": "What port I/O costs",
     "dma": "What fw_cfg's DMA costs",
+    "exits": "What exits cost",
     "boot": "What a boot costs",
     "disk": "What reading a disk takes",
     "snapshot": "What snapshots cost",

@@ -1,4 +1,4 @@
-"""``vmm bench``: what port I/O, DMA and a boot cost here, with rivals in the same run."""
+"""``vmm bench``: what exits, DMA and a boot cost here, with rivals in the same run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm.bench.rounds import Goal
     from vmm.report.schema import OriginReport
 
-KINDS = ("pio", "dma", "boot", "disk", "snapshot")
+KINDS = ("pio", "dma", "exits", "boot", "disk", "snapshot")
 
 DESCRIPTION = """\
 Measure, with rivals in the same run: vmm with fw_cfg in C and in Python, a bare KVM_RUN loop in C that does nothing
@@ -28,6 +28,8 @@ else (the floor), and QEMU. All take turns in random order, round after round, u
 
   pio    single IN and OUT, and REP INSB, timed by a guest with RDTSC
   dma    fw_cfg's DMA, 16 bytes to 64 MiB, likewise
+  exits  what else leaves a guest, one by one, likewise: CPUID, MSRs, MMIO, HLT and timer, interrupts between CPUs,
+         first writes to RAM; under the names of kvm-unit-tests' vmexit where it has them
   boot   whole processes: a guest that exits at once, SeaBIOS, OVMF; a Machine() in a warm Python; with --case debian
          the disk that scripts/make-guest makes, to its login
   disk   what a Linux guest's reads take, past all caches: dd, and 4 KiB here and there, 1 and 32 at a time; QEMU's
@@ -49,15 +51,15 @@ examples:
   vmm bench boot --cpus 1,2,4,8,16,32,64 --memory 64M,1G,16G,64G --html growth.html
 """
 
-DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "boot": 120.0, "disk": 240.0, "snapshot": 120.0}
+DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "exits": 60.0, "boot": 120.0, "disk": 240.0, "snapshot": 120.0}
 
 
 def parser() -> Parser:
     """Return the command's options."""
-    options = Parser("bench", "pio|dma|boot|disk|snapshot [OPTION ...]", DESCRIPTION, EPILOG)
+    options = Parser("bench", "pio|dma|exits|boot|disk|snapshot [OPTION ...]", DESCRIPTION, EPILOG)
     add = options.add_argument_group("what").add_argument
-    add("--mode", metavar="MODE", default="long64", help="the guest's: real16, protected32, long64 (default), user64")
-    add("--test", metavar="NAME", action="append", default=[], help="only this test of pio; may be repeated")
+    add("--mode", metavar="MODE", help="the guest's: real16, protected32 (exits are in), long64 (default), user64")
+    add("--test", metavar="NAME", action="append", default=[], help="only this test of pio or exits; may be repeated")
     add(
         "--case",
         metavar="NAME",
@@ -154,14 +156,15 @@ def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Res
         _refuse("svg", arguments.svg, kind)
     for option in ("case", "cpus", "items", "memory", "initrd"):
         _refuse(option, getattr(arguments, option), kind)
-    plan = latency.PIO if kind == "pio" else latency.DMA
+    plan = latency.PLANS[kind]
     known = sorted({case.test for case in plan.cases})
     _check_words(arguments.test, known, "--test")
-    _check_words([arguments.mode], latency.MODES, "--mode")
+    mode = arguments.mode or (latency.EXITS_MODE if kind == "exits" else "long64")
+    _check_words([mode], (latency.EXITS_MODE,) if kind == "exits" else latency.MODES, "--mode")
     chosen = latency.select_cases(plan, arguments.test)
     contenders = _contenders(arguments, latency.CONTENDERS)
     goal, seed = _goal(arguments, kind), _seed(arguments)
-    return lambda told: experiments.run_latency(chosen, arguments.mode, contenders, goal, seed, told)
+    return lambda told: experiments.run_latency(chosen, mode, contenders, goal, seed, told)
 
 
 def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmm.bench.latency import DMA, PIO, Case, parse, select_cases, size_words
+from vmm.bench.latency import DMA, EXITS, PIO, Case, parse, select_cases, size_words
 
 TEXT = """\
 vmm latency 1
@@ -26,6 +26,19 @@ def test_ticks_by_test_and_size_without_the_loop() -> None:
     assert run.cost(Case("insb-up", 64, "")) == [1898, 1998, 2098]
 
 
+def test_what_the_guest_could_not_do_is_told() -> None:
+    assert parse(TEXT, "long64").skipped == {("dma-read", 16): "no DMA"}
+    assert parse(TEXT, "real16").skipped == {}
+
+
+def test_exits_have_a_word_and_an_empty_test_of_their_own() -> None:
+    words = EXITS.options("protected32").split()
+    assert {"exit=nothing", "exit=cpuid", "mode=protected32"} <= {*words}
+    assert not [word for word in words if word.startswith("test=")]
+    run = parse(TEXT.replace("empty", "nothing"), "long64")
+    assert run.cost(Case("in8-fwcfg", 0, ""), EXITS.empty) == [1000, 1001, 0]
+
+
 def test_other_modes_are_not_ours() -> None:
     assert parse(TEXT, "real16").ticks == {}
 
@@ -44,7 +57,7 @@ def test_what_is_not_whole_is_refused(text: str, message: str) -> None:
 
 
 def test_plans_fit_the_guests_option_buffer() -> None:
-    for plan in (PIO, DMA):
+    for plan in (PIO, DMA, EXITS):
         assert len(plan.options("protected32")) < 1024
         assert len({case.key for case in plan.cases}) == len(plan.cases)
     assert {case.test for case in select_cases(PIO, ["insb-up"]).cases} == {"insb-up"}
