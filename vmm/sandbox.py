@@ -19,6 +19,7 @@ from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
 _WITHOUT = "--sandbox off runs without it"
 

@@ -328,6 +328,8 @@ def symbols_from(value: str | Path | None) -> Path | None:
     """
     if value is None:
         return None
+    from pathlib import Path
+
     options.check_type(value, "--symbols", str, Path)
     path = Path(value)
     if not path.is_dir():

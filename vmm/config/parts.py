@@ -28,7 +28,9 @@ PC_MOST: Final = 0xE000_0000
 PC_SPLIT: Final = 0xC000_0000
 """QEMU, pc_init1 in hw/i386/pc_piix.c: RAM that reaches to 3.5 GiB is cut at 3 GiB, likewise."""
 
-KNOWN_DEVICES: Final = "virtio-blk-pci, virtio-net-pci, vhost-user-blk-pci and its like, pvpanic, vmgenid and vmcoreinfo"
+KNOWN_DEVICES: Final = (
+    "virtio-blk-pci, virtio-net-pci, vhost-user-blk-pci and its like, pvpanic, vmgenid and vmcoreinfo"
+)
 """For people: what -device can be."""
 
 _PROPERTIES: Final[Mapping[str, frozenset[str]]] = {
