@@ -5,7 +5,6 @@ Beside each other they say more, such as which board firmware wants that nobody 
 Sizes are in bytes unless a name says otherwise.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.config.interface import InterfaceChoice, choose
@@ -17,6 +16,7 @@ from vmm.tables.boot_order import BootOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vmm.config.cpu_model import CpuModel
     from vmm.config.debugger import DebugAddress
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
     CpuModel = Numa = DebugAddress = FwCfgItem = FwCtlItem = OptionRom = UserTable = E820Entry = SmbiosOption = Any
-    Drive = VhostDevice = Any
+    Drive = Path = VhostDevice = Any
 
 DEFAULT_MEMORY = 256 << 20
 DEFAULT_MAX_RESETS = 10
