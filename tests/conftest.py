@@ -18,6 +18,7 @@ BUILD_BHYVE_FIRMWARE = Path(__file__).parents[1] / "scripts" / "build-bhyve-firm
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--repeat", type=int, metavar="N", help="run each selected test N times")
     parser.addoption("--moments", type=int, metavar="N", help="take N snapshots at random moments instead of a few")
+    parser.addoption("--spoiled", type=int, default=20, metavar="N", help="return from SMM to N random states")
     parser.addoption("--snapshots", type=int, default=100, metavar="N", help="change a snapshot's file in N ways")
     parser.addoption("--restores", type=int, default=40, metavar="N", help="restore N machines and look for leaks")
 

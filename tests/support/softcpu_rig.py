@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -224,6 +224,7 @@ cpus_entered: .quad 0
 """
 
 
+@cache
 def assemble(source: str) -> bytes:
     """The flat binary of ``source`` behind `PREAMBLE`, linked to run at `CODE`."""
     with tempfile.TemporaryDirectory() as directory:
