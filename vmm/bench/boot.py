@@ -59,6 +59,7 @@ class BootCase:
         weight: its part of the time, next to the other cases'.
         deadline_s: how long it may take; one that takes longer has failed.
         guest_disk: boot what `scripts/make-guest` has made; only if it is asked for.
+        secure: OVMF is the one with Secure Boot, SMM and keys that this host's descriptors name; likewise.
     """
 
     key: str
@@ -72,6 +73,12 @@ class BootCase:
     weight: int = 1
     deadline_s: float = DEADLINE_S
     guest_disk: bool = False
+    secure: bool = False
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether it needs what may not be there."""
+        return self.guest_disk or self.secure
 
 
 def _machine_once(limit_s: float) -> float:
@@ -131,7 +138,16 @@ DEBIAN = BootCase(
     deadline_s=240.0,
     guest_disk=True,
 )
-CASES = (EXIT, START, WARM_EXIT, SEABIOS, OVMF, DEBIAN)
+SECBOOT = BootCase(
+    "secboot",
+    "OVMF with SMM and Secure Boot to its Boot Manager",
+    "ovmf",
+    "Boot Manager Menu",
+    milestones=(("BdsDxe: loading", "BDS loads the first boot option"),),
+    weight=10,
+    secure=True,
+)
+CASES = (EXIT, START, WARM_EXIT, SEABIOS, OVMF, DEBIAN, SECBOOT)
 
 
 @dataclass(frozen=True)
@@ -153,14 +169,22 @@ def measure(contender: Contender, limit_s: float, case: BootCase) -> BootRun:
         return BootRun(contender.once(limit_s))
     if case.firmware is None:
         return _run_to_its_end(contender, contender.guest_command(guests.path("exit")), limit_s)
-    located = search.locate(case.firmware)
+    located = _secure_boot() if case.secure else search.locate(case.firmware)
     with tempfile.TemporaryDirectory(prefix="vmm-bench-") as scratch:
         variables = None
         if located.variables is not None:
             variables = Path(scratch, "variables.fd")
             shutil.copyfile(located.variables, variables)
         disk = _guest_disk() if case.guest_disk else None
-        return _run_until(contender, contender.boot_command(located, case.memory_mib, variables, disk), case, limit_s)
+        command = contender.boot_command(located, case.memory_mib, variables, disk, smm=case.secure)
+        return _run_until(contender, command, case, limit_s)
+
+
+def _secure_boot() -> search.Located:
+    for descriptor in search.descriptors():
+        if {"requires-smm", "enrolled-keys"} <= descriptor.features and "x86_64" in descriptor.architectures:
+            return search.Located(descriptor.code, descriptor.variables)
+    raise ContenderFailedError("no descriptor of QEMU's on this host names an OVMF with SMM and keys (Debian: ovmf)")
 
 
 def _guest_disk() -> Path:
@@ -242,5 +266,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def select_cases(names: Sequence[str]) -> tuple[BootCase, ...]:
-    """Return the cases with these keys; if none is named, all that need nothing but what is installed."""
-    return tuple(case for case in CASES if (case.key in names if names else not case.guest_disk))
+    """Return the cases with these keys; if none is named, those that need nothing but what is installed."""
+    return tuple(case for case in CASES if (case.key in names if names else not case.is_extra))

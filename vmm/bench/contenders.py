@@ -53,7 +53,13 @@ class Contender:
         raise NotImplementedError
 
     def boot_command(
-        self, firmware: Located, memory_mib: int, variables: Path | None, disk: Path | None = None
+        self,
+        firmware: Located,
+        memory_mib: int,
+        variables: Path | None,
+        disk: Path | None = None,
+        *,
+        smm: bool = False,
     ) -> list[str]:
         """Return the command that boots firmware with COM1 on stdin and stdout.
 
@@ -62,6 +68,7 @@ class Contender:
             memory_mib: RAM.
             variables: a VARS file that may be written.
             disk: a raw image that stays as it is.
+            smm: the firmware lives in system management mode, and only that may write its variables.
         """
         raise NotImplementedError
 
@@ -106,7 +113,13 @@ class Vmm(Contender):
         return [*command, *_items(options, bulk)]
 
     def boot_command(
-        self, firmware: Located, memory_mib: int, variables: Path | None, disk: Path | None = None
+        self,
+        firmware: Located,
+        memory_mib: int,
+        variables: Path | None,
+        disk: Path | None = None,
+        *,
+        smm: bool = False,
     ) -> list[str]:
         """See `Contender.boot_command`."""
         command = [*self._boot(), "-m", f"{memory_mib}M", "-serial", "stdio", "-debugcon", "none", "-q"]
@@ -155,10 +168,19 @@ class Qemu(Contender):
         return [*command, *_items(options, bulk)]
 
     def boot_command(
-        self, firmware: Located, memory_mib: int, variables: Path | None, disk: Path | None = None
+        self,
+        firmware: Located,
+        memory_mib: int,
+        variables: Path | None,
+        disk: Path | None = None,
+        *,
+        smm: bool = False,
     ) -> list[str]:
         """See `Contender.boot_command`."""
-        command = [*self.machine("q35" if firmware.variables else "pc"), "-m", str(memory_mib), "-serial", "stdio"]
+        board = "q35" if firmware.variables else "pc"
+        command = [*self.machine(f"{board},smm=on" if smm else board), "-m", str(memory_mib), "-serial", "stdio"]
+        if smm:
+            command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
         return [*command, *_images(firmware, variables), *_disk(disk)]
 
     def guest_command(self, guest: Path) -> list[str]:

@@ -52,6 +52,7 @@ TARGETS = {
         Target("seabios", "vmm", "qemu-tcg", 1.5, "SeaBIOS next to QEMU's TCG"),
         Target("ovmf", "vmm", "qemu-tcg", 0.8, "OVMF next to QEMU's TCG"),
         Target("debian", "vmm", "qemu-tcg", 0.7, "Debian's boot next to QEMU's TCG"),
+        Target("secboot", "vmm", "qemu-tcg", 0.7, "OVMF with SMM and Secure Boot next to QEMU's TCG"),
     ),
     "snapshot": (
         Target("first", "vmm", "", 50.0, "restore to the first new byte on the console, ms"),

@@ -56,7 +56,12 @@ def initrd(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("firmware", "board", "cpus"),
-    [("seabios", "pc", 1), ("seabios", "q35", 2), ("ovmf", "q35", 2), (SECBOOT, "q35", 4)],
+    [
+        ("seabios", "pc", 1),
+        ("seabios", "q35", 2),
+        ("ovmf", "q35", 2),
+        pytest.param(SECBOOT, "q35", 4, marks=pytest.mark.hw),
+    ],
 )
 def test_linux_sleeps_and_wakes(
     vmm_machine: MachineFactory, initrd: Path, firmware: str, board: str, cpus: int
