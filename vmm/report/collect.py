@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
-from vmm.efi.paths import KERNEL_IMAGE
 from vmm.firmware.images import FirmwareKind
 from vmm.legible import legible
 from vmm.run.console import strip_escapes
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
         ItemReport,
         MadtReport,
         OriginReport,
-        RefusedImageReport,
         Report,
         RequestReport,
         TimesReport,
@@ -129,9 +127,12 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
         )
     if machine.platform.disks:
         report["disks"] = [_disk(disk) for disk in machine.platform.disks]
-    refused = _refused_images(machine)
-    if refused:
-        report["refused_images"] = refused
+    if machine.started_ns and _has_keys(machine):
+        from vmm.report.refused import refused_images  # few machines have Secure Boot on
+
+        refused = refused_images(machine)
+        if refused:
+            report["refused_images"] = refused
     if machine.fwctl is not None:
         report["fwctl"] = _fwctl(machine, machine.fwctl)
     elif machine.fw_cfg is not None:
@@ -189,20 +190,10 @@ def _madt(machine: Machine) -> MadtReport | None:
     }
 
 
-def _refused_images(machine: Machine) -> list[RefusedImageReport]:
+def _has_keys(machine: Machine) -> bool:
+    """Whether Secure Boot may be on."""
     flash = machine.platform.flash
-    if flash is None or not machine.started_ns or _PLATFORM_KEY not in flash.contents():
-        return []
-    from vmm.debug.efi import reader  # few machines have Secure Boot on
-    from vmm.debug.secure_boot import refusals
-    from vmm.efi.image import is_signed
-
-    kernel = machine.config.kernel
-    signed = {} if kernel is None else {KERNEL_IMAGE: is_signed(bytes(kernel.data))}
-    return [
-        {"image": legible(image), "cause": cause, "signed": signed.get(image)}
-        for image, cause in refusals(reader(machine.memory), machine.memory.low_size)
-    ]
+    return flash is not None and _PLATFORM_KEY in flash.contents()
 
 
 def _tail(stream: Stream) -> str:

@@ -322,7 +322,7 @@ class RefusedImageReport(TypedDict):
     """No certificate in db verifies a signature of it, nor is its hash in there; the certificate, or the hash, is in
     dbx, which forbids it."""
     signed: bool | None
-    """Whether it has a signature; null: that is not known, as vmm has only read the image of -kernel."""
+    """Whether it has a signature; null: that is not known, for it is neither -kernel's nor on a FAT volume."""
 
 
 class ProfilePhaseReport(TypedDict):

@@ -113,7 +113,11 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _refusal_words(refused: RefusedImageReport) -> str:
-    what = "the image of -kernel" if refused["image"] == KERNEL_IMAGE else refused["image"]
+    import re  # few reports have one
+
+    # Which partition it is, a reader knows.
+    where = re.sub(r"/HD\([^)]*\)", "", refused["image"])
+    what = "the image of -kernel" if where == KERNEL_IMAGE else where
     if refused["cause"] in _IN_DBX:
         return f"refused {what}: {_IN_DBX[refused['cause']]}; {_FORBIDDEN}"
     return f"refused {what}: {_NOT_IN_DB[refused['signed']]}; {_SIGN}"

@@ -108,7 +108,9 @@ def test_what_secure_boot_refused_is_told_with_its_remedy(report: Report) -> Non
     kernel = "VenMedia(1428F772-B64A-441E-B8C3-9EBDD7F893C7)/kernel"
     refused = [("not-in-db", False), ("not-in-db", True), ("not-in-db", None), ("hash-in-dbx", True)]
     report["refused_images"] = [{"image": kernel, "cause": cause, "signed": signed} for cause, signed in refused]
-    report["refused_images"].append({"image": "PciRoot(0x0)/a.efi", "cause": "certificate-in-dbx", "signed": None})
+    report["refused_images"].append(
+        {"image": "PciRoot(0x0)/HD(1,GPT,5CB5)/a.efi", "cause": "certificate-in-dbx", "signed": None}
+    )
     shown = " ".join(text.text(report).split())
     for words in (
         "Secure Boot refused the image of -kernel: it has no signature, and its hash is not in db; sign it with sbsign",
