@@ -60,7 +60,7 @@ def initrd(tmp_path: Path) -> Path:
         ("seabios", "pc", 1),
         ("seabios", "q35", 2),
         ("ovmf", "q35", 2),
-        pytest.param(SECBOOT, "q35", 4, marks=pytest.mark.hw),
+        (SECBOOT, "q35", 4),
     ],
 )
 def test_linux_sleeps_and_wakes(
