@@ -126,3 +126,63 @@ def smi_to_who_halts(send: str) -> str:
 
 HALTED_SAYS = [1, 0xA]
 """The second CPU was in the handler, and went on behind HLT."""
+
+
+def smi_to_some(send: str, count: int) -> str:
+    """The guest of three CPUs, the first of which sends SMIs that so many of them are to get, and report their APIC ids.
+
+    None returns: their states have one place, as SMBASE is the same.
+    """
+    return (
+        HANDLER
+        + f"""
+    main:
+        mov $0xfee00000, %rax
+        mov 0x20(%rax), %ecx
+        shr $24, %ecx
+        mov $0x01000000, %edx
+        shl %cl, %edx
+        mov %edx, 0xd0(%rax)
+        movl $0x1ff, 0xf0(%rax)
+        cmp $0, %ebx
+        jne other
+        install
+        start_others
+        wait_for_cpus 3
+    1:  pause
+        cmpl $2, ready
+        jb 1b
+        mov $2000000, %ecx                  # until they halt
+    2:  loop 2b
+        {send}
+    3:  pause
+        jmp 3b
+    other:
+        lock incl ready
+    5:  cli
+        hlt
+        report $0xbad
+        jmp 5b
+    .code16
+    handler:
+        mov $0xfee00020, %ebx
+        mov (%ebx), %eax
+        shr $24, %eax
+        out %eax, $0xf4
+        mov $1, %eax
+        mov $entries, %ebx
+        lock xadd %eax, (%ebx)
+        cmp ${count - 1}, %eax
+        jb 6f
+        mov $2000000, %ecx                  # would another one come?
+    7:  loopl 7b
+        out %eax, $0xf8
+    6:  pause
+        jmp 6b
+    handler_end:
+    .code64
+    .align 8
+    ready: .long 0
+    entries: .long 0
+    """
+    )

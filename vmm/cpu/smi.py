@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from vmm.kvm import Vcpu
     from vmm.softcpu.engine import SoftwareCpu
 
+_TO_ALL = layout.LAPIC_BASE | 0xFF << 12
 _MSI_SMI = 2 << 8
-"""Delivery mode SMI (Intel SDM volume 3, 11.11.2)."""
+"""Destination, and delivery mode SMI (Intel SDM volume 3, 11.11)."""
 
 
 def send_smi(core: Any, vcpus: "Sequence[Vcpu]", softcpu: "SoftwareCpu | None", *, broadcast: bool) -> None:
@@ -30,9 +31,8 @@ def send_smi(core: Any, vcpus: "Sequence[Vcpu]", softcpu: "SoftwareCpu | None", 
     if softcpu is not None:
         softcpu.smi(None if broadcast else asks)
         return
-    for index, vcpu in enumerate(vcpus):
-        if index == asks:
-            vcpu.smi()
-        elif broadcast:
-            # KVM_SMI would wait until that one leaves the guest.
-            vcpu.vm.signal_msi(layout.LAPIC_BASE | index << 12, _MSI_SMI)
+    if broadcast:
+        # Not KVM_SMI, which would wait until the others leave the guest.
+        vcpus[asks].vm.signal_msi(_TO_ALL, _MSI_SMI)
+    else:
+        vcpus[asks].smi()
