@@ -129,7 +129,7 @@ HALTED_SAYS = [1, 0xA]
 
 
 def smi_to_some(send: str, count: int) -> str:
-    """The guest of three CPUs, the first of which sends SMIs that so many of them are to get, and report their APIC ids.
+    """The guest of three CPUs, whose first one sends SMIs that so many of them are to get: they report their APIC ids.
 
     None returns: their states have one place, as SMBASE is the same.
     """
