@@ -166,6 +166,13 @@ class Lifetime:
         """The guest has executed, and stopped."""
         self.ends.append((self._began - self.started_ns / 1e9 + outcome.elapsed_s, outcome.reason))
 
+    def amend(self, outcome: Outcome) -> None:
+        """More is known of how the run ended, which later runs are told, too, if that was for good."""
+        with self._lock:
+            if self.final is self.end:
+                self.final = outcome
+            self.end = outcome
+
     def wait(self, seconds: float) -> bool:
         """Sleep, but not beyond the end of the run, a reset or a `nudge`; whether the run has ended."""
         if self._wake.wait(seconds) and self.end is None and self.reset_asked is None:

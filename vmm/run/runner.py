@@ -110,7 +110,7 @@ class Runner:
                     self._execute(watch, deadline, on_poll)
                 life.raise_failure()
                 if life.end is not None and life.end.reason in EXPLAINED:
-                    life.end = self._explain(life.end)
+                    life.amend(self._explain(life.end))
                 watch.look(answer=False)
             if life.final is not None:
                 watch.note_unheard()
