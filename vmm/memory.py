@@ -268,6 +268,11 @@ class GuestMemory:
             raise ValueError(f"no memory at {gpa + done:#x}")
         return bytes(data)
 
+    def smm_ranges(self) -> list[tuple[int, int]]:
+        """What only system management mode sees, as (GPA, bytes)."""
+        table = self._table
+        return [(region.gpa, region.size) for region in table.smm_regions[0 : table.smm_count]]
+
     def read_in_smm(self, gpa: int, size: int) -> bytes:
         """As `read`, but as vCPUs in system management mode see it; in one piece of what `map_smm` shows, or in none.
 

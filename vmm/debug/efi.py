@@ -33,8 +33,8 @@ _MAX_NODES = 16
 _MAX_HEADERS = 20000
 """That are looked at in one piece of memory."""
 
-_MZ_BEFORE_PE = 0x400
-"""How far in front of a PE header its MS-DOS header is looked for."""
+_MZ_BEFORE_PE = 0x1000
+"""How far in front of a PE header its MS-DOS header is looked for: of images that are aligned to pages it is 0xe58."""
 
 _TE_BYTES = 40
 _PATH_BYTES = 512

@@ -124,6 +124,7 @@ class Images:
         modules = self._modules_now()
         executables = {image.base: image for image in self._scanned(self._everything())}
         executables |= {image.base: image for image in efi.listed(self._read, self._memory.low_size)}
+        executables |= {image.base: image for image in self._in_smram()}
         found = [self._named(image, modules) for image in executables.values()]
         kernel = self._kernel(registers)
         ours = self._ours()
@@ -170,6 +171,11 @@ class Images:
         for executable in listed:
             if executable.base <= address < executable.base + executable.size:
                 return self._named(executable, self._modules_now())
+        for start, size in self._memory.smm_ranges():
+            if start <= address < start + size:
+                found = (image for image in self._in_smram() if image.base <= address < image.base + image.size)
+                image = next(found, None)
+                return None if image is None else self._named(image, self._modules_now())
         gpa = walk(address, registers, self._read).gpa
         # Where a linear address is another physical one, no firmware runs.
         if gpa == address:
@@ -196,6 +202,13 @@ class Images:
     def _scanned(self, pieces: Iterable[tuple[int, bytes]]) -> Iterator[efi.EfiImage]:
         for gpa, data in pieces:
             yield from efi.scan(data, gpa, self._read)
+
+    def _in_smram(self) -> Iterator[efi.EfiImage]:
+        """Executables of system management mode, whose memory firmware has closed to all others."""
+        for gpa, size in self._memory.smm_ranges():
+            for start in range(gpa, gpa + size, _CHUNK):
+                data = self._memory.read_in_smm(start, min(_CHUNK + _OVERLAP, gpa + size - start))
+                yield from efi.scan(data, start, self._memory.read_in_smm)
 
     def _modules_now(self) -> "_Modules":
         """What the firmware volumes hold; read anew only where there are others than before."""

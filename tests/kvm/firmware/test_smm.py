@@ -93,6 +93,8 @@ def test_secure_boot_refuses_what_nobody_signed(vmm_machine: MachineFactory) -> 
 def test_firmware_with_smm_comes_to_its_shell(vmm_machine: MachineFactory) -> None:
     with vmm_machine(SECBOOT, memory="512M") as machine:
         machine.expect("UEFI Interactive Shell", deadline=240)
+        smram = {image.name for image in machine.images() if image.base >= (512 - 16) << 20}
+        assert {"PiSmmCore", "PiSmmCpuDxeSmm", "VariableSmm"} <= smram
 
 
 KEY, CERTIFICATE = (Path(f"/usr/share/ovmf/PkKek-1-snakeoil.{kind}") for kind in ("key", "pem"))

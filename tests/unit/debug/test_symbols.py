@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from vmm.config.machine import symbols_from
 from vmm.debug.gdb_file import gdb_commands
 from vmm.debug.images import LoadedImage
 from vmm.debug.symbols import SymbolFiles, function_at
+from vmm.errors import ConfigError
 from vmm.firmware import guests
 
 
@@ -45,6 +47,15 @@ def folder(tmp_path: Path) -> Path:
 def test_files_are_found_by_name(folder: Path, named: str, found: str | None) -> None:
     file = SymbolFiles(folder).find(named)
     assert (None if file is None else str(file.relative_to(folder))) == found
+
+
+def test_the_folder_of_a_machine(folder: Path) -> None:
+    assert symbols_from(str(folder)) == folder.resolve()
+    assert symbols_from(None) is None
+    with pytest.raises(ConfigError, match="--symbols nowhere: not a folder"):
+        symbols_from("nowhere")
+    with pytest.raises(TypeError, match="--symbols"):
+        symbols_from(7)  # type: ignore[arg-type]
 
 
 def test_kernels(folder: Path) -> None:
