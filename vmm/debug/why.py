@@ -29,6 +29,14 @@ _CALLERS = 8
 _MOST_ASKED = 24
 """Words for which an image is looked for, which may take long where none is."""
 _CALL_BYTES = 7
+_FRAME_WORDS = 1024
+"""Of the stack, in which an exception's frame is looked for: edk2's handler prints registers with 300 below it."""
+_FRAME_BYTES = 1 << 20
+_EXCEPTION_VECTORS = 32
+_MOST_ERROR_CODE = 0xFFFF
+_ALWAYS_ONE = 2
+_FLAGS = 0x3F7FD5
+"""RFLAGS: the bit that is always 1, and those that may be (Intel SDM volume 1, 3.4.3)."""
 _PAGING = 1 << 31
 _INTERRUPTS = 1 << 9
 _LOOKS_ONLY = {"mov", "movzx", "cmp", "test", "nop", "pause"}
@@ -45,10 +53,12 @@ def evidence(
         registers: its own.
         read: guest memory.
         where: knows the guest's images.
-        exceptions: the last ones; what they are in is found out here.
+        exceptions: the last ones, if that is known, else what their handlers have left of them; what they are in is
+            found out here.
     """
     memory = _Linear(registers, read)
     rip = registers.linear_rip
+    exceptions = list(exceptions) or list(_frames(registers, memory))
     return VcpuEvidence(
         index,
         started=True,
@@ -145,8 +155,13 @@ def _loop(start: int, code: bytes, registers: "Registers") -> int:
         reached = reached or instruction.address == registers.linear_rip
         name, operands = instruction.mnemonic, instruction.op_str
         if name.startswith("j"):
-            ends = reached and operands == f"{start:#x}"
-            return instruction.address + instruction.size - start if ends else 0
+            if operands == f"{start:#x}" and reached:
+                return instruction.address + instruction.size - start
+            # The way out: GCC makes of CpuDeadLoop a load, a test, a jump out of it, and one back.
+            target = int(operands, 16) if operands.startswith("0x") else 0
+            if name == "jmp" or (target != start and target <= instruction.address):
+                return 0
+            continue
         # The first operand is what is written; a comparison writes none.
         if name not in _LOOKS_ONLY or ("[" in operands.partition(",")[0] and name not in {"cmp", "test", "nop"}):
             return 0
@@ -178,6 +193,34 @@ def _callers(registers: "Registers", memory: _Linear, where: Where) -> Iterator[
             found += 1
         if found == _CALLERS or asked == _MOST_ASKED:
             return
+
+
+def _frames(registers: "Registers", memory: _Linear) -> Iterator[GuestException]:
+    """Exceptions whose handlers the vCPU is in, the last one last: from what they have on the stack.
+
+    edk2's push the vector below the error code, which is 0 where an exception has none (CpuExceptionHandlerLib); above
+    are RIP, CS and RFLAGS, and in 64-bit code RSP and SS.
+    """
+    size = 8 if registers.bits == 64 else 4
+    if registers.bits == 16:
+        return
+    top = registers.values["rsp"]
+    words: list[int] = []
+    while len(words) < _FRAME_WORDS:
+        try:
+            data = memory.read(top + size * len(words), 64)
+        except ValueError:
+            break
+        words += (int.from_bytes(data[at : at + size], "little") for at in range(0, 64, size))
+    found = []
+    for at in range(len(words) - 6):
+        vector, error_code, rip, selector, flags, stack, stack_selector = words[at : at + 7]
+        if vector < _EXCEPTION_VECTORS and selector == registers.values["cs"] and flags & ~_FLAGS == _ALWAYS_ONE:
+            own = size == 4 or (stack_selector == registers.values["ss"] and 0 <= stack - top < _FRAME_BYTES)
+            if own and error_code <= _MOST_ERROR_CODE:
+                found.append(GuestException.of(vector, error_code, rip, registers.values["cr2"]))
+    # What is farther up the stack came before.
+    yield from reversed(found)
 
 
 def _walks(registers: "Registers", read: Read) -> Iterator[tuple[str, Walk]]:

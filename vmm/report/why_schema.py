@@ -92,7 +92,7 @@ class VcpuReport(TypedDict):
     """Who called, the innermost first: return addresses that were found on the stack."""
     walks: list[WalkReport]
     exceptions: list[ExceptionReport]
-    """The last 8 of them, in order; where KVM executes the guest, only one that is under way."""
+    """The last 8 of them, in order; where KVM executes the guest, one that is under way, or those on the stack."""
 
 
 class AccessReport(TypedDict):

@@ -11,12 +11,14 @@ from real_mode_rom import RESET, START, image
 from report_schema import check_report
 
 from vmm import Machine
+from vmm.debug import why
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.report import page
 from vmm.report.collect import collect
 from vmm.run.evidence import Access
 from vmm.run.outcome import Reason
+from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -140,3 +142,28 @@ def test_a_page_of_a_guest_that_set_up_rubbish(create: Callable[..., Machine]) -
     assert outcome.evidence is not None
     assert outcome.reason in {Reason.TRIPLE_FAULT, Reason.KVM_FAILURE}
     assert "Why" in page.render(collect(machine, outcome))
+
+
+@pytest.mark.skipif(has_hardware_virtualization(), reason="runs in KVM")
+def test_an_exception_in_uefis_shell(vmm_machine: MachineFactory) -> None:
+    """The software CPU's account, edk2's on the console, and what is found on the stack are the same."""
+    machine = vmm_machine("ovmf")
+    machine.expect("any other key to continue", deadline=120)
+    machine.send_line()
+    machine.expect("Shell> ", deadline=60)
+    machine.send_line("mm 8000000000000000 -MEM -w 4 -n")  # not canonical
+    machine.expect(r"!!!! Find image based on IP|!!!! Can't find image", deadline=60)
+    outcome = machine.run(deadline=1)
+    assert outcome.evidence is not None
+    (vcpu,) = outcome.evidence.vcpus
+    assert vcpu.place is not None
+    assert vcpu.place.module == "CpuDxe"
+    assert "CpuDeadLoop" in vcpu.verdict
+    last = vcpu.exceptions[-1]
+    assert (last.name, last.error_code) == ("#GP", 0)
+    assert f"last exception: {last}" in outcome.details
+    assert outcome.evidence.said.startswith("!!!! X64 Exception Type - 0D(#GP")
+    assert outcome.evidence.said.endswith("ExceptionData - 0000000000000000")
+    assert f"RIP  - {last.rip:016X}" in machine.serial.text()
+    found = why.evidence(0, machine.registers(), machine.memory.read, lambda _: None).exceptions
+    assert [(each.vector, each.error_code, each.rip) for each in found] == [(13, 0, last.rip)]

@@ -17,7 +17,7 @@ BITS = {16: (0, 0, 0), 32: (1, 0xC09B, 0), 64: (1 | 1 << 31, 0xA09B, 1 << 10)}
 
 def registers(rip: int, *, bits: int = 64, halted: bool = False, interrupts: bool = False, **others: int) -> Registers:
     cr0, attributes, efer = BITS[bits]
-    values = dict.fromkeys(("cs_base", "cr2", "cr3", "cr4", "rsp", "ss_attributes"), 0)
+    values = dict.fromkeys(("cs", "cs_base", "cr2", "cr3", "cr4", "rsp", "ss", "ss_attributes"), 0)
     values |= {"rip": rip, "cr0": cr0, "cs_attributes": attributes, "efer": efer, "rflags": 2 | interrupts << 9}
     return Registers(values | others, MpState.HALTED if halted else MpState.RUNNABLE)
 
@@ -50,6 +50,9 @@ class Memory:
         pytest.param(32, "8b 45 fc 85 c0 74 f9", [0, 3, 5], True, id="CpuDeadLoop of GCC, IA32"),
         pytest.param(64, "48 83 7d f8 00 74 f9", [0, 5], True, id="CMP with memory"),
         pytest.param(64, "f3 90 48 8b 44 24 08 48 85 c0 74 f4", [2, 7, 10], True, id="with PAUSE"),
+        pytest.param(64, "48 8b 44 24 08 48 85 c0 75 04 f3 90 eb f2", [0, 5, 8, 10, 12], True, id="with a way out"),
+        pytest.param(64, "48 8b 44 24 08 48 85 c0 75 f6 eb f4", [0, 10], True, id="two ways back"),
+        pytest.param(64, "89 03 85 c0 75 02 eb f8", [0, 4, 6], False, id="stores, with a way out"),
         pytest.param(32, "49 75 fd", [0, 1], False, id="counts down"),
         pytest.param(32, "89 03 85 c0 74 fa", [0, 2, 4], False, id="stores"),
         pytest.param(32, "8b 45 fc 85 c0 74 09", [0, 3, 5], False, id="jumps forward"),
@@ -160,3 +163,26 @@ def test_the_text_of_a_machine_has_each_place_once_and_the_last_accesses() -> No
     assert accesses[0] == "  IN 0x608 -> 0x00000002, 3 times (pm timer)"
     assert accesses[-1] == "  store 0xfed00000 <- 0x00000000000000ab of 2 elements (nobody is there)"
     assert Evidence(tuple(vcpus), (), "").text(but=0).startswith("vCPU 1: at RIP")
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_an_exception_that_edk2_handles_is_found_on_the_stack(bits: int) -> None:
+    memory = Memory("eb fe")
+    top, size = BASE + 0x1000, bits // 8
+    stack = [0xDEAD] * 300 + [14, 0x2, BASE + 0x4567, 0x38, 0x10246, top + 0x3000, 0x30]
+    memory.put(top, b"".join(word.to_bytes(size, "little") for word in stack))
+    state = registers(BASE + 0x100, bits=bits, rsp=top, cs=0x38, ss=0x30, cr2=0x1230, cr3=BASE + 0x8000)
+    if bits == 64:  # without paging, so that the walk is short
+        state.values["cr0"] = 1
+    seen = evidence(0, state, memory.read, lambda address: Place(address, "Dxe", address - BASE))
+    place = Place(BASE + 0x4567, "Dxe", 0x4567)
+    assert seen.exceptions == (GuestException(14, 2, BASE + 0x4567, 0x1230, place),)
+    assert (
+        "last exception: #PF with error code 0x2 (not present, a write to 0x1230) at 0x14567 (Dxe+0x4567)" in seen.text
+    )
+    known = GuestException.of(6, 0, 1)
+    assert [each.vector for each in evidence(0, state, memory.read, nowhere, [known]).exceptions] == [6]
+    for wrong in ((300, 32), (301, 0x10000), (303, 0x10), (304, 0x10244)):
+        other = [*stack[: wrong[0]], wrong[1], *stack[wrong[0] + 1 :]]
+        memory.put(top, b"".join(word.to_bytes(size, "little") for word in other))
+        assert evidence(0, state, memory.read, nowhere).exceptions == ()
