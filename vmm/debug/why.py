@@ -156,7 +156,7 @@ def _loop(start: int, code: bytes, registers: "Registers") -> int:
         name, operands = instruction.mnemonic, instruction.op_str
         if name.startswith("j"):
             if operands == f"{start:#x}" and reached:
-                return instruction.address + instruction.size - start
+                return int(instruction.address + instruction.size - start)
             # The way out: GCC makes of CpuDeadLoop a load, a test, a jump out of it, and one back.
             target = int(operands, 16) if operands.startswith("0x") else 0
             if name == "jmp" or (target != start and target <= instruction.address):
