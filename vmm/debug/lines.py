@@ -72,7 +72,7 @@ def _names(program: Any, folder: str) -> dict[int, str]:
 
 
 def _joined(folder: str, name: str) -> str:
-    return name if name.startswith("/") or not folder else f"{folder}/{name}"
+    return name if name.startswith("/") or folder in {"", "."} else f"{folder}/{name}"
 
 
 def _text(value: Any) -> str:
