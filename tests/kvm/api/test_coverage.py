@@ -84,7 +84,10 @@ def test_several_vcpus_and_a_reset(vmm_machine: MachineFactory) -> None:
     assert sum(lines_of(once, "cpus.c").values()) > 10
     machine.reset()
     assert machine.run(deadline=DEADLINE).reached
-    assert reached(machine).lines == once
+    again = reached(machine).lines
+    assert {file: found.keys() for file, found in again.items()} == {file: found.keys() for file, found in once.items()}
+    # The second time may take ways that the first did not: some wait for others.
+    assert all(again[file][line] >= hits for file, found in once.items() for line, hits in found.items())
 
 
 def test_kvm_tells_nothing(vmm_machine: MachineFactory) -> None:
