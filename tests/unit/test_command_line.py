@@ -13,6 +13,7 @@ import pytest
 from vmm.cli import COMMANDS, EXIT_STATUSES, main
 from vmm.cli.boot import EXAMPLES
 from vmm.cli.machine_arguments import add_machine_arguments
+from vmm.cli.machine_config import disks_from
 from vmm.cli.parser import Parser, fitted
 from vmm.errors import ConfigError
 
@@ -238,3 +239,25 @@ def test_what_goes_on_below_stays_together_on_a_narrow_terminal() -> None:
         "       two lines\n"
         "  vmm boot ovmf"
     )
+
+
+def test_passphrases_of_disks() -> None:
+    line = "-object qom-type=secret,id=s,file=a,,b -drive file=x,format=luks,key-secret=s -drive file=y,format=raw"
+    assert disks_from(parse(line)) == ["file=x,format=luks,secret-file=a,,b", "file=y,format=raw"]
+    line = "-object secret,id=s,file=key -drive file=x,format=qcow2,encrypt.key-secret=s"
+    assert disks_from(parse(line)) == ["file=x,format=qcow2,secret-file=key"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-object secret,id=s,data=abc", "whoever lists processes would see it"),
+        ("-object secret,id=s", "the form is secret,id=ID,file=PATH"),
+        ("-object secret,id=s,file=key,format=base64", "the form is secret,id=ID,file=PATH"),
+        ("-object secret,id=s,file=key", "id=s: no -drive has it as key-secret="),
+        ("-drive file=x,format=luks,key-secret=s", "there is no -object secret,id=s,file=PATH"),
+    ],
+)
+def test_passphrases_that_make_no_sense(line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        disks_from(parse(line))

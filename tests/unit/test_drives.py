@@ -63,7 +63,7 @@ def test_drives_and_their_devices() -> None:
     ("texts", "devices", "message"),
     [
         (["if=ide,file=a"], [], "if=ide is not known; there are virtio, none (with -device) and pflash"),
-        (["file=a,format=vmdk"], [], "format=vmdk is not known; raw is (qemu-img convert -O raw), and qcow2"),
+        (["file=a,format=vpc"], [], "format=vpc is not known; known are raw (qemu-img convert -O raw), qcow2, vmdk"),
         (["format=raw"], [], "file=PATH is missing"),
         (["file=a,cache=fast"], [], "cache=fast is not known; known are writeback, none"),
         (["file=a,discard=maybe"], [], "discard=maybe: write ignore or unmap"),

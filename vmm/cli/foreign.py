@@ -144,6 +144,8 @@ WORDS: dict[str, Word] = {
 _BHYVE_SLOT = re.compile(r"\d+(:\d+){0,2},(?P<device>.*)")
 """What stands behind bhyve's -s; QEMU's has no value."""
 
+_OF_A_DISK = r"(qom-type=)?secret,"
+
 _OWN_DEVICES = "vmgenid|vmcoreinfo|pvpanic|virtio-(blk|net)(-pci(-non-transitional)?)?|vhost-user-(blk|fs|device)-pci"
 
 _DEVICES = {
@@ -211,8 +213,10 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
                 result.options.append((word, value))
             except ConfigError as error:
                 result.refusals.append(str(error))
+        elif word == "-object" and value is not None and re.match(_OF_A_DISK, value):
+            result.options.append((word, value))
         elif word == "-object" and value is not None and not numa:
-            words = "RAM is shared where a device needs it; there are no objects beside -numa's"
+            words = "RAM is shared where a device needs it; there are no objects beside -numa's and secret"
             if re.fullmatch(_SHARED_RAM, value):
                 result.notes.append(f"{text} changes nothing: {words}")
             else:

@@ -59,10 +59,11 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     )
     add(
         "-object",
-        metavar="memory-backend-ram,id=ID,size=SIZE",
+        metavar="memory-backend-ram,... | secret,...",
         action="append",
         default=[],
-        help="memory that -numa node,memdev=ID names",
+        help="memory-backend-ram,id=ID,size=SIZE: memory that -numa node,memdev=ID names; secret,id=ID,file=PATH: the "
+        "passphrase of -drive file=…,format=luks,key-secret=ID or format=qcow2,encrypt.key-secret=ID, all of the file",
     )
     add("-m", metavar="SIZE", default=DEFAULT_MEMORY, help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
     add(
@@ -291,7 +292,8 @@ def _add_disk_arguments(parser: Parser) -> None:
         "disks",
         "-drive [if=virtio,]file=PATH,format=raw is a disk (virtio-blk), that the guest may write; readonly=on forbids "
         "it, and snapshot=on puts what is written into a private file that is gone in the end (the default for files "
-        "below /usr). format=qcow2 has the image served by qemu-storage-daemon, which is started and ended. "
+        "below /usr). format=qcow2, vmdk, vdi, vhdx, qed or luks has the image served by qemu-storage-daemon, "
+        "which is started and ended, and so has file=nbd://HOST/EXPORT or file=https://HOST/PATH. "
         "cache=writeback|none|writethrough|directsync|unsafe is as in QEMU; discard=unmap gives what the guest "
         "discards back to the file system. if=none,id=ID is for a -device virtio-blk-pci. Images are locked as QEMU "
         "does it. bhyve's spelling is -s SLOT,virtio-blk,PATH, followed by ,ro ,nocache ,direct ,ser=TEXT or "

@@ -56,7 +56,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         topology=smp.topology,
         cpu=arguments.cpu,
         numa=arguments.numa,
-        objects=arguments.object,
+        objects=[text for text in arguments.object if not _is_secret(text)],
         memory=arguments.m,
         max_ram_below_4g=machine.get("max-ram-below-4g"),
         machine=machine.get("type", "auto"),
@@ -86,7 +86,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         bootorder=arguments.bootorder,
         option_roms=arguments.option_rom,
         devices=arguments.device,
-        drives=_disks(arguments),
+        drives=disks_from(arguments),
         chardevs=arguments.chardev,
         netdevs=arguments.netdev,
         esp=arguments.esp,
@@ -182,12 +182,45 @@ def _is_flash(text: str) -> bool:
     return "if=pflash" in split_commas(text)
 
 
-def _disks(arguments: argparse.Namespace) -> list[str]:
-    """Return the ``-drive`` texts that are disks."""
-    texts = [text for text in arguments.drive if not _is_flash(text)]
+def disks_from(arguments: argparse.Namespace) -> list[str]:
+    """Return the ``-drive`` texts that are disks, with the file of a passphrase in the place of its id."""
+    secrets = dict(map(_secret, filter(_is_secret, arguments.object)))
+    texts = [_with_secret(text, secrets) for text in arguments.drive if not _is_flash(text)]
+    if secrets:
+        raise ConfigError(f"-object secret,id={next(iter(secrets))}: no -drive has it as key-secret=")
     if not arguments.snapshot:
         return texts
     return [text if "snapshot=" in text.replace(",,", "") else f"{text},snapshot=on" for text in texts]
+
+
+def _is_secret(text: str) -> bool:
+    return split_commas(text)[0].removeprefix("qom-type=") == "secret"
+
+
+def _secret(text: str) -> tuple[str, str]:
+    """Return the id of a secret, and its file."""
+    keys = parse_keys(text, "-object", implied="qom-type")
+    if "data" in keys:
+        raise ConfigError(
+            "-object secret,data=: whoever lists processes would see it; file=PATH names a file that has it"
+        )
+    if set(keys) != {"qom-type", "id", "file"}:
+        raise ConfigError(f"-object {text}: the form is secret,id=ID,file=PATH")
+    return keys["id"], keys["file"]
+
+
+def _with_secret(text: str, secrets: dict[str, str]) -> str:
+    """Take the secret that a ``-drive`` names."""
+    parts = split_commas(text)
+    for position, part in enumerate(parts):
+        key, _, name = part.partition("=")
+        if key in {"key-secret", "encrypt.key-secret"}:
+            if name not in secrets:
+                raise ConfigError(
+                    f"-drive {text}: {key}={name}: there is no -object secret,id={name or 'ID'},file=PATH"
+                )
+            parts[position] = f"secret-file={secrets.pop(name)}"
+    return ",".join(part.replace(",", ",,") for part in parts)
 
 
 def _bootrom(text: str) -> tuple[dict[str, Any], str | None]:

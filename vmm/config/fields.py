@@ -162,7 +162,10 @@ class MachineFields(NamedTuple):
         if self.dsdt is not None:
             yield from (("-dsdt", path) for path in self.dsdt.paths)
         for drive in self.drives:
-            yield drive.option, drive.path
+            if not drive.url:
+                yield drive.option, drive.path
+            if drive.secret is not None:
+                yield drive.option, drive.secret
         for structure in self.smbios:
             yield from (("-smbios", path) for path in structure.paths)
 

@@ -4,6 +4,7 @@ QEMU tells what a disk is made of (``-drive``) from what the guest sees of it (`
 Here, one `Drive` is both.
 """
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,10 @@ from vmm.tables.boot_order import MAX_BOOTINDEX
 DEVICES = ("virtio-blk-pci", "virtio-blk-pci-non-transitional", "virtio-blk")
 """QEMU's names for the device; here it is always a modern one."""
 
-_DRIVE_KEYS = ("if", "format", "file", "readonly", "read-only", "id", "snapshot", "cache", "discard", "media", "aio")
+_DRIVE_KEYS = (
+    *("if", "format", "file", "readonly", "read-only", "id", "snapshot", "cache", "discard", "media", "aio"),
+    "secret-file",
+)
 _DEVICE_KEYS = ("driver", "drive", "id", "bootindex", "serial", "addr", "bus", "disable-legacy", "disable-modern")
 _BHYVE_FLAGS = {
     "ro": "readonly=on",
@@ -31,8 +35,11 @@ _MAX_SERIAL = 20
 ROOT_BUSES = {"pcie.0", "pci.0"}
 """What QEMU calls the root bus of its boards."""
 
-SERVED = ("qcow2",)
+SERVED = ("qcow2", "vmdk", "vdi", "vhdx", "qed", "luks")
 """Formats of images that are not read here, but by QEMU's storage daemon (`vmm.vhost.storage_daemon`)."""
+
+SCHEMES = ("nbd", "nbd+unix", "http", "https")
+"""Of images elsewhere, which that daemon serves, too."""
 
 DEFAULT_INTERFACE = "virtio"
 """QEMU's is IDE, which there is none of."""
@@ -84,16 +91,21 @@ class Drive(NamedTuple):
     """PCI device number, ``addr=``; None: the first that is free."""
     folder: bool = False
     """The path is a folder (or one file), and the disk a copy of it with an EFI system partition, ``--esp``."""
+    secret: Path | None = None
+    """The file that holds the passphrase of an encrypted image, all of it, a newline at its end included."""
+    url: str = ""
+    """Where the image is, if it is no file: ``nbd://HOST/EXPORT``, ``https://HOST/PATH`` and their like; `path` is no
+    more than its name then."""
 
     @property
     def option(self) -> str:
         """What messages call it."""
-        return f"--esp {self.path}" if self.folder else f"-drive file={self.path}"
+        return f"--esp {self.path}" if self.folder else f"-drive file={self.url or self.path}"
 
     @property
     def served(self) -> bool:
         """Whether another process serves it."""
-        return self.format in SERVED
+        return self.format in SERVED or bool(self.url)
 
     @property
     def only_read(self) -> bool:
@@ -110,6 +122,15 @@ class Drive(NamedTuple):
             raise ConfigError(f"{self.option}: serial={self.serial}: {_MAX_SERIAL} ASCII characters at the most")
         if self.served and self.serial:
             raise ConfigError(f"{self.option}: serial={self.serial}: only for raw images; the daemon has its own")
+        if (self.format == "luks") != (self.secret is not None) and self.format != "qcow2":
+            what = (
+                "needs the passphrase" if self.secret is None else "has no passphrase; format=luks and qcow2 have one"
+            )
+            raise ConfigError(f"{self.option}: {what}: secret-file=PATH, or key-secret=ID of an -object secret")
+        if self.url and self.format is None:
+            raise ConfigError(f"{self.option}: say which format it has: format=raw, or {' or '.join(SERVED)}")
+        if self.url.startswith("http") and not self.only_read:
+            raise ConfigError(f"{self.option}: cannot be written; readonly=on or snapshot=on leaves it as it is")
         if self.folder and self.cache.direct:
             raise ConfigError(f"{self.option}: cache={self.cache} is for images; the disk of a folder is a copy")
 
@@ -158,9 +179,12 @@ class _Backend(NamedTuple):
             raise ConfigError(f"{what}: if={interface} is not known; there are virtio, none (with -device) and pflash")
         if keys.get("format", "raw") not in {"raw", *SERVED}:
             raise ConfigError(
-                f"{what}: format={keys['format']} is not known; raw is (qemu-img convert -O raw), and "
-                f"{' and '.join(SERVED)}"
+                f"{what}: format={keys['format']} is not known; known are raw (qemu-img convert -O raw), "
+                f"{', '.join(SERVED)}"
             )
+        scheme, separator, _ = keys.get("file", "").partition("://")
+        if separator and re.fullmatch(r"[a-z][a-z0-9+]*", scheme) and scheme not in SCHEMES:
+            raise ConfigError(f"{what}: {scheme}:// is not known; known are {', '.join(SCHEMES)}")
         if keys.get("media", "disk") != "disk":
             raise ConfigError(
                 f"{what}: media={keys['media']}: there are no CD drives; an image of a CD boots as a disk"
@@ -187,6 +211,8 @@ class _Backend(NamedTuple):
             unmap=discard in {"unmap", "on"},
             format=keys.get("format"),
             id=keys.get("id"),
+            secret=Path(keys["secret-file"]) if "secret-file" in keys else None,
+            url=keys["file"] if separator and scheme in SCHEMES else "",
         )
         return cls(drive, interface == "none")
 

@@ -24,6 +24,7 @@ _FORMATS: Final = {
     b"QFI\xfb": "qcow2",
     b"KDMV": "vmdk",
     b"COWD": "vmdk",
+    b"# Disk DescriptorFile": "vmdk",
     b"vhdxfile": "vhdx",
     b"conectix": "vpc",
     b"QED\0": "qed",

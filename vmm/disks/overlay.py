@@ -23,13 +23,6 @@ _HEADER: Final = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 entries and offset, refcount table's offset and clusters, snapshots and their offset, three masks of features, refcount
 order and header length. Big-endian."""
 
-_SIZE_AT: Final = 24
-
-
-def size_of(fd: int) -> int:
-    """Return how many bytes a qcow2 image says that its disk has."""
-    return int.from_bytes(os.pread(fd, 8, _SIZE_AT), "big")
-
 
 def create(size: int, option: str) -> int:
     """Return the descriptor of an image of a disk of so many bytes that holds nothing of it.

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from vmm.disks import overlay
 from vmm.disks.drives import Drive
-from vmm.disks.image import check_kind, lock_image, open_image
+from vmm.disks.image import SECTOR, check_kind, lock_image, open_image
 from vmm.errors import ConfigError, HostError, VmmError
 from vmm.users import account
 from vmm.vhost.backend import BLOCK, BLOCK_CONFIG, Backend, VhostDevice
@@ -22,6 +22,12 @@ from vmm.vhost.protocol import VhostError
 PROGRAM: Final = "qemu-storage-daemon"
 _GOES_WITH_ITS_PARENT: Final = ("setpriv", "--pdeathsig", "TERM")
 """util-linux's: the kernel sends the signal when the thread ends that started the process."""
+
+_OBJECT_ID: Final = "passphrase"
+_LONGEST_SECRET: Final = 64 << 10
+
+_NBD_PORT: Final = 10809
+"""IANA's."""
 
 _KEPT: Final = 4096
 """Bytes of what the daemon said last."""
@@ -51,13 +57,22 @@ def serve(drive: Drive, user: str | None = None) -> Backend:
             f"{drive.option}: format={drive.format} needs {PROGRAM}: apt-get install qemu-system-common (Debian 12), "
             "or the package that has qemu-img"
         )
-    with ExitStack() as closers:
-        image = open_image(drive, os.O_RDONLY)
-        closers.callback(os.close, image)
-        check_kind(image, drive)
-        # The daemon locks it again, but does not know by name who has it.
-        lock_image(image, drive)
-        size = overlay.size_of(image)
+    if not drive.url:
+        with ExitStack() as closers:
+            image = open_image(drive, os.O_RDONLY)
+            closers.callback(os.close, image)
+            check_kind(image, drive)
+            # The daemon locks it again, but does not know by name who has it.
+            lock_image(image, drive)
+    size = 0
+    if drive.snapshot and not drive.read_only:
+        # Only the daemon knows how large a disk is in each of its formats.
+        with _backend(drive._replace(read_only=True), user, 0) as asked:
+            size = SECTOR * int.from_bytes(asked.config[:8], "little")
+    return _backend(drive, user, size)
+
+
+def _backend(drive: Drive, user: str | None, size: int) -> Backend:
     daemon = _Daemon(drive, user, size)
     device = VhostDevice(drive.option, Path(), BLOCK, 1, BLOCK_CONFIG, b"", drive.bootindex, drive.slot)
     return Backend(device, daemon.channel, daemon.close, daemon.explain)
@@ -75,15 +90,21 @@ class _Daemon:
         self._started = threading.Event()
         self._thread: threading.Thread | None = None
         with ExitStack() as closers:
-            listener, self.channel = _pair(drive)
-            closers.callback(listener.close)
-            files = [listener.fileno()]
-            written = -1
+            place, files = _place(drive), []
+            secret = written = -1
+            if drive.secret is not None:
+                secret = _secret(drive, drive.secret)
+                closers.callback(os.close, secret)
+                files.append(secret)
             if drive.snapshot and not drive.read_only:
                 written = overlay.create(size, drive.option)
                 closers.callback(os.close, written)
                 files.append(written)
-            command = [*_GOES_WITH_ITS_PARENT, *_as(user), PROGRAM, *_arguments(drive, listener.fileno(), written)]
+            listener, self.channel = _pair(drive)
+            closers.callback(listener.close)
+            files.append(listener.fileno())
+            words = _arguments(drive, place, listener.fileno(), written, secret)
+            command = [*_GOES_WITH_ITS_PARENT, *_as(user), PROGRAM, *words]
             stop, self._stop = os.pipe()
             self._thread = threading.Thread(
                 target=self._watch, args=(command, files, stop), name="vmm-storage", daemon=True
@@ -192,8 +213,51 @@ def _as(user: str | None) -> list[str]:
     return [f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
 
 
-def _arguments(drive: Drive, listener: int, written: int) -> list[str]:
-    """Return the daemon's options: the image, what is over it, and where it is asked for."""
+def _secret(drive: Drive, path: Path) -> int:
+    """Return a file without a name that has what is in the passphrase's: whoever the daemon is, it may read that."""
+    try:
+        with path.open("rb") as file:
+            passphrase = file.read(_LONGEST_SECRET + 1)
+    except (OSError, ValueError) as error:
+        why = ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
+        raise ConfigError(f"{drive.option}: cannot read the passphrase in {path}: {why}") from None
+    if not 0 < len(passphrase) <= _LONGEST_SECRET:
+        raise ConfigError(f"{drive.option}: the passphrase in {path}: 1 to {_LONGEST_SECRET} bytes")
+    fd = os.memfd_create("secret")
+    os.write(fd, passphrase)
+    return fd
+
+
+def _place(drive: Drive) -> dict[str, Any]:
+    """Return which driver the daemon reaches the image by, and where it is."""
+    if not drive.url:
+        path = str(drive.path.absolute())
+        if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise ConfigError(f"{drive.option}: {PROGRAM} takes only names in UTF-8; rename it")
+        return {"driver": "file", "filename": path}
+    from urllib.parse import parse_qs, unquote, urlsplit  # few images are elsewhere
+
+    try:
+        parts = urlsplit(drive.url)
+        host, port = parts.hostname, parts.port or _NBD_PORT
+    except ValueError as error:
+        raise ConfigError(f"{drive.option}: {str(error).lower()}") from None
+    if parts.scheme.startswith("http"):
+        return {"driver": parts.scheme, "url": drive.url}
+    name = unquote(parts.path.removeprefix("/"))
+    socket_path = parse_qs(parts.query).get("socket")
+    if parts.scheme == "nbd+unix":
+        if not socket_path:
+            raise ConfigError(f"{drive.option}: nbd+unix:///EXPORT?socket=PATH names the server's socket")
+        server = {"type": "unix", "path": str(Path(socket_path[0]).absolute())}
+        return {"driver": "nbd", "export": name, "server": server}
+    if not host:
+        raise ConfigError(f"{drive.option}: nbd://HOST[:PORT][/EXPORT] names the server")
+    return {"driver": "nbd", "export": name, "server": {"type": "inet", "host": host, "port": str(port)}}
+
+
+def _arguments(drive: Drive, place: dict[str, Any], listener: int, written: int, secret: int) -> list[str]:
+    """Return the daemon's options: the image, its passphrase, what is over it, and where it is asked for."""
     cache = {"direct": drive.cache.direct, "no-flush": drive.cache == "unsafe"}
     discard = "unmap" if drive.unmap else "ignore"
     writable = not drive.read_only
@@ -203,11 +267,15 @@ def _arguments(drive: Drive, listener: int, written: int) -> list[str]:
         return own | more
 
     only_read = drive.only_read
-    path = str(drive.path.absolute())
-    if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
-        raise ConfigError(f"{drive.option}: {PROGRAM} takes only names in UTF-8; rename it")
-    file = node("file", "file", read_only=only_read, filename=path)
-    nodes = [file, node(str(drive.format), "image", read_only=only_read, file="file")]
+    keys: dict[str, Any] = {}
+    if secret >= 0:
+        keys = {"key-secret": _OBJECT_ID}
+        if drive.format == "qcow2":
+            keys = {"encrypt": {"format": "luks"} | keys}
+    nodes = [
+        node(place.pop("driver"), "file", read_only=only_read, **place),
+        node(str(drive.format), "image", read_only=only_read, file="file", **keys),
+    ]
     if written >= 0:
         private = node("file", "private", read_only=False, filename=f"/dev/fd/{written}", locking="off")
         nodes += [private, node("qcow2", "overlay", read_only=False, file="private", backing="image")]
@@ -219,4 +287,6 @@ def _arguments(drive: Drive, listener: int, written: int) -> list[str]:
         "writethrough": not drive.cache.write_back,
         "addr": {"type": "fd", "str": str(listener)},
     }
-    return [*(word for each in nodes for word in ("--blockdev", json.dumps(each))), "--export", json.dumps(export)]
+    objects = ["--object", f"secret,id={_OBJECT_ID},file=/dev/fd/{secret}"] if secret >= 0 else []
+    blocks = [word for each in nodes for word in ("--blockdev", json.dumps(each))]
+    return [*objects, *blocks, "--export", json.dumps(export)]
