@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from vmm import Machine
+
 _SIZE, _START = 0x10000, 0xFF00
 
 _DEBUG_PORT = "ba 02 04"  # mov dx, 0x402
@@ -13,6 +15,9 @@ _WAIT = (
 
 READY, DONE = "ready", "done"
 """What it prints on the debug port: at first, and for each character that is typed."""
+
+GENEROUS = 120.0
+"""Seconds; a busy machine must not fail a test that isn't about time."""
 
 _PRINT_TSC = (
     "0f 31 66 89 d3"  # rdtsc; mov ebx, edx
@@ -39,6 +44,13 @@ def write_waiting_guest(directory: Path, *, tsc: bool = False) -> str:
     path = directory / ("tsc.fd" if tsc else "waits.fd")
     path.write_bytes(image)
     return str(path)
+
+
+def answers_as(machine: Machine) -> str:
+    """Send it a character; return all that it has printed once it is done."""
+    machine.send("x")
+    machine.expect(DONE, deadline=GENEROUS)
+    return machine.debugcon.text()
 
 
 def _printing(text: str) -> bytes:

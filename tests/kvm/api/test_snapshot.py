@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from waiting_guest import DONE, READY, write_waiting_guest
+from waiting_guest import DONE, GENEROUS, READY, answers_as, write_waiting_guest
 
 from vmm import Machine, MachineConfig, Reason, Snapshot
 from vmm.bus import Device
@@ -21,17 +21,8 @@ from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 pytestmark = pytest.mark.needs_kvm
 
-GENEROUS = 120.0
-"""Seconds; a busy machine must not fail a test that isn't about time."""
-
 ACCELERATORS = [pytest.param("kvm", marks=pytest.mark.hw), "auto"]
 """Plain KVM, and what this host uses for firmware."""
-
-
-def answers_as(machine: Machine) -> str:
-    machine.send("x")
-    machine.expect(DONE, deadline=GENEROUS)
-    return machine.debugcon.text()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting_guest import DONE, READY, write_waiting_guest
+from waiting_guest import DONE, GENEROUS, READY, answers_as, write_waiting_guest
 
 from vmm import Machine, Snapshot
 from vmm.config.parts import Target
@@ -17,14 +17,6 @@ from vmm.errors import ConfigError, VmmError
 from vmm.run import snapshot_file
 
 pytestmark = pytest.mark.needs_kvm
-
-GENEROUS = 120.0
-
-
-def answers_as(machine: Machine) -> str:
-    machine.send("x")
-    machine.expect(DONE, deadline=GENEROUS)
-    return machine.debugcon.text()
 
 
 @pytest.fixture(scope="module")
