@@ -18,6 +18,9 @@ SECTOR: Final[int] = lib.SECTOR_SIZE
 _LARGEST_OVERLAY: Final = 16 << 40
 """Bytes of an image with an overlay, whose bitmap of sectors has an address space of a 4096th of that."""
 
+_MAP_NORESERVE: Final = 0x4000
+"""<asm-generic/mman.h>: of the bitmap, only pages that have a bit set ever need memory."""
+
 _PROBED: Final = 4096
 
 _FORMATS: Final = {
@@ -116,7 +119,8 @@ class DiskImage:
             closers.callback(file.close)
             self.overlay_fd = file.fileno()
             os.ftruncate(self.overlay_fd, self.size)
-            self.overlaid = mmap.mmap(-1, -(-self.size // SECTOR // 8), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            self.overlaid = mmap.mmap(-1, -(-self.size // SECTOR // 8), flags=flags)
         except OSError as error:
             raise ConfigError(
                 f"{self.drive.option}: no room in {tempfile.gettempdir()} for what the guest writes: {_reason(error)}; "

@@ -1,8 +1,10 @@
 """Requests of a virtio disk, as a driver makes them, good ones and bad ones."""
 
+import mmap
 import os
 import resource
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,29 @@ def test_snapshot_leaves_the_image_alone(image: Path) -> None:
         expected = before[: 3 * 512] + b"x" * 1024 + before[5 * 512 : 7 * 512] + bytes(1024) + before[9 * 512 :]
         assert disk.read_sectors(0, SECTORS) == expected
     assert image.read_bytes() == before
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_the_overlay_of_a_huge_image_costs_what_is_written(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.img"
+    huge.touch()
+    os.truncate(huge, 8 << 40)
+    before = resident()
+    with VirtioRig(Drive(huge, snapshot=True)) as disk:
+        disk.start()
+        tracemalloc.start()
+        assert not disk.disk.is_written
+        for sector in (0, 1 << 33, (8 << 40) // 512 - 1):
+            assert disk.request(OUT, sector, data=b"x" * 512)[0] == OK
+            assert disk.read_sectors(sector) == b"x" * 512
+        assert disk.disk.is_written
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+        assert resident() - before < 64 << 20, "one bit for each sector is 2 GiB"
+    assert huge.stat().st_blocks == 0
 
 
 def test_identification(image: Path) -> None:

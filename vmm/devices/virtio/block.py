@@ -95,10 +95,11 @@ class VirtioBlk(VirtioDevice):
 
         The disk of a folder is part of the machine.
         """
-        overlaid = self._image.overlaid
         if self.drive.read_only or self.drive.folder:
             return False
-        return overlaid is None or overlaid[:] != bytes(len(overlaid))
+        # Not by looking at the bitmap, which of a large image has gigabytes.
+        counters = self._blk.counters
+        return self._image.overlaid is None or counters.writes + counters.discards > 0
 
     def identity(self) -> list[int]:
         """The image's size in bytes, and when it was changed last, in ns since 1970; 0 for that of a folder."""
