@@ -24,7 +24,7 @@ from vmm.vhost import protocol
 from vmm.vhost.backend import Backend, VhostDevice
 from vmm.vhost.protocol import Region
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = pytest.mark.needs_kvm
 
 MSIX_CONTROL, ENABLE, MASK_ALL = 0x9A, 0x8000, 0x4000
 CONTROL, PENDING = MESSAGES + 16 + 12, MESSAGES + 0x800
@@ -131,6 +131,7 @@ def device() -> Iterator[VhostRig]:
         yield rig
 
 
+@pytest.mark.hw
 def test_kvm_sends_what_a_backend_signals(device: VhostRig) -> None:
     device.start_with_messages()
     with device.lock:  # no thread of ours can
@@ -139,7 +140,7 @@ def test_kvm_sends_what_a_backend_signals(device: VhostRig) -> None:
     assert device.messages == []
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [pytest.param(False, marks=pytest.mark.hw), True])
 def test_masked_it_is_pending_and_unmasked_sent_once(device: VhostRig, whole: bool) -> None:
     device.start_with_messages()
     if whole:
