@@ -259,8 +259,10 @@ def run(contender: Contender, command: list[str], limit_s: float) -> str:
             timeout=limit_s,
             env=environment(),
         )
-    except subprocess.TimeoutExpired:
-        raise ContenderFailedError(f"{contender.name}: no end after {limit_s:.0f} s") from None
+    except subprocess.TimeoutExpired as error:
+        lines = [line.strip() for line in (error.stdout or b"").decode(errors="replace").splitlines() if line.strip()]
+        said = f"its last line was '{lines[-1]}'" if lines else "it printed nothing"
+        raise ContenderFailedError(f"{contender.name}: no end after {limit_s:.0f} s; {said}") from None
     except OSError as error:
         raise ContenderFailedError(f"{contender.name}: {command[0]}: {error.strerror}") from None
     if ended.returncode != 0:

@@ -124,3 +124,8 @@ def test_a_process_without_end_is_ended_in_time() -> None:
     with pytest.raises(ContenderFailedError, match="A: no end after 0 s"):
         run(A, ["sleep", "1000"], 0.2)
     assert time.monotonic() - began < 100
+
+
+def test_a_guest_that_hangs_is_quoted() -> None:
+    with pytest.raises(ContenderFailedError, match=r"A: no end after 3 s; its last line was 'last'$"):
+        run(A, ["sh", "-c", "echo first; echo last; exec sleep 1000"], 3.0)
