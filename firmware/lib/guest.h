@@ -106,7 +106,7 @@ void power_end(uint32_t status) __attribute__((noreturn));
  */
 uint32_t cpus_start(uint32_t expected);
 uint8_t apic_id(void);
-extern volatile uint8_t ap_seen[256];
+extern volatile uint8_t ap_seen[4096];
 
 /* Set before cpus_start(): let some of them go on executing (ap.S). */
 extern volatile uint8_t ap_busy;

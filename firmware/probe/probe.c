@@ -101,7 +101,7 @@ static void show_cpus(uint32_t started)
 {
     print("cpus started: %u\n", started);
     print("apic ids:");
-    for (uint32_t id = 0; id < 256; id++)
+    for (uint32_t id = 0; id < 4096; id++)
         if (ap_seen[id] || id == apic_id())
             print(" %u", id);
     print("\n");

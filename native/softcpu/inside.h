@@ -180,7 +180,7 @@ struct softcpu_vcpu {
     uint64_t halts;
 };
 
-#define SOFTCPU_MAX_VCPUS 256
+#define SOFTCPU_MAX_VCPUS 1024
 
 struct softcpu {
     struct vmm_vm *vm;

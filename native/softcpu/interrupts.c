@@ -9,7 +9,6 @@
 #include "vmm/clock.h"
 
 /* Register offsets: Intel SDM volume 3, table 11-1. */
-#define APIC_ID 0x20
 #define APIC_TPR 0x80
 #define APIC_LDR 0xd0
 #define APIC_DFR 0xe0
@@ -140,8 +139,10 @@ static enum found look_for_nmi(struct softcpu_vcpu *vcpu)
 static bool make_up_tick(struct softcpu_vcpu *vcpu, const struct kvm_lapic_state *lapic)
 {
     uint32_t vector = lapic_register(lapic, APIC_LVT_TIMER) & 0xff;
+    uint32_t id = vcpu->core->apic_id;
     struct kvm_msi message = {
-        .address_lo = APIC_DEFAULT_ADDRESS | (lapic_register(lapic, APIC_ID) >> 24) << 12,
+        .address_lo = APIC_DEFAULT_ADDRESS | (id & 0xff) << 12,
+        .address_hi = id & ~0xffu, /* as KVM_X2APIC_API_USE_32BIT_IDS wants it; 0 without */
         .data = vector,
     };
 

@@ -170,6 +170,8 @@ class MachineConfig(MachineFields):
         if topology is not None:
             cpus, max_cpus, topology = Topology.parse(topology, cpus, max_cpus)
         cpus = 1 if cpus is None else cpus
+        if topology == Topology(cores=cpus if max_cpus is None else max_cpus):
+            topology = None  # as if nobody had said so
         fields: dict[str, Any] = {
             "cpus": cpus,
             "max_cpus": cpus if max_cpus is None else max_cpus,

@@ -29,6 +29,7 @@ _ECX_TSC_DEADLINE = 1 << 24
 _FEATURE_CONTROL_LOCKED = 1 << 0
 _FEATURE_CONTROL_VMX = 1 << 2
 _ECX_VMX = 1 << 5
+_ECX_X2APIC = 1 << 21
 _ECX_OSXSAVE = 1 << 27
 _ECX_HYPERVISOR = 1 << 31
 _EDX_HTT = 1 << 28
@@ -123,7 +124,7 @@ def cpuid_entries(kvm: Kvm, index: int, guest: Guest) -> list[CpuidEntry]:
     basic_max = max((entry.eax for entry in entries if entry.function == 0), default=0)
     if topology.dies > 1:
         basic_max = max(basic_max, 0x1F)
-    elif topology.threads > 1:
+    elif topology.threads > 1 or topology.apic_id(topology.cpus - 1) >= XAPIC_IDS:
         basic_max = max(basic_max, 0xB)
     kept = (entry for entry in entries if entry.function not in _MADE)
     # Linux takes nodes of what is older than Zen for those of its MSR C001_100C, and divides its cores by them.
@@ -254,7 +255,8 @@ def _software_cpu(topology: Topology) -> list[CpuidEntry]:
     sse3_cmpxchg16b = 1 << 0 | 1 << 13
     shared_features = features & 0x0183F3FF & ~(1 << 11)
     syscall_nx_long_mode = 1 << 11 | 1 << 20 | 1 << 29
-    extended = topology.threads > 1 or topology.dies > 1
+    wide = topology.apic_id(topology.cpus - 1) >= XAPIC_IDS
+    extended = topology.threads > 1 or topology.dies > 1 or wide
     last = 0x8000001E if extended else _ADDRESS_SIZES
     vendor = struct.unpack("<3I", _AMD)
     brand = struct.unpack("<12I", b"vmm software CPU".ljust(48, b"\0"))
@@ -264,7 +266,7 @@ def _software_cpu(topology: Topology) -> list[CpuidEntry]:
             0x1,
             signature,
             8 << 8,  # CLFLUSH: 8 quadwords
-            sse3_cmpxchg16b | _ECX_TSC_DEADLINE | _ECX_HYPERVISOR,
+            sse3_cmpxchg16b | _ECX_TSC_DEADLINE | _ECX_HYPERVISOR | (_ECX_X2APIC if wide else 0),
             features,
         ),
         (0x6, 1 << 2, 0, 0, 0),  # ARAT: the LAPIC timer never stops

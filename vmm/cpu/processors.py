@@ -113,6 +113,8 @@ def create_processors(
     """
     processors = Processors()
     topology = config.cpu_topology
+    if topology.apic_id(config.max_cpus - 1) >= cpuid.XAPIC_IDS:
+        vm.use_x2apic_ids()
     guest = cpuid.Guest(topology, config.cpu, software_cpu=softcpu is not None)
     for index in range(config.cpus):
         vcpu = closers.enter_context(vm.create_vcpu(topology.apic_id(index), index))

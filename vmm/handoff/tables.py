@@ -54,10 +54,19 @@ def place_ram(config: MachineConfig, addresses: Addresses) -> RamPlaces:
         return ram
     fits = bisect_left(range(config.memory // layout.MIB), True, key=is_beyond)
     raise ConfigError(
-        f"-m {config.memory >> 20}M: RAM and the PCI window behind it end at {end:#x}, and the guest's CPU has "
+        f"-m {_size(config.memory)}: RAM and the PCI window behind it end at {end:#x}, and the guest's CPU has "
         f"addresses of {bits} bits, up to {1 << bits:#x}; "
-        + (f"ask for {fits - 1}M or less" if fits > 1 else "ask for more of them: -cpu host,phys-bits=N")
+        + (
+            f"ask for -m {_size((fits - 1) * layout.MIB)} or less"
+            if fits > 1
+            else "ask for more of them: -cpu host,phys-bits=N"
+        )
     )
+
+
+def _size(size: int) -> str:
+    """As -m takes it."""
+    return f"{size // layout.GIB}G" if size % layout.GIB == 0 else f"{size // layout.MIB}M"
 
 
 def _places(config: MachineConfig, size: int, *, amd: bool) -> RamPlaces:

@@ -140,6 +140,15 @@ class Vm(Descriptor):
         """
         self._ioctl_value("KVM_CREATE_IRQCHIP")
 
+    def use_x2apic_ids(self) -> None:
+        """KVM_CAP_X2APIC_API: APIC ids have 32 bits, and 255 is one of them; before the first vCPU.
+
+        Raises:
+            KvmError: EINVAL where KVM has no such capability.
+        """
+        flags = lib.KVM_X2APIC_API_USE_32BIT_IDS | lib.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+        self.enable_capability(lib.KVM_CAP_X2APIC_API, flags)
+
     def get_irqchip(self, chip: int) -> Any:
         """KVM_GET_IRQCHIP: struct kvm_irqchip of KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE or _IOAPIC.
 

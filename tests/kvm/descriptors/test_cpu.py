@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from vmm._native import ffi, lib
 
+from vmm.config.cpu_model import CpuModel
 from vmm.config.topology import Topology
 from vmm.cpu import cpuid, reset
 from vmm.cpu.cpuid import Guest, check_count
@@ -356,3 +357,64 @@ def test_reset_msrs_that_kvm_lacks_are_passed_over(kvm: Kvm, vm: Vm, monkeypatch
 def test_feature_control_is_for_cpus_with_vmx() -> None:
     assert cpuid.feature_control([CpuidEntry(1, 0, 0, 0, 1 << 5, 0)]) == 0x5
     assert cpuid.feature_control([CpuidEntry(1, 0, 0, 0, ~(1 << 5) & 0xFFFFFFFF, 0)]) is None
+
+
+# -- sockets, dies, threads; what -cpu changes ------------------------------------------------------------------------
+
+DIES = Topology(sockets=2, dies=2, cores=3, threads=2)
+
+
+def test_dies_and_threads_of_an_intel_host() -> None:
+    found = leaves(entries_of(intel_host(), 23, Guest(DIES)))  # type: ignore[arg-type]
+    apic_id = 1 << 4 | 1 << 3 | 2 << 1 | 1
+    assert (found[1, 0].ebx >> 24, found[1, 0].ebx >> 16 & 0xFF) == (apic_id, 12)
+    levels = [found[0x1F, level][2:6] for level in range(4)]
+    assert levels == [(1, 2, 0x100, apic_id), (3, 6, 0x201, apic_id), (4, 12, 0x502, apic_id), (0, 0, 3, apic_id)]
+    assert [found[0xB, level][2:4] for level in range(3)] == [(1, 2), (4, 12), (0, 0)]
+    assert [found[4, cache].eax >> 14 & 0xFFF for cache in range(4)] == [1, 1, 1, 7], "a core's, a die's"
+    assert found[4, 0].eax >> 26 == 7, "eight core ids in a package"
+
+
+def test_dies_need_a_leaf_that_the_host_may_not_have() -> None:
+    host = FakeHost(
+        [entry._replace(eax=0xD) if entry.function == 0 else entry for entry in intel_host().supported_cpuid()]
+    )
+    assert leaves(entries_of(host, 0, Guest(DIES)))[0, 0].eax == 0x1F  # type: ignore[arg-type]
+    assert leaves(entries_of(host, 0, Guest(Topology(cores=4))))[0, 0].eax == 0xD  # type: ignore[arg-type]
+
+
+def test_the_software_cpu_says_threads_and_dies_in_amds_later_leaves(kvm: Kvm) -> None:
+    found = leaves(entries_of(kvm, 7, Guest(Topology(sockets=2, cores=3, threads=2), software_cpu=True)))
+    assert found[0x8000001E, 0][2:6] == (8 | 1, 1 << 8 | 0, 1, 0), "APIC id; threads, core; package"
+    assert found[0x80000001, 0].ecx >> 22 & 1, "topology extensions"
+    assert found[0x80000008, 0].ecx == 3 << 12 | 5
+    assert (found[0, 0].eax, found[0xB, 1][2:4]) == (0xB, (3, 6))
+
+
+def test_the_software_cpu_has_x2apic_where_ids_need_it(kvm: Kvm) -> None:
+    for cores, has in ((255, 0), (256, 1), (1024, 1)):
+        found = leaves(entries_of(kvm, cores - 1, Guest(Topology(cores=cores), software_cpu=True)))
+        assert found[1, 0].ecx >> 21 & 1 == has
+        assert not has or found[0xB, 0].edx == cores - 1
+
+
+@pytest.mark.parametrize("software_cpu", [False, True])
+def test_what_cpu_takes_away_is_gone(kvm: Kvm, software_cpu: bool) -> None:
+    model = CpuModel.parse("host,phys-bits=37,-nx,-svm,tsc-deadline=off")
+    found = leaves(entries_of(kvm, 0, Guest(Topology(), model, software_cpu)))
+    assert found[0x80000008, 0].eax & 0xFF00FF == 37
+    assert not found[0x80000001, 0].edx >> 20 & 1
+    assert not found[0x80000001, 0].ecx >> 2 & 1
+    assert not found[1, 0].ecx >> 24 & 1
+    before = leaves(entries_of(kvm, 0, Guest(software_cpu=software_cpu)))
+    assert before[0x80000001, 0].edx >> 20 & 1
+    assert found[1, 0].edx == before[1, 0].edx
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("host,phys-bits=41", "-cpu phys-bits=41: this CPU has 40"), ("host,+la57", r"-cpu \+la57: .* does not have it")],
+)
+def test_what_the_cpu_has_not_is_refused(kvm: Kvm, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        entries_of(kvm, 0, Guest(Topology(), CpuModel.parse(text), software_cpu=True))

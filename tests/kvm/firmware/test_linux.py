@@ -123,6 +123,41 @@ def test_many_entries_of_all_types_reach_linux(kernel: dict[str, Any]) -> None:
     assert len(result.found.e820) > 300
 
 
+ARRANGED: dict[str, Any] = {
+    "cpus": 8,
+    "max_cpus": 12,
+    "topology": "sockets=1,dies=2,cores=3,threads=2",
+    "memory": "512M",
+    "numa": ("node,cpus=0-3,mem=320", "node,cpus=4-11,mem=192", "dist,src=0,dst=1,val=33"),
+}
+
+
+def test_linux_arranges_cpus_and_nodes_as_asked(kernel: dict[str, Any]) -> None:
+    result = verify(machine(kernel, "none", **ARRANGED), deadline=DEADLINE, with_linux=True)
+    assert not wrong(result)
+    rows = {row.name: row.found for row in result.subject("processors").rows}
+    assert rows["Linux: dies"] == "2 with 2-6 CPUs"
+    assert rows["Linux: cores"] == "4 with 2 CPUs"
+    assert rows["Linux: CPUs of node 1"] == "4 5 6 7"
+    assert rows["Linux: memory of node 1"] == "0x14000000-0x1fffffff"
+    assert rows["Linux: distances of node 1"] == "33 10"
+    assert {"SRAT", "SLIT"} <= {row.name for row in result.subject("ACPI tables").rows}
+
+
+def test_linux_that_is_told_something_else_shows(kernel: dict[str, Any]) -> None:
+    def swap(files: dict[str, bytes]) -> dict[str, bytes]:
+        tables = bytearray(files[ACPI_FILE])
+        start = tables.index(b"SRAT")
+        processors = start + acpi_tables.HEADER_SIZE + 12
+        for index, node in ((3, 1), (4, 0)):  # the sum stays as it is
+            tables[processors + 16 * index + 2] = node
+        return files | {ACPI_FILE: bytes(tables)}
+
+    result = verify(machine(kernel, "none", **ARRANGED), alter=swap, deadline=DEADLINE, with_linux=True)
+    bad = {row.name: row.found for row in result.subject("processors").rows if not row.verdict.ok}
+    assert bad == {"Linux: CPUs of node 0": "0 1 2 4", "Linux: CPUs of node 1": "3 5 6 7"}
+
+
 def test_linux_complains_about_broken_aml(kernel: dict[str, Any]) -> None:
     def spoil(files: dict[str, bytes]) -> dict[str, bytes]:
         tables = bytearray(files[ACPI_FILE])

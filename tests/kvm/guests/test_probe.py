@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from vmm import Machine
 from vmm.firmware import guests
 from vmm.run.outcome import Reason
 
@@ -49,6 +50,34 @@ def test_on_qemu_with_kvm(qemu: Callable[..., str]) -> None:
     found = answers(qemu(guests.path("probe"), "-smp", "2", accelerator="kvm"))
     assert found["cpus started"] == ["2"]
     assert found["status"] == ["0"]
+
+
+@pytest.mark.needs_kvm
+def test_apic_ids_with_holes_are_those_of_qemu(qemu: Callable[..., str], ours: Callable[..., str]) -> None:
+    theirs = answers(qemu(guests.path("probe"), "-smp", "6,sockets=2,cores=3"))
+    mine = answers(ours("probe", cpus=6, topology="sockets=2,cores=3"))
+    for found in (theirs, mine):
+        assert found["apic ids"] == ["0 1 2 4 5 6"]
+        assert found["cpus at most"] == ["7"], "which is the limit of APIC ids"
+
+
+@pytest.mark.needs_kvm
+@pytest.mark.parametrize(("accel", "cpus"), [("kvm", 1024), ("auto", 300)])
+def test_more_cpus_than_xapic_has_ids_for(ours: Callable[..., str], accel: str, cpus: int) -> None:
+    found = answers(ours("probe", cpus=cpus, accel=accel))
+    assert found["cpus started"] == [str(cpus)]
+    assert found["apic ids"] == [" ".join(map(str, range(cpus)))]
+
+
+@pytest.mark.needs_kvm
+def test_a_snapshot_keeps_apic_ids_with_holes_beyond_255(vmm_machine: Callable[..., Any]) -> None:
+    machine = vmm_machine("probe", cpus=255, topology="sockets=85,cores=3", accel="kvm")
+    assert machine.run(until="apic ids:", deadline=120).reached
+    ids = [vcpu.vcpu_id for vcpu in machine.vcpus]
+    assert ids[3:6] + ids[-1:] == [4, 5, 6, 338]
+    with machine.snapshot() as snapshot, Machine.restore(snapshot) as again:
+        assert [vcpu.vcpu_id for vcpu in again.vcpus] == ids
+        assert again.run(deadline=120).reason is Reason.POWER_OFF
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35"])
