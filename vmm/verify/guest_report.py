@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import VmmError
 from vmm.layout import PAGE
@@ -18,8 +18,6 @@ from vmm.tables.e820 import RECORD, E820Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from vmm.verify.linux_cpus import LinuxCpu, LinuxNode
 
 ROM_FILE = "genroms/vmm-report.bin"
 """SeaBIOS runs every file under genroms/ as an option ROM."""
@@ -112,6 +110,23 @@ class Looked:
     where: int
     first: int
     second: int
+
+
+class LinuxCpu(NamedTuple):
+    """A CPU that is online: numbers of sysfs."""
+
+    apic_id: int
+    package: int
+    die: int
+    core: int
+
+
+class LinuxNode(NamedTuple):
+    """A node: Linux's CPUs in it that are online, KiB of memory, distances."""
+
+    cpus: tuple[int, ...]
+    memory: int
+    distances: tuple[int, ...]
 
 
 @dataclass

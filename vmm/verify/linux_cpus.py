@@ -6,8 +6,9 @@ The guest is not trusted: lines that make no sense are as if they were not there
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from vmm.verify.guest_report import LinuxCpu, LinuxNode
 from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
@@ -23,23 +24,6 @@ _NEAR, _FAR = 10, 20
 
 _APIC_ID = re.compile(rb"processor\s*: (\d{1,5})\napicid\s*: (\d{1,10})\n")
 _MEMORY = re.compile(r"SRAT: Node (\d{1,5}) PXM \d{1,10} \[mem (0x[0-9a-f]{1,16})-(0x[0-9a-f]{1,16})\]")
-
-
-class LinuxCpu(NamedTuple):
-    """A CPU that is online: numbers of sysfs."""
-
-    apic_id: int
-    package: int
-    die: int
-    core: int
-
-
-class LinuxNode(NamedTuple):
-    """A node: Linux's CPUs in it that are online, KiB of memory, distances."""
-
-    cpus: tuple[int, ...]
-    memory: int
-    distances: tuple[int, ...]
 
 
 def decode(files: dict[str, bytes]) -> tuple[dict[int, LinuxCpu], dict[int, LinuxNode]]:
