@@ -247,7 +247,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
         (["probe", "-kernel", ""], "-kernel: . is a directory, or the path is empty; is a variable unset?"),
         (["probe", "--json", ""], "--json '': the path is empty; is a variable unset?"),
         (["probe", "-smp", ""], "-smp '': an empty part"),
-        (["-smp", "0"], "-smp 0: a machine has from 1 to 255 CPUs"),
+        (["-smp", "0"], "-smp 0: a machine has from 1 to 1024 CPUs"),
         (["-smp", "2", "-c", "2"], "-smp and -c say the same"),
         (["-m", "8M", "probe"], "-m 8M: probe.fd needs 16M or more"),
         (["-m", "40M", "ovmf"], "OVMF_CODE_4M.fd needs 48M or more"),
