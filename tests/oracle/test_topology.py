@@ -31,19 +31,15 @@ MEMORY = 256 << 20
 STANDING = Standing(pm_base=0x600, gpe0=range(0x620, 0x630))
 
 ARRANGED = [
-    "4",
     "6,maxcpus=12,sockets=3",
     "3,maxcpus=8,threads=2",
-    "6,sockets=2,cores=3",
     "12,sockets=2,dies=2,cores=3,threads=1",
     "24,dies=2,cores=3,threads=2",
     "cores=2,threads=2,sockets=3",
     "8,cores=2",
-    "maxcpus=6,threads=2",
-    "8,dies=2",
     "8,cores=2,sockets=2",
 ]
-REFUSED = ["4,threads=3", "5,sockets=2,cores=2", "2,clusters=2", "4,maxcpus=2", "3,threads=2", "7,dies=2", "4,foo=1"]
+REFUSED = ["4,threads=3", "5,sockets=2,cores=2", "2,clusters=2", "4,maxcpus=2", "7,dies=2"]
 
 
 def table_of(tables_file: bytes, signature: bytes) -> bytes:
@@ -290,9 +286,7 @@ INTEL, AMD = "Skylake-Server-v1,level=0x1f", "EPYC-v1,level=0x1f,xlevel=0x800000
 
 
 @pytest.mark.parametrize("model", [INTEL, AMD])
-@pytest.mark.parametrize(
-    "text", ["1", "4", "6,sockets=2", "4,sockets=2,threads=2", "6,threads=2", "12,sockets=1,dies=2,cores=3,threads=2"]
-)
+@pytest.mark.parametrize("text", ["4", "6,sockets=2", "6,threads=2", "12,sockets=1,dies=2,cores=3,threads=2"])
 def test_cpuid_says_what_qemu_says(rom: Path, model: str, text: str) -> None:
     smp = parse_smp(text)
     topology = smp.topology
