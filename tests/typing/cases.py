@@ -8,9 +8,9 @@ from vmm import Machine, MachineConfig
 
 Machine("ovmf", cpus=3, memory="512M", fw_cfg={"opt/a": b"1", "opt/b": Path("b")}, serial="file:log")
 Machine(MachineConfig.create("seabios", cpus=2))
-Machine("ovmf", cpu=3)  # E: Unexpected keyword argument "cpu" for "Machine"
+Machine("ovmf", cpuss=3)  # E: Unexpected keyword argument "cpuss" for "Machine"
 Machine("ovmf", cpus="3")  # E: Argument "cpus" to "Machine" has incompatible type "str"; expected "int | None"
-MachineConfig.create("ovmf", cpu=3)  # E: Unexpected keyword argument "cpu" for "create" of "MachineConfig"
+MachineConfig.create("ovmf", cpuss=3)  # E: Unexpected keyword argument "cpuss" for "create" of "MachineConfig"
 
 with Machine() as machine:
     reveal_type(machine.run(until="Shell>").reached)  # N: Revealed type is "bool"

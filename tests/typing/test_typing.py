@@ -9,7 +9,7 @@ from typing import get_type_hints
 from uuid import UUID
 
 from vmm import MachineConfig, MachineOptions, inputs
-from vmm.config import debugger, items, option_roms, parts
+from vmm.config import cpu_model, debugger, items, numa, option_roms, parts, topology
 from vmm.disks import drives
 from vmm.firmware import images
 from vmm.tables import acpi_user, boot_order, e820, smbios_options
@@ -43,8 +43,8 @@ def test_mypy_says_what_the_cases_expect() -> None:
 def test_a_machine_takes_the_keywords_of_its_config_all_of_them_with_the_same_types() -> None:
     # The names in the annotations are those of modules that are imported only for type checkers.
     names = {"Iterable": Iterable, "Mapping": Mapping, "Sequence": Sequence, "UUID": UUID}
-    modules = (acpi_user, boot_order, debugger, drives, e820, images, inputs, items, option_roms, parts, smbios_options)
-    for module in modules:
+    own = (cpu_model, debugger, items, numa, option_roms, parts, topology)
+    for module in (acpi_user, boot_order, drives, e820, images, inputs, *own, smbios_options):
         names |= vars(module)
     options = get_type_hints(MachineOptions, None, names)
     create = get_type_hints(MachineConfig._create, None, names)
