@@ -71,10 +71,11 @@ static void allow_signals_to_itself(struct filter *filter, const uint32_t *signa
 
 void filter_thread_rules(struct filter *filter, int vm, int vcpu, const int *files, uint32_t count)
 {
-    /* What devices ask of KVM while the guest runs: interrupts, moving RAM and ROM about, eventfds of disks. */
+    /* What devices ask of KVM while the guest runs: interrupts, moving RAM and ROM about, eventfds of disks, whether
+     * stores to flash wait in KVM. */
     static const uint32_t vm_requests[] = {
         KVM_IRQ_LINE, KVM_SIGNAL_MSI, KVM_SET_USER_MEMORY_REGION, KVM_GET_IRQCHIP, KVM_SET_IRQCHIP, KVM_GET_CLOCK,
-        KVM_IOEVENTFD, KVM_IRQFD,
+        KVM_IOEVENTFD, KVM_IRQFD, KVM_REGISTER_COALESCED_MMIO, KVM_UNREGISTER_COALESCED_MMIO,
     };
     const uint32_t signals[] = {(uint32_t)VMM_KICK_SIGNAL, SIGABRT};
 

@@ -126,7 +126,7 @@ void vmm_vm_resume(struct vmm_vm *vm)
 static void io_locked(struct vmm_vm *vm)
 {
     if (vm->io_depth++ == 0 && coalesced_pending(vm->ring)) {
-        coalesced_drain(vm->ring, &vm->ports, &vm->recent);
+        coalesced_drain(vm->ring, &vm->ports, &vm->mmio, &vm->recent);
     }
 }
 
@@ -156,6 +156,11 @@ void vmm_vm_coalesce(struct vmm_vm *vm, struct kvm_coalesced_mmio_ring *ring)
     vmm_io_lock(vm);
     __atomic_store_n(&vm->ring, ring, __ATOMIC_RELAXED);
     vmm_io_unlock(vm);
+}
+
+bool vmm_vm_keeps_writes(struct vmm_vm *vm)
+{
+    return coalesced_pending(__atomic_load_n(&vm->ring, __ATOMIC_RELAXED));
 }
 
 bool vmm_vm_poll(struct vmm_vm *vm)

@@ -13,7 +13,13 @@ from vmm.config.parts import MachineType
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig
-    from vmm.kvm import Vcpu
+    from vmm.kvm import Vcpu, Vm
+
+
+def is_coalesced(config: "MachineConfig", vm: "Vm") -> bool:
+    """Whether writes of a machine that KVM executes are kept: unless every access is to be seen."""
+    asked = config.coalesced and config.trace is None and not config.exit_times
+    return asked and bool(vm.check_extension(lib.KVM_CAP_COALESCED_PIO))
 
 
 def coalesce_consoles(
@@ -31,8 +37,7 @@ def coalesce_consoles(
         parts: see there.
         fw_cfg: whether the machine has it.
     """
-    asked = config.coalesced and config.trace is None and not config.exit_times
-    if not asked or not vcpu.vm.check_extension(lib.KVM_CAP_COALESCED_PIO):
+    if not is_coalesced(config, vcpu.vm):
         return None
     bhyve = config.machine_type is MachineType.BHYVE
     ports = [layout.PORT_DEBUG_BOCHS if bhyve else layout.PORT_DEBUG_QEMU]

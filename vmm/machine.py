@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.coalesced import coalesce_consoles
+from vmm.coalesced import coalesce_consoles, is_coalesced
 from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig
 from vmm.config.outputs import Outputs
 from vmm.config.parts import Sandboxing
@@ -186,6 +186,7 @@ class Machine(Observable):
                     shared=self.memory.shared,
                     ioeventfd=self._ioeventfd if in_kvm else None,
                     messages=None if self.memory.shared is None else self._message_routes(),
+                    coalesce=partial(self._coalesce, core) if in_kvm and is_coalesced(config, self.vm) else None,
                     images={} if resumption is None else resumption.snapshot.map_images(),
                 )
             )
@@ -415,6 +416,10 @@ class Machine(Observable):
         from vmm.kvm.message_routes import MessageRoutes  # few machines have devices of other processes
 
         return MessageRoutes(self.vm)
+
+    def _coalesce(self, core: Any, address: int, size: int, wanted: bool) -> bool:
+        (self.vm.coalesce_writes if wanted else self.vm.stop_coalescing)(address, size)
+        return not lib.vmm_vm_keeps_writes(core)
 
     def _smi_sender(self, core: Any) -> "Callable[[bool], None]":
         from vmm.cpu.smi import send_smi

@@ -9,6 +9,10 @@ come here. The first command takes the mapping away, "read array" puts it back. 
 program commands before they return to read-array, so changes of the memory slots are rare. Such a block, from its
 second byte on, is C's (`native/flash.c`).
 
+While nothing is mapped, reads come here, too, so that KVM may keep stores until then (`native/coalesced.c`): they were
+up to nine of ten exits of a boot. "Read array" may be among them; the first read after it brings the mapping back, once
+no store waits.
+
 Where the contents are kept somewhere, what changed is written back when the guest returns to read-array, which is when
 a driver has finished, and `WRITE_BACK_NS` after the first change at the latest.
 """
@@ -116,6 +120,8 @@ class Flash(Device):
         read_only: programming and erasing fail with the chip's error bits.
         write_back: where changes go; None: they are kept nowhere.
         secure: only vCPUs in system management mode reach the chip; the others read its contents.
+        coalesce: has KVM keep stores to the chip until somebody looks, or not any more, and tells whether none waits;
+            None: each comes at once.
     """
 
     def __init__(
@@ -127,7 +133,9 @@ class Flash(Device):
         read_only: bool,
         write_back: WriteBack | None = None,
         secure: bool = False,
+        coalesce: Callable[[bool], bool] | None = None,
     ) -> None:
+        self._coalesce = None if secure else coalesce  # whose store it was, KVM does not say
         self._memory = memory
         self._gpa = gpa
         self._contents = memoryview(contents)
@@ -150,7 +158,7 @@ class Flash(Device):
         if write_back is not None:
             write_back.watch(self._loop)
         self.front = Front(ffi.addressof(lib, "flash_loop_access"), self._loop)
-        self._to_read_array()
+        self._show()
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -166,6 +174,8 @@ class Flash(Device):
 
     def read(self, offset: int, size: int) -> int:
         """Bytes of the array, the status, the ID or the CFI table, by mode."""
+        if self._answer == self._read_array:
+            self._show()
         value = 0
         for i in range(size):
             value |= self._answer(offset + i) << (8 * i)
@@ -345,12 +355,21 @@ class Flash(Device):
         if self._mapped:
             self._memory.unmap(self._gpa)
             self._mapped = False
+            if self._coalesce is not None:
+                self._coalesce(True)
+
+    def _show(self) -> None:
+        if self._mapped:
+            return
+        if self._coalesce is not None and not self._coalesce(False):
+            return  # another vCPU's, which came meanwhile, may be a command
+        self._memory.map_rom(self._gpa, self._contents)
+        self._mapped = True
 
     def _to_read_array(self) -> None:
         self._answer = self._read_array
         self._command = self._first_cycle
-        if not self._mapped:
-            self._memory.map_rom(self._gpa, self._contents)
-            self._mapped = True
+        if self._coalesce is None:
+            self._show()
         if self._write_back is not None:
             self._write_back.write()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from vmm import layout
@@ -99,8 +100,15 @@ class Board:
             contents = self._image(VARIABLES, store.data)
         self._images[VARIABLES] = contents
         gpa = firmware.variables_address
+        coalesce = self.parts.coalesce
         flash = Flash(
-            self.parts.memory, gpa, contents, read_only=False, write_back=write_back, secure=self.parts.secure_flash
+            self.parts.memory,
+            gpa,
+            contents,
+            read_only=False,
+            write_back=write_back,
+            secure=self.parts.secure_flash,
+            coalesce=None if coalesce is None else partial(coalesce, gpa, len(contents)),
         )
         self.add_at(range(gpa, gpa + len(contents)), flash, "flash VARS")
         return flash

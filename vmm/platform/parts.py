@@ -64,6 +64,8 @@ class Parts(NamedTuple):
         images: by `CODE` and `VARIABLES`, what the images became in an earlier machine; to be used in place.
         disks: images that the guest gets as disks, and backends of its vhost-user devices; they stay the caller's.
         shared: what backends map, a descriptor and (GPA, bytes, offset) for each part; None: there are none.
+        coalesce: has KVM keep stores to guest addresses until somebody looks, or not any more, and tells whether none
+            waits: address, bytes, whether; None where each store is an exit.
         ioeventfd: lets the kernel signal an eventfd for a 16-bit store to a guest address, or not any more: descriptor,
             address, whether; None where the kernel sees no such stores.
         messages: has the kernel send an MSI for an eventfd; None: devices of other processes interrupt by a thread.
@@ -95,6 +97,7 @@ class Parts(NamedTuple):
     shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None
     ioeventfd: Callable[[int, int, bool], None] | None = None
     messages: MessageRoutes | None = None
+    coalesce: Callable[[int, int, bool], bool] | None = None
 
     def line(self, gsi: int) -> Irq:
         """One interrupt line."""

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Port writes that KVM keeps in a ring instead of leaving the kernel (KVM_CAP_COALESCED_PIO, since Linux 4.20;
+ * Writes that KVM keeps in a ring instead of leaving the kernel (KVM_CAP_COALESCED_PIO for ports, since Linux 4.20;
  * Documentation/virt/kvm/api.rst, KVM_REGISTER_COALESCED_MMIO). One ring for a machine, in the order of its writes;
  * a write that finds it full is an exit as ever.
  *
@@ -30,6 +30,7 @@ static inline bool coalesced_pending(const struct kvm_coalesced_mmio_ring *ring)
 }
 
 /* Serve what is in the ring now, but not what is added meanwhile; the caller holds io_lock. */
-void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *ports, struct recent *recent);
+void coalesced_drain(struct kvm_coalesced_mmio_ring *ring, struct io_table *ports, struct io_table *mmio,
+                     struct recent *recent);
 
 #endif

@@ -195,6 +195,9 @@ void vmm_vm_coalesce(struct vmm_vm *vm, struct kvm_coalesced_mmio_ring *ring);
  */
 bool vmm_vm_poll(struct vmm_vm *vm);
 
+/* Whether a coalesced write waits that came since io_lock was taken; the caller holds it. */
+bool vmm_vm_keeps_writes(struct vmm_vm *vm);
+
 /* For devices with threads of their own, which don't look at what the guest writes to others. */
 pthread_mutex_t *vmm_io_mutex(struct vmm_vm *vm);
 

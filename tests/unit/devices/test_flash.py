@@ -2,6 +2,7 @@
 
 import mmap
 import random
+from collections.abc import Callable
 
 import pytest
 from device_rig import ManualTimers, Rig
@@ -13,10 +14,17 @@ SIZE = 0x84000  # OVMF's variable store
 
 
 class FlashRig(Rig):
-    def __init__(self, contents: mmap.mmap | None = None, *, read_only: bool = False, secure: bool = False) -> None:
+    def __init__(
+        self,
+        contents: mmap.mmap | None = None,
+        *,
+        read_only: bool = False,
+        secure: bool = False,
+        coalesce: Callable[[bool], bool] | None = None,
+    ) -> None:
         super().__init__()
         self.contents = mmap.mmap(-1, SIZE) if contents is None else contents
-        self.flash = Flash(self.memory, GPA, self.contents, read_only=read_only, secure=secure)
+        self.flash = Flash(self.memory, GPA, self.contents, read_only=read_only, secure=secure, coalesce=coalesce)
         self.mmio.add(GPA, GPA + SIZE - 1, self.flash, "flash")
 
     @property
@@ -62,6 +70,42 @@ def test_secure_flash_is_commanded_by_smm_alone() -> None:
     rig.command(0xFF)
     assert rig.mapped
     assert rig.load(GPA, 2) == 0x5655
+
+
+def test_kvm_may_keep_stores_while_reads_come_to_the_chip() -> None:
+    said: list[bool] = []
+    waits = False
+
+    def coalesce(wanted: bool) -> bool:
+        said.append(wanted)
+        return not waits
+
+    rig = FlashRig(coalesce=coalesce)
+    assert said == [False]
+    assert rig.mapped
+    rig.command(0x10, 0x55)
+    assert said == [False, True]
+    rig.command(0x10, 0x56, at=1)
+    assert rig.load(GPA, 1) == 0x80
+    rig.command(0xFF)
+    assert not rig.mapped, "stores behind it may wait"
+    waits = True
+    assert rig.load(GPA, 2) == 0x5655
+    assert not rig.mapped, "one that waits may be a command"
+    waits = False
+    assert rig.load(GPA, 2) == 0x5655
+    assert rig.mapped
+    assert said == [False, True, False, False]
+
+
+def test_no_store_of_secure_flash_is_kept() -> None:
+    def coalesce(wanted: bool) -> bool:
+        raise AssertionError(wanted)
+
+    rig = FlashRig(secure=True, coalesce=coalesce)
+    rig.in_smm = True
+    rig.command(0x10, 0x55, 0xFF)
+    assert rig.mapped
 
 
 def test_read_array_mode_is_plain_memory(rig: FlashRig) -> None:
