@@ -21,6 +21,7 @@ COMMANDS = {
     "vars": "what is in a VARS file: list, set and delete variables, enroll keys for Secure Boot",
     "bench": "what port I/O, DMA and a boot cost here, beside QEMU and a bare KVM_RUN loop",
     "verify": "did the guest get the tables that fw_cfg offered?",
+    "sweep": "verify a matrix of machines: firmware, CPUs, memory, tables; here or on many hosts",
     "images": "what is loaded in a guest, and where: UEFI's modules, a kernel, a guest of ours",
     "diff": "what is different between two runs, by their reports",
     "fetch-linux": "get Debian's Linux, which verify linux boots, without installing it",

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _UEFI_TYPES = {0: 2, 9: 3, 10: 4} | dict.fromkeys((1, 2, 3, 4, 5, 6, 7), 1)
 """EFI_MEMORY_TYPE to E820 type (UEFI 2.10, table 7.10): what an OS may use once boot services are gone is RAM."""
 
+_SEABIOS_MOST = 32
+"""BUILD_MAX_E820 in SeaBIOS's src/config.h."""
+
 _LEGACY = E820Entry(0x9_0000, layout.LEGACY_END - 0x9_0000, E820Type.RESERVED)
 """EBDA, display memory, ROMs: firmware takes them out of RAM on every PC."""
 
@@ -60,11 +63,14 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     found = found_map(report)
     subject.whole = tuple(sorted(offered)), tuple(found)
     _check_published(subject, collected, evidence)
+    full = ""
+    if report.kind is Kind.BIOS and len(report.e820) >= _SEABIOS_MOST:
+        full = f"SeaBIOS has room for {_SEABIOS_MOST} entries, and needs some itself"
     for entry in offered:
         if entry.type == E820Type.RAM:
-            _compare_ram(subject, entry, found, evidence)
+            _compare_ram(subject, entry, found, evidence, full)
         else:
-            _compare_other(subject, entry, offered, found, evidence)
+            _compare_other(subject, entry, offered, found, evidence, full)
     ram = [entry for entry in offered if entry.type == E820Type.RAM]
     for entry in found:
         if entry.type == E820Type.RAM and (stray := e820.without(entry, ram)):
@@ -86,7 +92,7 @@ def _check_published(subject: Subject, collected: Collected, evidence: Evidence)
         )
 
 
-def _compare_ram(subject: Subject, entry: E820Entry, found: list[E820Entry], evidence: Evidence) -> None:
+def _compare_ram(subject: Subject, entry: E820Entry, found: list[E820Entry], evidence: Evidence, full: str) -> None:
     ram = _overlaps(entry, (other for other in found if other.type == E820Type.RAM))
     kept = _overlaps(entry, (other for other in found if other.type != E820Type.RAM))
     lost = [
@@ -98,13 +104,20 @@ def _compare_ram(subject: Subject, entry: E820Entry, found: list[E820Entry], evi
     if lost:
         verdict = Verdict.ALTERED if ram else Verdict.MISSING
         difference = f"lost {_words(lost)}"
-        reason = evidence.never_read(E820_FILE) or f"{evidence.firmware} made another map of the published etc/e820"
+        reason = (
+            evidence.never_read(E820_FILE) or full or f"{evidence.firmware} made another map of the published etc/e820"
+        )
     subject.add(str(entry), _size(entry.length), _size(sum(part.length for part in ram)), verdict,
                 difference=difference, reason=reason)  # fmt: skip
 
 
 def _compare_other(
-    subject: Subject, entry: E820Entry, offered: tuple[E820Entry, ...], found: list[E820Entry], evidence: Evidence
+    subject: Subject,
+    entry: E820Entry,
+    offered: tuple[E820Entry, ...],
+    found: list[E820Entry],
+    evidence: Evidence,
+    full: str,
 ) -> None:
     same = _overlaps(entry, (other for other in found if other.type == entry.type))
     lost = e820.without(entry, same)
@@ -123,7 +136,7 @@ def _compare_other(
         _size(sum(part.length for part in same)) if same else "nothing",
         Verdict.ALTERED if same else Verdict.MISSING,
         difference=f"the guest finds {_words(instead)} there" if instead else f"not in the guest's map: {_words(lost)}",
-        reason=reason or "overridden by firmware",
+        reason=reason or full or "overridden by firmware",
     )
 
 

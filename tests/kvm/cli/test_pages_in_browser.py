@@ -23,6 +23,7 @@ RUNS = {
     "fwctl": (("boot", str(guests.path("conformance-fwctl")), "-machine", "fwcfg=bhyve", *CONSOLES), 0),
     "failed": (("boot", str(guests.path("triple-fault")), *CONSOLES), 1),
     "verify": (("verify", "seabios", *DROPPED), 1),
+    "sweep": (("sweep", "--firmware", "seabios", "-smp", "1,0", "--e820", "0,64", "--results", "RESULTS"), 1),
     "bench": (("bench", "pio", "--rounds", "2", "--contender", "vmm", "--contender", "bare-loop"), 0),
     "growth": (("bench", "boot", "--rounds", "1", "--cpus", "1,2,3", "--contender", "vmm"), 0),
 }  # fmt: skip
@@ -78,6 +79,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words, status = RUNS[request.param]
     path = tmp_path_factory.mktemp("page") / f"{request.param}.html"
+    words = tuple(str(path.with_suffix(".jsonl")) if word == "RESULTS" else word for word in words)
     command = [sys.executable, "-m", "vmm", *words, "--html", str(path), "-q"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert run.returncode == status, run.stderr
