@@ -24,6 +24,7 @@ from vmm.sweep.run import run
         ("1,4,sockets=2,8,cores=4,threads=2", ["1", "4,sockets=2", "8,cores=4,threads=2"]),
         ("host,host,+x2apic,-nx,max", ["host", "host,+x2apic,-nx", "max"]),
         (",pvpanic", ["", "pvpanic"]),
+        (",base=1,size=2", ["", "base=1,size=2"]),
         ("file=a,,b,file=c", ["file=a,,b,file=c"]),
         ("a,,b,c", ["a,,b", "c"]),
     ],

@@ -92,11 +92,11 @@ class Matrix(NamedTuple):
 def split_values(text: str) -> list[str]:
     """Split a list of QEMU's values: what has a ``=``, or begins with + or -, belongs to the value before it.
 
-    ``1,2,sockets=2`` are 1 and ``2,sockets=2``; ``,x`` are nothing and x.
+    ``1,2,sockets=2`` are 1 and ``2,sockets=2``; ``,x=1`` are nothing and ``x=1``.
     """
     values: list[str] = []
     for part in options.split_commas(text):
-        if values and ("=" in part or part[:1] in {"+", "-"}):
+        if values and values[-1] and ("=" in part or part[:1] in {"+", "-"}):
             values[-1] += "," + part.replace(",", ",,")
         else:
             values.append(part.replace(",", ",,"))

@@ -48,10 +48,10 @@ def ovmf_second_pass(result: LoaderResult, commands: tuple[Command, ...]) -> Non
                 result.ok = False
                 result.reason = f"record {index} ({command}): a second {table.signature}"
                 return
-        if sum(t.accepted for t in result.tables) == _MAX_INSTALLED and table.accepted:
+        if result.ok and table.accepted and sum(t.accepted for t in result.tables) == _MAX_INSTALLED:
+            # edk2 stops here; which tables there are beyond that is what other firmware may take.
             result.ok = False
             result.reason = f"record {index} ({command}): more than {_MAX_INSTALLED} tables"
-            return
         result.tables.append(table)
         if not table.accepted and not table.signature.startswith(("RSDT", "XSDT")):
             blob.only_tables = False
