@@ -132,7 +132,7 @@ def _pvpanic() -> bytes:
         aml.port_region("PEOR", ports.start, len(ports)),
         aml.byte_fields("PEOR", {0: "PEPT"}),
         aml.name("_STA", aml.integer(_PRESENT)),
-        aml.method("RDPT", 0, aml.returns(aml.path("PEPT"))),
+        aml.method("RDPT", 0, aml.store(aml.path("PEPT"), aml.local(0)), aml.returns(aml.local(0))),
         aml.method("WRPT", 1, aml.store(aml.argument(0), aml.path("PEPT"))),
     )
 
