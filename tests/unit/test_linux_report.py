@@ -55,6 +55,18 @@ def test_a_map_that_comes_in_two_parts_is_taken_whole() -> None:
     assert report.e820 == [E820Entry(0, 0xA0000, 1), E820Entry(0x100000, 0x100000, 0xEFFFFFFF)]
 
 
+def test_what_the_log_has_lost_of_the_map_sysfs_has() -> None:
+    log = b"<6>[    0.000000] BIOS-e820: [mem 0x0000000000100000-0x00000000001fffff] type 77\n"
+    places = [("0", 0, 0x9FFFF, "System RAM"), ("10", 0x100000, 0x1FFFFF, "Unknown E820 type"), ("2", 0x200000, 1, "")]
+    text = "".join(
+        f"/sys/firmware/memmap/{name}/end:{last:#x}\n/sys/firmware/memmap/{name}/type:{kind}\n"
+        f"/sys/firmware/memmap/{name}/start:{base:#x}\n"
+        for name, base, last, kind in places
+    )
+    report = linux_report.decode(stream(("dmesg", log), ("memmap", text.encode()), ("nproc", b"1\n")))
+    assert report.e820 == [E820Entry(0, 0xA0000, 1), E820Entry(0x100000, 0x100000, 77)]
+
+
 def test_a_report_is_decoded() -> None:
     report = linux_report.decode(GOOD)
     assert report.kind is Kind.LINUX

@@ -75,8 +75,8 @@ def test_a_matrix_comes_from_a_file_and_axes_beside_it_take_the_place_of_its_own
     matrix = read_matrix(str(path))
     assert [axis.name for axis in matrix.axes] == ["firmware", "smp", "M"]
     assert next(matrix.cells()).words == ("seabios", "-smp", "1", "-M", "q35", "-no-reboot")
-    more = merged(matrix, [AXES["smp"](["8"])], [])
-    assert [cell.words[2] for cell in more.cells()] == ["8", "8"]
+    more = merged(matrix, [AXES["smp"](["8"])], [], linux=True)
+    assert [cell.words[:4] for cell in more.cells()] == [("linux", "seabios", "-smp", "8")] * 2
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,8 @@ def test_a_matrix_comes_from_a_file_and_axes_beside_it_take_the_place_of_its_own
     [
         ("smp = 1", "smp: a list of texts and numbers, not 1"),
         ("smp = [true]", "smp: a list of texts and numbers"),
-        ("cpus = [1]", "cpus: known are firmware, machine, smp, m, e820, tables, axes and options"),
+        ("cpus = [1]", "cpus: known are firmware, machine, smp, m, e820, tables, axes, options and linux"),
+        ("linux = 1", "linux: true or false, not 1"),
         ("axes = 1", "axes: options with lists of values"),
         ("smp = [", "m.toml: Invalid value (at end of document)"),
     ],
@@ -154,6 +155,14 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, text: str) -> No
     with pytest.raises(ConfigError, match="name another"):
         Results(str(path))
     assert path.read_text() == text
+
+
+def test_two_sweeps_do_not_share_a_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "r.jsonl")
+    with Results(path), pytest.raises(ConfigError, match="another sweep writes there"):
+        Results(path)
+    with Results(path):
+        pass
 
 
 def test_again_forgets_what_was_there(tmp_path: Path) -> None:

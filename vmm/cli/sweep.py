@@ -37,6 +37,7 @@ examples:
   vmm sweep --firmware ovmf,seabios -smp 1,2,4 -m 256M,1G --html sweep.html
   vmm sweep --firmware seabios --e820 0,16,32,64,128 --tables 0,16,64 --timeout 30
   vmm sweep --firmware ovmf --axis '-cpu host,max' -- -machine q35,hpet=off
+  vmm sweep --linux --e820 0,128,512 -- -direct
   vmm sweep matrix.toml --executor dask://scheduler:8786 --jobs 64
 
 matrix.toml, for one:
@@ -76,6 +77,7 @@ def parser() -> Parser:
         help="values of any other option of vmm verify; may be repeated",
     )
     add = options.add_argument_group("run").add_argument
+    add("--linux", action="store_true", help="Linux is the report guest, as in vmm verify linux")
     add("--timeout", metavar="SECONDS", help="how long one guest may take (default 60)")
     add("--jobs", metavar="N", help="how many cells run at once (default: as many as there are processors)")
     add(
@@ -178,7 +180,7 @@ def _matrix(arguments: argparse.Namespace, common: list[str]) -> Matrix:
     axes: list[Axis] = [
         make(split_values(text)) for name, make in AXES.items() if (text := getattr(arguments, name)) is not None
     ]
-    made = merged(matrix, [*axes, *map(parse_axis, arguments.axis)], common)
+    made = merged(matrix, [*axes, *map(parse_axis, arguments.axis)], common, linux=arguments.linux)
     _check_options(made)
     return made
 

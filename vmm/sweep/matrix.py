@@ -59,17 +59,24 @@ class Cell(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Axes, the last of which changes fastest, and what all cells have in common."""
+    """Axes, the last of which changes fastest, and what all cells have in common.
+
+    Attributes:
+        axes: in the order in which their words come.
+        common: words behind those of the axes.
+        linux: whether Linux is the report guest.
+    """
 
     axes: tuple[Axis, ...]
     common: tuple[str, ...] = ()
+    linux: bool = False
 
     def cells(self) -> Iterator[Cell]:
         """Every combination of values."""
         for values in itertools.product(*(axis.values for axis in self.axes)):
             axes = {axis.name: value.label for axis, value in zip(self.axes, values, strict=True)}
             words = [word for value in values for word in value.words]
-            yield Cell(axes, (*words, *self.common))
+            yield Cell(axes, (*(["linux"] if self.linux else []), *words, *self.common))
 
     def check(self) -> None:
         """Refuse a matrix that nobody could want.
@@ -163,8 +170,8 @@ AXES: Final[dict[str, Callable[[Sequence[str]], Axis]]] = {
 def read_matrix(path: str) -> Matrix:
     """Read a matrix from a TOML file, or from JSON in a file that ends in .json.
 
-    Its keys are the names of `AXES`, each with a list; ``axes``, a table of lists by option; and ``options``, words for
-    every cell.
+    Its keys are the names of `AXES`, each with a list; ``axes``, a table of lists by option; ``options``, words for
+    every cell; and ``linux``, whether Linux is the report guest.
 
     Raises:
         ConfigError: the file cannot be read, or is none.
@@ -178,14 +185,17 @@ def read_matrix(path: str) -> Matrix:
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: not a table with axes")
     common = tuple(_texts(path, "options", found.pop("options", [])))
+    linux = found.pop("linux", False)
+    if not isinstance(linux, bool):
+        raise ConfigError(f"{path}: linux: true or false, not {linux!r}")
     more = found.pop("axes", {})
     if not isinstance(more, dict):
         raise ConfigError(f"{path}: axes: options with lists of values, not {more!r}")
     if unknown := found.keys() - AXES.keys():
-        raise ConfigError(f"{path}: {', '.join(sorted(unknown))}: known are {', '.join(AXES)}, axes and options")
+        raise ConfigError(f"{path}: {', '.join(sorted(unknown))}: known are {', '.join(AXES)}, axes, options and linux")
     axes = [AXES[name](_texts(path, name, found[name])) for name in AXES if name in found]
     axes += [option_axis(option, _texts(path, option, values)) for option, values in more.items()]
-    return Matrix(tuple(axes), common)
+    return Matrix(tuple(axes), common, linux)
 
 
 def _texts(path: str, name: str, values: object) -> list[str]:
@@ -196,8 +206,14 @@ def _texts(path: str, name: str, values: object) -> list[str]:
     return [str(value) for value in values]
 
 
-def merged(matrix: Matrix, axes: Sequence[Axis], common: Sequence[str]) -> Matrix:
+def merged(matrix: Matrix, axes: Sequence[Axis], common: Sequence[str], *, linux: bool = False) -> Matrix:
     """Return a matrix with more axes, those of the same name replaced, and more words for each cell.
+
+    Args:
+        matrix: what there is.
+        axes: those that come on top.
+        common: more words for each cell.
+        linux: Linux is the report guest.
 
     Raises:
         ConfigError: as `Matrix.check`.
@@ -205,6 +221,6 @@ def merged(matrix: Matrix, axes: Sequence[Axis], common: Sequence[str]) -> Matri
     named = {axis.name: axis for axis in (*matrix.axes, *axes)}
     order = {name: number for number, name in enumerate(AXES)}
     ordered = sorted(named.values(), key=lambda axis: order.get(axis.name, len(order)))
-    made = Matrix(tuple(ordered), (*matrix.common, *common))
+    made = Matrix(tuple(ordered), (*matrix.common, *common), matrix.linux or linux)
     made.check()
     return made

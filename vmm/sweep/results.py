@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -38,6 +39,7 @@ class Results:
         with refusing(f"--results {path}"):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            _lock(self._fd, path)
             with refusing(f"--results {path}"):
                 whole = 0 if again else self._read()
                 os.ftruncate(self._fd, whole)
@@ -94,6 +96,13 @@ def _result(line: bytes) -> dict[str, Any]:
     if result["schema"] != SCHEMA:
         raise ValueError(result["schema"])
     return result
+
+
+def _lock(fd: int, path: str) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"--results {path}: another sweep writes there") from None
 
 
 def _key(result: dict[str, Any]) -> str:

@@ -37,6 +37,8 @@ echo >&3
 echo "VMM-LINUX 1" >&3
 dmesg -r >/tmp/dmesg
 send dmesg /tmp/dmesg
+grep -r . /sys/firmware/memmap >/tmp/memmap
+send memmap /tmp/memmap
 nproc >/tmp/nproc
 send nproc /tmp/nproc
 send insmod /tmp/insmod

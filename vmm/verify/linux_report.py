@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import defaultdict
 from typing import Final
 
-from vmm.tables.e820 import E820Entry
+from vmm.tables.e820 import E820Entry, E820Type
 from vmm.verify import linux_cpus
 from vmm.verify.guest_report import GuestReport, ItemRead, Kind, Located, ReportError
 
@@ -26,6 +27,10 @@ _E820_TYPES = {"usable": 1, "reserved": 2, "ACPI data": 3, "ACPI NVS": 4, "unusa
 
 _E820_LINE = re.compile(r"(?:BIOS-e820|extended): \[mem (0x[0-9a-f]{1,16})-(0x[0-9a-f]{1,16})\] (.+)")
 _EXTENDED = "extended: "
+_MEMMAP_LINE = re.compile(r"^/sys/firmware/memmap/([0-9]{1,9})/(start|end|type):(.{1,100})$", re.MULTILINE)
+_MEMMAP_TYPES = {"System RAM": 1, "Reserved": 2, "ACPI Tables": 3, "ACPI Non-volatile Storage": 4, "Unusable memory": 5,
+                 "Persistent Memory": 7, "Persistent Memory (legacy)": 12, "Soft Reserved": 0xEFFFFFFF}  # fmt: skip
+"""e820_type_to_string in arch/x86/kernel/e820.c of Linux."""
 _TABLE_LINE = re.compile(r"ACPI: (\S+)\s+(0x[0-9A-Fa-f]{16}) ([0-9A-F]{6})")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _LINE = re.compile(r"<(\d{1,9})>\[ *\d+\.\d+\] (.*)")
@@ -69,7 +74,9 @@ def decode(stream: bytes) -> GuestReport:
     messages = [message for _, message in report.log]
     # More entries than boot_params has room for come later, and then the whole map is printed once more.
     whole = [message for message in messages if message.startswith(_EXTENDED)]
-    report.e820 = [entry for message in whole or messages if (entry := _e820_entry(message)) is not None]
+    logged = [entry for message in whole or messages if (entry := _e820_entry(message)) is not None]
+    kept = _memmap(files.get("memmap", b"").decode("ascii", "replace"), logged)
+    report.e820 = kept if len(kept) > len(logged) else logged  # of thousands the log has lost the first ones
     _acpi(report, files, messages)
     _smbios(report, files)
     report.linux_cpus, report.linux_nodes = linux_cpus.decode(files)
@@ -90,6 +97,21 @@ def _e820_entry(message: str) -> E820Entry | None:
     kind = int(number[1]) if number else _E820_TYPES.get(match[3], 2)
     base = int(match[1], 16)
     return E820Entry(base, int(match[2], 16) + 1 - base, kind)
+
+
+def _memmap(text: str, logged: list[E820Entry]) -> list[E820Entry]:
+    """Return the map of /sys/firmware/memmap; a type that has no name there is looked up in what the log has."""
+    parts: dict[str, dict[str, str]] = defaultdict(dict)
+    for match in _MEMMAP_LINE.finditer(text):
+        parts[match[1]][match[2]] = match[3]
+    numbers = {entry.base: entry.type for entry in logged}
+    entries = []
+    for part in parts.values():
+        with contextlib.suppress(LookupError, ValueError):
+            base, last = int(part["start"], 16), int(part["end"], 16)
+            kind = _MEMMAP_TYPES.get(part["type"]) or numbers.get(base, E820Type.RESERVED)
+            entries.append(E820Entry(base, last + 1 - base, kind))
+    return entries
 
 
 def _acpi(report: GuestReport, files: dict[str, bytes], messages: list[str]) -> None:
