@@ -149,10 +149,13 @@ class VariableList:
             ConfigError: a machine keeps its variables there, it was changed meanwhile, or has no room for them.
             HostError: it cannot be written.
         """
+        store = self._store
         try:
-            new = self._store.bytes_varstore(self.variables)
+            variables = store.bytes_varlist(self.variables)
         except SystemExit:
             raise ConfigError(f"{self._path}: there is no room for that in the store") from None
+        # Not bytes_varstore(), which fills the rest byte by byte, with a copy of all for each.
+        new = (store.filedata[: store.start] + variables).ljust(store.end, b"\xff") + store.filedata[store.end :]
         with _opened(self._path, len(self._read)) as file:
             if file.contents[:] != self._read:
                 raise ConfigError(f"{self._path}: somebody changed it meanwhile; try again")
