@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from vmm.debug.images import Images
-from vmm.debug.why import evidence
+from vmm.debug.why import Where, evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from vmm.cpu.registers import Registers
@@ -31,6 +31,15 @@ class Look:
         self.images = Images(memory, firmware, symbols)
         self._memory = memory
 
-    def at(self, index: int, registers: "Registers", exceptions: "Iterable[GuestException]") -> "VcpuEvidence":
-        """What the vCPU was doing."""
-        return evidence(index, registers, self._memory.read, self.images.place(registers.values), exceptions)
+    def around(self) -> "Callable[[int, Registers, Iterable[GuestException]], VcpuEvidence]":
+        """What tells what vCPUs were doing; good as long as the machine stands still."""
+        # Many vCPUs, few page tables: what is found for one of them need not be looked for again.
+        places: dict[tuple[int, ...], Where] = {}
+
+        def at(index: int, registers: "Registers", exceptions: "Iterable[GuestException]") -> "VcpuEvidence":
+            tables = tuple(registers.values[name] for name in ("cr0", "cr3", "cr4", "efer"))
+            if tables not in places:
+                places[tables] = self.images.place(registers.values)
+            return evidence(index, registers, self._memory.read, places[tables], exceptions)
+
+        return at

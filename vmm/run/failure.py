@@ -52,8 +52,8 @@ _SOFTWARE_CPU_ENDS = {
 class Look(Protocol):
     """What can be said of a vCPU that stands still, from the guest's memory; it is made only where it is needed."""
 
-    def at(self, index: int, registers: Registers, exceptions: "Iterable[GuestException]") -> VcpuEvidence:
-        """What the vCPU of this index was doing, and where."""
+    def around(self) -> "Callable[[int, Registers, Iterable[GuestException]], VcpuEvidence]":
+        """What tells what vCPUs were doing, by index, and where; good as long as the machine stands still."""
 
 
 def describe(
@@ -74,7 +74,7 @@ def describe(
     if end.outcome == lib.VCPU_REFUSED:
         return _refused_call(vcpu, end)
     registers = Registers.of(vcpu)
-    seen = look().at(vcpu.index, registers, exceptions(vcpu, core))
+    seen = look().around()(vcpu.index, registers, exceptions(vcpu, core))
     details = f"{registers.text}\n{seen.text}"
     place = f" ({seen.place})" if seen.place else ""
     where = f"vCPU {vcpu.index} at RIP {registers.values['rip']:#x}{place}"
@@ -118,6 +118,7 @@ def explained(
         look: knows the guest's images.
     """
     seen = []
+    at = look().around()
     for vcpu, core_vcpu in zip(processors.vcpus, processors.cores, strict=True):
         # Of one that has not executed anything, nothing is read: that would let KVM accept a SIPI which it is to see
         # when it runs.
@@ -128,7 +129,7 @@ def explained(
             registers = Registers.of(vcpu)
             if core_vcpu.end.outcome == lib.VCPU_SHUTDOWN and registers.linear_rip == _RESET_VECTOR:
                 continue  # not the guest's any more
-            seen.append(look().at(vcpu.index, registers, exceptions(vcpu, core_vcpu)))
+            seen.append(at(vcpu.index, registers, exceptions(vcpu, core_vcpu)))
     evidence = Evidence(tuple(seen), tuple(last_accesses(processors.cores[0].vm, *buses)), confession(*streams))
     told = next(
         (
