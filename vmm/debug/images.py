@@ -24,6 +24,7 @@ from vmm.legible import legible
 from vmm.run.evidence import Place
 
 if TYPE_CHECKING:
+    from vmm.debug.lines import LineRow
     from vmm.firmware.images import FirmwareImages
     from vmm.memory import GuestMemory
 
@@ -87,6 +88,12 @@ class LoadedImage(NamedTuple):
     def function(self, address: int) -> Function | None:
         """The function that an address in it is in; None: there is no file that says so."""
         return function_at(Path(self.symbols), address - self.loaded) if self.symbols else None
+
+    def line_table(self) -> "list[LineRow]":
+        """Which lines its code is of, by the addresses of its file with symbols; empty where that has none."""
+        from vmm.debug.lines import line_table  # few ask
+
+        return line_table(Path(self.symbols)) if self.symbols else []
 
     def as_dict(self) -> dict[str, object]:
         """What ``vmm images --json`` prints."""

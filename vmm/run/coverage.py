@@ -16,8 +16,6 @@ from vmm.errors import ConfigError
 from vmm.legible import counted, legible
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmm.debug.efi import EfiImage
     from vmm.debug.images import Images, LoadedImage
     from vmm.debug.lines import LineRow
@@ -140,25 +138,23 @@ class Coverage:
         listed = list(zip(images.named(self._loaded), self._loaded.values(), strict=True))
         known = {(image.base, image.size) for image, _ in listed}
         listed += [(image, 0) for image in images.all(registers) if (image.base, image.size) not in known]
-        reached: dict[str, list[tuple[int, int]]] = {}
+        reached: dict[str, tuple[LoadedImage, list[tuple[int, int]]]] = {}
         unknown: set[str] = set()
         for address, size, image in _owners(self._blocks.items(), listed):
             if image.symbols:
                 start = address - image.loaded
-                reached.setdefault(image.symbols, []).append((start, start + size))
+                reached.setdefault(image.symbols, (image, []))[1].append((start, start + size))
             else:
                 unknown.add(image.name)
         return self._covered(reached, unknown)
 
-    def _covered(self, reached: dict[str, list[tuple[int, int]]], unknown: set[str]) -> Covered:
-        from vmm.debug.lines import line_table
-
+    def _covered(self, reached: "dict[str, tuple[LoadedImage, list[tuple[int, int]]]]", unknown: set[str]) -> Covered:
         lines: Lines = {}
         known = 0
-        for file, ranges in reached.items():
-            rows = line_table(_path(file))
+        for image, ranges in reached.values():
+            rows = image.line_table()
             if not rows:
-                unknown.add(_path(file).name)
+                unknown.add(image.name)
                 continue
             known += 1
             # Of two images with the same source, a line was reached if it was in one of them.
@@ -187,12 +183,6 @@ class Coverage:
             for image in self._images().listed():
                 if len(self._loaded) < _MAX_IMAGES:
                     self._loaded.setdefault(image, time.monotonic_ns())
-
-
-def _path(file: str) -> "Path":
-    from pathlib import Path
-
-    return Path(file)
 
 
 def _owners(
