@@ -158,7 +158,10 @@ def test_e820_entries_of_the_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"devices": ["nvme"]}, "-device nvme: no such device here; known are virtio-blk-pci, vhost-user-blk-pci"),
+        (
+            {"devices": ["nvme"]},
+            "-device nvme: no such device here; known are virtio-blk-pci, virtio-net-pci, vhost-user-blk-pci",
+        ),
         ({"devices": ["vmgenid", "vmgenid"]}, "-device vmgenid: a machine has one at the most"),
         ({"devices": ["vmgenid,guid=x"]}, "-device vmgenid,guid=x: not a UUID"),
         ({"devices": [f"vmcoreinfo,guid={GUID}"]}, "vmcoreinfo has no guid"),
