@@ -234,6 +234,9 @@ def measure(contender: Contender, limit_s: float, plan: Plan, mode: str, bulk: P
     missing = [case.key for case in plan.cases if (case.test, case.size) not in {**result.ticks, **left_out}]
     if missing:
         raise ContenderFailedError(f"{contender.name}: the guest did not measure {', '.join(missing)}")
+    too_long = [f"{test}/{size}" if size else test for (test, size), ticks in result.ticks.items() if not ticks]
+    if too_long:
+        raise ContenderFailedError(f"{contender.name}: 2**32 TSC ticks or more, each time: {', '.join(too_long)}")
     return result
 
 

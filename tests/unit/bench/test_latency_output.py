@@ -1,8 +1,11 @@
 """Reading what the latency guest prints."""
 
+from pathlib import Path
+
 import pytest
 
-from vmm.bench.latency import DMA, EXITS, PIO, Case, parse, select_cases, size_words
+from vmm.bench.contenders import Contender, ContenderFailedError
+from vmm.bench.latency import DMA, EXITS, PIO, Case, Plan, measure, parse, select_cases, size_words
 
 TEXT = """\
 vmm latency 1
@@ -54,6 +57,16 @@ def test_other_modes_are_not_ours() -> None:
 def test_what_is_not_whole_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(text, "long64")
+
+
+def test_what_others_kept_from_the_processor_is_a_failure(tmp_path: Path) -> None:
+    class Slow(Contender):
+        def run_latency(self, options: str, memory_mib: int, cpus: int, bulk: Path | None, limit_s: float) -> str:
+            return TEXT.replace("8000 8400 8800", "4294967295 4294967295")
+
+    plan = Plan("pio", (Case("insb-up", 64, ""),), 3, 64, 0)
+    with pytest.raises(ContenderFailedError, match=r"slow: 2\*\*32 TSC ticks or more, each time: insb-up/64"):
+        measure(Slow("slow", "slow"), 1.0, plan, "long64", tmp_path / "bulk")
 
 
 def test_plans_fit_the_guests_option_buffer() -> None:
