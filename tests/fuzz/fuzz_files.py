@@ -181,6 +181,8 @@ WORDS = (
     "-kernel", "-append", "-e820", "-l", "bootrom,x", "-c", "-f", "fwcfg=bhyve", "--until", "--send", "a=b",
     "--timeout", "-serial", "none", "-debugcon", "-nographic", "-no-reboot", "--sandbox", "on", "--user", "0",
     "-global", "ICH9-LPC.disable_s3=0", "-bios", "-pflash", "-hda", "--esp", "/dev/null", "-rtc", "-cpu", "host",
+    "4,sockets=2,threads=2", "host,phys-bits=40,-svm", "-numa", "node,cpus=0-1,mem=128", "cpu,node-id=0,socket-id=0",
+    "dist,src=0,dst=1,val=20", "-object", "memory-backend-ram,id=a,size=128M",
 )  # fmt: skip
 
 
