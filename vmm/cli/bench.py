@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 KINDS = ("pio", "dma", "exits", "boot", "disk", "snapshot")
 
 DESCRIPTION = """\
-Measure, with rivals in the same run: vmm with fw_cfg in C and in Python, a bare KVM_RUN loop in C that does nothing
-else (the floor), and QEMU. All take turns in random order, round after round, until the time is up.
+Measure WHAT, with rivals in the same run: vmm with fw_cfg in C and in Python, a bare KVM_RUN loop in C that does
+nothing else (the floor), and QEMU. All take turns in random order, round after round, until the time is up.
 
   pio    single IN and OUT, and REP INSB, timed by a guest with RDTSC
   dma    fw_cfg's DMA, 16 bytes to 64 MiB, likewise
@@ -56,7 +56,7 @@ DEFAULT_SECONDS = {"pio": 60.0, "dma": 60.0, "exits": 60.0, "boot": 120.0, "disk
 
 def parser() -> Parser:
     """Return the command's options."""
-    options = Parser("bench", "pio|dma|exits|boot|disk|snapshot [OPTION ...]", DESCRIPTION, EPILOG)
+    options = Parser("bench", "WHAT [OPTION ...]", DESCRIPTION, EPILOG)
     add = options.add_argument_group("what").add_argument
     add("--mode", metavar="MODE", help="the guest's: real16, protected32 (exits are in), long64 (default), user64")
     add("--test", metavar="NAME", action="append", default=[], help="only this test of pio or exits; may be repeated")
