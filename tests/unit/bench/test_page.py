@@ -42,7 +42,7 @@ def test_the_style_sheet_has_every_colour_of_the_pictures(made_up: Callable[...,
         drawn = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
         assert not re.search(r"#[0-9a-f]{6}\b", drawn)
         light, dark = re.findall(r":root \{(.*?)\}", html, re.DOTALL)
-        used = set(re.findall(r"var\((--[a-z-]+)\)", html)) - {"--step", "--level", "--levels"}
+        used = set(re.findall(r"var\((--[a-z-]+)\)", html)) - {"--step", "--level", "--levels", "--share"}
         for scheme in (light, dark):
             assert used <= set(re.findall(r"(--[a-z-]+):", scheme))
 
