@@ -106,6 +106,8 @@ def load_file(path: str | Path, what: str, *, limit: int = ITEM_LIMIT) -> InputF
 
 
 def _open(path: str | Path, what: str, limit: int, *, own_pages: bool) -> Contents:
+    if not os.fspath(path):
+        raise ConfigError(f"{what}: the path is empty; is a variable unset?")
     try:
         # Not blocking: a FIFO's open() would wait for a writer, for ever and without a deadline.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)

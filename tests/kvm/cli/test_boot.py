@@ -244,7 +244,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing() -> None:
     [
         (["/nonexistent"], "firmware image: cannot read /nonexistent: no such file or directory"),
         ([""], "'': an empty name of firmware; is a variable unset?"),
-        (["probe", "-kernel", ""], "-kernel: . is a directory, or the path is empty; is a variable unset?"),
+        (["probe", "-kernel", ""], "-kernel: the path is empty; is a variable unset?"),
         (["probe", "--json", ""], "--json '': the path is empty; is a variable unset?"),
         (["probe", "-smp", ""], "-smp '': an empty part"),
         (["-smp", "0"], "-smp 0: a machine has from 1 to 1024 CPUs"),
