@@ -130,6 +130,8 @@ class Sandbox:
             return
         self._entered = True
         if self.kind is Sandboxing.WHOLE:
+            # No file is made any more: what is compiled from now on is compiled again another time.
+            sys.dont_write_bytecode = True
             self._limit()
             _check(lib.sandbox_filter_process(self.channels, len(self.channels)), "seccomp")
         late.start()
