@@ -132,6 +132,8 @@ class Sandbox:
         if self.kind is Sandboxing.WHOLE:
             # No file is made any more: what is compiled from now on is compiled again another time.
             sys.dont_write_bytecode = True
+            # pyelftools loads pdb, and that, since Python 3.13, readline, which looks up the terminal as another user.
+            sys.modules.setdefault("readline", None)  # type: ignore[arg-type]
             self._limit()
             _check(lib.sandbox_filter_process(self.channels, len(self.channels)), "seccomp")
         late.start()
