@@ -9,6 +9,8 @@
  */
 #include "engine.h"
 
+#include "fxsave.h"
+
 static void load_segment(SegmentCache *to, const struct kvm_segment *from)
 {
     to->selector = from->selector;
@@ -205,55 +207,64 @@ void softcpu_amend_sregs(const struct vmm_vcpu *core, struct kvm_sregs *sregs)
 #define FSW_TOP 0x3800u
 #define FSW_TOP_SHIFT 11
 
-/* KVM_GET_FPU and KVM_SET_FPU leave MXCSR out. Intel SDM volume 1, 13.4: where the XSAVE area has it, and XSTATE_BV. */
-#define XSAVE_MXCSR 6
-#define XSAVE_STATE_BV 128
-#define XSTATE_SSE 2u
+/* Intel SDM volume 1, 13.4.2: the components that an XSAVE area has; the others are as after a reset. */
+#define XSTATE_X87_AND_SSE 3u
+
+/*
+ * By KVM's XSAVE area, where all is: KVM_SET_FPU leaves XSTATE_BV, and so XMM
+ * registers are lost where the processor found them all zero before.
+ */
+union fpu_area {
+    struct kvm_xsave kvm;
+    struct {
+        struct fxsave_area legacy;
+        uint64_t xstate_bv;
+    };
+};
 
 static bool load_fpu(struct softcpu_vcpu *vcpu)
 {
     CPUX86State *env = &vcpu->cpu.env;
-    struct kvm_fpu fpu;
-    struct kvm_xsave area;
+    union fpu_area area;
 
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_FPU, &fpu) || !vmm_vcpu_ioctl(vcpu->core, KVM_GET_XSAVE, &area)) {
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_XSAVE, &area.kvm)) {
         return false;
     }
-    env->fpstt = (fpu.fsw & FSW_TOP) >> FSW_TOP_SHIFT;
-    env->fpus = (uint16_t)(fpu.fsw & ~FSW_TOP);
+    env->fpstt = (area.legacy.status & FSW_TOP) >> FSW_TOP_SHIFT;
+    env->fpus = (uint16_t)(area.legacy.status & ~FSW_TOP);
     for (uint32_t i = 0; i < 8; i++) {
-        env->fptags[i] = !((fpu.ftwx >> i) & 1);
-        memcpy(&env->fpregs[(env->fpstt + i) & 7].d, fpu.fpr[i], 10);
+        env->fptags[i] = !((area.legacy.valid >> i) & 1);
+        memcpy(&env->fpregs[(env->fpstt + i) & 7].d, area.legacy.st[i], 10);
     }
     for (int i = 0; i < 16; i++) {
-        memcpy(&env->xmm_regs[i], fpu.xmm[i], 16);
+        memcpy(&env->xmm_regs[i], area.legacy.xmm[i], 16);
     }
-    cpu_set_fpuc(env, fpu.fcw);
-    cpu_set_mxcsr(env, area.region[XSAVE_MXCSR]);
+    cpu_set_fpuc(env, area.legacy.control);
+    cpu_set_mxcsr(env, area.legacy.mxcsr);
     return true;
 }
 
 static bool store_fpu(struct softcpu_vcpu *vcpu)
 {
     const CPUX86State *env = &vcpu->cpu.env;
-    struct kvm_fpu fpu = {0};
-    struct kvm_xsave area;
+    union fpu_area area;
 
-    fpu.fsw = (uint16_t)((env->fpus & ~FSW_TOP) | (env->fpstt << FSW_TOP_SHIFT & FSW_TOP));
-    fpu.fcw = env->fpuc;
-    for (uint32_t i = 0; i < 8; i++) {
-        fpu.ftwx |= (uint8_t)((!env->fptags[i]) << i);
-        memcpy(fpu.fpr[i], &env->fpregs[(env->fpstt + i) & 7].d, 10);
-    }
-    for (int i = 0; i < 16; i++) {
-        memcpy(fpu.xmm[i], &env->xmm_regs[i], 16);
-    }
-    if (!vmm_vcpu_ioctl(vcpu->core, KVM_SET_FPU, &fpu) || !vmm_vcpu_ioctl(vcpu->core, KVM_GET_XSAVE, &area)) {
+    if (!vmm_vcpu_ioctl(vcpu->core, KVM_GET_XSAVE, &area.kvm)) {
         return false;
     }
-    area.region[XSAVE_MXCSR] = env->mxcsr;
-    area.region[XSAVE_STATE_BV] |= XSTATE_SSE;
-    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_XSAVE, &area);
+    area.legacy.status = (uint16_t)((env->fpus & ~FSW_TOP) | (env->fpstt << FSW_TOP_SHIFT & FSW_TOP));
+    area.legacy.control = env->fpuc;
+    area.legacy.mxcsr = env->mxcsr;
+    area.legacy.valid = 0;
+    for (uint32_t i = 0; i < 8; i++) {
+        area.legacy.valid |= (uint8_t)((!env->fptags[i]) << i);
+        memcpy(area.legacy.st[i], &env->fpregs[(env->fpstt + i) & 7].d, 10);
+    }
+    for (int i = 0; i < 16; i++) {
+        memcpy(area.legacy.xmm[i], &env->xmm_regs[i], 16);
+    }
+    area.xstate_bv |= XSTATE_X87_AND_SSE;
+    return vmm_vcpu_ioctl(vcpu->core, KVM_SET_XSAVE, &area.kvm);
 }
 
 struct debug_registers {

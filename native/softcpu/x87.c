@@ -12,6 +12,8 @@
  */
 #include "engine.h"
 
+#include "fxsave.h"
+
 /* Of the control and the status word: an exception's flag, and its mask. Intel SDM volume 1, 8.1.3. */
 #define FPU_INVALID 0x01u
 #define FPU_PRECISION 0x20u
@@ -20,23 +22,6 @@
 #define FPU_SUMMARY 0x8080u
 #define FPU_TOP 0x3800u
 #define FPU_TOP_SHIFT 11
-
-/* Intel SDM volume 2, FXSAVE: the area's 64-bit layout. */
-struct fxsave_area {
-    uint16_t control;
-    uint16_t status;
-    uint8_t valid; /* one bit per register, by number */
-    uint8_t reserved;
-    uint16_t opcode;
-    uint64_t instruction;
-    uint64_t operand;
-    uint32_t mxcsr;
-    uint32_t mxcsr_mask;
-    uint8_t st[8][16]; /* by place on the stack */
-    uint8_t rest[352];
-} __attribute__((aligned(16)));
-
-QEMU_BUILD_BUG_ON(sizeof(struct fxsave_area) != 512);
 
 /* Execute a stub with the x87 state of an area, RDI = operand and the arithmetic flags; the host's own state is the default. */
 void x87_execute(struct fxsave_area *area, const uint8_t *stub, void *operand, uint64_t *flags);

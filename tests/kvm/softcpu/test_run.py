@@ -60,6 +60,51 @@ def test_a_stop_never_repeats_a_store() -> None:
         assert stack == 0x9800
 
 
+def test_a_stop_keeps_the_registers_of_x87_and_sse() -> None:
+    """Whatever a processor makes of registers that are all zero: it need not keep those, and says so in XSTATE_BV."""
+    source = """
+    main:
+        fninit
+    1:  inc %rbx
+        movq %rbx, %xmm0
+        movdqa %xmm0, %xmm15
+        mov %rbx, 0x9000
+        fildq 0x9000
+        in $0x21, %al                       # KVM has the chip, and loads and saves what it has of the registers
+        mov $2000, %ecx
+    2:  dec %ecx
+        jnz 2b
+        fistpq 0x9008
+        cmp %rbx, 0x9008
+        jne 3f
+        movq %xmm15, %rax
+        cmp %rax, %rbx
+        jne 3f
+        pxor %xmm0, %xmm0
+        pxor %xmm15, %xmm15
+        fninit
+        in $0x21, %al
+        mov $2000, %ecx
+    2:  dec %ecx
+        jnz 2b
+        cmpl $0, 0xa000
+        je 1b
+        report $1
+        done
+    3:  report 0x9008
+        report %eax
+        report %ebx
+        done
+    """
+    with SoftcpuRig(source) as rig:
+        for _ in range(500):
+            rig.run(seconds=0.0005)
+            assert not rig.done.is_set(), rig.values
+        rig.memory.write(0xA000, b"\1")
+        rig.run()
+        assert rig.values == [1]
+
+
 class StoppingDevice(Device):
     """Asks for a stop the first time it is reached; its bytes are their own offsets."""
 
