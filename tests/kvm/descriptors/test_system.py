@@ -243,6 +243,7 @@ CALLS: dict[str, Callable[[Kvm], object]] = {
     "require": lambda kvm: kvm.require(),
     "recommended_vcpus": lambda kvm: kvm.recommended_vcpus,
     "max_vcpus": lambda kvm: kvm.max_vcpus,
+    "max_vcpu_id": lambda kvm: kvm.max_vcpu_id,
     "max_memory_slots": lambda kvm: kvm.max_memory_slots,
     "vcpu_mmap_size": lambda kvm: kvm.vcpu_mmap_size,
     "supported_cpuid": lambda kvm: kvm.supported_cpuid(),

@@ -139,6 +139,7 @@ def test_create_vcpu_beyond_the_limit(kvm: Kvm, vm: Vm) -> None:
 CALLS: dict[str, Callable[[Vm], object]] = {
     "check_extension": lambda vm: vm.check_extension(0),
     "enable_capability": lambda vm: vm.enable_capability(0),
+    "use_x2apic_ids": lambda vm: vm.use_x2apic_ids(),
     "set_user_memory_region": lambda vm: vm.set_user_memory_region(0, 0, PAGE, bytearray(PAGE)),
     "delete_memory_region": lambda vm: vm.delete_memory_region(0),
     "dirty_log": lambda vm: vm.dirty_log(0, PAGE),
