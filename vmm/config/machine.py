@@ -282,6 +282,8 @@ class MachineConfig(MachineFields):
             given = several(acpi_tables, "acpi_tables", str, bytes, Path, UserTable)
             fields["acpi_tables"] = tuple(map(UserTable.parse, given))
         if dsdt is not None:
+            from pathlib import Path
+
             from vmm.tables.acpi_user import UserTable, read_dsdt
 
             options.check_type(dsdt, "dsdt", str, bytes, Path, UserTable)
