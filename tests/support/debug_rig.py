@@ -38,7 +38,7 @@ class Debugged:
         """Let Debian's gdb run commands after it has connected; what it printed."""
         words = ["gdb", "-q", "-batch", "-nx", "-ex", "set confirm off", "-ex", "set width 0"]
         if symbols is not None:
-            words += ["-ex", f"file {symbols}"]
+            words += ["-ex", f"file '{symbols}'"]
         words += ["-ex", f"target remote {address_of(self.machine)}"]
         for command in commands:
             words += ["-ex", command]
