@@ -371,12 +371,16 @@ class Machine(Observable):
             HostError: there is not enough memory.
             KvmError: KVM does not give its state.
         """
+        with self._lifetime.hold():
+            return self.snapshot_while_held()
+
+    def snapshot_while_held(self) -> "Snapshot":
+        """As `snapshot`, for a debugger that holds the vCPUs in the middle of a run."""
         from vmm.run import snapshot
 
-        with self._lifetime.hold():
-            self.platform.flush()
-            self.platform.settle()
-            return snapshot.take(self.config, str(self.accelerator.name), self._whole)
+        self.platform.flush()
+        self.platform.settle()
+        return snapshot.take(self.config, str(self.accelerator.name), self._whole)
 
     def __enter__(self) -> Self:
         return self

@@ -100,6 +100,14 @@ class Client:
         self.send(packet)
         return self.reply()
 
+    def monitor(self, command: str) -> str:
+        """What a ``monitor`` command prints."""
+        self.send(b"qRcmd," + command.encode().hex().encode())
+        printed = ""
+        while (packet := self._packet()) is not None and packet.startswith(b"O") and packet != b"OK":
+            printed += bytes.fromhex(packet[1:].decode()).decode()
+        return printed
+
     def is_idle(self) -> bool:
         """Whether nothing has come, and nothing comes in a moment."""
         return not select.select([self.socket], [], [], 0.05)[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from vmm.config.parts import Sandboxing
 from vmm.debug.images import Images, table
+from vmm.errors import VmmError
 from vmm.legible import legible
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class Monitor:
             "registers": ("[VCPU]: all of a vCPU, with segments and tables", self._registers),
             "translate": ("ADDRESS: the walk through the page tables", self._translate),
             "reset": ("the machine, which stays held; then, in gdb: maintenance flush register-cache", self._reset),
+            "snapshot": ("NAME: keep the machine in a new file of the folder that it was started in", self._snapshot),
             "code": ("16|32|64: what the next debugger is told of, whatever code there is then", self._code),
             "smram": ("on|off: memory is read with SMRAM and TSEG in it, though they are closed", self._smram),
             "images": (
@@ -75,6 +79,19 @@ class Monitor:
     def _reset(self, argument: str, vcpu: int) -> str:
         self._machine.reset()
         return ""
+
+    def _snapshot(self, argument: str, vcpu: int) -> str:
+        # Whoever may debug the guest may not therefore write where he likes, or over what is there.
+        if "/" in argument or not argument.isprintable() or os.path.lexists(argument or "."):
+            return "the name of a new file is wanted: monitor snapshot here.snap"
+        if self._machine.config.sandbox is Sandboxing.WHOLE:
+            return "this process may make no file: start it with --sandbox threads"
+        try:
+            with self._machine.snapshot_while_held() as snapshot:
+                snapshot.save(argument)
+        except VmmError as error:
+            return legible(str(error))
+        return f"the machine is in {argument}: vmm boot --from {argument}"
 
     def _code(self, argument: str, vcpu: int) -> str:
         if argument not in {"16", "32", "64"}:

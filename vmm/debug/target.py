@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
+    from vmm.run.snapshot import Snapshot
     from vmm.run.timeline import TimelineEvent
     from vmm.run.trace import Trace
     from vmm.softcpu.engine import SoftwareCpu
@@ -40,6 +41,8 @@ class Debuggee(Protocol):
     def trace(self) -> "Trace": ...  # noqa: D102
 
     def reset(self) -> None: ...  # noqa: D102
+
+    def snapshot_while_held(self) -> "Snapshot": ...  # noqa: D102
 
     @property
     def timeline(self) -> "list[TimelineEvent]": ...  # noqa: D102

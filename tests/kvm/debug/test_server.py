@@ -14,7 +14,9 @@ from real_mode_rom import RESET, START, image
 from vmm import Reason
 from vmm.errors import ConfigError
 from vmm.kvm.structs import MpState
+from vmm.machine import Machine
 from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.run.snapshot import Snapshot
 from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = pytest.mark.needs_kvm
@@ -217,6 +219,28 @@ def test_monitor_reset_leaves_the_machine_at_its_first_instruction(
             assert client.ask(b"qRcmd," + b"reset".hex().encode()) == b"OK"
             assert client.ask(b"p8") == b"f0ffffff"
     assert machine.reset_count == 2
+
+
+@BOTH
+def test_monitor_snapshot_keeps_the_machine_where_it_is_held(
+    vmm_machine: MachineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accel: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=accel, cpus=2, gdb="tcp::0", hold=True)
+    with Debugged(machine), Client(machine) as client:
+        assert [client.ask(b"vCont;s:1") for _ in range(5)] == [b"T05thread:1;"] * 5
+        rip = client.ask(b"p8")
+        assert rip is not None
+        assert client.monitor("snapshot held") == "the machine is in held: vmm boot --from held\n"
+        for name in ("held", "", ".", "a/b", "../x", "a\nb"):
+            assert client.monitor(f"snapshot {name}").startswith("the name of a new file is wanted")
+        assert client.ask(b"p8") == rip
+        assert client.ask(b"vCont;s:1") == b"T05thread:1;"
+        assert client.ask(b"p8") != rip
+    with Snapshot.load("held") as snapshot, Machine.restore(snapshot) as restored:
+        assert restored.vcpus[0].get_regs().rip + restored.vcpus[0].get_sregs().cs.base == int.from_bytes(
+            bytes.fromhex(rip.decode()), "little"
+        )
 
 
 def test_kill_ends_the_run(vmm_machine: MachineFactory, tmp_path: Path) -> None:
