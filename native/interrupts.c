@@ -8,18 +8,18 @@
 
 void kvm_interrupt_line(void *opaque, uint32_t gsi, bool level)
 {
-    const struct vmm_vm *vm = opaque;
+    struct vmm_vm *vm = opaque;
     struct kvm_irq_level line = {.irq = gsi, .level = level};
 
-    (void)ioctl(vm->fd, KVM_IRQ_LINE, &line);
+    (void)vm->request(vm, KVM_IRQ_LINE, &line);
 }
 
 void kvm_interrupt_message(void *opaque, uint64_t address, uint32_t data)
 {
-    const struct vmm_vm *vm = opaque;
+    struct vmm_vm *vm = opaque;
     struct kvm_msi message = {.address_lo = (uint32_t)address, .address_hi = (uint32_t)(address >> 32), .data = data};
 
-    (void)ioctl(vm->fd, KVM_SIGNAL_MSI, &message);
+    (void)vm->request(vm, KVM_SIGNAL_MSI, &message);
 }
 
 static bool isa_level(const struct pci_pirqs *pirqs, uint32_t isa_irq)

@@ -29,6 +29,20 @@ static void install_kick_handler(void)
     sigaction(VMM_KICK_SIGNAL, &action, NULL);
 }
 
+int vmm_kvm_vm_request(struct vmm_vm *vm, unsigned long request, void *argument)
+{
+    int result = ioctl(vm->fd, request, argument);
+
+    return result < 0 ? -errno : result;
+}
+
+int vmm_kvm_vcpu_request(struct vmm_vcpu *vcpu, unsigned long request, void *argument)
+{
+    int result = ioctl(vcpu->fd, request, argument);
+
+    return result < 0 ? -errno : result;
+}
+
 struct vmm_vm *vmm_vm_new(int fd)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -44,6 +58,7 @@ struct vmm_vm *vmm_vm_new(int fd)
     pthread_mutex_init(&vm->io_lock, &recursive);
     pthread_mutexattr_destroy(&recursive);
     vm->fd = fd;
+    vm->request = vmm_kvm_vm_request;
     return vm;
 }
 
@@ -62,6 +77,7 @@ struct vmm_vcpu *vmm_vcpu_new(struct vmm_vm *vm, int fd, struct kvm_run *run, ui
     }
     vcpu->vm = vm;
     vcpu->fd = fd;
+    vcpu->request = vmm_kvm_vcpu_request;
     vcpu->run = run;
     vcpu->index = vcpu->apic_id = index;
     pthread_mutex_init(&vcpu->thread_lock, NULL);
@@ -81,7 +97,7 @@ int vmm_vcpu_reset(struct vmm_vcpu *vcpu)
     vcpu->started_ns = 0;
     if (vcpu->start_watched) {
         vcpu->start_watched = false;
-        return ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &off) == 0 ? 0 : -errno;
+        return vcpu->request(vcpu, KVM_SET_GUEST_DEBUG, &off);
     }
     return 0;
 }
@@ -93,7 +109,7 @@ uint64_t vmm_vcpu_rip(struct vmm_vcpu *vcpu)
     if (vcpu->engine_rip != NULL) {
         return vcpu->engine_rip(vcpu);
     }
-    return ioctl(vcpu->fd, KVM_GET_REGS, &regs) == 0 ? regs.rip : 0;
+    return vcpu->request(vcpu, KVM_GET_REGS, &regs) == 0 ? regs.rip : 0;
 }
 
 uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index)
@@ -112,6 +128,9 @@ void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count)
             /* Covers the window between the loop's look at stop and its KVM_RUN. */
             __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
             pthread_kill(vcpu->thread, VMM_KICK_SIGNAL);
+            if (vcpu->nudge != NULL) {
+                vcpu->nudge(vcpu);
+            }
         }
         pthread_mutex_unlock(&vcpu->thread_lock);
     }
@@ -442,4 +461,5 @@ const struct vmm_core vmm_core = {
     .finish_access = vmm_vcpu_finish_access,
     .note_start = vmm_vcpu_note_start,
     .profile_add = profile_add,
+    .chips = &chips_calls,
 };

@@ -2,6 +2,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/chips.h"
 #include "vmm/coverage.h"
 #include "vmm/debugcon.h"
 #include "vmm/exit_times.h"

@@ -220,6 +220,7 @@ struct guest *guest_new(void)
     write_descriptors(guest->image);
     write_page_tables(guest->image);
     guest->vm.fd = -1;
+    guest->vm.request = vmm_kvm_vm_request;
     pthread_mutex_init(&guest->vm.io_lock, NULL);
     guest_memory_add(&guest->vm.memory, 0, RAM_BYTES, guest->ram, 0);
     guest->softcpu = softcpu_new(&guest->vm, &vmm_core);
@@ -227,7 +228,9 @@ struct guest *guest_new(void)
         return NULL;
     }
     for (uint32_t i = 0; i < GUEST_CPUS; i++) {
-        guest->core[i] = (struct vmm_vcpu){.vm = &guest->vm, .run = &guest->run[i], .fd = -1, .index = i};
+        guest->core[i] = (struct vmm_vcpu){
+            .vm = &guest->vm, .run = &guest->run[i], .fd = -1, .request = vmm_kvm_vcpu_request, .index = i,
+        };
         guest->vcpus[i] = engine_new_vcpu(guest->softcpu, &guest->core[i]);
         if (guest->vcpus[i] == NULL) {
             return NULL;

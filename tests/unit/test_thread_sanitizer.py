@@ -23,6 +23,7 @@ def stress(directory: Path, name: str, iterations: int) -> str:
     """Build a program of native/stress with ThreadSanitizer, and run it; return what it printed."""
     program = directory / "stress"
     sources = [NATIVE / "stress" / f"{name}.c", *(NATIVE / f"{part}.c" for part in CORE)]
+    sources += sorted((NATIVE / "chips").glob("*.c"))
     sources += sorted((NATIVE / "virtio").glob("*.c"))
     flags = [f"@{NATIVE / 'warnings.txt'}", "-Werror", f"-I{NATIVE / 'include'}"]
     # Another sanitizer, preloaded into this interpreter, is none of theirs.

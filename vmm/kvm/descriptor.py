@@ -61,7 +61,7 @@ class Descriptor:
 
     def __del__(self) -> None:
         # A constructor that raised leaves an object without a descriptor.
-        if getattr(self, "fd", -1) >= 0:
+        if hasattr(self, "fd") and not self.closed:
             self.close()
 
     @property
@@ -75,17 +75,27 @@ class Descriptor:
         if fd >= 0:
             os.close(fd)
 
+    def _request(self, number: int, argument: Any) -> int:
+        """ioctl(2) with a pointer: its result, or a negative errno; what is no file descriptor has another."""
+        result: int = lib.kvm_abi_ioctl(self.fd, number, argument)
+        return result
+
+    def _request_value(self, number: int, value: int) -> int:
+        """ioctl(2) with a number, likewise."""
+        result: int = lib.kvm_abi_ioctl_value(self.fd, number, value)
+        return result
+
     def _ioctl(self, ioctl: str, argument: Any = ffi.NULL, *, subject: str = "") -> int:
         """Call ``ioctl`` with a pointer; the GIL is released meanwhile. Returns its result, never negative."""
         argument = argument.cdata if isinstance(argument, Struct) else argument
-        result: int = lib.kvm_abi_ioctl(self.fd, getattr(lib, ioctl), argument)
+        result = self._request(getattr(lib, ioctl), argument)
         if result < 0:
             raise kvm_error(-result, ioctl, subject or self._name)
         return result
 
     def _ioctl_value(self, ioctl: str, value: int = 0, *, subject: str = "") -> int:
         """Call ``ioctl`` with a number. Returns its result, never negative."""
-        result: int = lib.kvm_abi_ioctl_value(self.fd, getattr(lib, ioctl), value)
+        result = self._request_value(getattr(lib, ioctl), value)
         if result < 0:
             raise kvm_error(-result, ioctl, subject or self._name)
         return result

@@ -42,9 +42,14 @@ class Kvm(Descriptor):
     Args:
         path: the device to open.
 
+    Attributes:
+        stands_in: why something else takes the place of the device; None: it is the device.
+
     Raises:
         HostError: it is absent, not permitted, or speaks another version of the API; the text has the remedy.
     """
+
+    stands_in: str | None = None
 
     def __init__(self, path: str = DEVICE) -> None:
         try:

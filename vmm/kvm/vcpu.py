@@ -52,6 +52,9 @@ class Vcpu(Descriptor):
         self._page_pin = ffi.from_buffer(self._page)
         self._run = ffi.cast("struct kvm_run *", self._page_pin)
 
+    def attach(self, core_vcpu: Any) -> None:
+        """Be what a ``struct vmm_vcpu`` asks; it has the descriptor already, so there is nothing to do."""
+
     def close(self) -> None:
         """Give the descriptor back, and the shared page once nobody holds data of an exit any more."""
         if self.closed:

@@ -40,6 +40,9 @@ class Vm(Descriptor):
             # Where Ctrl-C comes meanwhile, the memory's owner closes that next.
             self._pins.clear()
 
+    def attach(self, core: Any) -> None:
+        """Be what the C core's ``struct vmm_vm`` asks; it has the descriptor already, so there is nothing to do."""
+
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION on this machine; for some capabilities the answer is more exact than `Kvm`'s."""
         return self._ioctl_value("KVM_CHECK_EXTENSION", capability, subject=f"capability {capability}")

@@ -18,7 +18,7 @@ struct interrupt_sink {
     void *opaque;
 };
 
-/* KVM's interrupt controllers; opaque is a struct vmm_vm. A refusal is the guest's own doing, and is ignored. */
+/* The machine's interrupt controllers; opaque is a struct vmm_vm. A refusal is the guest's own doing, and is ignored. */
 void kvm_interrupt_line(void *opaque, uint32_t gsi, bool level);
 void kvm_interrupt_message(void *opaque, uint64_t address, uint32_t data);
 

@@ -9,8 +9,9 @@
  *   2. vmm_vm.io_lock: devices, their tables and guest memory's
  *   3. Python's GIL. A thread that holds it must let go of it before it takes
  *      io_lock (every cffi call does).
- *   4. leaves, under which nothing else is taken: vmm_vcpu.thread_lock, and the
- *      software CPU's map_mutex and lock_mutex
+ *   4. vmm_vcpu.thread_lock
+ *   5. leaves, under which nothing else is taken: the lock of chips without KVM,
+ *      and the software CPU's map_mutex and lock_mutex
  * io_lock is recursive because devices change the tables that they are called
  * from: a chipset that maps RAM or moves a BAR does so in the middle of the
  * access that asks for it, on the thread that took io_lock for that access.
@@ -32,6 +33,7 @@
 #include <sys/ioctl.h>
 #include <time.h>
 
+#include "vmm/chips.h"
 #include "vmm/coalesced.h"
 #include "vmm/exit_times.h"
 #include "vmm/guest_memory.h"
@@ -100,7 +102,10 @@ struct vcpu_exception {
 };
 
 struct vmm_vm {
-    int fd; /* of KVM_CREATE_VM; owned by Python */
+    int fd; /* of KVM_CREATE_VM; owned by Python; -1: there is none */
+    /* ioctl(2) of the machine, or what takes its place: the result, or a negative errno. */
+    int (*request)(struct vmm_vm *vm, unsigned long request, void *argument);
+    struct chips *chips; /* NULL: they are KVM's */
     struct guest_memory memory;
     struct io_table ports;
     struct io_table mmio;
@@ -121,7 +126,11 @@ struct vmm_vm {
 struct vmm_vcpu {
     struct vmm_vm *vm;
     struct kvm_run *run;
-    int fd; /* of KVM_CREATE_VCPU; owned by Python */
+    int fd; /* of KVM_CREATE_VCPU; owned by Python; -1: there is none */
+    /* As the machine's. */
+    int (*request)(struct vmm_vcpu *vcpu, unsigned long request, void *argument);
+    struct processor *processor;          /* of the machine's chips */
+    void (*nudge)(struct vmm_vcpu *vcpu); /* ends its wait for an interrupt; NULL: a signal does that, in KVM_RUN */
     uint32_t index;
     uint32_t apic_id; /* of the index, unless Python says otherwise before it runs */
     struct vcpu_end end;
@@ -227,11 +236,17 @@ static inline __attribute__((cold)) bool vmm_vcpu_fail(struct vmm_vcpu *vcpu, un
     return vmm_vcpu_end(vcpu, VCPU_ERROR, request);
 }
 
-/* An ioctl of the vCPU that a run cannot do without. False: it failed, which ends the run. */
+/* A request of the vCPU that a run cannot do without. False: it failed, which ends the run. */
 static inline bool vmm_vcpu_ioctl(struct vmm_vcpu *vcpu, unsigned long request, void *argument)
 {
-    return ioctl(vcpu->fd, request, argument) == 0 || vmm_vcpu_fail(vcpu, request, errno);
+    int result = vcpu->request(vcpu, request, argument);
+
+    return result == 0 || vmm_vcpu_fail(vcpu, request, -result);
 }
+
+/* What ioctl(2) says of them: the result, or a negative errno. */
+int vmm_kvm_vm_request(struct vmm_vm *vm, unsigned long request, void *argument);
+int vmm_kvm_vcpu_request(struct vmm_vcpu *vcpu, unsigned long request, void *argument);
 
 /* Bracket a run: the thread can be kicked in between. False: a stop is already asked for. */
 bool vmm_vcpu_enter(struct vmm_vcpu *vcpu);
@@ -255,7 +270,7 @@ bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
 bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
 /* Raise it when a function of struct vmm_core, or a field of the structures that it shares, changes its meaning. */
-#define VMM_CORE_VERSION 4u
+#define VMM_CORE_VERSION 5u
 
 /*
  * The above, for a module that is linked separately. It must have been built
@@ -274,6 +289,7 @@ struct vmm_core {
     bool (*finish_access)(struct vmm_vcpu *vcpu);
     bool (*note_start)(struct vmm_vcpu *vcpu);
     void (*profile_add)(struct ring *profile, uint64_t address);
+    const struct chips_calls *chips;
 };
 
 extern const struct vmm_core vmm_core;

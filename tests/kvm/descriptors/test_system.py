@@ -263,4 +263,4 @@ def test_closed(kvm: Kvm, name: str) -> None:
 
 
 def test_closed_covers_every_call() -> None:
-    assert {name for name in vars(Kvm) if not name.startswith("_")} == CALLS.keys()
+    assert {name for name in vars(Kvm) if not name.startswith("_")} - {"stands_in"} == CALLS.keys()

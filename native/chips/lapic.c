@@ -1,0 +1,514 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The local APIC (Intel SDM volume 3, chapter 11): its registers, in memory and
+ * as MSRs, and which interrupt it has for its CPU. Its timer is lapic_timer.c's,
+ * where messages go chips.c's.
+ */
+#include "inside.h"
+
+#include <string.h>
+
+#include "lapic.h"
+
+/* 0x14: an APIC of a processor; six LVT entries; no EOI-broadcast suppression (11.4.8). */
+#define VERSION_VALUE 0x50014u
+
+#define SPURIOUS_ENABLED 0x100u
+#define SPURIOUS_BITS 0x3ffu
+#define DFR_ONES 0x0fffffffu
+#define DFR_FLAT 15u
+
+/* 11.5.3. The last one is kept where software does not look, until a write shows it. */
+#define ESR_SEND_ILLEGAL_VECTOR 0x20u
+#define ESR_RECEIVE_ILLEGAL_VECTOR 0x40u
+#define ESR_ILLEGAL_REGISTER 0x80u
+#define LATCHED_ERRORS 0x290u
+
+#define ICR_BITS 0x000ccfffu
+#define BROADCAST 0xffu
+#define WIDE_BROADCAST UINT32_MAX
+
+static bool is_x2apic(const struct processor *processor)
+{
+    return (processor->lapic.base & APIC_BASE_X2APIC) != 0;
+}
+
+static bool is_on(const struct processor *processor)
+{
+    return (processor->lapic.base & APIC_BASE_ENABLED) != 0;
+}
+
+bool lapic_is_enabled(const struct processor *processor)
+{
+    return is_on(processor) && (REG(processor, SPURIOUS) & SPURIOUS_ENABLED);
+}
+
+static uint32_t own_id(const struct processor *processor)
+{
+    return is_x2apic(processor) ? processor->id : REG(processor, ID) >> 24;
+}
+
+/* 11.12.10.2: derived from the ID. */
+static uint32_t x2apic_logical_id(const struct processor *processor)
+{
+    return (processor->id >> 4) << 16 | 1u << (processor->id & 15);
+}
+
+static int highest(const struct processor *processor, uint32_t offset)
+{
+    for (uint32_t word = 8; word-- > 0;) {
+        uint32_t bits = REG(processor, offset + 16 * word);
+
+        if (bits != 0) {
+            return (int)(word * 32 + 31 - (uint32_t)__builtin_clz(bits));
+        }
+    }
+    return -1;
+}
+
+static uint32_t *vector_word(struct processor *processor, uint32_t offset, uint32_t vector)
+{
+    return &REG(processor, offset + 16 * (vector / 32));
+}
+
+static bool has_vector(const struct processor *processor, uint32_t offset, uint32_t vector)
+{
+    return REG(processor, offset + 16 * (vector / 32)) >> (vector % 32) & 1;
+}
+
+uint32_t lapic_processor_priority(const struct processor *processor)
+{
+    int in_service = highest(processor, IN_SERVICE);
+    uint32_t class = in_service < 0 ? 0 : (uint32_t)in_service & 0xf0;
+    uint32_t task = REG(processor, TASK_PRIORITY);
+
+    return (task & 0xf0) >= class ? task : class;
+}
+
+int lapic_next(const struct processor *processor)
+{
+    int vector;
+
+    if (!lapic_is_enabled(processor)) {
+        return -1;
+    }
+    vector = highest(processor, REQUESTED);
+    return vector >= 0 && ((uint32_t)vector & 0xf0) > (lapic_processor_priority(processor) & 0xf0) ? vector : -1;
+}
+
+int lapic_acknowledge(struct processor *processor)
+{
+    int vector = lapic_next(processor);
+
+    if (vector >= 0) {
+        *vector_word(processor, REQUESTED, (uint32_t)vector) &= ~(1u << (vector % 32));
+        *vector_word(processor, IN_SERVICE, (uint32_t)vector) |= 1u << (vector % 32);
+    }
+    return vector;
+}
+
+bool lapic_takes_pic(const struct processor *processor)
+{
+    uint32_t lint0 = REG(processor, LVT_LINT0);
+
+    return !is_on(processor) || (!(lint0 & LVT_MASKED) && LVT_DELIVERY(lint0) == DELIVER_EXTINT);
+}
+
+bool lapic_is_requested(const struct processor *processor, uint8_t vector)
+{
+    return has_vector(processor, REQUESTED, vector);
+}
+
+bool lapic_is_busy(const struct processor *processor, uint8_t vector)
+{
+    return has_vector(processor, REQUESTED, vector) || has_vector(processor, IN_SERVICE, vector);
+}
+
+static void report_error(struct processor *processor, uint32_t error)
+{
+    uint32_t lvt = REG(processor, LVT_ERROR);
+    bool known = REG(processor, LATCHED_ERRORS) & error;
+
+    REG(processor, LATCHED_ERRORS) |= error;
+    if (!known && !(lvt & LVT_MASKED) && LVT_VECTOR(lvt) >= 16) {
+        lapic_accept(processor, LVT_VECTOR(lvt), false);
+    }
+}
+
+bool lapic_accept(struct processor *processor, uint8_t vector, bool level)
+{
+    uint32_t bit = 1u << (vector % 32);
+    uint32_t *triggers = vector_word(processor, TRIGGER_MODE, vector);
+
+    if (!lapic_is_enabled(processor)) {
+        return false;
+    }
+    if (vector < 16) {
+        report_error(processor, ESR_RECEIVE_ILLEGAL_VECTOR);
+        return true;
+    }
+    *triggers = level ? *triggers | bit : *triggers & ~bit;
+    *vector_word(processor, REQUESTED, vector) |= bit;
+    wake(processor);
+    return true;
+}
+
+bool lapic_is_named(const struct processor *processor, const struct message *message)
+{
+    uint32_t destination = message->destination;
+    uint32_t logical = REG(processor, LOGICAL_DESTINATION) >> 24;
+
+    if (!is_on(processor)) {
+        return false;
+    }
+    switch (message->shorthand) {
+    case TO_SELF:
+        return processor == message->sender;
+    case TO_ALL:
+        return true;
+    case TO_OTHERS:
+        return processor != message->sender;
+    default:
+        break;
+    }
+    if (destination == (message->wide ? WIDE_BROADCAST : BROADCAST)) {
+        return true;
+    }
+    if (!message->logical) {
+        return destination == own_id(processor);
+    }
+    if (is_x2apic(processor)) {
+        uint32_t own = x2apic_logical_id(processor);
+
+        return destination >> 16 == own >> 16 && (destination & own & 0xffff) != 0;
+    }
+    if (REG(processor, DESTINATION_FORMAT) >> 28 == DFR_FLAT) {
+        return (destination & logical) != 0;
+    }
+    return destination >> 4 == logical >> 4 && (destination & logical & 15) != 0;
+}
+
+static void end_of_interrupt(struct processor *processor)
+{
+    int vector = highest(processor, IN_SERVICE);
+
+    if (vector < 0) {
+        return;
+    }
+    *vector_word(processor, IN_SERVICE, (uint32_t)vector) &= ~(1u << (vector % 32));
+    if (has_vector(processor, TRIGGER_MODE, (uint32_t)vector)) {
+        ioapic_end_of_interrupt(processor->chips, (uint8_t)vector);
+    }
+    pit_interrupt_ended(processor->chips);
+    if (processor->lapic.missed > 0 || lapic_next(processor) >= 0) {
+        wake(processor);
+    }
+}
+
+/* 11.6.1. */
+static void send_command(struct processor *processor, uint32_t command, uint32_t destination)
+{
+    const struct message message = {
+        .delivery = (enum delivery)(command >> 8 & 7),
+        .shorthand = (enum shorthand)(command >> 18 & 3),
+        .destination = destination,
+        .vector = command & 0xff,
+        .logical = command >> 11 & 1,
+        .level = command >> 15 & 1,
+        .assert = command >> 14 & 1,
+        .wide = is_x2apic(processor),
+        .sender = processor,
+    };
+
+    if ((message.delivery == DELIVER_FIXED || message.delivery == DELIVER_LOWEST) && message.vector < 16) {
+        report_error(processor, ESR_SEND_ILLEGAL_VECTOR);
+    }
+    deliver(processor->chips, &message);
+}
+
+static void write_lvt(struct processor *processor, uint32_t offset, uint32_t value, uint32_t bits)
+{
+    value &= bits;
+    if (!(REG(processor, SPURIOUS) & SPURIOUS_ENABLED)) {
+        value |= LVT_MASKED;
+    }
+    REG(processor, offset) = value;
+    if (offset == LVT_LINT0 && lapic_takes_pic(processor) && pic_has_interrupt(processor->chips)) {
+        wake(processor);
+    }
+}
+
+static void write_spurious(struct processor *processor, uint32_t value)
+{
+    REG(processor, SPURIOUS) = value & SPURIOUS_BITS;
+    if (!(value & SPURIOUS_ENABLED)) {
+        /* 11.4.7.2 */
+        for (uint32_t lvt = LVT_TIMER; lvt <= LVT_ERROR; lvt += 16) {
+            REG(processor, lvt) |= LVT_MASKED;
+        }
+    } else if (lapic_next(processor) >= 0) {
+        wake(processor);
+    }
+}
+
+static void write_register(struct processor *processor, uint32_t offset, uint32_t value)
+{
+    switch (offset) {
+    case ID:
+        REG(processor, ID) = value & 0xff000000;
+        break;
+    case TASK_PRIORITY:
+        REG(processor, TASK_PRIORITY) = value & 0xff;
+        if (lapic_next(processor) >= 0) {
+            wake(processor);
+        }
+        break;
+    case END_OF_INTERRUPT:
+        end_of_interrupt(processor);
+        break;
+    case LOGICAL_DESTINATION:
+        REG(processor, LOGICAL_DESTINATION) = value & 0xff000000;
+        break;
+    case DESTINATION_FORMAT:
+        REG(processor, DESTINATION_FORMAT) = value | DFR_ONES;
+        break;
+    case SPURIOUS:
+        write_spurious(processor, value);
+        break;
+    case ERROR_STATUS:
+        REG(processor, ERROR_STATUS) = REG(processor, LATCHED_ERRORS);
+        REG(processor, LATCHED_ERRORS) = 0;
+        break;
+    case COMMAND:
+        REG(processor, COMMAND) = value & ICR_BITS;
+        send_command(processor, value, REG(processor, COMMAND_HIGH) >> 24);
+        break;
+    case COMMAND_HIGH:
+        REG(processor, COMMAND_HIGH) = value & 0xff000000;
+        break;
+    case LVT_TIMER:
+        if (!(REG(processor, SPURIOUS) & SPURIOUS_ENABLED)) {
+            value |= LVT_MASKED;
+        }
+        timer_write_lvt(processor, value);
+        break;
+    case LVT_THERMAL:
+    case LVT_COUNTER:
+        write_lvt(processor, offset, value, LVT_MASKED | 0x7ff);
+        break;
+    case LVT_LINT0:
+    case LVT_LINT1:
+        write_lvt(processor, offset, value, LVT_MASKED | 0xa7ff);
+        break;
+    case LVT_ERROR:
+        write_lvt(processor, offset, value, LVT_MASKED | 0xff);
+        break;
+    case TIMER_INITIAL:
+        timer_write_initial(processor, value);
+        break;
+    case TIMER_DIVIDE:
+        timer_write_divide(processor, value);
+        break;
+    default:
+        report_error(processor, ESR_ILLEGAL_REGISTER);
+        break;
+    }
+}
+
+static bool exists(uint32_t offset)
+{
+    return (offset >= IN_SERVICE && offset <= ERROR_STATUS) || offset == ID || offset == VERSION ||
+           (offset >= TASK_PRIORITY && offset <= SPURIOUS) || (offset >= COMMAND && offset <= TIMER_CURRENT) ||
+           offset == TIMER_DIVIDE;
+}
+
+static uint32_t read_register(struct processor *processor, uint32_t offset)
+{
+    switch (offset) {
+    case PROCESSOR_PRIORITY:
+        return lapic_processor_priority(processor);
+    case TIMER_CURRENT:
+        return timer_current(processor, 0);
+    case ARBITRATION_PRIORITY:
+    case END_OF_INTERRUPT:
+    case REMOTE_READ:
+        return 0;
+    default:
+        if (!exists(offset)) {
+            report_error(processor, ESR_ILLEGAL_REGISTER);
+            return 0;
+        }
+        return REG(processor, offset);
+    }
+}
+
+/* 11.4.1: 32 bits wide, at multiples of 16 bytes; what of a register another access gets is undefined. */
+uint32_t lapic_load(struct processor *processor, uint32_t offset)
+{
+    return read_register(processor, offset & ~15u) >> 8 * (offset & 3);
+}
+
+void lapic_store(struct processor *processor, uint32_t offset, uint32_t value)
+{
+    if ((offset & 15) == 0) {
+        write_register(processor, offset, value);
+    }
+}
+
+#define MSR_X2APIC 0x800u
+#define MSR_OFFSET(index) (((index) - MSR_X2APIC) << 4)
+#define SELF_IPI 0x3f0u
+
+bool lapic_read_msr(struct processor *processor, uint32_t index, uint64_t *value)
+{
+    uint32_t offset = MSR_OFFSET(index);
+
+    if (!is_x2apic(processor) || !exists(offset) || offset == ARBITRATION_PRIORITY || offset == END_OF_INTERRUPT ||
+        offset == REMOTE_READ || offset == DESTINATION_FORMAT || offset == COMMAND_HIGH) {
+        return false;
+    }
+    switch (offset) {
+    case ID:
+        *value = processor->id;
+        break;
+    case LOGICAL_DESTINATION:
+        *value = x2apic_logical_id(processor);
+        break;
+    case COMMAND:
+        *value = REG(processor, COMMAND) | (uint64_t)REG(processor, COMMAND_HIGH) << 32;
+        break;
+    default:
+        *value = read_register(processor, offset);
+        break;
+    }
+    return true;
+}
+
+bool lapic_write_msr(struct processor *processor, uint32_t index, uint64_t value)
+{
+    uint32_t offset = MSR_OFFSET(index);
+
+    if (!is_x2apic(processor) || (offset != COMMAND && value >> 32 != 0)) {
+        return false;
+    }
+    switch (offset) {
+    case COMMAND:
+        REG(processor, COMMAND) = (uint32_t)value & ICR_BITS;
+        REG(processor, COMMAND_HIGH) = (uint32_t)(value >> 32);
+        send_command(processor, (uint32_t)value, (uint32_t)(value >> 32));
+        return true;
+    case SELF_IPI:
+        if (value > 0xff) {
+            return false;
+        }
+        send_command(processor, TO_SELF << 18 | (uint32_t)value, 0);
+        return true;
+    case END_OF_INTERRUPT:
+    case ERROR_STATUS:
+        if (value != 0) {
+            return false;
+        }
+        break;
+    case TASK_PRIORITY:
+        if (value > 0xff) {
+            return false;
+        }
+        break;
+    case SPURIOUS:
+    case LVT_TIMER:
+    case LVT_THERMAL:
+    case LVT_COUNTER:
+    case LVT_LINT0:
+    case LVT_LINT1:
+    case LVT_ERROR:
+    case TIMER_INITIAL:
+    case TIMER_DIVIDE:
+        break;
+    default:
+        return false;
+    }
+    write_register(processor, offset, (uint32_t)value);
+    return true;
+}
+
+void lapic_load_base(struct processor *processor, uint64_t value)
+{
+    bool was_on = is_on(processor);
+
+    processor->lapic.base = value;
+    if (was_on && !is_on(processor)) {
+        /* 11.4.3: as after power-on when it is enabled again. */
+        lapic_reset(processor);
+        processor->lapic.base = value;
+    }
+}
+
+bool lapic_set_base(struct processor *processor, uint64_t value)
+{
+    const uint64_t modes = APIC_BASE_ENABLED | APIC_BASE_X2APIC;
+    uint64_t from = processor->lapic.base & modes;
+    uint64_t to = value & modes;
+
+    /* Figure 11-27, and reserved bits. */
+    if (to == APIC_BASE_X2APIC || (from == 0 && to == modes) || (from == modes && to == APIC_BASE_ENABLED) ||
+        (value & ~(APIC_BASE_ADDRESS | modes | APIC_BASE_BSP)) != 0) {
+        return false;
+    }
+    lapic_load_base(processor, value);
+    return true;
+}
+
+void lapic_reset(struct processor *processor)
+{
+    struct lapic *lapic = &processor->lapic;
+
+    *lapic = (struct lapic){.base = lapic->base};
+    REG(processor, ID) = processor->id << 24;
+    REG(processor, VERSION) = VERSION_VALUE;
+    REG(processor, DESTINATION_FORMAT) = UINT32_MAX;
+    REG(processor, SPURIOUS) = 0xff;
+    for (uint32_t lvt = LVT_TIMER; lvt <= LVT_ERROR; lvt += 16) {
+        REG(processor, lvt) = LVT_MASKED;
+    }
+}
+
+void lapic_init(struct processor *processor)
+{
+    uint32_t id = REG(processor, ID);
+
+    lapic_reset(processor);
+    REG(processor, ID) = id;
+}
+
+uint32_t lapic_priority(const struct processor *processor)
+{
+    return REG(processor, TASK_PRIORITY);
+}
+
+void lapic_set_priority(struct processor *processor, uint32_t value)
+{
+    REG(processor, TASK_PRIORITY) = value & 0xff;
+}
+
+void lapic_get(struct processor *processor, struct kvm_lapic_state *state)
+{
+    memset(state, 0, sizeof(*state));
+    for (uint32_t i = 0; i < LAPIC_REGISTERS; i++) {
+        memcpy(state->regs + 16 * i, &processor->lapic.reg[i], sizeof(uint32_t));
+    }
+    memcpy(state->regs + PROCESSOR_PRIORITY, &(uint32_t){lapic_processor_priority(processor)}, sizeof(uint32_t));
+    memcpy(state->regs + TIMER_CURRENT, &(uint32_t){timer_current(processor, 0)}, sizeof(uint32_t));
+    if (is_x2apic(processor)) {
+        memcpy(state->regs + ID, &processor->id, sizeof(uint32_t));
+    }
+}
+
+void lapic_set(struct processor *processor, const struct kvm_lapic_state *state)
+{
+    for (uint32_t i = 0; i < LAPIC_REGISTERS; i++) {
+        memcpy(&processor->lapic.reg[i], state->regs + 16 * i, sizeof(uint32_t));
+    }
+    REG(processor, VERSION) = VERSION_VALUE;
+    timer_load(processor, REG(processor, TIMER_CURRENT));
+    wake(processor);
+}

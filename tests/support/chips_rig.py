@@ -1,0 +1,74 @@
+"""Our chips alone: a machine without KVM, memory and guest, whose time stands until it is told to go on."""
+
+from types import TracebackType
+from typing import Self
+
+from vmm._native import ffi, lib
+
+from vmm.cpu.reset import reset_vcpu
+from vmm.softcpu.chips import ChipsSystem
+
+LAPIC = 0xFEE00000
+IOAPIC = 0xFEC00000
+
+
+class ChipsRig:
+    """Args: how many CPUs there are, after power-on; CPU 0 is the one that memory accesses come from."""
+
+    def __init__(self, cpus: int = 1) -> None:
+        self.vm = ChipsSystem("a test").create_vm()
+        self._clock = lib.chips_clock(self.vm._handle)
+        self._clock.stands = True
+        self._clock.offset_ns = 1_000_000_000
+        self.vm.create_irqchip()
+        self.vm.create_pit2()
+        self.vcpus = [self.vm.create_vcpu(index) for index in range(cpus)]
+        for vcpu in self.vcpus:
+            reset_vcpu(vcpu)
+        self._calls = lib.chips_calls
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.vm.close()
+
+    def advance(self, ns: int) -> None:
+        """Let time go on."""
+        self._clock.offset_ns += ns
+
+    def read(self, port: int, size: int = 1) -> int:
+        """IN."""
+        return int(getattr(self._calls, "in")(self.vm._handle, port, size))
+
+    def write(self, port: int, value: int, size: int = 1) -> None:
+        """OUT."""
+        self._calls.out(self.vm._handle, port, size, value)
+
+    def load(self, gpa: int, cpu: int = 0) -> int:
+        """A load of four bytes."""
+        return int(self._calls.load(self.vcpus[cpu]._handle, gpa, 4))
+
+    def store(self, gpa: int, value: int, cpu: int = 0) -> None:
+        """A store of four bytes."""
+        self._calls.store(self.vcpus[cpu]._handle, gpa, 4, value)
+
+    def read_msr(self, index: int, cpu: int = 0) -> int | None:
+        """RDMSR; None is #GP."""
+        value = ffi.new("uint64_t *")
+        return int(value[0]) if self._calls.read_msr(self.vcpus[cpu]._handle, index, value) else None
+
+    def write_msr(self, index: int, value: int, cpu: int = 0) -> bool:
+        """WRMSR; False is #GP."""
+        return bool(self._calls.write_msr(self.vcpus[cpu]._handle, index, value))
+
+    def take(self, cpu: int = 0) -> int | None:
+        """What the CPU, if it takes NMIs and interrupts, would serve now: a vector, None, or -1 for a reset."""
+        handle = self.vcpus[cpu]._handle
+        wanted = (True, True, True)
+        event = self._calls.look(handle, wanted)
+        if event == lib.CHIPS_RESET:
+            return -1
+        return None if event == lib.CHIPS_NOTHING else int(self._calls.acknowledge(handle, wanted))
