@@ -87,10 +87,12 @@ void filter_thread_rules(struct filter *filter, int vm, int vcpu, const int *fil
         filter_bits(filter, 1, IOCTL_TYPE_MASK, KVMIO << _IOC_TYPESHIFT);
         filter_allow(filter);
     }
-    filter_rule(filter, ONLY(SYS_ioctl));
-    filter_one_of(filter, 0, ONLY(vm));
-    filter_one_of(filter, 1, LISTED(vm_requests));
-    filter_allow(filter);
+    if (vm >= 0) {
+        filter_rule(filter, ONLY(SYS_ioctl));
+        filter_one_of(filter, 0, ONLY(vm));
+        filter_one_of(filter, 1, LISTED(vm_requests));
+        filter_allow(filter);
+    }
     allow_computing(filter);
     allow_signals_to_itself(filter, LISTED(signals));
     if (count > 0) {
@@ -127,10 +129,12 @@ void filter_disk_rules(struct filter *filter, int vm, const int *files, uint32_t
     filter_allow(filter);
     filter_rule(filter, LISTED(calls));
     filter_allow(filter);
-    filter_rule(filter, ONLY(SYS_ioctl));
-    filter_one_of(filter, 0, ONLY(vm));
-    filter_one_of(filter, 1, LISTED(vm_requests));
-    filter_allow(filter);
+    if (vm >= 0) {
+        filter_rule(filter, ONLY(SYS_ioctl));
+        filter_one_of(filter, 0, ONLY(vm));
+        filter_one_of(filter, 1, LISTED(vm_requests));
+        filter_allow(filter);
+    }
     allow_signals_to_itself(filter, ONLY(SIGABRT));
     filter_end(filter);
 }

@@ -42,7 +42,14 @@ static bool deliver_interrupt(CPUState *cs, int request)
     }
     if ((request & CPU_INTERRUPT_HARD) && engine_takes_interrupts(vcpu)) {
         cs->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
-        engine_leave(vcpu, LEAVE_WINDOW);
+        if (boundary_of(vcpu)->acknowledge == NULL) {
+            engine_leave(vcpu, LEAVE_WINDOW);
+        }
+        vector = boundary_of(vcpu)->acknowledge(vcpu);
+        if (vector >= 0) {
+            do_interrupt_x86_hardirq(cs->env_ptr, vector, 1);
+            return true;
+        }
     }
     return false;
 }

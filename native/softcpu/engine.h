@@ -5,6 +5,53 @@
 
 #include "inside.h"
 
+/*
+ * Everything that is outside of a CPU and belongs to it: interrupts, waiting, the other CPUs' INIT and SIPI, accesses
+ * to the chips that the core's tables do not have, the time-stamp counter. Two have it, KVM (kvm_boundary.c) and
+ * native/chips (own_boundary.c), and nobody beyond these two files knows which. False: core->end says what failed.
+ */
+struct boundary {
+    /* The vCPU's registers were loaded, or reset: it executes from now on. */
+    bool (*begin)(struct softcpu_vcpu *vcpu);
+    /* It does no more. */
+    bool (*end)(struct softcpu_vcpu *vcpu, bool halted);
+    /* Has an INIT or SIPI changed the registers, so that the engine's are void? */
+    bool (*find_reset)(struct softcpu_vcpu *vcpu, bool *reset);
+    enum found (*look)(struct softcpu_vcpu *vcpu);
+    /* The vector of an interrupt, at a moment when the guest takes one; -1: there is none. NULL: only `wait` tells. */
+    int (*acknowledge)(struct softcpu_vcpu *vcpu);
+    /*
+     * Until there is an NMI, an interrupt (if the guest takes them), a reset, or somebody kicks; not much longer than
+     * that many ticks, or for ever with 0. vcpu->acknowledged says what there is.
+     */
+    bool (*wait)(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t ticks, bool *reset);
+    /* The same of one that waits for INIT and SIPI. */
+    bool (*wait_for_start)(struct softcpu_vcpu *vcpu);
+    /* To itself. */
+    bool (*send_init)(struct softcpu_vcpu *vcpu);
+    /* chips_have_port and has_address say where; up to four bytes. */
+    bool (*port)(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write);
+    bool (*has_address)(const struct softcpu_vcpu *vcpu, uint64_t gpa);
+    bool (*memory)(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint32_t *value, bool is_write);
+    /* False: #GP. Those that are not the engine's. */
+    bool (*read_msr)(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
+    bool (*write_msr)(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
+    uint64_t (*tsc)(const struct softcpu_vcpu *vcpu);
+};
+
+extern const struct boundary kvm_boundary;
+extern const struct boundary own_boundary;
+
+static inline const struct boundary *boundary_of(const struct softcpu_vcpu *vcpu)
+{
+    return vcpu->softcpu->boundary;
+}
+
+static inline uint64_t guest_tsc(const struct softcpu_vcpu *vcpu)
+{
+    return boundary_of(vcpu)->tsc(vcpu);
+}
+
 /* engine.c */
 struct softcpu_vcpu *engine_new_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core);
 void engine_free_vcpu(struct softcpu_vcpu *vcpu);
@@ -20,6 +67,8 @@ const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, u
 /* leave.c */
 /* Make a vCPU leave translated code at the start of the next block; from any thread. */
 void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
+/* By the owner: what it was asked for until now is about to be seen to. */
+void engine_forget_to_leave(struct softcpu_vcpu *vcpu);
 void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason);
 /* With RIP at the instruction that called from this place in translated code. */
 void QEMU_NORETURN engine_leave_before(struct softcpu_vcpu *vcpu, int reason, uintptr_t return_address);
@@ -127,14 +176,18 @@ bool stubs_wait(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t ticks, bool
 /* chips.c */
 bool chips_have_port(uint32_t port);
 bool chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
-/* An interrupt command that no LAPIC of KVM's is to see, for it would refuse it: an SMI. Sends it. */
-bool chips_take_command(struct softcpu_vcpu *vcpu, uint32_t command, uint32_t destination);
-/* The vCPU's LAPIC sends an INIT to itself. */
-bool chips_send_init(struct softcpu_vcpu *vcpu);
-/* Of translated code; where KVM fails, that is left. */
+/* Of translated code; where it fails, that is left. */
 void chips_port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write,
                        uintptr_t return_address);
 void chips_memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint64_t *value, bool is_write);
+
+/* kvm_chips.c */
+bool kvm_chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
+bool kvm_chips_port(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write);
+bool kvm_chips_memory(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint32_t *value, bool is_write);
+/* An interrupt command that no LAPIC of KVM's is to see, for it would refuse it: an SMI. Sends it. */
+bool kvm_chips_take_command(struct softcpu_vcpu *vcpu, uint32_t command, uint32_t destination);
+bool kvm_chips_send_init(struct softcpu_vcpu *vcpu);
 
 /* smm.c */
 /* Is there an SMI that the vCPU would take? */
@@ -165,8 +218,14 @@ uint32_t engine_msrs_save(const struct softcpu_vcpu *vcpu, uint64_t *values);
 void engine_msrs_restore(struct softcpu_vcpu *vcpu, const uint64_t *values);
 
 /* kvm_msr.c */
+/* Of the vCPU as the requests have it. */
 bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
+/* Of a guest that has KVM's chips. */
+bool kvm_guest_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
+bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
+/* A deadline of the guest's TSC, as KVM counts it. */
+uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value);
 
 /* interrupts.c; false where KVM fails: core->end says how. */
 enum found interrupts_look(struct softcpu_vcpu *vcpu);
@@ -178,6 +237,5 @@ void interrupts_after_wait(struct softcpu_vcpu *vcpu);
 void interrupts_wake_others(struct softcpu_vcpu *vcpu);
 /* After an INIT may have been sent: the others leave KVM_RUN, before a SIPI would make KVM execute their code. */
 void interrupts_fetch_others(struct softcpu_vcpu *vcpu);
-uint64_t guest_tsc(const struct softcpu_vcpu *vcpu);
 
 #endif

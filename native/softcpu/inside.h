@@ -160,6 +160,7 @@ struct softcpu_vcpu {
     bool shutdown; /* set below a triple fault, on the way out */
     bool abort;
 
+    uint32_t priority; /* CR8 as chips of our own have it */
     bool look_at_kvm; /* atomic: another vCPU may have sent something */
     bool flush_tlb; /* atomic: set by any thread, cleared by the vCPU's as the owner */
     uint32_t code_generation;
@@ -182,8 +183,11 @@ struct softcpu_vcpu {
 
 #define SOFTCPU_MAX_VCPUS 1024
 
+struct boundary;
+
 struct softcpu {
     struct vmm_vm *vm;
+    const struct boundary *boundary;
     const struct vmm_core *core;
     struct uc_struct *uc;
     uc_hook hook;

@@ -29,11 +29,6 @@
 #define TIMER_PERIODIC 1
 #define DELIVERY_EXTINT 7
 
-uint64_t guest_tsc(const struct softcpu_vcpu *vcpu)
-{
-    return __builtin_ia32_rdtsc() + vcpu->tsc_offset;
-}
-
 static uint32_t lapic_register(const struct kvm_lapic_state *lapic, uint32_t offset)
 {
     uint32_t value;

@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* One of the vCPU's MSRs in KVM. */
+/*
+ * MSRs that are KVM's: it says which there are. One that it refuses is #GP in
+ * the guest.
+ */
 #include "engine.h"
+
+#define MSR_TSC 0x10u
+#define MSR_TSC_DEADLINE 0x6e0u
+#define MSR_X2APIC_FIRST 0x800u
+#define MSR_X2APIC_LAST 0x8ffu
+#define MSR_X2APIC_ICR 0x830u
+#define MSR_X2APIC_TIMER_INITIAL 0x838u
 
 struct one_msr {
     struct kvm_msrs header;
@@ -11,7 +21,7 @@ bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
     struct one_msr msr = {.header.nmsrs = 1, .entry.index = index};
 
-    if (ioctl(vcpu->core->fd, KVM_GET_MSRS, &msr) != 1) {
+    if (vcpu->core->request(vcpu->core, KVM_GET_MSRS, &msr) != 1) {
         return false;
     }
     *value = msr.entry.data;
@@ -22,5 +32,82 @@ bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     struct one_msr msr = {.header.nmsrs = 1, .entry = {.index = index, .data = value}};
 
-    return ioctl(vcpu->core->fd, KVM_SET_MSRS, &msr) == 1;
+    return vcpu->core->request(vcpu->core, KVM_SET_MSRS, &msr) == 1;
+}
+
+/*
+ * KVM takes the host's word for MSRs that a guest must not reach: its
+ * paravirtual ones, and those against speculation (SPEC_CTRL, PRED_CMD,
+ * FLUSH_CMD). CPUID offers neither.
+ */
+static bool hidden(uint32_t index)
+{
+    return index == 0x11 || index == 0x12 || index == 0x48 || index == 0x49 || index == 0x10b ||
+           (index >= 0x4b564d00 && index <= 0x4b564dff) || (index >= 0x40000000 && index <= 0x400001ff);
+}
+
+/* What counts in TSC ticks, as KVM counts them. */
+static uint64_t in_kvm(const struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    if (index == MSR_TSC_DEADLINE && value != 0) {
+        return value != vcpu->tsc_ahead ? value - vcpu->tsc_ahead : 1;
+    }
+    return index == MSR_TSC ? value - vcpu->tsc_ahead : value;
+}
+
+static uint64_t in_guest(const struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    return index == MSR_TSC || (index == MSR_TSC_DEADLINE && value != 0) ? value + vcpu->tsc_ahead : value;
+}
+
+uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value)
+{
+    return in_kvm(vcpu, MSR_TSC_DEADLINE, value);
+}
+
+bool kvm_guest_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
+{
+    if (hidden(index) || !kvm_msr_read(vcpu, index, value)) {
+        return false;
+    }
+    *value = in_guest(vcpu, index, *value);
+    return true;
+}
+
+bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    if (index == MSR_X2APIC_ICR && (vcpu->apic_base & MSR_IA32_APICBASE_EXTD) &&
+        kvm_chips_take_command(vcpu, (uint32_t)value, (uint32_t)(value >> 32))) {
+        return true;
+    }
+    if (hidden(index) || !kvm_msr_write(vcpu, index, in_kvm(vcpu, index, value))) {
+        return false;
+    }
+    switch (index) {
+    case MSR_TSC_DEADLINE:
+        vcpu->tsc_deadline = value;
+        break;
+    case MSR_IA32_APICBASE:
+        /* KVM has judged the value; its LAPIC goes back to where the stubs find it. */
+        vcpu->apic_base = value;
+        vcpu->kvm_sregs.apic_base = (value & ~APIC_BASE_ADDRESS) | APIC_DEFAULT_ADDRESS;
+        tlb_flush(CPU(&vcpu->cpu));
+        return kvm_msr_write(vcpu, index, vcpu->kvm_sregs.apic_base);
+    case MSR_TSC:
+    case MSR_TSC_ADJUST:
+        /* KVM, whose deadline timer goes by its own TSC, may round what it is told or keep to the host's TSC. */
+        if (kvm_msr_read(vcpu, MSR_TSC, &value)) {
+            vcpu->tsc_offset = value + vcpu->tsc_ahead - __builtin_ia32_rdtsc();
+        }
+        break;
+    default:
+        if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
+            if (!interrupts_note_lapic(vcpu, index == MSR_X2APIC_TIMER_INITIAL)) {
+                engine_leave(vcpu, LEAVE_ENDED);
+            }
+            interrupts_wake_others(vcpu);
+        }
+        break;
+    }
+    return true;
 }

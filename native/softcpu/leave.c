@@ -9,6 +9,12 @@ void engine_ask_to_leave(struct softcpu_vcpu *vcpu)
     __atomic_store_n(&vcpu->cpu.neg.icount_decr.u16.high, (uint16_t)-1, __ATOMIC_RELEASE);
 }
 
+void engine_forget_to_leave(struct softcpu_vcpu *vcpu)
+{
+    __atomic_store_n(&vcpu->cpu.neg.icount_decr.u16.high, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&CPU(&vcpu->cpu)->exit_request, false, __ATOMIC_RELEASE);
+}
+
 void QEMU_NORETURN engine_leave(struct softcpu_vcpu *vcpu, int reason)
 {
     CPUState *cs = CPU(&vcpu->cpu);

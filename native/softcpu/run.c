@@ -1,22 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * One vCPU's thread: translated code as long as nothing else is needed, and
- * KVM_RUN to wait. KVM is entered here in three ways only, in none of which it
- * executes an instruction of the guest:
- *
- *   parked    the vCPU waits for INIT or SIPI
- *   halted    it executed HLT and waits for an interrupt
- *   window    an interrupt waits that it can take: KVM acknowledges it
- *
- * An INIT ends any of them. KVM goes on to execute code of the guest only where
- * the one who sent it cannot be seen (an I/O APIC, an MSI), or where it resets
- * the boot processor at once: single-stepped, that is one instruction in real
- * mode, which KVM can represent.
+ * waiting for an interrupt, or to be started, at the boundary.
  */
 #include "engine.h"
-
-#include <errno.h>
-#include <time.h>
 
 #define WINDOW_TICKS 2
 
@@ -49,7 +36,7 @@ static bool take_reset(struct softcpu_vcpu *vcpu)
     if (in_smm(vcpu)) {
         /* Intel SDM volume 3, 10.4.7 and 32.3: an INIT waits, a SIPI is lost. KVM's LAPIC is reset already. */
         vcpu->init_latched = true;
-        return stubs_enter(vcpu) && interrupts_note_lapic(vcpu, false);
+        return boundary_of(vcpu)->begin(vcpu);
     }
     if (!get_mp_state(vcpu, &state)) {
         return false;
@@ -63,38 +50,14 @@ static bool take_reset(struct softcpu_vcpu *vcpu)
     if (vcpu->parked) {
         return true;
     }
-    return vcpu->softcpu->core->note_start(vcpu->core) && state_load_reset(vcpu) && stubs_enter(vcpu) &&
-           interrupts_note_lapic(vcpu, false);
-}
-
-/*
- * KVM_RUN of a vCPU that never started returns at its INIT. Once it has had
- * one, KVM_RUN would go on with the code that the SIPI names; KVM accepts that,
- * too, when it is asked for the state.
- */
-static bool wait_for_start(struct softcpu_vcpu *vcpu)
-{
-    const struct timespec tick = {.tv_nsec = TICK_NS};
-    uint32_t state;
-
-    if (!get_mp_state(vcpu, &state)) {
-        return false;
-    }
-    if (state == KVM_MP_STATE_UNINITIALIZED) {
-        if (!stubs_run_kvm(vcpu, 0)) {
-            return false;
-        }
-    } else if (state == KVM_MP_STATE_INIT_RECEIVED) {
-        nanosleep(&tick, NULL);
-    }
-    return take_reset(vcpu);
+    return vcpu->softcpu->core->note_start(vcpu->core) && state_load_reset(vcpu) && boundary_of(vcpu)->begin(vcpu);
 }
 
 static bool wait_for_interrupt(struct softcpu_vcpu *vcpu, uint32_t ticks)
 {
     bool reset;
 
-    if (!stubs_wait(vcpu, engine_takes_interrupts(vcpu), ticks, &reset)) {
+    if (!boundary_of(vcpu)->wait(vcpu, engine_takes_interrupts(vcpu), ticks, &reset)) {
         return false;
     }
     if (reset) {
@@ -103,10 +66,7 @@ static bool wait_for_interrupt(struct softcpu_vcpu *vcpu, uint32_t ticks)
     if (vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
         vcpu->halted = false;
         count(&vcpu->interrupts);
-    } else if (stop_requested(vcpu)) {
-        return true; /* KVM may not even have looked */
     }
-    interrupts_after_wait(vcpu);
     return true;
 }
 
@@ -137,9 +97,9 @@ static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
     if (!__atomic_load_n(&vcpu->look_at_kvm, __ATOMIC_RELAXED)) {
         return true;
     }
-    switch (interrupts_look(vcpu)) {
+    switch (boundary_of(vcpu)->look(vcpu)) {
     case FOUND_INTERRUPT:
-        if (engine_takes_interrupts(vcpu)) {
+        if (boundary_of(vcpu)->acknowledge == NULL && engine_takes_interrupts(vcpu)) {
             *next = LEAVE_WINDOW;
             return false;
         }
@@ -167,7 +127,7 @@ static void add_sample(struct softcpu_vcpu *vcpu)
     vcpu->softcpu->core->profile_add(vcpu->core->profile, env->segs[R_CS].base + env->eip);
 }
 
-/* Own the engine until something needs KVM; returns what. 0: stop. */
+/* Own the engine until something outside of it is needed; returns what. 0: stop. */
 static int run_translated(struct softcpu_vcpu *vcpu)
 {
     int next;
@@ -223,7 +183,7 @@ static bool run_round(struct softcpu_vcpu *vcpu)
         return false;
     }
     if (vcpu->parked) {
-        return wait_for_start(vcpu);
+        return boundary_of(vcpu)->wait_for_start(vcpu) && take_reset(vcpu);
     }
     if (vcpu->halted && !smm_has_smi(vcpu)) {
         return wait_for_interrupt(vcpu, 0);
@@ -242,7 +202,7 @@ static bool run_round(struct softcpu_vcpu *vcpu)
         return take_reset(vcpu);
     case LEAVE_INIT:
         vcpu->init_latched = false;
-        return chips_send_init(vcpu);
+        return boundary_of(vcpu)->send_init(vcpu);
     case LEAVE_DEBUG:
         vcpu->core->end.point = vcpu->point;
         return vmm_vcpu_end(vcpu->core, VCPU_DEBUG, 0);
@@ -280,8 +240,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
     vcpu->parked = is_parked(state);
     __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
     /* An AP, too, may be past its SIPI: that may have come before this thread did. */
-    return vcpu->parked || (vcpu->softcpu->core->note_start(vcpu->core) && stubs_enter(vcpu) &&
-                            interrupts_note_lapic(vcpu, false));
+    return vcpu->parked || (vcpu->softcpu->core->note_start(vcpu->core) && boundary_of(vcpu)->begin(vcpu));
 }
 
 /* Leave the vCPU in KVM as if KVM had run it; what fails here ends the run if nothing else has. */
@@ -289,9 +248,9 @@ static void finish(struct softcpu_vcpu *vcpu)
 {
     bool reset = false;
 
-    if (!vcpu->parked && stubs_find_reset(vcpu, &reset) && !reset) {
+    if (!vcpu->parked && boundary_of(vcpu)->find_reset(vcpu, &reset) && !reset) {
         state_store(vcpu);
-        stubs_leave(vcpu, vcpu->halted);
+        boundary_of(vcpu)->end(vcpu, vcpu->halted);
     }
 }
 

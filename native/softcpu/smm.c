@@ -89,13 +89,16 @@ void WRAP(helper_rsm)(CPUX86State *env)
     engine_ask_to_leave(vcpu);
 }
 
-/* Out of KVM_RUN, in which it may wait; a signal that comes before would be lost. */
+/* Out of KVM_RUN, or whatever it waits in; a signal that comes before would be lost. */
 static void fetch(struct vmm_vcpu *core)
 {
     pthread_mutex_lock(&core->thread_lock);
     if (core->running) {
         __atomic_store_n(&core->run->immediate_exit, 1, __ATOMIC_RELAXED);
         pthread_kill(core->thread, VMM_KICK_SIGNAL);
+        if (core->nudge != NULL) {
+            core->nudge(core);
+        }
     }
     pthread_mutex_unlock(&core->thread_lock);
 }

@@ -84,6 +84,7 @@ struct softcpu *softcpu_new(struct vmm_vm *vm, const struct vmm_core *core)
     }
     softcpu->vm = vm;
     softcpu->core = core;
+    softcpu->boundary = vm->chips == NULL ? &kvm_boundary : &own_boundary;
     softcpu->any_region.perms = UC_PROT_ALL;
     softcpu->any_region.ram = true;
     softcpu->io_section.mr = &softcpu->any_region;
@@ -181,10 +182,10 @@ static int share_tsc(struct softcpu_vcpu *vcpu)
     };
 
     if (softcpu->vcpu_count == 0 || softcpu->vcpus[0] == vcpu) {
-        return ioctl(vcpu->core->fd, KVM_GET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
+        return vcpu->core->request(vcpu->core, KVM_GET_DEVICE_ATTR, &attribute);
     }
     vcpu->tsc_offset = softcpu->vcpus[0]->tsc_offset;
-    return ioctl(vcpu->core->fd, KVM_SET_DEVICE_ATTR, &attribute) == 0 ? 0 : -errno;
+    return vcpu->core->request(vcpu->core, KVM_SET_DEVICE_ATTR, &attribute);
 }
 
 int softcpu_set_tsc_offset(struct vmm_vcpu *core, uint64_t offset)
@@ -196,9 +197,13 @@ int softcpu_set_tsc_offset(struct vmm_vcpu *core, uint64_t offset)
         .addr = (uintptr_t)&offset,
     };
 
+    int error;
+
     vcpu->tsc_offset = offset;
-    if (ioctl(core->fd, KVM_SET_DEVICE_ATTR, &attribute) != 0 || ioctl(core->fd, KVM_GET_DEVICE_ATTR, &attribute) != 0) {
-        return -errno;
+    error = core->request(core, KVM_SET_DEVICE_ATTR, &attribute);
+    error = error != 0 ? error : core->request(core, KVM_GET_DEVICE_ATTR, &attribute);
+    if (error != 0) {
+        return error;
     }
     /* KVM that executes the guest with the host's own TSC accepts an offset, and leaves it at 0. */
     vcpu->tsc_ahead = vcpu->tsc_offset - offset;

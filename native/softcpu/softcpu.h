@@ -20,9 +20,9 @@ struct softcpu;
 /* Counters of one machine, summed over its vCPUs. */
 struct softcpu_counters {
     uint64_t instructions;  /* begun in the engine, counted by whole blocks: a block left by a fault counts in full */
-    uint64_t kvm_steps;     /* accesses to chips that are inside KVM (LAPIC, IOAPIC, in-kernel ports) */
-    uint64_t interrupts;    /* delivered by KVM, injections and wake-ups from HLT */
-    uint64_t halts;         /* HLT instructions that gave the CPU to KVM to wait */
+    uint64_t kvm_steps;     /* accesses to the interrupt controllers and the 8254, wherever they are */
+    uint64_t interrupts;    /* delivered, injections and wake-ups from HLT */
+    uint64_t halts;         /* HLT instructions that waited */
     uint64_t swaps;         /* times the engine went from one vCPU to another */
     uint64_t invalidations; /* device writes and memory-map changes that dropped translated code */
     uint64_t translations_flushed; /* times the buffer of translated code was full */

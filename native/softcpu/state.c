@@ -184,7 +184,7 @@ static bool store_registers(struct softcpu_vcpu *vcpu)
     store_sregs(vcpu, &sregs);
     if (kvm_may_have(&sregs)) {
         /* It may refuse special registers that the engine runs with, and keeps the stubs' then. */
-        ioctl(vcpu->core->fd, KVM_SET_SREGS, &sregs);
+        vcpu->core->request(vcpu->core, KVM_SET_SREGS, &sregs);
     }
     if (!vmm_vcpu_ioctl(vcpu->core, KVM_SET_REGS, &regs) ||
         !get_registers(vcpu, &vcpu->stored_regs, &vcpu->stored_sregs)) {
