@@ -87,14 +87,13 @@ def kvm_facts() -> Info:
 def accelerator_facts() -> Info:
     """Return whether the software CPU was built, and what ``-accel auto`` decides here and why."""
     from vmm.config.parts import Accelerator
-    from vmm.kvm import Kvm
     from vmm.softcpu import decision, engine
 
     built = engine.is_built()
     facts = {"built": built} if built else {"built": built, "remedy": engine.build_remedy()}
     try:
-        with Kvm() as kvm:
-            decided = decision.decide(Accelerator.AUTO, kvm)
+        with decision.open_host(Accelerator.AUTO) as host:
+            decided = decision.decide(Accelerator.AUTO, host)
     except (HostError, KvmError) as error:
         return facts | {"auto": None, "why": str(error)}
     return facts | {"auto": str(decided.name), "why": decided.why}

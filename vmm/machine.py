@@ -25,7 +25,7 @@ from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.devices.clock import GuestClock
 from vmm.handoff import interface, tables
-from vmm.kvm import Kvm, pc_routes
+from vmm.kvm import pc_routes
 from vmm.legible import counted
 from vmm.memory import create_memory
 from vmm.platform import Parts, builder
@@ -128,7 +128,7 @@ class Machine(Observable):
                 outputs = parts.enter_context(Outputs(config, copy_disk=copy_disk))
             self.serial = Stream("serial", outputs.serial.write if outputs.serial else None)
             self.debugcon = Stream("debugcon", outputs.debugcon.write if outputs.debugcon else None)
-            self.kvm = parts.enter_context(Kvm())
+            self.kvm = parts.enter_context(decision.open_host(config.accel))
             self.kvm.require()
             cpuid.check_count(self.kvm, config.cpu_topology)
             self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)
@@ -139,6 +139,7 @@ class Machine(Observable):
             self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
             # C's structures hold what a closed machine can still be asked, so they live as long as this object.
             core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
+            self.vm.attach(core)
             self.sandbox = Sandbox(
                 config.sandbox,
                 core,
@@ -200,7 +201,7 @@ class Machine(Observable):
                 with self.io_lock:
                     resumption.place(self.platform)
             self.softcpu: SoftwareCpu | None = None
-            if self.accelerator.name is Accelerator.KVM_SOFTCPU:
+            if not in_kvm:
                 from vmm.softcpu.engine import create_softcpu
 
                 self.softcpu = create_softcpu(core, self.vm, self.memory, parts)

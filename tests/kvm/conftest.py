@@ -2,18 +2,51 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vmm.errors import HostError
 from vmm.firmware import guests
 from vmm.kvm import Kvm, Vm
 from vmm.run.outcome import Reason
 
 QemuRun = Callable[..., str]
 OurRun = Callable[..., str]
+
+
+_NEED_THE_DEVICE = {"kvm", "vm", "ours"}
+"""Fixtures."""
+
+
+def _device_lacks() -> str | None:
+    try:
+        Kvm().close()
+    except HostError as error:
+        return str(error)
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is about KVM itself where there is none; machines run there all the same."""
+    assert isinstance(item, pytest.Function)
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    of_kvm = str(parameters.get("accel", "")).startswith("kvm") or parameters.get("both_kinds_of_chips") is False
+    of_kvm = of_kvm or not _NEED_THE_DEVICE.isdisjoint(item.fixturenames)
+    if of_kvm and (lacks := _device_lacks()) is not None:
+        pytest.skip(lacks)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, None]:
+    """Skip a test that asks for -accel kvm by itself, likewise."""
+    outcome = yield
+    if outcome.excinfo is not None and str(outcome.excinfo[1]).startswith("-accel kvm"):
+        lacks = _device_lacks()
+        if lacks is not None and isinstance(outcome.excinfo[1], HostError):
+            outcome.force_exception(pytest.skip.Exception(lacks))
 
 
 @pytest.fixture

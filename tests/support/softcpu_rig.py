@@ -26,6 +26,7 @@ from vmm.firmware.images import NO_FIRMWARE
 from vmm.kvm import Kvm, Vcpu
 from vmm.memory import GuestMemory
 from vmm.run import failure
+from vmm.softcpu.chips import ChipsSystem
 from vmm.softcpu.engine import SoftwareCpu
 
 MIB = 1 << 20
@@ -247,7 +248,13 @@ class _Port(Device):
 
 
 class SoftcpuRig:
-    """One machine with a guest in it; a context manager."""
+    """One machine with a guest in it; a context manager.
+
+    Attributes:
+        alone: whether rigs do without KVM, with chips of our own; tests/kvm/softcpu/conftest.py sets it.
+    """
+
+    alone = False
 
     def __init__(
         self, source: str, *, cpus: int = 1, ram: int = 16 * MIB, software_cpu: bool = True, kvm_smm: bool = False
@@ -257,7 +264,7 @@ class SoftcpuRig:
         self.failures: list[BaseException] = []
         self.done = threading.Event()
         self._closers = ExitStack()
-        self.kvm = self._closers.enter_context(Kvm())
+        self.kvm: Kvm = self._closers.enter_context(ChipsSystem("a test") if self.alone and software_cpu else Kvm())
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
@@ -265,6 +272,7 @@ class SoftcpuRig:
         self.vm.create_pit2()
         self.core = lib.vmm_vm_new(self.vm.fd)
         self._closers.callback(lib.vmm_vm_free, self.core)
+        self.vm.attach(self.core)
         self.memory = GuestMemory(self.vm, self.core, ram, ram, kvm_smm=kvm_smm)
         self._closers.callback(self.memory.close)
         self.lock = IoLock(self.core)
@@ -295,6 +303,7 @@ class SoftcpuRig:
         reset_vcpu(vcpu)
         core = lib.vmm_vcpu_new(self.core, vcpu.fd, vcpu.run, index)
         self._closers.callback(lib.vmm_vcpu_free, core)
+        vcpu.attach(core)
         if self.softcpu is not None:
             self.softcpu.add_vcpu(core, entries)
             vcpu.amend_sregs = partial(self.softcpu.amend_sregs, core)

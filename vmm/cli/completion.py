@@ -33,7 +33,7 @@ exit status:
 """
 
 _WORDS: Mapping[str, Sequence[str]] = {
-    "-accel": ("auto", "kvm", "kvm+softcpu"),
+    "-accel": ("auto", "kvm", "kvm+softcpu", "softcpu"),
     "-debugcon": ("stdio", "none"),
     "--dispatch": ("c", "python"),
     "-machine": ("auto", "q35", "pc", "bhyve"),

@@ -166,7 +166,7 @@ _MACHINE_HARMLESS = (
     r"|(dump-guest-core|mem-merge|suppress-vmdesc)=o\w+"
 )
 _SWITCHED_OFF = {"-no-hpet": "hpet=off", "-no-acpi": "acpi=off"}
-_MACHINE_REFUSED = {"accel": "the accelerators are -accel auto, kvm and kvm+softcpu"}
+_MACHINE_REFUSED = {"accel": "the accelerators are -accel auto, kvm, kvm+softcpu and softcpu"}
 _MACHINE_TYPES = {"pc-q35-": "q35", "pc-i440fx-": "pc"}
 """What QEMU's versioned machines begin with."""
 

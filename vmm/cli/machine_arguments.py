@@ -238,9 +238,10 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "-accel",
         metavar="ACCELERATOR[,coalesced=off]",
         default="auto",
-        help="who executes the guest: kvm, or kvm+softcpu, the software CPU beside KVM, for hosts whose KVM interprets "
-        "ring 0; auto (the default) decides. coalesced=off: every write to fw_cfg's selector and to the debug port "
-        "leaves KVM, which else keeps them until somebody looks (never with --trace or --exit-times)",
+        help="who executes the guest: kvm; kvm+softcpu, the software CPU beside KVM, for hosts whose KVM interprets "
+        "ring 0; softcpu, the software CPU without KVM, for hosts that have none; auto (the default) decides. "
+        "coalesced=off: every write to fw_cfg's selector and to the debug port leaves KVM, which else keeps "
+        "them until somebody looks (never with --trace or --exit-times)",
     )
     host.add_argument(
         "--dispatch",

@@ -79,7 +79,7 @@ class MachineOptions(TypedDict, total=False):
         reboot: whether a reset by the guest restarts the machine, or ends it; it ends guests of ours, which say so that
             they fail, and restarts all others.
         max_resets: how often the guest may reset the machine within one run; 10.
-        accel: ``auto``, ``kvm`` or ``kvm+softcpu``.
+        accel: ``auto``, ``kvm``, ``kvm+softcpu`` or ``softcpu``.
         coalesced: let KVM keep writes to fw_cfg's selector and to the debug port, without an exit, until somebody
             looks; True. Not with ``exit_times`` or ``trace``, which look at each.
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.

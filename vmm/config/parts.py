@@ -59,10 +59,12 @@ class Accelerator(StrEnum):
     """Who executes the guest's instructions."""
 
     AUTO = "auto"
-    """KVM where it has hardware virtualization; the software CPU beside it elsewhere."""
+    """KVM where it has hardware virtualization; else the software CPU, beside KVM where there is one."""
     KVM = "kvm"
     KVM_SOFTCPU = "kvm+softcpu"
     """The software CPU; KVM has the interrupt controllers and timers."""
+    SOFTCPU = "softcpu"
+    """The software CPU, with interrupt controllers and timers of its own: no KVM at all."""
 
 
 class SystemManagement(StrEnum):

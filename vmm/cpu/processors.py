@@ -123,6 +123,7 @@ def create_processors(
         reset_vcpu(vcpu)
         core_vcpu = ffi.gc(lib.vmm_vcpu_new(core, vcpu.fd, vcpu.run, index), lib.vmm_vcpu_free)
         core_vcpu.apic_id = vcpu.vcpu_id
+        vcpu.attach(core_vcpu)
         times = None
         if config.exit_times:
             times = core_vcpu.times = ffi.gc(lib.exit_times_new(), lib.exit_times_free)

@@ -85,7 +85,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the mark."""
     config.addinivalue_line(
-        "markers", "needs_kvm: runs a guest on /dev/kvm; skipped, with the reason, where the host lacks it"
+        "markers",
+        "needs_kvm: runs a guest; skipped, with the reason, where there is neither KVM nor a software CPU",
     )
 
 
@@ -161,11 +162,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def _missing(config: pytest.Config) -> str | None:
     """Why no guest can run here; None if one can."""
     if _NO_KVM not in config.stash:
-        from vmm.kvm import Kvm
+        from vmm.config.parts import Accelerator
+        from vmm.softcpu.decision import open_host
 
         try:
-            with Kvm() as kvm:
-                kvm.require()
+            open_host(Accelerator.AUTO).close()
             config.stash[_NO_KVM] = None
         except HostError as error:
             config.stash[_NO_KVM] = str(error)

@@ -384,12 +384,12 @@ class ProfileReport(TypedDict):
 class AcceleratorReport(TypedDict):
     """Who executed the guest's instructions, and how many where."""
 
-    name: Literal["kvm", "kvm+softcpu"]
+    name: Literal["kvm", "kvm+softcpu", "softcpu"]
     why: str
     instructions: int
     """Executed by the software CPU."""
     kvm_steps: int
-    """Single instructions that it handed to KVM."""
+    """Accesses to interrupt controllers and the 8254: single instructions that it handed to KVM, if there is one."""
     interrupts: int
     """Delivered to the vCPUs by the software CPU."""
     halts: NotRequired[int]

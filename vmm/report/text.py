@@ -242,9 +242,11 @@ def _percent(part: int, whole: int) -> str:
 def _host_words(accelerator: AcceleratorReport) -> str:
     if accelerator["name"] == "kvm":
         return f"plain KVM ({accelerator['why']})" if accelerator["why"] else "plain KVM"
-    words = f"software CPU beside KVM ({accelerator['why']})"
+    alone = accelerator["name"] == "softcpu"
+    words = f"software CPU {'without' if alone else 'beside'} KVM ({accelerator['why']})"
     if accelerator.get("instructions") is not None:
-        words += f": {accelerator['instructions']:,} instructions there, {accelerator['kvm_steps']:,} steps in KVM"
+        steps = "accesses to its chips" if alone else "steps in KVM"
+        words += f": {accelerator['instructions']:,} instructions there, {accelerator['kvm_steps']:,} {steps}"
     return words
 
 

@@ -1,4 +1,4 @@
-"""Who executes the guest's instructions on this host: KVM, or the software CPU beside it."""
+"""Who executes the guest's instructions on this host: KVM, or the software CPU beside it, or that alone."""
 
 import errno
 import mmap
@@ -80,17 +80,58 @@ def check_smm(accelerator: Decision, kvm: Kvm) -> None:
         )
 
 
+def open_host(wanted: Accelerator) -> Kvm:
+    """Open KVM, or what takes its place where the software CPU does without.
+
+    Raises:
+        HostError: KVM cannot be used, and the software CPU is not to do without it, or was not built.
+    """
+    if wanted is Accelerator.SOFTCPU:
+        return _without_kvm("asked for")
+    try:
+        kvm = Kvm()
+    except HostError as error:
+        return _fall_back(wanted, error)
+    try:
+        kvm.require()
+    except HostError as error:
+        kvm.close()
+        return _fall_back(wanted, error)
+    except BaseException:
+        kvm.close()
+        raise
+    return kvm
+
+
+def _fall_back(wanted: Accelerator, error: HostError) -> Kvm:
+    if wanted is not Accelerator.AUTO:
+        raise HostError(f"-accel {wanted}: {error}; -accel softcpu does without KVM") from error
+    from vmm.softcpu import engine
+
+    if not engine.is_built():
+        raise HostError(f"{error}; the software CPU, which does without KVM, is not built: {engine.build_remedy()}")
+    return _without_kvm(f"no KVM: {error}")
+
+
+def _without_kvm(why: str) -> Kvm:
+    from vmm.softcpu.chips import ChipsSystem  # few hosts lack KVM
+
+    return ChipsSystem(why)
+
+
 def decide(wanted: Accelerator, kvm: Kvm, *, interpretable: bool = True) -> Decision:
     """Which accelerator shall run a machine on this host?
 
     Args:
         wanted: what the user asks for.
-        kvm: the host's.
+        kvm: what `open_host` gave.
         interpretable: whether the firmware also runs where KVM interprets ring 0.
 
     Raises:
         HostError: it is asked for where KVM would not stay out of its way; or nothing here can run the firmware.
     """
+    if kvm.stands_in is not None:
+        return Decision(Accelerator.SOFTCPU, kvm.stands_in)
     if wanted is Accelerator.KVM:
         return Decision(Accelerator.KVM, "asked for")
     if has_hardware_virtualization():

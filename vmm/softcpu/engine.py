@@ -30,9 +30,9 @@ class Counters(NamedTuple):
     Attributes:
         instructions: executed by the engine; counted by translated blocks, so one that faults or is handed to KVM
             counts for the rest of its block too.
-        kvm_steps: accesses to chips that are inside KVM.
-        interrupts: interrupts delivered by KVM.
-        halts: HLT instructions, for which KVM waits.
+        kvm_steps: accesses to interrupt controllers and the 8254, wherever they are.
+        interrupts: interrupts delivered.
+        halts: HLT instructions that waited.
         swaps: how often the engine went from one vCPU to another.
         invalidations: how often a device's write or a change of the memory map dropped translated code.
         translations_flushed: how often all translated code was dropped because its buffer was full.
@@ -95,7 +95,7 @@ class SoftwareCpu:
 
     Args:
         core: the machine's ``struct vmm_vm``, which outlives this object.
-        vm: the machine in KVM; gets a memory slot that its `GuestMemory` knows nothing of.
+        vm: the machine in KVM; gets a memory slot that its `GuestMemory` knows nothing of. One without KVM gets none.
 
     Raises:
         HostError: see `load`; or there is no memory for it.
@@ -110,6 +110,8 @@ class SoftwareCpu:
         self._handle = self._lib.softcpu_new(_as_pointer(self._ffi, "struct vmm_vm *", core), native)
         if self._handle == self._ffi.NULL:
             raise HostError("no memory for the software CPU: it needs 512 MiB of address space")
+        if core.chips:
+            return
         stubs = mmap.mmap(-1, self._lib.SOFTCPU_STUB_PAGE_BYTES)
         self._lib.softcpu_set_stubs(self._handle, self._ffi.from_buffer(stubs), layout.SOFTWARE_CPU_STUBS)
         # The last slot: guest memory's count from 0.

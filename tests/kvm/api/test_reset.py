@@ -34,7 +34,7 @@ SAY_COUNT = "04 40 ba 02 04 ee"  # add al, '@'; mov dx, 402; out dx, al
 WAIT = "f4 eb fd"  # hlt; jmp
 SPIN = "eb fe"
 
-ACCELERATORS = pytest.mark.parametrize("accel", ["kvm", "auto"])
+ACCELERATORS = pytest.mark.parametrize("accel", ["kvm", "auto", "softcpu"])
 """On hosts without hardware virtualization, auto gives an image that is not ours the software CPU."""
 
 with_both_boards = pytest.mark.parametrize("board", ["pc", "q35"])
@@ -68,7 +68,7 @@ EVERY_WAY = [
 ]
 
 
-@pytest.mark.parametrize("accel", [pytest.param("kvm", marks=pytest.mark.hw), "auto"])
+@pytest.mark.parametrize("accel", [pytest.param("kvm", marks=pytest.mark.hw), "auto", "softcpu"])
 @with_both_boards
 @pytest.mark.parametrize("cpus", [1, 8])
 def test_each_way_brings_the_state_after_power_on_back(

@@ -21,7 +21,7 @@ from vmm.tables.files import VMGENID_ADDRESS_FILE
 
 pytestmark = pytest.mark.needs_kvm
 
-ACCELERATORS = [pytest.param("kvm", marks=pytest.mark.hw), "auto"]
+ACCELERATORS = [pytest.param("kvm", marks=pytest.mark.hw), "auto", "softcpu"]
 """Plain KVM, and what this host uses for firmware."""
 
 
@@ -78,7 +78,7 @@ def test_a_restored_machine_can_be_taken_again(stopped: Snapshot) -> None:
         assert answers_as(machine) == f"{READY}\n{DONE}\n{DONE}\n"
 
 
-@pytest.mark.parametrize("accel", ["kvm", "auto"])
+@pytest.mark.parametrize("accel", ["kvm", "auto", "softcpu"])
 def test_a_restored_machine_can_be_reset(vmm_machine: MachineFactory, tmp_path: Path, accel: str) -> None:
     machine = vmm_machine(write_waiting_guest(tmp_path), cpus=2, accel=accel)
     machine.expect(READY, deadline=GENEROUS)

@@ -28,7 +28,7 @@ def bios_image(code: str) -> bytes:
     return (begin + bytes.fromhex("ea 00 00 00 f0")).ljust(0x10000, b"\0")  # jmp 0xf000:0
 
 
-@pytest.mark.parametrize("accel", ["kvm", "auto"])
+@pytest.mark.parametrize("accel", ["kvm", "auto", "softcpu"])
 @pytest.mark.parametrize(
     "code",
     [
@@ -70,7 +70,7 @@ def test_a_line_without_end_does_not_make_the_message_one(vmm_machine: MachineFa
     assert outcome.message.endswith("; its last line was '" + "x" * 79 + "…'")
 
 
-@pytest.mark.parametrize("accel", ["kvm", "auto"])
+@pytest.mark.parametrize("accel", ["kvm", "auto", "softcpu"])
 @pytest.mark.parametrize("code", ["fa f4", "eb fe", "ba 99 09 ee eb fd"])
 def test_ctrl_c_ends_the_whole_process_within_150_ms(tmp_path: Path, accel: str, code: str) -> None:
     (tmp_path / "rom").write_bytes(bios_image(code))

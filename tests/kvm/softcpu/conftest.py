@@ -1,0 +1,10 @@
+"""Whose interrupt controllers the software CPU has in a test."""
+
+import pytest
+from softcpu_rig import SoftcpuRig
+
+
+@pytest.fixture(params=[False, True], ids=["beside-kvm", "alone"])
+def both_kinds_of_chips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test beside KVM, and without it."""
+    monkeypatch.setattr(SoftcpuRig, "alone", request.param)
