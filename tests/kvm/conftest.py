@@ -29,7 +29,15 @@ def _device_lacks() -> str | None:
     return None
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def _skip_if_kvm_was_asked_for(outcome: Any) -> None:
+    if outcome.excinfo is not None and isinstance(outcome.excinfo[1], HostError):
+        asked = str(outcome.excinfo[1]).startswith("-accel kvm")
+        if asked and (lacks := _device_lacks()) is not None:
+            outcome.force_exception(pytest.skip.Exception(lacks))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, None]:
     """Skip what is about KVM itself where there is none; machines run there all the same."""
     assert isinstance(item, pytest.Function)
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
@@ -37,16 +45,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     of_kvm = of_kvm or not _NEED_THE_DEVICE.isdisjoint(item.fixturenames)
     if of_kvm and (lacks := _device_lacks()) is not None:
         pytest.skip(lacks)
+    _skip_if_kvm_was_asked_for((yield))
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call() -> Generator[None, Any, None]:
-    """Skip a test that asks for -accel kvm by itself, likewise."""
-    outcome = yield
-    if outcome.excinfo is not None and str(outcome.excinfo[1]).startswith("-accel kvm"):
-        lacks = _device_lacks()
-        if lacks is not None and isinstance(outcome.excinfo[1], HostError):
-            outcome.force_exception(pytest.skip.Exception(lacks))
+    """A test that asks for -accel kvm by itself, likewise."""
+    _skip_if_kvm_was_asked_for((yield))
 
 
 @pytest.fixture

@@ -74,6 +74,15 @@ def test_on_ours(vmm_machine: Callable[..., Any], tmp_path: Path, board: str, co
 
 
 @pytest.mark.needs_kvm
+@with_both_boards
+def test_without_kvm(vmm_machine: Callable[..., Any], board: str) -> None:
+    machine = vmm_machine(str(guests.path(GUEST)), machine=board, accel="softcpu")
+    assert machine.run(deadline=120).reason is Reason.POWER_OFF
+    # It has no chip for variables.
+    assert {name for name, result in results(machine.debugcon.text()).items() if result != "ok"} <= {"ECAM", "flash"}
+
+
+@pytest.mark.needs_kvm
 def test_what_the_guest_programs_is_in_the_file(vmm_machine: Callable[..., Any], tmp_path: Path) -> None:
     variables = tmp_path / "variables.fd"
     contents = bytes(SECTOR) * (len(VARIABLES) // SECTOR)
