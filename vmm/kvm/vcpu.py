@@ -149,7 +149,7 @@ class Vcpu(Descriptor):
         return self._get_struct("KVM_GET_FPU", "struct kvm_fpu")
 
     def set_fpu(self, fpu: Any) -> None:
-        """KVM_SET_FPU; state beyond SSE stays."""
+        """KVM_SET_FPU; what is beyond SSE stays, XSTATE_BV too, which may call this unused (see `set_xsave`)."""
         self._ioctl("KVM_SET_FPU", fpu)
 
     def translate(self, linear_address: int) -> int | None:

@@ -52,7 +52,7 @@ def test_kvm(name: str) -> None:
     "name",
     [
         "KVM_GET_DEBUGREGS",
-        "KVM_GET_FPU",
+        "KVM_GET_XSAVE",
         "KVM_GET_IRQCHIP",
         "KVM_GET_LAPIC",
         "KVM_GET_MP_STATE",
