@@ -2,6 +2,7 @@
 
 import locale
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # A shell's background job has it ignored, and so have all that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Of a locale that the host lacks bash warns on each script's stderr, where tests look for the script's own words.
     before = locale.setlocale(locale.LC_ALL)
     try:

@@ -142,10 +142,11 @@ def text(info: Info, width: int | None = None) -> str:
     accelerator = info["accelerator"]
     built = "built" if accelerator["built"] else f"not built: {accelerator['remedy']}"
     said = info["kvm"].get("error")  # once will do
-    why = "" if accelerator["why"] == said else f" ({accelerator['why']})"
+    why = "" if said and said in accelerator["why"] else f" ({accelerator['why']})"
     rows.append(("software CPU", f"{built}; -accel auto: {accelerator['auto'] or 'unknown'}{why}"))
     machine = info["machine"]
-    failed = "does not run" if machine.get("error") == said else f"does not run: {machine.get('error')}"
+    error = machine.get("error", "")
+    failed = "does not run" if said and said in error else f"does not run: {error}"
     rows.append(("machine", "runs" if machine["runs"] else failed))
     sandbox = info["sandbox"]
     landlock = f"Landlock {sandbox['landlock']}" if sandbox["landlock"] else "no Landlock, so that files stay readable"

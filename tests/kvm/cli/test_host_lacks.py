@@ -15,19 +15,28 @@ pytestmark = pytest.mark.needs_kvm
 
 
 def without_kvm(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line; everything but the device's path is as ever."""
+    """Run the command line, with another path for the device, and no software CPU to do without it."""
     program = (
         "import sys; from vmm.kvm import system; system.Kvm.__init__.__defaults__ = ('/dev/no-kvm',); "
+        "from vmm.softcpu import engine; engine.is_built = lambda: False; "
         "from vmm.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_no_dev_kvm_is_the_hosts_lack() -> None:
-    run = without_kvm("boot", "probe")
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ([], "the software CPU, which does without KVM, is not built: "),
+        (["-accel", "kvm"], "-accel softcpu does without KVM"),
+    ],
+)
+def test_no_dev_kvm_is_the_hosts_lack(options: list[str], remedy: str) -> None:
+    run = without_kvm("boot", "probe", *options)
     assert run.returncode == 4
-    assert run.stderr.startswith("vmm: cannot open /dev/no-kvm: No such file or directory")
+    assert "cannot open /dev/no-kvm: No such file or directory" in run.stderr
+    assert remedy in run.stderr
     assert run.stderr.count("\n") == 1
 
 
