@@ -79,8 +79,9 @@ def test_open_a_link_to_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device, on a file system that forbids it")
 def test_open_a_device_where_devices_are_forbidden() -> None:
-    script = f"mount -t tmpfs -o nodev none /mnt; mknod /mnt/kvm c 10 232; {sys.executable} {access.__file__} /mnt/kvm"
-    told = subprocess.run([*own_mounts(), "sh", "-c", script], capture_output=True, text=True, check=False)
+    script = 'mount -t tmpfs -o nodev none /mnt; mknod /mnt/kvm c 10 232; exec "$0" "$@" /mnt/kvm'
+    command = [*own_mounts(), "sh", "-c", script, sys.executable, access.__file__]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (told.returncode, "Permission denied; the file system that it lies on" in told.stderr) == (4, True)
     assert "usermod" not in told.stderr
 
