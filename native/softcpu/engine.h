@@ -11,6 +11,8 @@
  * native/chips (own_boundary.c), and nobody beyond these two files knows which. False: core->end says what failed.
  */
 struct boundary {
+    /* What comes for it, it is told from now on, or no more: it is about to be freed. NULL: it asks by itself. */
+    void (*tell)(struct softcpu_vcpu *vcpu, bool wanted);
     /* The vCPU's registers were loaded, or reset: it executes from now on. */
     bool (*begin)(struct softcpu_vcpu *vcpu);
     /* It does no more. */

@@ -161,6 +161,7 @@ struct softcpu_vcpu {
     bool abort;
 
     uint32_t priority; /* CR8 as chips of our own have it */
+    struct processor *tells; /* of those chips: wakes it */
     bool look_at_kvm; /* atomic: another vCPU may have sent something */
     bool flush_tlb; /* atomic: set by any thread, cleared by the vCPU's as the owner */
     uint32_t code_generation;

@@ -57,9 +57,17 @@ static bool set_mp_state(struct softcpu_vcpu *vcpu, uint32_t value)
     return vmm_vcpu_ioctl(vcpu->core, KVM_SET_MP_STATE, &state);
 }
 
+/* Not only while it executes: an SMI waits for one that has not started, too. The core's vCPU may be gone at the end. */
+static void tell(struct softcpu_vcpu *vcpu, bool wanted)
+{
+    if (wanted) {
+        vcpu->tells = processor(vcpu);
+    }
+    calls(vcpu)->execute(vcpu->tells, wanted ? wake : NULL, wanted ? smi : NULL, vcpu);
+}
+
 static bool begin(struct softcpu_vcpu *vcpu)
 {
-    calls(vcpu)->execute(processor(vcpu), wake, smi, vcpu);
     get_priority(vcpu);
     return set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE);
 }
@@ -128,6 +136,9 @@ static bool wait_for_event(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t 
     event = ticks == 0 ? calls(vcpu)->wait(processor(vcpu), wants) : calls(vcpu)->look(processor(vcpu), wants);
     *reset = event == CHIPS_RESET;
     if (event == CHIPS_NMI || event == CHIPS_INTERRUPT) {
+        /* Nothing else that came meanwhile: an NMI is more than its vector. */
+        wants.nmi = event == CHIPS_NMI;
+        wants.interrupt = event == CHIPS_INTERRUPT;
         vcpu->acknowledged = calls(vcpu)->acknowledge(processor(vcpu), wants);
     }
     if (event == CHIPS_NMI) {
@@ -223,6 +234,7 @@ static uint64_t tsc(const struct softcpu_vcpu *vcpu)
 }
 
 const struct boundary own_boundary = {
+    .tell = tell,
     .begin = begin,
     .end = end,
     .find_reset = find_reset,

@@ -117,6 +117,10 @@ void softcpu_free(struct softcpu *softcpu)
     lock_destroy(softcpu);
     memory_detach(softcpu);
     for (uint32_t i = 0; i < softcpu->vcpu_count; i++) {
+        /* Devices may outlive the software CPU, and interrupt. */
+        if (softcpu->boundary->tell != NULL) {
+            softcpu->boundary->tell(softcpu->vcpus[i], false);
+        }
         engine_free_vcpu(softcpu->vcpus[i]);
     }
     /* Unicorn frees its own first CPU. */
@@ -240,6 +244,9 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core, const struc
     core->engine = vcpu;
     core->engine_rip = engine_io_rip;
     softcpu->vcpus[softcpu->vcpu_count++] = vcpu;
+    if (softcpu->boundary->tell != NULL) {
+        softcpu->boundary->tell(vcpu, true);
+    }
     return 0;
 }
 
