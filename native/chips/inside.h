@@ -91,6 +91,9 @@ struct processor {
     struct kvm_cpuid_entry2 *cpuid;
 };
 
+/* Of struct kvm_pit_state2's reserved[], given and taken: has a count that ends once ended, or is none loaded? */
+#define PIT_INTERRUPTED 0
+
 /* Channel 0's interrupts, beside what struct kvm_pit_state2 holds. */
 struct pit_ticks {
     uint64_t done;   /* since count_load_time */

@@ -19,7 +19,8 @@
 #define ENTRY_READ_ONLY 0x5000u
 #define ENTRY_LOW 0xffffffffull
 
-static void send(struct chips *chips, uint32_t pin)
+/* Did any CPU take it? */
+static bool send(struct chips *chips, uint32_t pin)
 {
     const ioapic_entry entry = chips->ioapic.redirtbl[pin];
     const struct message message = {
@@ -31,7 +32,7 @@ static void send(struct chips *chips, uint32_t pin)
         .assert = true,
     };
 
-    deliver(chips, &message);
+    return deliver(chips, &message) > 0;
 }
 
 static void serve(struct chips *chips, uint32_t pin)
@@ -41,9 +42,8 @@ static void serve(struct chips *chips, uint32_t pin)
     if (entry->fields.mask || (entry->fields.trig_mode && entry->fields.remote_irr)) {
         return;
     }
-    /* First, for whoever gets it may end it at once. */
-    entry->fields.remote_irr = entry->fields.trig_mode;
-    send(chips, pin);
+    /* Where no local APIC accepts it (3.2.4), none will end it. */
+    entry->fields.remote_irr = send(chips, pin) && entry->fields.trig_mode;
 }
 
 void ioapic_set_line(struct chips *chips, uint32_t pin, bool level)

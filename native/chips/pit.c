@@ -375,8 +375,22 @@ uint64_t pit_due(const struct chips *chips)
     return (uint64_t)channel->count_load_time + to_ns((chips->ticks.done + 1) * channel->count);
 }
 
+static uint64_t ticks_done(const struct chips *chips, bool interrupted)
+{
+    const struct kvm_pit_channel_state *channel = &chips->pit.channels[0];
+
+    if (channel->mode == NOT_PROGRAMMED) {
+        return UINT64_MAX;
+    }
+    /* Of one that ends once, time alone does not say: time may have gone on since the state was taken. */
+    return is_periodic(channel) ? ticks_until(channel, now_ns(chips)) : interrupted;
+}
+
 void pit_loaded(struct chips *chips)
 {
+    bool interrupted = chips->pit.reserved[PIT_INTERRUPTED] != 0;
+
+    chips->pit.reserved[PIT_INTERRUPTED] = 0;
     for (uint32_t i = 0; i < 3; i++) {
         struct kvm_pit_channel_state *channel = &chips->pit.channels[i];
 
@@ -389,8 +403,7 @@ void pit_loaded(struct chips *chips)
         }
     }
     chips->ticks = (struct pit_ticks){
-        .done = chips->pit.channels[0].mode == NOT_PROGRAMMED ? UINT64_MAX
-                                                              : ticks_until(&chips->pit.channels[0], now_ns(chips)),
+        .done = ticks_done(chips, interrupted),
         .high = chips->ticks.high,
     };
     wake_for_pit(chips);

@@ -172,6 +172,17 @@ static int set_boot_cpu(struct chips *chips, unsigned long id)
     return 0;
 }
 
+static int get_pit(struct chips *chips, struct kvm_pit_state2 *state)
+{
+    if (!chips->has_pit) {
+        return -ENXIO;
+    }
+    pit_run(chips, now_ns(chips));
+    *state = chips->pit;
+    state->reserved[PIT_INTERRUPTED] = chips->ticks.done > 0;
+    return 0;
+}
+
 static int serve_vm(struct chips *chips, unsigned long request, void *argument)
 {
     switch (request) {
@@ -197,8 +208,7 @@ static int serve_vm(struct chips *chips, unsigned long request, void *argument)
     case KVM_CREATE_PIT2:
         return create_pit(chips);
     case KVM_GET_PIT2:
-        *(struct kvm_pit_state2 *)argument = chips->pit;
-        return chips->has_pit ? 0 : -ENXIO;
+        return get_pit(chips, argument);
     case KVM_SET_PIT2:
         if (!chips->has_pit) {
             return -ENXIO;
@@ -229,14 +239,15 @@ int chips_vm_request(struct chips *chips, unsigned long request, void *argument)
     return result;
 }
 
+/* Once they are freed, the answer is a closed descriptor's: what is left of a closed machine may still interrupt. */
 static int vm_request(struct vmm_vm *vm, unsigned long request, void *argument)
 {
-    return chips_vm_request(vm->chips, request, argument);
+    return vm->chips == NULL ? -EBADF : chips_vm_request(vm->chips, request, argument);
 }
 
 static int vcpu_request(struct vmm_vcpu *vcpu, unsigned long request, void *argument)
 {
-    return chips_vcpu_request(vcpu->processor, request, argument);
+    return vcpu->vm->chips == NULL ? -EBADF : chips_vcpu_request(vcpu->processor, request, argument);
 }
 
 static void nudge(struct vmm_vcpu *vcpu)
@@ -249,6 +260,11 @@ void chips_attach(struct chips *chips, struct vmm_vm *vm)
     vm->fd = -1;
     vm->chips = chips;
     vm->request = vm_request;
+}
+
+void chips_detach(struct vmm_vm *vm)
+{
+    vm->chips = NULL;
 }
 
 void chips_attach_vcpu(struct processor *processor, struct vmm_vcpu *vcpu)

@@ -16,6 +16,7 @@
 
 #define XSTATE_BV 128 /* of xsave[] */
 #define X87_AND_SSE 3u
+#define MXCSR_BITS 0xffffu
 
 _Static_assert(sizeof(((struct processor *)0)->xsave) == sizeof(struct kvm_xsave), "all of it");
 
@@ -66,6 +67,19 @@ static int set_fpu(struct processor *processor, const struct kvm_fpu *fpu)
     memcpy(area.xmm, fpu->xmm, sizeof(area.xmm));
     memcpy(processor->xsave, &area, sizeof(area));
     processor->xsave[XSTATE_BV] |= X87_AND_SSE;
+    return 0;
+}
+
+/* As KVM: whoever executes the guest gives MXCSR to the host's CPU, which takes no reserved bit. */
+static int set_xsave(struct processor *processor, const struct kvm_xsave *xsave)
+{
+    struct fxsave area;
+
+    memcpy(&area, xsave, sizeof(area));
+    if (area.mxcsr & ~MXCSR_BITS) {
+        return -EINVAL;
+    }
+    memcpy(processor->xsave, xsave, sizeof(processor->xsave));
     return 0;
 }
 
@@ -212,6 +226,10 @@ static int serve_interrupts(struct processor *processor, unsigned long request, 
 {
     switch (request) {
     case KVM_GET_LAPIC:
+        /* A count that has ended and one that stands look the same: what is due becomes a request first. */
+        if (processor->lapic.due_ns != 0) {
+            timer_run(processor, now_ns(processor->chips));
+        }
         lapic_get(processor, argument);
         return 0;
     case KVM_SET_LAPIC:
@@ -257,8 +275,7 @@ static int serve(struct processor *processor, unsigned long request, void *argum
         memcpy(argument, processor->xsave, sizeof(processor->xsave));
         return 0;
     case KVM_SET_XSAVE:
-        memcpy(processor->xsave, argument, sizeof(processor->xsave));
-        return 0;
+        return set_xsave(processor, argument);
     case KVM_GET_XCRS:
         return get_xcrs(processor, argument);
     case KVM_SET_XCRS:

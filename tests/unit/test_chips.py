@@ -3,6 +3,7 @@
 What of this QEMU can be asked without a CPU, tests/oracle/test_random_chips.py compares with it.
 """
 
+import errno
 import struct
 
 import pytest
@@ -399,6 +400,17 @@ def test_a_level_waits_for_its_end() -> None:
         assert not entry_of(rig, 20) & 1 << 14
 
 
+def test_a_level_that_nobody_took_waits_for_no_end() -> None:
+    with ChipsRig() as rig:
+        route(rig, 20, 1 << 15 | 0x61)
+        rig.vm.irq_line(20, True)
+        assert not entry_of(rig, 20) & 1 << 14
+        start_lapic(rig)
+        rig.vm.irq_line(20, True)
+        assert rig.take() == 0x61
+        assert entry_of(rig, 20) & 1 << 14
+
+
 def test_an_edge_comes_once_and_not_while_it_is_masked() -> None:
     with ChipsRig() as rig:
         start_lapic(rig)
@@ -465,6 +477,55 @@ def test_state_goes_from_one_machine_to_another() -> None:
             end(rig)
             rig.advance(6 * MS)
             assert rig.take() == 0x20
+
+
+def test_what_was_due_and_not_seen_to_is_in_the_state() -> None:
+    with ChipsRig() as old, ChipsRig() as new:
+        for rig in (old, new):
+            start_pics(rig)
+            start_lapic(rig)
+        old.store(LAPIC + 0x320, 0x41)
+        old.store(LAPIC + 0x380, MS)
+        program(old, 0, 0, 1193)
+        old.advance(2 * MS)
+        new.advance(2 * MS)
+        pit = old.vm.get_pit2()
+        for chip in range(3):
+            new.vm.set_irqchip(old.vm.get_irqchip(chip))
+        new.vm.set_pit2(pit)
+        new.vcpus[0].set_lapic(old.vcpus[0].get_lapic())
+        assert [new.take(), new.take(), new.take()] == [0x20, 0x41, None]
+
+
+def test_a_count_that_ends_once_ends_where_time_went_on_meanwhile() -> None:
+    with ChipsRig() as old, ChipsRig() as new:
+        start_pics(new)
+        program(old, 0, 0, 1193)
+        new.advance(5 * MS)
+        new.vm.set_pit2(old.vm.get_pit2())
+        assert [new.take(), new.take()] == [0x20, None]
+        assert old.take() is None
+
+
+def test_mxcsr_has_no_reserved_bits() -> None:
+    with ChipsRig() as rig:
+        (vcpu,) = rig.vcpus
+        area = bytearray(vcpu.get_xsave())
+        area[26] = 1
+        with pytest.raises(KvmError, match="KVM_SET_XSAVE"):
+            vcpu.set_xsave(bytes(area))
+
+
+def test_what_is_left_of_a_closed_machine_asks_nothing_that_was_freed() -> None:
+    with ChipsRig() as rig:
+        core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
+        rig.vm.attach(core)
+        vcpu = ffi.gc(lib.vmm_vcpu_new(core, -1, rig.vcpus[0].run, 0), lib.vmm_vcpu_free)
+        rig.vcpus[0].attach(vcpu)
+        vcpu.start_watched = True
+        rig.vm.close()
+        assert not core.chips
+        assert lib.vmm_vcpu_reset(vcpu) == -errno.EBADF
 
 
 def test_fpu_and_xsave_are_one() -> None:

@@ -77,16 +77,20 @@ class ChipsVm(Vm, _Handle):
             raise kvm_error(errno.ENOMEM, "KVM_CREATE_VM", "a machine without KVM")
         super().__init__(system, -1)
         self._handle = handle
+        self._core: Any = None
 
     def close(self) -> None:
-        """Free them. No vCPU runs, and no device interrupts any more."""
+        """Free them. No vCPU runs; a device that still interrupts is not heard, nor is it on a thread of its own."""
         if not self.closed:
             super().close()
+            if self._core is not None:
+                lib.chips_detach(self._core)
             lib.chips_free(self._handle)
 
     def attach(self, core: Any) -> None:
         """Be what the C core's ``struct vmm_vm`` asks from now on."""
         lib.chips_attach(self._handle, core)
+        self._core = core
 
     def _answer(self, number: int, argument: Any) -> int:
         return int(lib.chips_vm_request(self._handle, number, argument))

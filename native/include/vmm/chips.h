@@ -48,6 +48,8 @@ struct vmm_vcpu;
 
 /* Whatever the core asks of KVM, it asks these from now on. */
 void chips_attach(struct chips *chips, struct vmm_vm *vm);
+/* Before they are freed; then the answer is EBADF. No vCPU runs. */
+void chips_detach(struct vmm_vm *vm);
 void chips_attach_vcpu(struct processor *processor, struct vmm_vcpu *vcpu);
 
 /* What a processor has for the one who executes it; the first that applies, from the top. */
