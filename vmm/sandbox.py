@@ -134,6 +134,8 @@ class Sandbox:
             sys.dont_write_bytecode = True
             # pyelftools loads pdb, and that, since Python 3.13, readline, which looks up the terminal as another user.
             sys.modules.setdefault("readline", None)  # type: ignore[arg-type]
+            # Python's sysconfig, which capstone loads, otherwise asks the accounts for the home: more than is allowed.
+            os.environ.setdefault("HOME", os.sep)
             self._limit()
             _check(lib.sandbox_filter_process(self.channels, len(self.channels)), "seccomp")
         late.start()

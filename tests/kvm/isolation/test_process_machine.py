@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shlex
 import signal
 import stat
 import sys
@@ -250,9 +251,9 @@ HOSTILE = {
 def test_nothing_that_the_process_says_does_harm(
     waits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
 ) -> None:
-    hostile = tmp_path / "hostile"
-    hostile.write_text(
-        f"""#!{sys.executable}
+    program = tmp_path / "program"
+    program.write_text(
+        f"""
 import socket, struct, sys, time
 lane = socket.socket(fileno=int(sys.argv[4].split(",")[0]))
 def told(text):
@@ -262,6 +263,8 @@ time.sleep(600)
 """,
         encoding="utf-8",
     )
+    hostile = tmp_path / "hostile"
+    hostile.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {program} "$@"\n', encoding="utf-8")
     hostile.chmod(hostile.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(hostile))
     with pytest.raises(MachineDiedError, match="said what none of ours does"):

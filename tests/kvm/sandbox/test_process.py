@@ -270,7 +270,10 @@ def test_an_unknown_user_is_refused() -> None:
     assert (done.returncode, done.stderr) == (2, "vmm: --user no-such-user: there is no such user\n")
 
 
-def test_a_failure_is_described_as_without_it() -> None:
+@pytest.mark.parametrize("home", [True, False], ids=["HOME", "no HOME"])
+def test_a_failure_is_described_as_without_it(monkeypatch: pytest.MonkeyPatch, *, home: bool) -> None:
+    if not home:
+        monkeypatch.delenv("HOME", raising=False)
     done = boot("triple-fault", "-accel", "kvm", "-no-reboot")
     assert done.returncode == 1
     assert re.match(r"vmm: triple fault on vCPU 0 at RIP 0x\w+ \(triple-fault\+0x\w+, main\+0x\w+\)", done.stderr)
