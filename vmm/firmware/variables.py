@@ -8,6 +8,7 @@ The file is locked as QEMU locks its disks, so that two machines, ours or QEMU's
 
 import mmap
 import os
+import time
 from contextlib import suppress
 from errno import EINVAL, EOPNOTSUPP
 from functools import partial
@@ -19,6 +20,9 @@ from vmm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_PATIENCE_S: Final = 0.5
+"""How long a lock is waited for: what writes files for a VMM that was killed ends with it, but a moment later."""
 
 _BLOCK: Final = 4096
 
@@ -131,12 +135,14 @@ def _lock(fd: int, path: Path) -> None:
     Raises:
         ConfigError: somebody else does.
     """
-    owner = locks.lock(fd, writes=True)
-    if owner is not None:
-        raise ConfigError(
-            f"{path}: {owner} keeps its variables there; end it first, or give this machine a copy of the file, "
-            "or a private one: readonly=on behind -drive, persist=False in Python"
-        )
+    until = time.monotonic() + _PATIENCE_S
+    while (owner := locks.lock(fd, writes=True)) is not None:
+        if time.monotonic() >= until:
+            raise ConfigError(
+                f"{path}: {owner} keeps its variables there; end it first, or give this machine a copy of the file, "
+                "or a private one: readonly=on behind -drive, persist=False in Python"
+            )
+        time.sleep(0.02)
 
 
 def _read(fd: int, path: Path, size: int) -> bytearray:
