@@ -75,6 +75,9 @@ class _Link:
         try:
             self.process = subprocess.Popen(command, pass_fds=passed)
         except OSError as error:
+            for end in here:
+                end.close()
+            os.close(self.memory)
             raise HostError(f"sandbox=process: cannot start {sys.executable}: {error.strerror}") from None
         finally:
             for end in there:

@@ -19,7 +19,7 @@ from waiting_guest import DONE, READY, write_waiting_guest
 from vmm import ExpectError, Machine, Reason, SendError
 from vmm.bus import Device
 from vmm.config.parts import Sandboxing
-from vmm.errors import ConfigError, MachineDiedError, VmmError
+from vmm.errors import ConfigError, HostError, MachineDiedError, VmmError
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -269,6 +269,14 @@ time.sleep(600)
     monkeypatch.setattr(sys, "executable", str(hostile))
     with pytest.raises(MachineDiedError, match="said what none of ours does"):
         Machine(waits, sandbox="process")
+
+
+def test_a_process_that_cannot_be_started_leaves_nothing(waits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with pytest.raises(HostError, match="cannot start /no/python: No such file"):
+        Machine(waits, sandbox="process")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_a_process_that_does_not_answer_is_ended_after_the_deadline(
