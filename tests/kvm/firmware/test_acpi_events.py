@@ -24,7 +24,8 @@ DEADLINE = 60.0
 
 # Events are kept for who has the device open. One is 24 bytes.
 WAITS_FOR_THE_BUTTON = "exec 3</dev/input/event0; echo 'it listens'; dd bs=24 count=1 <&3 >/dev/null; echo pressed"
-PANICS = "echo events: $(cat /sys/bus/platform/devices/QEMU0001:00/events) >/dev/kmsg; echo c >/proc/sysrq-trigger"
+EVENTS = "/sys/bus/platform/devices/QEMU0001:00/events"
+PANICS = f"echo '<0>events:' $(cat {EVENTS}) >/dev/kmsg; echo c >/proc/sysrq-trigger"
 """By the kernel's log, which is on the console before what comes next."""
 
 
