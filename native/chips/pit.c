@@ -404,7 +404,8 @@ void pit_loaded(struct chips *chips)
     }
     chips->ticks = (struct pit_ticks){
         .done = ticks_done(chips, interrupted),
-        .high = chips->ticks.high,
+        /* What interrupted and is high yet raises nothing again. */
+        .high = chips->ticks.high || (interrupted && output(&chips->pit.channels[0], now_ns(chips))),
     };
     wake_for_pit(chips);
 }

@@ -500,11 +500,26 @@ def test_what_was_due_and_not_seen_to_is_in_the_state() -> None:
 def test_a_count_that_ends_once_ends_where_time_went_on_meanwhile() -> None:
     with ChipsRig() as old, ChipsRig() as new:
         start_pics(new)
-        program(old, 0, 0, 1193)
+        program(old, 0, 4, 1193)  # its output is low again by then
         new.advance(5 * MS)
         new.vm.set_pit2(old.vm.get_pit2())
         assert [new.take(), new.take()] == [0x20, None]
         assert old.take() is None
+
+
+def test_a_count_that_has_interrupted_does_not_do_so_again() -> None:
+    """Mode 0, whose output stays high."""
+    with ChipsRig() as old, ChipsRig() as new:
+        for rig in (old, new):
+            start_pics(rig)
+        program(old, 0, 0, 1193)
+        for rig in (old, new):
+            rig.advance(2 * MS)
+        assert old.take() == 0x20
+        old.write(0x20, 0x20)
+        new.vm.set_pit2(old.vm.get_pit2())
+        for rig in (old, new):
+            assert rig.take() is None
 
 
 def test_mxcsr_has_no_reserved_bits() -> None:
