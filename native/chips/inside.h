@@ -186,20 +186,8 @@ void pit_loaded(struct chips *chips);
 void lapic_reset(struct processor *processor);
 /* After an INIT, its mode and ID stay (Intel SDM volume 3, 11.4.7.3). */
 void lapic_init(struct processor *processor);
-/* By software, too. */
-bool lapic_is_enabled(const struct processor *processor);
 uint32_t lapic_priority(const struct processor *processor);
 void lapic_set_priority(struct processor *processor, uint32_t value);
-bool lapic_is_named(const struct processor *processor, const struct message *message);
-bool lapic_takes_pic(const struct processor *processor);
-/* The vector that would be served next, or -1. */
-int lapic_next(const struct processor *processor);
-int lapic_acknowledge(struct processor *processor);
-uint32_t lapic_processor_priority(const struct processor *processor);
-/* False: it is off. */
-bool lapic_accept(struct processor *processor, uint8_t vector, bool level);
-bool lapic_is_requested(const struct processor *processor, uint8_t vector);
-bool lapic_is_busy(const struct processor *processor, uint8_t vector);
 uint32_t lapic_load(struct processor *processor, uint32_t offset);
 void lapic_store(struct processor *processor, uint32_t offset, uint32_t value);
 bool lapic_read_msr(struct processor *processor, uint32_t index, uint64_t *value);
@@ -210,6 +198,20 @@ bool lapic_set_base(struct processor *processor, uint64_t value);
 void lapic_load_base(struct processor *processor, uint64_t value);
 void lapic_get(struct processor *processor, struct kvm_lapic_state *state);
 void lapic_set(struct processor *processor, const struct kvm_lapic_state *state);
+
+/* lapic_interrupts.c */
+/* By software, too. */
+bool lapic_is_enabled(const struct processor *processor);
+bool lapic_is_named(const struct processor *processor, const struct message *message);
+bool lapic_takes_pic(const struct processor *processor);
+/* The vector that would be served next, or -1. */
+int lapic_next(const struct processor *processor);
+int lapic_acknowledge(struct processor *processor);
+uint32_t lapic_processor_priority(const struct processor *processor);
+/* False: it is off. */
+bool lapic_accept(struct processor *processor, uint8_t vector, bool level);
+bool lapic_is_requested(const struct processor *processor, uint8_t vector);
+bool lapic_is_busy(const struct processor *processor, uint8_t vector);
 
 /* lapic_timer.c */
 void timer_run(struct processor *processor, uint64_t now);

@@ -1,209 +1,19 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The local APIC (Intel SDM volume 3, chapter 11): its registers, in memory and
- * as MSRs, and which interrupt it has for its CPU. Its timer is lapic_timer.c's,
- * where messages go chips.c's.
+ * The local APIC's registers (Intel SDM volume 3, chapter 11), in memory and as
+ * MSRs. Which interrupt it has for its CPU is lapic_interrupts.c's, its timer
+ * lapic_timer.c's, where messages go deliver.c's.
  */
-#include "inside.h"
+#include "lapic.h"
 
 #include <string.h>
-
-#include "lapic.h"
 
 /* 0x14: an APIC of a processor; six LVT entries; no EOI-broadcast suppression (11.4.8). */
 #define VERSION_VALUE 0x50014u
 
-#define SPURIOUS_ENABLED 0x100u
 #define SPURIOUS_BITS 0x3ffu
 #define DFR_ONES 0x0fffffffu
-#define DFR_FLAT 15u
-
-/* 11.5.3. The last one is kept where software does not look, until a write shows it. */
-#define ESR_SEND_ILLEGAL_VECTOR 0x20u
-#define ESR_RECEIVE_ILLEGAL_VECTOR 0x40u
-#define ESR_ILLEGAL_REGISTER 0x80u
-#define LATCHED_ERRORS 0x290u
-
 #define ICR_BITS 0x000ccfffu
-#define BROADCAST 0xffu
-#define WIDE_BROADCAST UINT32_MAX
-
-static bool is_x2apic(const struct processor *processor)
-{
-    return (processor->lapic.base & APIC_BASE_X2APIC) != 0;
-}
-
-static bool is_on(const struct processor *processor)
-{
-    return (processor->lapic.base & APIC_BASE_ENABLED) != 0;
-}
-
-bool lapic_is_enabled(const struct processor *processor)
-{
-    return is_on(processor) && (REG(processor, SPURIOUS) & SPURIOUS_ENABLED);
-}
-
-static uint32_t own_id(const struct processor *processor)
-{
-    return is_x2apic(processor) ? processor->id : REG(processor, ID) >> 24;
-}
-
-/* 11.12.10.2: derived from the ID. */
-static uint32_t x2apic_logical_id(const struct processor *processor)
-{
-    return (processor->id >> 4) << 16 | 1u << (processor->id & 15);
-}
-
-static int highest(const struct processor *processor, uint32_t offset)
-{
-    for (uint32_t word = 8; word-- > 0;) {
-        uint32_t bits = REG(processor, offset + 16 * word);
-
-        if (bits != 0) {
-            return (int)(word * 32 + 31 - (uint32_t)__builtin_clz(bits));
-        }
-    }
-    return -1;
-}
-
-static uint32_t *vector_word(struct processor *processor, uint32_t offset, uint32_t vector)
-{
-    return &REG(processor, offset + 16 * (vector / 32));
-}
-
-static bool has_vector(const struct processor *processor, uint32_t offset, uint32_t vector)
-{
-    return REG(processor, offset + 16 * (vector / 32)) >> (vector % 32) & 1;
-}
-
-uint32_t lapic_processor_priority(const struct processor *processor)
-{
-    int in_service = highest(processor, IN_SERVICE);
-    uint32_t class = in_service < 0 ? 0 : (uint32_t)in_service & 0xf0;
-    uint32_t task = REG(processor, TASK_PRIORITY);
-
-    return (task & 0xf0) >= class ? task : class;
-}
-
-int lapic_next(const struct processor *processor)
-{
-    int vector;
-
-    if (!lapic_is_enabled(processor)) {
-        return -1;
-    }
-    vector = highest(processor, REQUESTED);
-    return vector >= 0 && ((uint32_t)vector & 0xf0) > (lapic_processor_priority(processor) & 0xf0) ? vector : -1;
-}
-
-int lapic_acknowledge(struct processor *processor)
-{
-    int vector = lapic_next(processor);
-
-    if (vector >= 0) {
-        *vector_word(processor, REQUESTED, (uint32_t)vector) &= ~(1u << (vector % 32));
-        *vector_word(processor, IN_SERVICE, (uint32_t)vector) |= 1u << (vector % 32);
-    }
-    return vector;
-}
-
-bool lapic_takes_pic(const struct processor *processor)
-{
-    uint32_t lint0 = REG(processor, LVT_LINT0);
-
-    return !is_on(processor) || (!(lint0 & LVT_MASKED) && LVT_DELIVERY(lint0) == DELIVER_EXTINT);
-}
-
-bool lapic_is_requested(const struct processor *processor, uint8_t vector)
-{
-    return has_vector(processor, REQUESTED, vector);
-}
-
-bool lapic_is_busy(const struct processor *processor, uint8_t vector)
-{
-    return has_vector(processor, REQUESTED, vector) || has_vector(processor, IN_SERVICE, vector);
-}
-
-static void report_error(struct processor *processor, uint32_t error)
-{
-    uint32_t lvt = REG(processor, LVT_ERROR);
-    bool known = REG(processor, LATCHED_ERRORS) & error;
-
-    REG(processor, LATCHED_ERRORS) |= error;
-    if (!known && !(lvt & LVT_MASKED) && LVT_VECTOR(lvt) >= 16) {
-        lapic_accept(processor, LVT_VECTOR(lvt), false);
-    }
-}
-
-bool lapic_accept(struct processor *processor, uint8_t vector, bool level)
-{
-    uint32_t bit = 1u << (vector % 32);
-    uint32_t *triggers = vector_word(processor, TRIGGER_MODE, vector);
-
-    if (!lapic_is_enabled(processor)) {
-        return false;
-    }
-    if (vector < 16) {
-        report_error(processor, ESR_RECEIVE_ILLEGAL_VECTOR);
-        return true;
-    }
-    *triggers = level ? *triggers | bit : *triggers & ~bit;
-    *vector_word(processor, REQUESTED, vector) |= bit;
-    wake(processor);
-    return true;
-}
-
-bool lapic_is_named(const struct processor *processor, const struct message *message)
-{
-    uint32_t destination = message->destination;
-    uint32_t logical = REG(processor, LOGICAL_DESTINATION) >> 24;
-
-    if (!is_on(processor)) {
-        return false;
-    }
-    switch (message->shorthand) {
-    case TO_SELF:
-        return processor == message->sender;
-    case TO_ALL:
-        return true;
-    case TO_OTHERS:
-        return processor != message->sender;
-    default:
-        break;
-    }
-    if (destination == (message->wide ? WIDE_BROADCAST : BROADCAST)) {
-        return true;
-    }
-    if (!message->logical) {
-        return destination == own_id(processor);
-    }
-    if (is_x2apic(processor)) {
-        uint32_t own = x2apic_logical_id(processor);
-
-        return destination >> 16 == own >> 16 && (destination & own & 0xffff) != 0;
-    }
-    if (REG(processor, DESTINATION_FORMAT) >> 28 == DFR_FLAT) {
-        return (destination & logical) != 0;
-    }
-    return destination >> 4 == logical >> 4 && (destination & logical & 15) != 0;
-}
-
-static void end_of_interrupt(struct processor *processor)
-{
-    int vector = highest(processor, IN_SERVICE);
-
-    if (vector < 0) {
-        return;
-    }
-    *vector_word(processor, IN_SERVICE, (uint32_t)vector) &= ~(1u << (vector % 32));
-    if (has_vector(processor, TRIGGER_MODE, (uint32_t)vector)) {
-        ioapic_end_of_interrupt(processor->chips, (uint8_t)vector);
-    }
-    pit_interrupt_ended(processor->chips);
-    if (processor->lapic.missed > 0 || lapic_next(processor) >= 0) {
-        wake(processor);
-    }
-}
 
 /* 11.6.1. */
 static void send_command(struct processor *processor, uint32_t command, uint32_t destination)
@@ -221,7 +31,7 @@ static void send_command(struct processor *processor, uint32_t command, uint32_t
     };
 
     if ((message.delivery == DELIVER_FIXED || message.delivery == DELIVER_LOWEST) && message.vector < 16) {
-        report_error(processor, ESR_SEND_ILLEGAL_VECTOR);
+        lapic_report_error(processor, ESR_SEND_ILLEGAL_VECTOR);
     }
     deliver(processor->chips, &message);
 }
@@ -264,7 +74,7 @@ static void write_register(struct processor *processor, uint32_t offset, uint32_
         }
         break;
     case END_OF_INTERRUPT:
-        end_of_interrupt(processor);
+        lapic_end_of_interrupt(processor);
         break;
     case LOGICAL_DESTINATION:
         REG(processor, LOGICAL_DESTINATION) = value & 0xff000000;
@@ -310,7 +120,7 @@ static void write_register(struct processor *processor, uint32_t offset, uint32_
         timer_write_divide(processor, value);
         break;
     default:
-        report_error(processor, ESR_ILLEGAL_REGISTER);
+        lapic_report_error(processor, ESR_ILLEGAL_REGISTER);
         break;
     }
 }
@@ -335,7 +145,7 @@ static uint32_t read_register(struct processor *processor, uint32_t offset)
         return 0;
     default:
         if (!exists(offset)) {
-            report_error(processor, ESR_ILLEGAL_REGISTER);
+            lapic_report_error(processor, ESR_ILLEGAL_REGISTER);
             return 0;
         }
         return REG(processor, offset);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Registers of the local APIC, by their offsets: Intel SDM volume 3, table 11-1. */
+/* The local APIC, for its own files. Registers by their offsets: Intel SDM volume 3, table 11-1. */
 #ifndef VMM_CHIPS_LAPIC_H
 #define VMM_CHIPS_LAPIC_H
+
+#include "inside.h"
 
 #define ID 0x020u
 #define VERSION 0x030u
@@ -36,5 +38,34 @@
 #define LVT_VECTOR(lvt) ((uint8_t)(lvt))
 #define LVT_DELIVERY(lvt) ((lvt) >> 8 & 7)
 #define LVT_TIMER_MODE(lvt) ((lvt) >> 17 & 3)
+
+/* Where software does not look, until a write of ERROR_STATUS shows them. */
+#define LATCHED_ERRORS 0x290u
+/* 11.5.3 */
+#define ESR_SEND_ILLEGAL_VECTOR 0x20u
+#define ESR_RECEIVE_ILLEGAL_VECTOR 0x40u
+#define ESR_ILLEGAL_REGISTER 0x80u
+
+#define SPURIOUS_ENABLED 0x100u
+
+static inline bool is_x2apic(const struct processor *processor)
+{
+    return (processor->lapic.base & APIC_BASE_X2APIC) != 0;
+}
+
+static inline bool is_on(const struct processor *processor)
+{
+    return (processor->lapic.base & APIC_BASE_ENABLED) != 0;
+}
+
+/* 11.12.10.2: derived from the ID. */
+static inline uint32_t x2apic_logical_id(const struct processor *processor)
+{
+    return (processor->id >> 4) << 16 | 1u << (processor->id & 15);
+}
+
+/* lapic_interrupts.c, for lapic.c */
+void lapic_report_error(struct processor *processor, uint32_t error);
+void lapic_end_of_interrupt(struct processor *processor);
 
 #endif
