@@ -1,6 +1,6 @@
 """Random accesses to the interrupt controllers and the 8254, the same for Debian's QEMU and for our chips.
 
-QEMU's time stands, and so does ours; what time does is tests/unit/test_chips.py's. VMM_ORACLE_ACCESSES sets how many
+QEMU's time stands, and so does ours; what time does is tests/unit/test_chips*.py's. VMM_ORACLE_ACCESSES sets how many
 steps are compared in all; a failure's seed repeats it. QEMU has no CPU to acknowledge interrupts here: the 8259's
 poll command does. It is the installed QEMU alone: 10.0 takes an edge of an 8259's input back that falls before it is
 acknowledged, as the data sheet has it and KVM does not.
@@ -18,6 +18,7 @@ from qemu_qtest import Qemu
 ACCESSES = int(os.environ.get("VMM_ORACLE_ACCESSES", "20000"))
 SEEDS = range(1, 5)
 BATCH = 200
+REMOTE_IRR = 1 << 14
 
 PIC_PORTS = (0x20, 0x21, 0xA0, 0xA1)
 LINES = [line for line in range(24) if line not in {0, 2}]
@@ -34,7 +35,7 @@ class Sides:
         pics = [path for path, kind in _objects(tree) if kind == "isa-i8259"]
         self._pics = sorted(pics, key=lambda path: int(path.rpartition("[")[2].rstrip("]")))
         (self._ioapic,) = (path for path, kind in _objects(tree) if kind == "ioapic")
-        self._steps: list[tuple[str, int | None]] = []
+        self._steps: list[tuple[str, int | None, int]] = []
         # After a reset, QEMU's 8254 is in mode 3 and ours, as KVM's, in none.
         for port, control in ((0x40, 0x30), (0x41, 0x70), (0x42, 0xB0)):
             for where, value in ((0x43, control), (port, 0), (port, 1)):
@@ -43,18 +44,20 @@ class Sides:
         self._high: set[int] = set()
 
     def write(self, port: int, value: int) -> None:
-        self._steps.append((f"outb {port:#x} {value:#x}", None))
+        self._steps.append((f"outb {port:#x} {value:#x}", None, 0))
         self.rig.write(port, value)
 
     def read(self, port: int) -> None:
-        self._steps.append((f"inb {port:#x}", self.rig.read(port)))
+        self._steps.append((f"inb {port:#x}", self.rig.read(port), 0))
 
     def store(self, gpa: int, value: int) -> None:
-        self._steps.append((f"writel {gpa:#x} {value:#x}", None))
+        self._steps.append((f"writel {gpa:#x} {value:#x}", None, 0))
         self.rig.store(gpa, value)
 
     def load(self, gpa: int) -> None:
-        self._steps.append((f"readl {gpa:#x}", self.rig.load(gpa)))
+        # QEMU's pins await an end of what no local APIC took, too, and there is none here (82093AA, "Remote IRR").
+        is_entry = gpa == IOAPIC + 0x10 and self.selected >= 0x10 and self.selected % 2 == 0
+        self._steps.append((f"readl {gpa:#x}", self.rig.load(gpa), REMOTE_IRR if is_entry else 0))
 
     def drive(self, line: int, level: int) -> None:
         # No device drives its wire twice alike; to QEMU that is an edge, after ICW1.
@@ -63,17 +66,17 @@ class Sides:
         self._high ^= {line}
         if line < 16:
             chip = self._pics[line // 8]
-            self._steps.append((f"set_irq_in {chip} unnamed-gpio-in {line % 8} {level}", None))
-        self._steps.append((f"set_irq_in {self._ioapic} unnamed-gpio-in {line} {level}", None))
+            self._steps.append((f"set_irq_in {chip} unnamed-gpio-in {line % 8} {level}", None, 0))
+        self._steps.append((f"set_irq_in {self._ioapic} unnamed-gpio-in {line} {level}", None, 0))
         self.rig.vm.irq_line(line, bool(level))
 
     def compare(self) -> str | None:
         """The first step whose outcome differs, with those before it."""
         steps, self._steps = self._steps, []
-        replies = self.qemu.commands(command for command, _ in steps)
-        for at, ((_, ours), reply) in enumerate(zip(steps, replies, strict=True)):
-            if ours is not None and int(reply, 16) != ours:
-                before = "\n".join(command for command, _ in steps[: at + 1])
+        replies = self.qemu.commands(command for command, _, _ in steps)
+        for at, ((_, ours, ignored), reply) in enumerate(zip(steps, replies, strict=True)):
+            if ours is not None and (int(reply, 16) ^ ours) & ~ignored:
+                before = "\n".join(command for command, _, _ in steps[: at + 1])
                 return f"QEMU {reply}, ours {ours:#x} after\n{before}"
         return None
 

@@ -10,6 +10,10 @@ from vmm.softcpu.chips import ChipsSystem
 
 LAPIC = 0xFEE00000
 IOAPIC = 0xFEC00000
+MS = 1_000_000
+"""In nanoseconds."""
+
+SPURIOUS_ON = 0x1FF
 
 
 class ChipsRig:
@@ -72,3 +76,40 @@ class ChipsRig:
         if event == lib.CHIPS_RESET:
             return -1
         return None if event == lib.CHIPS_NOTHING else int(self._calls.acknowledge(handle, wanted))
+
+
+def start_pics(rig: ChipsRig) -> None:
+    """As firmware does: vectors 0x20 and 0x28, nothing masked."""
+    for port, vector, icw3 in ((0x20, 0x20, 4), (0xA0, 0x28, 2)):
+        for offset, value in ((0, 0x11), (1, vector), (1, icw3), (1, 1), (1, 0)):
+            rig.write(port + offset, value)
+
+
+def start_lapic(rig: ChipsRig, cpu: int = 0) -> None:
+    rig.store(LAPIC + 0xF0, SPURIOUS_ON, cpu)
+
+
+def end(rig: ChipsRig, cpu: int = 0) -> None:
+    rig.store(LAPIC + 0xB0, 0, cpu)
+
+
+def command(rig: ChipsRig, low: int, destination: int = 0, cpu: int = 0) -> None:
+    rig.store(LAPIC + 0x310, destination << 24, cpu)
+    rig.store(LAPIC + 0x300, low, cpu)
+
+
+def route(rig: ChipsRig, pin: int, entry: int) -> None:
+    for half in (1, 0):
+        rig.store(IOAPIC, 0x10 + 2 * pin + half)
+        rig.store(IOAPIC + 0x10, entry >> 32 * half & 0xFFFFFFFF)
+
+
+def entry_of(rig: ChipsRig, pin: int) -> int:
+    rig.store(IOAPIC, 0x10 + 2 * pin)
+    return rig.load(IOAPIC + 0x10)
+
+
+def program(rig: ChipsRig, channel: int, mode: int, count: int) -> None:
+    rig.write(0x43, channel << 6 | 3 << 4 | mode << 1)
+    rig.write(0x40 + channel, count & 0xFF)
+    rig.write(0x40 + channel, count >> 8 & 0xFF)
