@@ -84,6 +84,7 @@ shown_last() {
 }
 
 finish() {
+  local name
   while [ "${#stage_running[@]}" -gt 0 ]; do
     stage_wait
   done
@@ -92,6 +93,9 @@ finish() {
   printf '\n== failed:'
   printf ' %s;' "${stage_failed[@]}"
   printf '\n'
+  for name in "${stage_failed[@]}"; do # once more, where who sees only the end of a long output finds them
+    grep -hE '^([a-z0-9-]+: )?(FAILED|ERROR) ' "$(stage_log "$name")" || true
+  done
   exit 1
 }
 

@@ -149,7 +149,7 @@ def build_script_initramfs(
         f"#!{busybox} sh\n{busybox} mkdir /proc /sys\n{busybox} --install -s /bin\nexport PATH=/bin\n"
         "mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n"
         + "".join(f"insmod /{module.name}\n" for module in modules)
-        + f"{script}\npoweroff -f\n"
+        + f"{script}\nstty -F /dev/console -echo # waits until everything is out (TCSADRAIN)\npoweroff -f\n"
     )
     return b"".join(
         (

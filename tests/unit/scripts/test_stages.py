@@ -80,6 +80,19 @@ def test_failures_stop_nothing_and_are_named_at_the_end(tmp_path: Path) -> None:
     }
 
 
+def test_the_tests_that_failed_come_last_of_all(tmp_path: Path) -> None:
+    status, lines = ended(
+        tmp_path,
+        """
+        shown_last tests bash -c 'echo "3 passed"'
+        stage 'emulated host' bash -c 'echo "npt-0: FAILED a.py::b - why"; echo "npt-0: 1 failed"; exit 1'
+        finish
+        """,
+    )
+    assert status == 1
+    assert lines[-2:] == ["== failed: emulated host;", "npt-0: FAILED a.py::b - why"]
+
+
 def test_nothing_starts_where_the_first_fails(tmp_path: Path) -> None:
     status, lines = ended(tmp_path, "first setup bash -c 'echo why; exit 4'\nstage tests touch started\nfinish")
     assert (status, lines) == (4, ["== setup", "why", "", "== failed: setup"])
