@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from moments import run_in_moments
 
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.needs_kvm
 
 def test_a_guest_of_ours_has_its_functions(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine("hang", accel="kvm")
-    details = machine.run(deadline=0.3).details
+    details = run_in_moments(machine, lambda outcome: "main+0x0" in outcome.details).details
     (image,) = machine.images()
     assert (image.name, image.kind, image.path) == ("hang", "guest", str(guests.symbols("hang")))
     rip = machine.registers().linear_rip
@@ -30,7 +31,7 @@ def test_a_rom_that_says_nothing_is_named_as_a_whole(vmm_machine: MachineFactory
         bytes.fromhex("fa f4").ljust(0xFFF0, b"\xff") + bytes.fromhex("e9 0d 00 fa f4").ljust(16, b"\xff")
     )
     machine = vmm_machine(str(tmp_path / "own.rom"), machine="pc", accel="kvm")
-    assert "(own.rom+0x" in machine.run(deadline=0.3).details
+    assert "(own.rom+0x" in run_in_moments(machine, lambda outcome: "(own.rom+0x" in outcome.details).details
     assert machine.images() == []
 
 

@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from moments import run_in_moments
 from real_mode_rom import RESET, START, image
 from report_schema import check_report
 
@@ -17,7 +18,7 @@ from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.report import page
 from vmm.report.collect import collect
 from vmm.run.evidence import Access
-from vmm.run.outcome import Reason
+from vmm.run.outcome import Outcome, Reason
 from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = pytest.mark.needs_kvm
@@ -28,6 +29,19 @@ POLLS = "ba 08 06 b9 05 00 ed e2 fd"  # mov dx, 0x608; mov cx, 5; 1: in eax -> i
 WRITES = "b0 5a e6 80 b0 61 ba 02 04 ee"  # out 0x80, 0x5a; out 0x402, 'a'
 NOBODY = "ba 34 12 ec"  # in al, 0x1234
 STAYS = "eb fe"
+
+
+def accesses(outcome: Outcome) -> Sequence[Access]:
+    return outcome.evidence.accesses if outcome.evidence else ()
+
+
+def written(outcome: Outcome) -> list[int]:
+    return [access.value for access in accesses(outcome) if access.is_write]
+
+
+def in_main(outcome: Outcome) -> bool:
+    vcpus = outcome.evidence.vcpus if outcome.evidence else ()
+    return any(vcpu.place is not None and vcpu.place.function == "main" for vcpu in vcpus)
 
 
 @pytest.fixture
@@ -43,7 +57,7 @@ def create(vmm_machine: MachineFactory, tmp_path: Path) -> Callable[..., Machine
 @pytest.mark.parametrize("accel", [pytest.param("kvm", marks=pytest.mark.hw), "kvm+softcpu"])
 def test_the_last_accesses_have_their_devices(create: Callable[..., Machine], accel: str) -> None:
     machine = create(WRITES + NOBODY + POLLS + STAYS, accel=accel)
-    outcome = machine.run(deadline=0.5)
+    outcome = run_in_moments(machine, lambda outcome: accesses(outcome)[-1:] and accesses(outcome)[-1].times == 5)
     assert outcome.evidence is not None
     wrote, printed, asked, polled = outcome.evidence.accesses
     assert wrote == Access(wrote.vcpu, wrote.device, "port", 0x80, 1, 1, is_write=True, value=0x5A, times=1)
@@ -58,13 +72,12 @@ def test_the_last_accesses_have_their_devices(create: Callable[..., Machine], ac
 def test_only_the_last_accesses_are_kept(create: Callable[..., Machine]) -> None:
     # mov cl, 40; 1: mov al, cl; out 0x80, al; in al, 0x71; loop 1b
     machine = create("31 c9 b1 28 88 c8 e6 80 e4 71 e2 f8" + STAYS, accel="kvm")
-    evidence = machine.run(deadline=0.5).evidence
-    assert evidence is not None
-    assert len(evidence.accesses) == 32
-    assert [access.value for access in evidence.accesses if access.is_write] == list(range(16, 0, -1))
+    outcome = run_in_moments(machine, lambda outcome: written(outcome)[-1:] == [1])
+    assert len(accesses(outcome)) == 32
+    assert written(outcome) == list(range(16, 0, -1))
     # A machine that goes on keeps them, and one entry is no more than one.
     machine.reset()
-    assert machine.run(deadline=0.5).evidence is not None
+    assert machine.run(deadline=0.1).evidence is not None
 
 
 @pytest.mark.parametrize("accel", ACCELERATORS)
@@ -96,13 +109,13 @@ def test_exceptions_of_the_software_cpu(vmm_machine: MachineFactory) -> None:
 
 def test_what_the_other_vcpus_were_doing(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine("hang", cpus=3, accel="kvm")
-    outcome = machine.run(deadline=0.3)
+    outcome = run_in_moments(machine, in_main)
     assert outcome.evidence is not None
     assert [(vcpu.vcpu, vcpu.started) for vcpu in outcome.evidence.vcpus] == [(0, True), (1, False), (2, False)]
     assert "vCPU 1, 2: not started" in outcome.details
 
 
-@pytest.mark.parametrize(("words", "status"), [(["hang", "--timeout", "0.3"], 3), (["triple-fault"], 1)])
+@pytest.mark.parametrize(("words", "status"), [(["hang", "--timeout", "3"], 3), (["triple-fault"], 1)])
 def test_the_reports_have_all_of_it(tmp_path: Path, words: list[str], status: int) -> None:
     json_path, html_path = tmp_path / "report.json", tmp_path / "report.html"
     written = ["--json", str(json_path), "--html", str(html_path), "-serial", "none"]
@@ -127,11 +140,10 @@ def test_a_wanted_end_is_not_explained(vmm_machine: MachineFactory) -> None:
 
 def test_another_process_tells_the_same(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine("hang", accel="kvm", sandbox="process")
-    outcome = machine.run(deadline=0.3)
+    outcome = run_in_moments(machine, in_main)
     assert outcome.evidence is not None
     (vcpu,) = outcome.evidence.vcpus
-    assert vcpu.place is not None
-    assert vcpu.place.function == "main"
+    assert in_main(outcome)
     assert vcpu.registers["rip"] == vcpu.rip
 
 
@@ -153,7 +165,7 @@ def test_an_exception_in_uefis_shell(vmm_machine: MachineFactory) -> None:
     machine.expect("Shell> ", deadline=60)
     machine.send_line("mm 8000000000000000 -MEM -w 4 -n")  # not canonical
     machine.expect(r"!!!! Find image based on IP|!!!! Can't find image", deadline=60)
-    outcome = machine.run(deadline=1)
+    outcome = run_in_moments(machine, lambda outcome: "CpuDeadLoop" in outcome.details)
     assert outcome.evidence is not None
     (vcpu,) = outcome.evidence.vcpus
     assert vcpu.place is not None
