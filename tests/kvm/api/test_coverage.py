@@ -113,7 +113,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     subprocess.run([*words, "-q", "--coverage", str(path)], check=True, capture_output=True)
     assert sum(lines_of(parsed(path.read_text()), "probe.c").values()) > 10
     (tmp_path / "rom").write_bytes(bytes.fromhex("eb fe").rjust(0x20000 - 14, b"\xf4").ljust(0x20000, b"\xf4"))
-    words = [*words[:4], str(tmp_path / "rom"), *words[5:], "-machine", "pc", "--timeout", "0.3"]
+    words = [*words[:4], str(tmp_path / "rom"), *words[5:], "-machine", "pc", "--timeout", "3"]
     done = subprocess.run([*words, "--coverage", str(path)], check=False, capture_output=True, text=True)
     assert done.returncode == 3
     assert "vmm: --coverage: no image that was executed has line numbers; --symbols DIR says" in done.stderr
