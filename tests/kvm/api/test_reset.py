@@ -186,7 +186,7 @@ def test_the_deadline_covers_all_boots(create: Callable[..., Machine]) -> None:
     began = time.monotonic()
     assert machine.run(deadline=1).reason is Reason.TIMEOUT
     assert time.monotonic() - began < 1 + GENEROUS / 2
-    assert machine.reset_count > 10
+    assert machine.reset_count >= 2
     assert len(machine.resets) == min(100, machine.reset_count)
     stopper = threading.Timer(0.2, machine.stop)
     stopper.start()
