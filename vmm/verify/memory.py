@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _UEFI_TYPES = {0: 2, 9: 3, 10: 4} | dict.fromkeys((1, 2, 3, 4, 5, 6, 7), 1)
 """EFI_MEMORY_TYPE to E820 type (UEFI 2.10, table 7.10): what an OS may use once boot services are gone is RAM."""
 
-_SEABIOS_MOST = 32
-"""BUILD_MAX_E820 in SeaBIOS's src/config.h."""
+_SEABIOS_ROOM = 32, 128
+"""BUILD_MAX_E820 in SeaBIOS's src/config.h, to 1.16.2 and from 1.16.3 on."""
 
 _LEGACY = E820Entry(0x9_0000, layout.LEGACY_END - 0x9_0000, E820Type.RESERVED)
 """EBDA, display memory, ROMs: firmware takes them out of RAM on every PC."""
@@ -64,8 +64,8 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     subject.whole = tuple(sorted(offered)), tuple(found)
     _check_published(subject, collected, evidence)
     full = ""
-    if report.kind is Kind.BIOS and len(report.e820) >= _SEABIOS_MOST:
-        full = f"SeaBIOS has room for {_SEABIOS_MOST} entries, and needs some itself"
+    if report.kind is Kind.BIOS and len(report.e820) in _SEABIOS_ROOM:
+        full = f"SeaBIOS has room for {len(report.e820)} entries, and needs some itself"
     for entry in offered:
         if entry.type == E820Type.RAM:
             _compare_ram(subject, entry, found, evidence, full)

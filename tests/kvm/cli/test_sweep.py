@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,15 +37,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def test_a_sweep_finds_where_seabios_gives_up(tmp_path: Path) -> None:
     results, page = tmp_path / "r.jsonl", tmp_path / "page.html"
-    ended = vmm(*SWEEP, "-smp", "1,2", "--e820", "0,8,64", "--results", results, "--html", page, "--markdown", "-")
+    ended = vmm(*SWEEP, "-smp", "1,2", "--e820", "0,8,512", "--results", results, "--html", page, "--markdown", "-")
     assert ended.returncode == 1, ended.stderr
     outcomes = {(one["axes"]["smp"], one["axes"]["e820"]): one["outcome"] for one in lines(results)}
     assert outcomes == {
-        (smp, e820): "altered" if e820 == "64" else "arrived" for smp in "12" for e820 in ("0", "8", "64")
+        (smp, e820): "altered" if e820 == "512" else "arrived" for smp in "12" for e820 in ("0", "8", "512")
     }
     assert ended.stdout.startswith("**firmware seabios**\n\n| e820 \\ smp | 1 | 2 |\n")
     assert "memory map" in ended.stdout
-    assert "SeaBIOS has room for 32 entries" in page.read_text()
+    assert re.search("SeaBIOS has room for (32|128) entries", page.read_text())
     again = vmm(*SWEEP, "-smp", "1,2", "--e820", "0,8", "--results", results, "--json", "-", "--executor", "no:such")
     assert (again.returncode, again.stdout) == (0, "")  # all of it has results
 
