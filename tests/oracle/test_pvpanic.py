@@ -16,6 +16,8 @@ from vmm.tables.files import ACPI_FILE
 pytestmark = pytest.mark.needs_kvm
 
 PORT = 0x505
+SHUT_DOWN = 1 << 2
+"""From QEMU 9.1 on: the guest shuts down by this port. Linux does so only where a read says that it can."""
 
 
 def declared(tables: bytes, place: Path) -> str:
@@ -30,6 +32,7 @@ def declared(tables: bytes, place: Path) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.usefixtures("each_qemu")
 @pytest.mark.parametrize("board", ["q35", "pc"])
 def test_it_is_what_qemu_has(tmp_path: Path, vmm_machine: Callable[..., Machine], board: str) -> None:
     machine = vmm_machine("seabios", machine=board, devices=["pvpanic"])
@@ -40,15 +43,16 @@ def test_it_is_what_qemu_has(tmp_path: Path, vmm_machine: Callable[..., Machine]
         assert qemu.item(*files[PORT_FILE]) == fw_cfg.contents(PORT_FILE)
         theirs = int(qemu.commands([in_command(PORT, 1)])[0], 16)
         with machine.io_lock:
-            assert machine.platform.devices["pvpanic"].read(0, 1) == theirs
+            assert machine.platform.devices["pvpanic"].read(0, 1) == theirs & ~SHUT_DOWN
         assert declared(fw_cfg.contents(ACPI_FILE), tmp_path / "ours.aml") == declared(
             qemu.item(*files[ACPI_FILE]), tmp_path / "theirs.aml"
         )
 
 
+@pytest.mark.usefixtures("each_qemu")
 def test_what_is_written_means_what_it_means_in_qemu(tmp_path: Path) -> None:
     with Qemu(tmp_path, 64 << 20, ["-device", "pvpanic", "-action", "panic=none"]) as qemu:
-        for value in (CRASH_LOADED, 0, 0xFC, PANICKED | CRASH_LOADED):
+        for value in (CRASH_LOADED, 0, 0xFC & ~SHUT_DOWN, PANICKED | CRASH_LOADED):
             rig = Rig()
             device = Pvpanic(rig.power)
             device.write(0, 1, value)

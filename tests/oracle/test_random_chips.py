@@ -2,7 +2,7 @@
 
 QEMU's time stands, and so does ours; what time does is tests/unit/test_chips*.py's. VMM_ORACLE_ACCESSES sets how many
 steps are compared in all; a failure's seed repeats it. QEMU has no CPU to acknowledge interrupts here: the 8259's
-poll command does. It is the installed QEMU alone: 10.0 takes an edge of an 8259's input back that falls before it is
+poll command does. It is Debian 12's QEMU alone: 10.0 takes an edge of an 8259's input back that falls before it is
 acknowledged, as the data sheet has it and KVM does not.
 """
 
@@ -141,6 +141,7 @@ def _step(sides: Sides, chance: random.Random) -> None:
 
 
 @pytest.mark.timeout(600 + ACCESSES // 100)
+@pytest.mark.usefixtures("qemu_of_debian_12")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_same_answers(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
