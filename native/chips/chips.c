@@ -156,9 +156,6 @@ static int acknowledge(struct processor *processor, struct chips_wanted wanted)
     return vector;
 }
 
-/* About what the kernel itself comes too late: a guest whose timer's period is shorter makes no thread spin here. */
-#define SHORTEST_WAIT_NS 50000u
-
 static void wait_for_change(struct processor *processor)
 {
     uint64_t due = timer_due(processor);
@@ -168,6 +165,7 @@ static void wait_for_change(struct processor *processor)
 
     due = pit < due ? pit : due;
     due = due < soon ? soon : due;
+    processor->waits_until = due;
     due = due == UINT64_MAX ? due : due - processor->chips->clock.offset_ns; /* CLOCK_MONOTONIC's */
     if (due == UINT64_MAX) {
         pthread_cond_wait(&processor->changed, &processor->chips->lock);
@@ -184,6 +182,7 @@ static enum chips_event wait_for(struct processor *processor, struct chips_wante
     pthread_mutex_lock(&processor->chips->lock);
     while ((event = find(processor, wanted)) == CHIPS_NOTHING && !processor->nudged) {
         wait_for_change(processor);
+        processor->waits_until = 0;
     }
     processor->nudged = false;
     pthread_mutex_unlock(&processor->chips->lock);

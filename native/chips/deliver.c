@@ -21,10 +21,18 @@ void wake_for_pic(struct chips *chips)
     }
 }
 
-void wake_for_pit(struct chips *chips)
+void wake_for_pit(struct chips *chips, uint64_t due)
 {
+    uint64_t soon = now_ns(chips) + SHORTEST_WAIT_NS;
+
+    due = due < soon ? soon : due;
     for (uint32_t i = 0; i < chips->count; i++) {
-        wake(chips->processors[i]);
+        struct processor *processor = chips->processors[i];
+
+        if (processor->waits_until == 0 || processor->waits_until > due) {
+            processor->waits_until = processor->waits_until == 0 ? 0 : due;
+            wake(processor);
+        }
     }
 }
 

@@ -71,6 +71,7 @@ struct processor {
     bool nmi_pending;
     bool extint_pending; /* the 8259 pair is to be asked, as a message said */
     bool nudged;
+    uint64_t waits_until; /* for what is due by itself, at the latest; 0: it does not wait */
     bool looks; /* by itself: what comes meanwhile, it is told */
     pthread_cond_t changed;
     void (*wake)(void *opaque);
@@ -93,6 +94,8 @@ struct processor {
 
 /* Of struct kvm_pit_state2's reserved[], given and taken: has a count that ends once ended, or is none loaded? */
 #define PIT_INTERRUPTED 0
+/* And the ticks that it came too late for. */
+#define PIT_MISSED 1
 
 /* Channel 0's interrupts, beside what struct kvm_pit_state2 holds. */
 struct pit_ticks {
@@ -121,13 +124,16 @@ struct chips {
 /* Late by more, a guest gets no more of them than this: its handler takes longer than a period. */
 #define MISSED_TICKS 200u
 
+/* About what the kernel itself comes too late: a guest whose timer's period is shorter makes no thread spin here. */
+#define SHORTEST_WAIT_NS 50000u
+
 /* chips.c, deliver.c */
 /* Something may have come for it. */
 void wake(struct processor *processor);
 /* Those that take what the 8259 pair has. */
 void wake_for_pic(struct chips *chips);
-/* The 8254's next interrupt comes at another time: whoever waits for it looks again. */
-void wake_for_pit(struct chips *chips);
+/* The 8254's next interrupt comes at another time: whoever would sleep longer looks again. */
+void wake_for_pit(struct chips *chips, uint64_t due);
 uint32_t deliver(struct chips *chips, const struct message *message);
 /* How many took it. */
 uint32_t deliver_msi(struct chips *chips, uint64_t address, uint32_t data);
@@ -222,6 +228,11 @@ void timer_write_divide(struct processor *processor, uint32_t value);
 void timer_write_lvt(struct processor *processor, uint32_t value);
 void timer_write_deadline(struct processor *processor, uint64_t value);
 void timer_load(struct processor *processor, uint32_t current);
+
+/* valid.c */
+bool efer_is_valid(uint64_t value);
+bool apic_base_is_valid(uint64_t value);
+bool sregs_are_valid(const struct kvm_sregs *sregs);
 
 /* msrs.c */
 void msrs_reset(struct processor *processor);

@@ -104,14 +104,14 @@ static void write_register(struct processor *processor, uint32_t offset, uint32_
         break;
     case LVT_THERMAL:
     case LVT_COUNTER:
-        write_lvt(processor, offset, value, LVT_MASKED | 0x7ff);
+        write_lvt(processor, offset, value, LVT_BITS);
         break;
     case LVT_LINT0:
     case LVT_LINT1:
-        write_lvt(processor, offset, value, LVT_MASKED | 0xa7ff);
+        write_lvt(processor, offset, value, LVT_LINT_BITS);
         break;
     case LVT_ERROR:
-        write_lvt(processor, offset, value, LVT_MASKED | 0xff);
+        write_lvt(processor, offset, value, LVT_ERROR_BITS);
         break;
     case TIMER_INITIAL:
         timer_write_initial(processor, value);
@@ -259,9 +259,8 @@ bool lapic_set_base(struct processor *processor, uint64_t value)
     uint64_t from = processor->lapic.base & modes;
     uint64_t to = value & modes;
 
-    /* Figure 11-27, and reserved bits. */
-    if (to == APIC_BASE_X2APIC || (from == 0 && to == modes) || (from == modes && to == APIC_BASE_ENABLED) ||
-        (value & ~(APIC_BASE_ADDRESS | modes | APIC_BASE_BSP)) != 0) {
+    /* Figure 11-27. */
+    if (!apic_base_is_valid(value) || (from == 0 && to == modes) || (from == modes && to == APIC_BASE_ENABLED)) {
         return false;
     }
     lapic_load_base(processor, value);
@@ -308,8 +307,43 @@ void lapic_get(struct processor *processor, struct kvm_lapic_state *state)
     }
     memcpy(state->regs + PROCESSOR_PRIORITY, &(uint32_t){lapic_processor_priority(processor)}, sizeof(uint32_t));
     memcpy(state->regs + TIMER_CURRENT, &(uint32_t){timer_current(processor, 0)}, sizeof(uint32_t));
+    memcpy(state->regs + MISSED_TICKS_OF_TIMER, &processor->lapic.missed, sizeof(uint32_t));
+    memcpy(state->regs + EXTINT_PENDING, &(uint32_t){processor->extint_pending}, sizeof(uint32_t));
     if (is_x2apic(processor)) {
         memcpy(state->regs + ID, &processor->id, sizeof(uint32_t));
+    }
+}
+
+/* Which bits of a register can be set; of what is no register, all. */
+static uint32_t state_bits(uint32_t offset)
+{
+    switch (offset) {
+    case TASK_PRIORITY:
+        return 0xff;
+    case LOGICAL_DESTINATION:
+        return 0xff000000;
+    case SPURIOUS:
+        return SPURIOUS_BITS;
+    case COMMAND:
+        return ICR_BITS;
+    case IN_SERVICE:
+    case TRIGGER_MODE:
+    case REQUESTED:
+        return 0xffff0000; /* 0 to 15 are no interrupts: 11.5.2 */
+    case LVT_TIMER:
+        return LVT_TIMER_BITS;
+    case LVT_THERMAL:
+    case LVT_COUNTER:
+        return LVT_BITS;
+    case LVT_LINT0:
+    case LVT_LINT1:
+        return LVT_LINT_BITS;
+    case LVT_ERROR:
+        return LVT_ERROR_BITS;
+    case TIMER_DIVIDE:
+        return TIMER_DIVIDE_BITS;
+    default:
+        return UINT32_MAX;
     }
 }
 
@@ -317,8 +351,15 @@ void lapic_set(struct processor *processor, const struct kvm_lapic_state *state)
 {
     for (uint32_t i = 0; i < LAPIC_REGISTERS; i++) {
         memcpy(&processor->lapic.reg[i], state->regs + 16 * i, sizeof(uint32_t));
+        REG(processor, 16 * i) &= state_bits(16 * i);
     }
     REG(processor, VERSION) = VERSION_VALUE;
+    REG(processor, DESTINATION_FORMAT) |= DFR_ONES;
     timer_load(processor, REG(processor, TIMER_CURRENT));
+    processor->lapic.missed = REG(processor, MISSED_TICKS_OF_TIMER);
+    processor->lapic.missed = processor->lapic.missed < MISSED_TICKS ? processor->lapic.missed : MISSED_TICKS;
+    processor->extint_pending = REG(processor, EXTINT_PENDING) != 0;
+    REG(processor, MISSED_TICKS_OF_TIMER) = 0;
+    REG(processor, EXTINT_PENDING) = 0;
     wake(processor);
 }

@@ -35,12 +35,20 @@
 
 /* Entries of the local vector table: figure 11-8. */
 #define LVT_MASKED (1u << 16)
+#define LVT_BITS (LVT_MASKED | 0x7ffu)
+#define LVT_LINT_BITS (LVT_MASKED | 0xa7ffu)
+#define LVT_ERROR_BITS (LVT_MASKED | 0xffu)
+#define LVT_TIMER_BITS (LVT_MASKED | 3u << 17 | 0xffu)
+#define TIMER_DIVIDE_BITS 0xbu
 #define LVT_VECTOR(lvt) ((uint8_t)(lvt))
 #define LVT_DELIVERY(lvt) ((lvt) >> 8 & 7)
 #define LVT_TIMER_MODE(lvt) ((lvt) >> 17 & 3)
 
 /* Where software does not look, until a write of ERROR_STATUS shows them. */
 #define LATCHED_ERRORS 0x290u
+/* In struct kvm_lapic_state alone. */
+#define MISSED_TICKS_OF_TIMER 0x2a0u
+#define EXTINT_PENDING 0x2b0u
 /* 11.5.3 */
 #define ESR_SEND_ILLEGAL_VECTOR 0x20u
 #define ESR_RECEIVE_ILLEGAL_VECTOR 0x40u

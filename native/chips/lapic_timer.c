@@ -12,9 +12,6 @@
 #define PERIODIC 1u
 #define TSC_DEADLINE 2u
 
-#define LVT_TIMER_BITS (LVT_MASKED | 3u << 17 | 0xffu)
-#define DIVIDE_BITS 0xbu
-
 /* Then it is looked at again. */
 #define LONGEST_WAIT_NS (1ull << 40)
 
@@ -70,7 +67,7 @@ void timer_write_divide(struct processor *processor, uint32_t value)
     uint32_t left = timer_current(processor, now);
     bool runs = processor->lapic.due_ns != 0 && (left != 0 || mode(processor) == PERIODIC);
 
-    REG(processor, TIMER_DIVIDE) = value & DIVIDE_BITS;
+    REG(processor, TIMER_DIVIDE) = value & TIMER_DIVIDE_BITS;
     /* It counts on, at another speed. One that is due already stays so. */
     if (runs) {
         processor->lapic.due_ns = now + ((uint64_t)left << shift(processor));

@@ -199,6 +199,9 @@ bool msr_set(struct processor *processor, uint32_t index, uint64_t value)
     __u64 *in_sregs = special(processor, index);
 
     if (in_sregs != NULL) {
+        if (index == MSR_EFER && !efer_is_valid(value)) {
+            return false;
+        }
         *in_sregs = value;
         return true;
     }
@@ -210,6 +213,9 @@ bool msr_set(struct processor *processor, uint32_t index, uint64_t value)
         processor->tsc_offset = value - now_ns(processor->chips);
         return true;
     case MSR_APIC_BASE:
+        if (!apic_base_is_valid(value)) {
+            return false;
+        }
         lapic_load_base(processor, value);
         return true;
     case MSR_TSC_DEADLINE:

@@ -130,7 +130,7 @@ static void load(struct chips *chips, struct kvm_pit_channel_state *channel, uin
     channel->count_load_time = (int64_t)now_ns(chips);
     if (channel == &chips->pit.channels[0]) {
         chips->ticks = (struct pit_ticks){.high = chips->ticks.high};
-        wake_for_pit(chips);
+        wake_for_pit(chips, pit_due(chips));
     }
 }
 
@@ -361,7 +361,7 @@ void pit_run(struct chips *chips, uint64_t now)
 void pit_interrupt_ended(struct chips *chips)
 {
     if (chips->ticks.missed > 0) {
-        wake_for_pit(chips);
+        wake_for_pit(chips, 0);
     }
 }
 
@@ -389,8 +389,10 @@ static uint64_t ticks_done(const struct chips *chips, bool interrupted)
 void pit_loaded(struct chips *chips)
 {
     bool interrupted = chips->pit.reserved[PIT_INTERRUPTED] != 0;
+    uint32_t missed = chips->pit.reserved[PIT_MISSED];
 
     chips->pit.reserved[PIT_INTERRUPTED] = 0;
+    chips->pit.reserved[PIT_MISSED] = 0;
     for (uint32_t i = 0; i < 3; i++) {
         struct kvm_pit_channel_state *channel = &chips->pit.channels[i];
 
@@ -404,10 +406,11 @@ void pit_loaded(struct chips *chips)
     }
     chips->ticks = (struct pit_ticks){
         .done = ticks_done(chips, interrupted),
+        .missed = missed < MISSED_TICKS ? missed : MISSED_TICKS,
         /* What interrupted and is high yet raises nothing again. */
         .high = chips->ticks.high || (interrupted && output(&chips->pit.channels[0], now_ns(chips))),
     };
-    wake_for_pit(chips);
+    wake_for_pit(chips, 0);
 }
 
 void pit_reset(struct chips *chips)

@@ -180,6 +180,7 @@ static int get_pit(struct chips *chips, struct kvm_pit_state2 *state)
     pit_run(chips, now_ns(chips));
     *state = chips->pit;
     state->reserved[PIT_INTERRUPTED] = chips->ticks.done > 0;
+    state->reserved[PIT_MISSED] = chips->ticks.missed;
     return 0;
 }
 

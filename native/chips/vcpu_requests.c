@@ -17,6 +17,7 @@
 #define XSTATE_BV 128 /* of xsave[] */
 #define X87_AND_SSE 3u
 #define MXCSR_BITS 0xffffu
+#define XCR0_BITS 3ull /* x87 and SSE */
 
 _Static_assert(sizeof(((struct processor *)0)->xsave) == sizeof(struct kvm_xsave), "all of it");
 
@@ -93,6 +94,9 @@ static int get_sregs(struct processor *processor, struct kvm_sregs *sregs)
 
 static int set_sregs(struct processor *processor, const struct kvm_sregs *sregs)
 {
+    if (!sregs_are_valid(sregs)) {
+        return -EINVAL;
+    }
     processor->sregs = *sregs;
     lapic_load_base(processor, sregs->apic_base);
     lapic_set_priority(processor, (uint32_t)sregs->cr8 << 4);
@@ -199,7 +203,7 @@ static int set_xcrs(struct processor *processor, const struct kvm_xcrs *xcrs)
         return -EINVAL;
     }
     for (uint32_t i = 0; i < xcrs->nr_xcrs; i++) {
-        if (xcrs->xcrs[i].xcr != 0 || !(xcrs->xcrs[i].value & 1)) {
+        if (xcrs->xcrs[i].xcr != 0 || !(xcrs->xcrs[i].value & 1) || (xcrs->xcrs[i].value & ~XCR0_BITS) != 0) {
             return -EINVAL;
         }
         processor->xcr0 = xcrs->xcrs[i].value;

@@ -79,11 +79,10 @@ static bool end(struct softcpu_vcpu *vcpu, bool halted)
     return set_mp_state(vcpu, halted ? KVM_MP_STATE_HALTED : KVM_MP_STATE_RUNNABLE);
 }
 
-/* One that waits takes effect when somebody looks. */
+/* One that waits takes effect now, but for system management mode. */
 static bool find_reset(struct softcpu_vcpu *vcpu, bool *reset)
 {
-    (void)vcpu;
-    *reset = false;
+    *reset = calls(vcpu)->look(processor(vcpu), (struct chips_wanted){.reset = !in_smm(vcpu)}) == CHIPS_RESET;
     return true;
 }
 

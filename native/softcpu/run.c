@@ -28,6 +28,16 @@ static bool is_parked(uint32_t mp_state)
     return mp_state == KVM_MP_STATE_UNINITIALIZED || mp_state == KVM_MP_STATE_INIT_RECEIVED;
 }
 
+/* What an INIT ends. */
+static void forget_events(struct softcpu_vcpu *vcpu)
+{
+    vcpu->halted = false;
+    vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
+    vcpu->debug_trap = 0;
+    CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
+    vcpu->tsc_deadline = 0;
+}
+
 /* After KVM reset the vCPU: it waits, or begins where KVM says. */
 static bool take_reset(struct softcpu_vcpu *vcpu)
 {
@@ -42,11 +52,7 @@ static bool take_reset(struct softcpu_vcpu *vcpu)
         return false;
     }
     vcpu->parked = is_parked(state);
-    vcpu->halted = false;
-    vcpu->acknowledged = NOTHING_ACKNOWLEDGED;
-    vcpu->debug_trap = 0;
-    CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
-    vcpu->tsc_deadline = 0;
+    forget_events(vcpu);
     if (vcpu->parked) {
         return true;
     }
@@ -248,7 +254,12 @@ static void finish(struct softcpu_vcpu *vcpu)
 {
     bool reset = false;
 
-    if (!vcpu->parked && boundary_of(vcpu)->find_reset(vcpu, &reset) && !reset) {
+    if (vcpu->parked || !boundary_of(vcpu)->find_reset(vcpu, &reset)) {
+        return;
+    }
+    if (reset) {
+        forget_events(vcpu);
+    } else {
         state_store(vcpu);
         boundary_of(vcpu)->end(vcpu, vcpu->halted);
     }
