@@ -85,6 +85,7 @@ static void select_key(struct fw_cfg *fw_cfg, uint32_t key)
     }
     if (fw_cfg->selected->selects == 0) {
         fw_cfg->selected->first_ns = monotonic_ns();
+        fw_cfg->selected->first_instructions = fw_cfg->clock == NULL ? 0 : fw_cfg->clock->instructions;
     }
     count(&fw_cfg->selected->selects, 1);
     if (fw_cfg->selected->flags & FW_CFG_NOTIFY_SELECT) {

@@ -19,11 +19,11 @@ from vmm.bus import Bus, IoLock
 from vmm.coalesced import coalesce_consoles, is_coalesced
 from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig
 from vmm.config.outputs import Outputs
-from vmm.config.parts import Sandboxing
+from vmm.config.parts import Clock, Sandboxing
 from vmm.config.spelled import SpelledOut
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
-from vmm.devices.clock import GuestClock
+from vmm.devices.clock import VIRTUAL_START_NS, VIRTUAL_UTC_NS, GuestClock
 from vmm.handoff import interface, tables
 from vmm.kvm import pc_routes
 from vmm.legible import counted
@@ -60,7 +60,9 @@ if TYPE_CHECKING:
     from vmm.run.reset import MachineReset
     from vmm.run.resumption import Resumption, Time
     from vmm.run.snapshot import Snapshot
+    from vmm.run.virtual_time import VirtualTime
     from vmm.run.whole import Whole
+    from vmm.softcpu.chips import ChipsSystem
     from vmm.softcpu.engine import SoftwareCpu
 
 
@@ -130,6 +132,10 @@ class Machine(Observable):
             self.debugcon = Stream("debugcon", outputs.debugcon.write if outputs.debugcon else None)
             self.kvm = parts.enter_context(decision.open_host(config.accel))
             self.kvm.require()
+            self._clock = GuestClock()
+            if config.clock is Clock.VIRTUAL:
+                self._clock.stand(VIRTUAL_START_NS)
+                cast("ChipsSystem", self.kvm).clock = self._clock
             cpuid.check_count(self.kvm, config.cpu_topology)
             self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)
             in_kvm = self.accelerator.name is Accelerator.KVM
@@ -157,7 +163,6 @@ class Machine(Observable):
             self.memory = create_memory(self.vm, core, config, ram, kvm_smm=in_kvm, high_base=places.high_base)
             parts.callback(self.memory.close)
             self.io_lock = IoLock(core)
-            self._clock = GuestClock()
             self.ports = Bus("port", ffi.addressof(core, "ports"), self.io_lock, self._lifetime.fail)
             self.mmio = Bus("MMIO", ffi.addressof(core, "mmio"), self.io_lock, self._lifetime.fail)
             self.platform = builder(config.machine_type)(
@@ -189,6 +194,7 @@ class Machine(Observable):
                     messages=None if self.memory.shared is None else self._message_routes(),
                     coalesce=partial(self._coalesce, core) if in_kvm and is_coalesced(config, self.vm) else None,
                     images={} if resumption is None else resumption.snapshot.map_images(),
+                    utc_ns=VIRTUAL_UTC_NS if config.clock is Clock.VIRTUAL else None,
                 )
             )
             parts.callback(self.platform.close)
@@ -205,6 +211,9 @@ class Machine(Observable):
                 from vmm.softcpu.engine import create_softcpu
 
                 self.softcpu = create_softcpu(core, self.vm, self.memory, parts)
+            self.virtual_time: VirtualTime | None = None
+            if self.softcpu is not None and config.clock is Clock.VIRTUAL:
+                self.virtual_time = self._virtual_time(outputs, self.softcpu)
             # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot
             # that is added once it has chips waits for two ticks of the kernel.
             self.vm.create_irqchip()
@@ -212,6 +221,8 @@ class Machine(Observable):
             self.vm.set_gsi_routing(pc_routes())
             self._processors = create_processors(self.vm, core, config, self.softcpu, parts)
             self.vcpus = self._processors.vcpus
+            if self.virtual_time is not None:
+                self.virtual_time.begin()
             add_vcpus(
                 threads,
                 self._processors,
@@ -238,6 +249,8 @@ class Machine(Observable):
                     alter=alter,
                     known_files=() if resumption is None else resumption.known_files,
                 )
+                if self.virtual_time is not None:
+                    self.fw_cfg.go_by(self._clock)
                 interface.attach_fw_cfg(self.fw_cfg, self.ports, core, in_python=config.dispatch is Dispatch.PYTHON)
             else:
                 self.fwctl = interface.build_fwctl(config)
@@ -278,9 +291,10 @@ class Machine(Observable):
                 self._lifetime,
                 threads,
                 self._consoles,
-                self.platform.serial.feed,
+                self.platform.serial.feed if self.virtual_time is None else self.virtual_time.feed,
                 self._explain,
                 self._reset_in_place,
+                None if self.virtual_time is None else self.virtual_time.watch,
             )
             super().__init__(runner, self.serial, poll, self._find_terminal, self._press_power_button)
             self.debugger: Debugger | None = None
@@ -411,8 +425,35 @@ class Machine(Observable):
         return find_terminal(self.platform.flash, self.config.firmware.kind)
 
     def _press_power_button(self) -> None:
+        if self.virtual_time is not None:
+            self.virtual_time.press_power_button()
+            return
         with self.io_lock:
             self.platform.pm.press_power_button()
+
+    def _virtual_time(self, outputs: Outputs, softcpu: "SoftwareCpu") -> "VirtualTime":
+        from vmm.run.virtual_time import VirtualTime, read_recording
+
+        def press() -> None:
+            with self.io_lock:
+                self.platform.pm.press_power_button()
+
+        replay = self.config.replay
+        time = VirtualTime(
+            self._clock,
+            softcpu,
+            self.platform.timers,
+            self.platform.serial.feed,
+            press,
+            self._lifetime.fail,
+            None if outputs.record is None else outputs.record.write,
+            None if replay is None else read_recording(bytes(replay.data)),
+        )
+        for stream in (self.serial, self.debugcon):
+            stream.instructions = lambda: time.instructions
+            stream.printed = time.note_output
+        self._lifetime.instructions = lambda: time.instructions
+        return time
 
     def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)

@@ -20,6 +20,12 @@ uint64_t tsc_now(const struct processor *processor)
     return now_ns(processor->chips) + processor->tsc_offset;
 }
 
+void chips_go_by(struct chips *chips, const struct guest_clock *clock)
+{
+    chips->clock = *clock;
+    chips->clock_offset = 0 - now_ns(chips);
+}
+
 struct chips *chips_new(void)
 {
     struct chips *chips = calloc(1, sizeof(*chips));
@@ -187,6 +193,18 @@ static enum chips_event wait_for(struct processor *processor, struct chips_wante
     processor->nudged = false;
     pthread_mutex_unlock(&processor->chips->lock);
     return event;
+}
+
+static uint64_t next_due(struct processor *processor)
+{
+    uint64_t timer;
+    uint64_t pit;
+
+    pthread_mutex_lock(&processor->chips->lock);
+    timer = timer_due(processor);
+    pit = pit_due(processor->chips);
+    pthread_mutex_unlock(&processor->chips->lock);
+    return timer < pit ? timer : pit;
 }
 
 static void nudge(struct processor *processor)
@@ -362,6 +380,8 @@ const struct chips_calls chips_calls = {
     .look = look,
     .acknowledge = acknowledge,
     .wait = wait_for,
+    .due = next_due,
+    .clock = chips_clock,
     .nudge = nudge,
     .set_priority = set_priority,
     .priority = priority,

@@ -229,6 +229,31 @@ bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t val
 /* A deadline of the guest's TSC, as KVM counts it. */
 uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value);
 
+/* virtual_time.c; where time is the host's, nobody calls the last five, and the others do nothing. */
+#define VIRTUAL_ACCESS_NS 1000u /* about what a port of a PC's southbridge takes */
+#define VIRTUAL_LONGEST_PAUSE_NS 64000u
+#define VIRTUAL_LOOP_INSTRUCTIONS 256u /* between two PAUSEs of one loop, at the most */
+
+enum traced { TRACED_IN = 1, TRACED_OUT, TRACED_LOAD, TRACED_STORE, TRACED_INTERRUPT };
+
+bool virtual_time_is_on(const struct softcpu_vcpu *vcpu);
+/* An access to a device or a clock. */
+void virtual_time_spend(struct softcpu_vcpu *vcpu);
+/* PAUSE, of a loop that waits: each takes twice as long as the one before it, up to a bound. */
+void virtual_time_pause(struct softcpu_vcpu *vcpu);
+/* One more event for the hash of all of them. */
+void virtual_time_trace(struct softcpu_vcpu *vcpu, enum traced what, uint64_t where, uint64_t value);
+/* Their timers may have changed. */
+void virtual_time_chips_written(struct softcpu_vcpu *vcpu);
+/* Has it executed as much as the last look allowed? */
+bool virtual_time_is_due(const struct softcpu_vcpu *vcpu);
+/* Around a look at the chips, between blocks: see to what is outside of them, and say when the next look is. */
+void virtual_time_begin_look(struct softcpu_vcpu *vcpu, bool waits);
+void virtual_time_end_look(struct softcpu_vcpu *vcpu);
+/* While it waits: to the next deadline. False: there is none. */
+bool virtual_time_jump(struct softcpu_vcpu *vcpu);
+bool virtual_time_has_input(const struct softcpu_vcpu *vcpu);
+
 /* interrupts.c; false where KVM fails: core->end says how. */
 enum found interrupts_look(struct softcpu_vcpu *vcpu);
 /* Read the LAPIC's timer and addresses after something that may have changed them; armed: its initial count was written. */

@@ -78,6 +78,7 @@ static void port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size,
                         uintptr_t return_address)
 {
     check_port_permission(&vcpu->cpu.env, port, size, return_address);
+    virtual_time_spend(vcpu);
     vcpu->io_return = return_address;
     if (chips_have_port(port)) {
         chips_port_access(vcpu, port, size, value, is_write, return_address);
@@ -85,6 +86,7 @@ static void port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size,
         vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)value, is_write);
     }
     vcpu->io_return = 0;
+    virtual_time_trace(vcpu, is_write ? TRACED_OUT : TRACED_IN, port | size << 16, *value);
 }
 
 static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
@@ -183,6 +185,7 @@ void WRAP(helper_rdtsc)(CPUX86State *env)
     if ((env->cr[4] & CR4_TSD_MASK) && (env->hflags & HF_CPL_MASK) != 0) {
         raise_exception_ra(env, EXCP0D_GPF, GETPC());
     }
+    virtual_time_spend(owner_of(env));
     set_edx_eax(env, guest_tsc(owner_of(env)));
 }
 
@@ -191,6 +194,7 @@ void WRAP(helper_rdtscp)(CPUX86State *env)
     if ((env->cr[4] & CR4_TSD_MASK) && (env->hflags & HF_CPL_MASK) != 0) {
         raise_exception_ra(env, EXCP0D_GPF, GETPC());
     }
+    virtual_time_spend(owner_of(env));
     set_edx_eax(env, guest_tsc(owner_of(env)));
     env->regs[R_ECX] = (uint32_t)env->tsc_aux;
 }

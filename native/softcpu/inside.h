@@ -185,6 +185,25 @@ struct softcpu_vcpu {
 #define SOFTCPU_MAX_VCPUS 1024
 
 struct boundary;
+struct guest_clock;
+
+/* virtual_time.c; the vCPU's thread has all of it while it runs, but for input_waits. */
+struct virtual_time {
+    struct guest_clock *clock; /* of the machine's devices; NULL: time is the host's */
+    uint64_t start_ns;
+    uint64_t spent_ns; /* beside what instructions take */
+    uint64_t paused_at; /* the instruction of the last PAUSE */
+    uint64_t pause_ns;  /* what it took */
+    void (*call)(void *opaque, bool takes);
+    void *opaque;
+    uint64_t device_ns; /* the next deadline of a device; UINT64_MAX: none */
+    bool input_waits;   /* atomic: nobody has decided yet when the guest gets it */
+    uint64_t queued_at; /* the instruction at which it does; UINT64_MAX: there is none */
+    uint64_t replay_at; /* the same of what was recorded, and not before that time */
+    uint64_t replay_ns;
+    uint64_t trace_hash;
+    uint64_t traced;
+};
 
 struct softcpu {
     struct vmm_vm *vm;
@@ -233,6 +252,8 @@ struct softcpu {
 
     bool gave_up; /* atomic: the engine stopped in the middle of something, and is not entered again */
     char why_gave_up[160]; /* written before gave_up, by one thread at a time */
+
+    struct virtual_time virtual_time;
 
     uint64_t swaps;
     uint64_t invalidations;

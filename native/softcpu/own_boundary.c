@@ -97,12 +97,21 @@ static struct chips_wanted wanted(struct softcpu_vcpu *vcpu, bool interrupts)
 
 static enum found look(struct softcpu_vcpu *vcpu)
 {
+    enum chips_event event;
+
     __atomic_store_n(&vcpu->look_at_kvm, false, __ATOMIC_RELAXED);
     /* Else one that is woken more often than it gets its turn would leave before its first instruction each time. */
     engine_forget_to_leave(vcpu);
     vcpu->looked_tsc = __builtin_ia32_rdtsc();
     set_priority(vcpu);
-    switch (calls(vcpu)->look(processor(vcpu), wanted(vcpu, true))) {
+    if (virtual_time_is_on(vcpu)) {
+        virtual_time_begin_look(vcpu, false);
+        event = calls(vcpu)->look(processor(vcpu), wanted(vcpu, true));
+        virtual_time_end_look(vcpu);
+    } else {
+        event = calls(vcpu)->look(processor(vcpu), wanted(vcpu, true));
+    }
+    switch (event) {
     case CHIPS_RESET:
         return FOUND_RESET;
     case CHIPS_NMI:
@@ -122,8 +131,29 @@ static int acknowledge(struct softcpu_vcpu *vcpu)
     vector = calls(vcpu)->acknowledge(processor(vcpu), (struct chips_wanted){.interrupt = true});
     if (vector >= 0) {
         count(&vcpu->interrupts);
+        virtual_time_trace(vcpu, TRACED_INTERRUPT, (uint64_t)vector, 0);
     }
     return vector;
+}
+
+/* Waiting takes no time of the host's as long as there is a deadline that ends it. */
+static enum chips_event wait_virtually(struct softcpu_vcpu *vcpu, struct chips_wanted wants)
+{
+    enum chips_event event;
+
+    for (;;) {
+        virtual_time_begin_look(vcpu, true);
+        event = calls(vcpu)->look(processor(vcpu), wants);
+        if (event != CHIPS_NOTHING || vmm_stop_requested(vcpu->softcpu->vm) || smm_has_smi(vcpu)) {
+            return event;
+        }
+        if (!virtual_time_jump(vcpu)) {
+            event = calls(vcpu)->wait(processor(vcpu), wants);
+            if (event != CHIPS_NOTHING || !virtual_time_has_input(vcpu)) {
+                return event;
+            }
+        }
+    }
 }
 
 static bool wait_for_event(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t ticks, bool *reset)
@@ -132,13 +162,20 @@ static bool wait_for_event(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t 
     enum chips_event event;
 
     set_priority(vcpu);
-    event = ticks == 0 ? calls(vcpu)->wait(processor(vcpu), wants) : calls(vcpu)->look(processor(vcpu), wants);
+    if (ticks != 0) {
+        event = calls(vcpu)->look(processor(vcpu), wants);
+    } else if (virtual_time_is_on(vcpu)) {
+        event = wait_virtually(vcpu, wants);
+    } else {
+        event = calls(vcpu)->wait(processor(vcpu), wants);
+    }
     *reset = event == CHIPS_RESET;
     if (event == CHIPS_NMI || event == CHIPS_INTERRUPT) {
         /* Nothing else that came meanwhile: an NMI is more than its vector. */
         wants.nmi = event == CHIPS_NMI;
         wants.interrupt = event == CHIPS_INTERRUPT;
         vcpu->acknowledged = calls(vcpu)->acknowledge(processor(vcpu), wants);
+        virtual_time_trace(vcpu, TRACED_INTERRUPT, (uint64_t)vcpu->acknowledged, 0);
     }
     if (event == CHIPS_NMI) {
         vcpu->nmi_masked = true;
@@ -165,6 +202,7 @@ static bool port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size,
 
     if (is_write) {
         calls(vcpu)->out(chips, port, size, *value);
+        virtual_time_chips_written(vcpu);
     } else {
         *value = calls(vcpu)->in(chips, port, size);
     }
@@ -185,6 +223,7 @@ static bool memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size
         if ((gpa & 0xfff) == LAPIC_TPR) {
             get_priority(vcpu);
         }
+        virtual_time_chips_written(vcpu);
     } else {
         *value = calls(vcpu)->load(processor(vcpu), gpa, size);
     }
@@ -195,6 +234,7 @@ static bool memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size
 static bool read_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
     set_priority(vcpu);
+    virtual_time_spend(vcpu);
     return calls(vcpu)->read_msr(processor(vcpu), index, value);
 }
 
@@ -207,6 +247,8 @@ static bool offers_x2apic(const struct softcpu_vcpu *vcpu)
 
 static bool write_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
+    virtual_time_spend(vcpu);
+    virtual_time_chips_written(vcpu);
     if (index == MSR_TSC) {
         return softcpu_set_tsc_offset(vcpu->core, vcpu->tsc_offset + (value - calls(vcpu)->tsc(processor(vcpu)))) == 0;
     }

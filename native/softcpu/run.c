@@ -164,13 +164,17 @@ static int run_translated(struct softcpu_vcpu *vcpu)
             break;
         }
         if (next == LEAVE_PAUSE) {
-            if (__builtin_ia32_rdtsc() - vcpu->looked_tsc > PAUSE_LOOK_TSC) {
+            if (virtual_time_is_on(vcpu)) {
+                virtual_time_pause(vcpu);
+            } else if (__builtin_ia32_rdtsc() - vcpu->looked_tsc > PAUSE_LOOK_TSC) {
                 __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
             }
             lock_yield(vcpu);
         } else if (next < LEAVE_HALT) {
             /* The ticker, or another thread that wants to be noticed. */
-            __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+            if (!virtual_time_is_on(vcpu) || virtual_time_is_due(vcpu)) {
+                __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+            }
             if (vcpu->core->profile != NULL) {
                 add_sample(vcpu);
             }

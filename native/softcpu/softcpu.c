@@ -241,6 +241,10 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core, const struc
         return error;
     }
     take_features(vcpu);
+    if (virtual_time_is_on(vcpu)) {
+        /* At once: a look, which says when the next one is. */
+        CPU(&vcpu->cpu)->icount_budget = 1;
+    }
     core->engine = vcpu;
     core->engine_rip = engine_io_rip;
     softcpu->vcpus[softcpu->vcpu_count++] = vcpu;

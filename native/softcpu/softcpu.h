@@ -132,6 +132,26 @@ bool softcpu_restore_vcpu(struct vmm_vcpu *vcpu, const struct softcpu_vcpu_state
 int softcpu_set_tsc_offset(struct vmm_vcpu *vcpu, uint64_t offset);
 uint64_t softcpu_get_tsc_offset(const struct vmm_vcpu *vcpu);
 
+struct guest_clock;
+
+/*
+ * Let time go by what the guest executes, from where the clock stands; for a
+ * machine of one vCPU with chips of its own, before that is added. `call` is
+ * called on the vCPU's thread, between two instructions, when a device's
+ * deadline has come, and, with `takes`, when the guest is to get what was
+ * typed: it says by the functions below what comes next.
+ */
+void softcpu_set_virtual_time(struct softcpu *softcpu, struct guest_clock *clock, void (*call)(void *opaque, bool takes),
+                              void *opaque);
+/* The next deadline of a device, by that clock; UINT64_MAX: there is none. */
+void softcpu_set_due(struct softcpu *softcpu, uint64_t device_ns);
+/* When the guest is to get what was recorded: at that instruction, or, if it waits there, that time. UINT64_MAX: never. */
+void softcpu_set_replay(struct softcpu *softcpu, uint64_t count, uint64_t ns);
+/* There is something to type, or the like; from any thread. */
+void softcpu_note_input(struct softcpu *softcpu);
+/* A hash of all accesses to devices and interrupts, each with its instruction, and how many there were. */
+void softcpu_read_trace(const struct softcpu *softcpu, uint64_t *hash, uint64_t *count_of);
+
 void softcpu_read_counters(const struct softcpu *softcpu, struct softcpu_counters *counters);
 
 #endif

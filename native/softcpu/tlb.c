@@ -163,7 +163,9 @@ MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion
     (void)attrs;
     if (chips_have_address(vcpu, gpa)) {
         *value = 0;
+        virtual_time_spend(vcpu);
         chips_memory_access(vcpu, gpa, size, value, false);
+        virtual_time_trace(vcpu, TRACED_LOAD, gpa, *value);
         return MEMTX_OK;
     }
     /* Nobody's bytes read as ones; those beyond the access are to be zeros. */
@@ -174,7 +176,9 @@ MemTxResult WRAP(memory_region_dispatch_read)(struct uc_struct *uc, MemoryRegion
         memcpy(value, flash->hva + (gpa - flash->gpa), size);
         return MEMTX_OK;
     }
+    virtual_time_spend(vcpu);
     vcpu->softcpu->core->mmio_access(vcpu->core, gpa, size, (uint8_t *)value, false);
+    virtual_time_trace(vcpu, TRACED_LOAD, gpa, *value);
     memory_after_device(vcpu);
     return MEMTX_OK;
 }
@@ -187,6 +191,8 @@ MemTxResult WRAP(memory_region_dispatch_write)(struct uc_struct *uc, MemoryRegio
 
     (void)region;
     (void)attrs;
+    virtual_time_spend(vcpu);
+    virtual_time_trace(vcpu, TRACED_STORE, gpa, value);
     if (chips_have_address(vcpu, gpa)) {
         chips_memory_access(vcpu, gpa, size, &value, true);
         return MEMTX_OK;

@@ -10,7 +10,7 @@ def lines(*pieces: bytes) -> list[str]:
     stream = Stream("serial")
     for piece in pieces:
         stream.write(piece)
-    return [line for _, line in stream.lines()]
+    return [line for _, _, line in stream.lines()]
 
 
 def test_lines_have_the_time_of_their_end() -> None:
@@ -19,7 +19,7 @@ def test_lines_have_the_time_of_their_end() -> None:
     stream.write(b"first\r\nsec")
     between = time.monotonic()
     stream.write(b"ond\n")
-    (first, _), (second, words) = stream.lines()
+    (first, _, _), (second, _, words) = stream.lines()
     assert before <= first <= between <= second <= time.monotonic()
     assert words == "second"
 

@@ -282,6 +282,6 @@ def test_the_first_selection_of_an_item_has_a_time(in_python: bool) -> None:
     between = time.monotonic_ns()
     rig.select(rig.device.key_of("opt/a"))
     rig.select(rig.device.key_of("opt/b"))
-    first = dict(rig.device.first_selected())
+    first = {name: at_ns for name, at_ns, _ in rig.device.first_selected()}
     assert before <= first.pop("opt/b") <= between <= first.pop("opt/a") <= time.monotonic_ns()
     assert first == {}

@@ -14,7 +14,7 @@ from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments
 from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import Outputs
-from vmm.config.parts import Sandboxing, TargetKind
+from vmm.config.parts import Clock, Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.run.expect import compile_pattern
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm.cli.progress import Progress
     from vmm.cli.script import Step
     from vmm.cli.snapshots import SnapshotAt
+    from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
     from vmm.report.profile import NamedProfile
     from vmm.report.schema import Report
@@ -170,6 +171,7 @@ def run(words: list[str]) -> int:
         # A process that may open no file can write none; the threads that serve the guest need not.
         config = config._replace(sandbox=Sandboxing.THREADS)
     _check_page(arguments)
+    _check_clock(config, arguments, steps, at)
     copy_disk = None if resumption is None else resumption.snapshot.copy_disk
     with Outputs(config, _documents(arguments), copy_disk) as outputs:
         if at is not None:
@@ -354,6 +356,16 @@ def _snapshot_at(arguments: argparse.Namespace) -> SnapshotAt | None:
     from vmm.cli.snapshots import SnapshotAt
 
     return SnapshotAt.parse(arguments.snapshot_at)
+
+
+def _check_clock(
+    config: MachineConfig, arguments: argparse.Namespace, steps: list[Step], at: SnapshotAt | None
+) -> None:
+    """Refuse, before the guest runs, what virtual time cannot have."""
+    if config.clock is Clock.VIRTUAL and (at is not None or any(step.snapshot is not None for step in steps)):
+        raise ConfigError("--clock virtual: no snapshot of a guest whose instructions are counted from power-on")
+    if config.replay is not None and (arguments.send or steps):
+        raise ConfigError("--replay has what was typed already; leave --send and --script out")
 
 
 def _check_page(arguments: argparse.Namespace) -> None:

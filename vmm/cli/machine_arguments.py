@@ -244,6 +244,23 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "them until somebody looks (never with --trace or --exit-times)",
     )
     host.add_argument(
+        "--clock",
+        metavar="host|virtual",
+        default="host",
+        help="what the guest's time goes by: the host's clock (default), or virtual: what the guest does, a nanosecond "
+        "for each instruction, on -accel softcpu with one CPU. It then executes the same instructions in every run, "
+        "waits take no time of ours, and the report counts by phase",
+    )
+    host.add_argument(
+        "--record",
+        metavar="PATH",
+        help="of --clock virtual: log what the guest gets from outside (what is typed, the power button), each with "
+        "its instruction: JSON lines",
+    )
+    host.add_argument(
+        "--replay", metavar="PATH", help="let the guest get what --record logged, at the same instructions"
+    )
+    host.add_argument(
         "--dispatch",
         metavar="c|python",
         default="c",

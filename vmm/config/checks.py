@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm import layout, options
 from vmm.config.interface import check_options
-from vmm.config.parts import MAX_MEMORY, MachineType, SystemManagement
+from vmm.config.parts import MAX_MEMORY, Accelerator, Clock, MachineType, SystemManagement
 from vmm.config.topology import MAX_CPUS
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
@@ -76,6 +76,7 @@ def check(config: MachineFields) -> None:
     _check_acpi(config)
     _check_tables(config)
     _check_kernel(config)
+    _check_clock(config)
     if config.drives or config.vhost:
         from vmm.disks import drives
 
@@ -85,6 +86,28 @@ def check(config: MachineFields) -> None:
                 "-machine smm=on: not beside a qcow2 image or another device of another process, which could write "
                 "to the memory of that mode; smm=off does without, for firmware that can"
             )
+
+
+def _check_clock(config: MachineFields) -> None:
+    """Virtual time: nothing may depend on the host's threads."""
+    if config.clock is Clock.HOST:
+        for option, value in (("--record", config.record), ("--replay", config.replay)):
+            if value is not None:
+                raise ConfigError(
+                    f"{option}: instructions are counted exactly with --clock virtual alone; give it, too"
+                )
+        return
+    refused = (
+        (config.accel is not Accelerator.SOFTCPU, f"-accel {config.accel}", "is counted by -accel softcpu alone"),
+        (config.max_cpus > 1, f"-smp {config.max_cpus}", "has one CPU: which of several executes when, threads decide"),
+        (bool(config.drives), "-drive", "has no disks yet: the host decides when they have read"),
+        (bool(config.vhost), "-device vhost-user", "has no devices of other processes, which have their own time"),
+        (config.gdb is not None, "-gdb", "has no debugger, which stops the guest where it likes"),
+        (config.record is not None and config.replay is not None, "--record", "is not recorded while it is replayed"),
+    )
+    for applies, option, why in refused:
+        if applies:
+            raise ConfigError(f"{option}: virtual time {why}; leave it out, or --clock virtual")
 
 
 def _check_firmware(config: MachineFields) -> None:

@@ -8,7 +8,7 @@ Sizes are in bytes unless a name says otherwise.
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.config.interface import InterfaceChoice, choose
-from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target, low_memory
+from vmm.config.parts import Accelerator, Clock, Dispatch, MachineType, Sandboxing, SystemManagement, Target, low_memory
 from vmm.config.topology import Topology
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
 from vmm.inputs import InputFile
@@ -111,6 +111,12 @@ class MachineFields(NamedTuple):
     max_resets: int = DEFAULT_MAX_RESETS
     """How often the guest may reset the machine within one run."""
     accel: Accelerator = Accelerator.AUTO
+    clock: Clock = Clock.HOST
+    """What the guest's time goes by."""
+    record: str | None = None
+    """Where everything goes that the guest gets from outside, with its instruction; of virtual time."""
+    replay: InputFile | None = None
+    """Such a file, which the guest gets everything from."""
     coalesced: bool = True
     """Let KVM keep writes to fw_cfg's selector and the debug port until somebody looks; not beside `trace` or times."""
     dispatch: Dispatch = Dispatch.C
@@ -154,6 +160,7 @@ class MachineFields(NamedTuple):
             ("-kernel", self.kernel_rom),
             ("-initrd", self.initrd),
             ("-boot splash=", self.boot.splash),
+            ("--replay", self.replay),
         ):
             if file is not None:
                 yield option, file.path

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmm.config.items import FwCfgItem, FwCtlItem
     from vmm.config.numa import Numa, NumaNode
     from vmm.config.option_roms import OptionRom
-    from vmm.config.parts import Accelerator, Dispatch, MachineType, Sandboxing, SystemManagement, Target
+    from vmm.config.parts import Accelerator, Clock, Dispatch, MachineType, Sandboxing, SystemManagement, Target
     from vmm.config.topology import Topology
     from vmm.disks.drives import Drive
     from vmm.firmware.images import Interface
@@ -80,6 +80,10 @@ class MachineOptions(TypedDict, total=False):
             they fail, and restarts all others.
         max_resets: how often the guest may reset the machine within one run; 10.
         accel: ``auto``, ``kvm``, ``kvm+softcpu`` or ``softcpu``.
+        clock: ``host``, or ``virtual``: the guest's time goes by what it executes, on the software CPU alone, so that
+            each run executes the same instructions.
+        record: path of a file for what such a guest gets from outside.
+        replay: such a file, which the guest gets everything from.
         coalesced: let KVM keep writes to fw_cfg's selector and to the debug port, without an exit, until somebody
             looks; True. Not with ``exit_times`` or ``trace``, which look at each.
         dispatch: who answers fw_cfg's ports: ``c``, or ``python`` to show what that costs.
@@ -142,6 +146,9 @@ class MachineOptions(TypedDict, total=False):
     reboot: bool | None
     max_resets: int | None
     accel: Accelerator | str | None
+    clock: Clock | str | None
+    record: str | Path | None
+    replay: str | Path | InputFile | None
     coalesced: bool | None
     dispatch: Dispatch | str | None
     exit_times: bool | None

@@ -15,6 +15,7 @@ from vmm.config.fields import DEFAULT_MAX_RESETS, DEFAULT_MEMORY, MachineFields
 from vmm.config.interface import InterfaceChoice
 from vmm.config.parts import (
     Accelerator,
+    Clock,
     Dispatch,
     MachineType,
     Sandboxing,
@@ -154,6 +155,9 @@ class MachineConfig(MachineFields):
         reboot: bool | None = None,
         max_resets: int = DEFAULT_MAX_RESETS,
         accel: Accelerator | str = Accelerator.AUTO,
+        clock: Clock | str = Clock.HOST,
+        record: str | Path | None = None,
+        replay: str | Path | InputFile | None = None,
         coalesced: bool = True,
         dispatch: Dispatch | str = Dispatch.C,
         exit_times: bool = False,
@@ -199,6 +203,8 @@ class MachineConfig(MachineFields):
             "reboot": reboot,
             "max_resets": max_resets,
             "accel": parse_choice(Accelerator, accel, "-accel"),
+            "clock": parse_choice(Clock, clock, "--clock"),
+            "record": None if record is None else str(record),
             "coalesced": coalesced,
             "dispatch": parse_choice(Dispatch, dispatch, "--dispatch"),
             "exit_times": exit_times,
@@ -234,7 +240,10 @@ class MachineConfig(MachineFields):
 
             options.check_type(esp, "esp", str, Path)
             fields["drives"] = (Drive(Path(esp), folder=True), *fields.get("drives", ()))
-        fields |= parse_devices(shown)
+        virtual = fields["clock"] is Clock.VIRTUAL
+        if virtual and fields["accel"] is Accelerator.AUTO:
+            fields["accel"] = Accelerator.SOFTCPU
+        fields |= parse_devices(shown, repeatable=virtual)
         if cpu is not None:
             from vmm.config.cpu_model import CpuModel
 
@@ -312,6 +321,7 @@ class MachineConfig(MachineFields):
             firmware,
             boot=BootOptions() if boot is None else BootOptions.parse(boot),
             initrd=_input_file(initrd, "-initrd"),
+            replay=_input_file(replay, "--replay"),
             **fields,
         )
 

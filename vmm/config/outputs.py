@@ -53,6 +53,7 @@ class Outputs:
         serial: the file that takes COM1's output alone, if there is one.
         debugcon: likewise, of the debug port.
         trace: where the access log goes, if to a file.
+        record: where what the guest gets from outside goes, if anywhere.
         variables: the VARS file that the guest's variables are kept in, if there is one.
         disks: the images of the guest's disks, also those that are only read, and backends of vhost-user devices.
         listener: where a debugger may come, if one may.
@@ -76,6 +77,7 @@ class Outputs:
         self.serial: GrowingFile | None = None
         self.debugcon: GrowingFile | None = None
         self.trace: GrowingFile | None = None
+        self.record: GrowingFile | None = None
         self.variables: VariableFile | None = None
         self.disks: tuple[DiskImage | Backend, ...] = ()
         self.listener: DebugSocket | None = None
@@ -215,6 +217,8 @@ class Outputs:
         )
         if config.trace is not None and config.trace != STANDARD:
             self.trace = self._stream("--trace", config.trace, config.trace)
+        if config.record is not None:
+            self.record = self._stream("--record", config.record, config.record)
 
     def _stream(self, option: str, path: str, target: str) -> GrowingFile:
         name = shown(option, target)

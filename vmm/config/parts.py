@@ -67,6 +67,14 @@ class Accelerator(StrEnum):
     """The software CPU, with interrupt controllers and timers of its own: no KVM at all."""
 
 
+class Clock(StrEnum):
+    """What the guest's time goes by."""
+
+    HOST = "host"
+    VIRTUAL = "virtual"
+    """What the guest does; `vmm.run.virtual_time`."""
+
+
 class SystemManagement(StrEnum):
     """Whether the machine has system management mode."""
 
@@ -178,8 +186,12 @@ def low_memory(machine: MachineType, size: int, most: int | None = None) -> int:
     return min(size, limit)
 
 
-def parse_devices(texts: Iterable[str]) -> dict[str, Any]:
+def parse_devices(texts: Iterable[str], *, repeatable: bool = False) -> dict[str, Any]:
     """Return the fields of a `MachineConfig` that ``-device`` texts set.
+
+    Args:
+        texts: of devices that are no disks.
+        repeatable: what would be random is the same each time.
 
     Raises:
         ConfigError: no such device, or a bad property.
@@ -197,10 +209,13 @@ def parse_devices(texts: Iterable[str]) -> dict[str, Any]:
         if driver == "pvpanic":
             fields[driver] = _pvpanic(keys)
         elif driver == "vmgenid":
-            from uuid import uuid4
+            from uuid import NAMESPACE_OID, uuid4, uuid5
 
             guid = keys.get("guid", "auto")
-            generation = uuid4() if guid == "auto" else options.parse_uuid(guid, "-device vmgenid,guid=")
+            if guid == "auto":
+                generation = uuid5(NAMESPACE_OID, "vmm --clock virtual") if repeatable else uuid4()
+            else:
+                generation = options.parse_uuid(guid, "-device vmgenid,guid=")
             fields[driver] = generation.bytes_le
         else:
             fields[driver] = True

@@ -6,6 +6,12 @@ from vmm._native import ffi
 
 _MASK_64 = (1 << 64) - 1
 
+VIRTUAL_START_NS = 1_000_000_000
+"""Where virtual time (`vmm.run.virtual_time`) begins: not at 0, which some timers take for none."""
+
+VIRTUAL_UTC_NS = 1_767_225_600 * 1_000_000_000
+"""What the real-time clock shows then: 2026-01-01 00:00:00."""
+
 
 class GuestClock:
     """Nanoseconds, counted on by the host's CLOCK_MONOTONIC.

@@ -46,6 +46,7 @@ from vmm.layout import PORT_FW_CFG
 
 if TYPE_CHECKING:
     from vmm.bus import Bus, Device
+    from vmm.devices.clock import GuestClock
 
 
 class FwCfg:
@@ -68,6 +69,7 @@ class FwCfg:
         if self._native == ffi.NULL:
             raise MemoryError
         self._handle = ffi.new_handle(self)
+        self._clock: GuestClock | None = None
         lib.fw_cfg_listen(self._native, lib.vmm_python_fw_cfg_event, self._handle)
         self._items: dict[int, Item] = {}
         self._files: dict[str, Item] = {}
@@ -325,13 +327,26 @@ class FwCfg:
         """Every item by key, files among them by name, with what the guest did so far."""
         return [item.statistics(self._row(key)) for key, item in sorted(self._items.items())]
 
-    def first_selected(self) -> list[tuple[str, int]]:
-        """When the guest first selected each item, by name, CLOCK_MONOTONIC in ns.
+    def go_by(self, clock: "GuestClock") -> None:
+        """Note from now on after how many instructions, as the clock counts them, an item is first selected."""
+        self._clock = clock
+        self._native.clock = clock.core
+
+    @property
+    def instructions(self) -> int:
+        """What the clock of `go_by` has counted; 0 without one."""
+        return 0 if self._clock is None else int(self._clock.core.instructions)
+
+    def first_selected(self) -> list[tuple[str, int, int | None]]:
+        """When the guest first selected each item: name, CLOCK_MONOTONIC in ns, and instructions, if they are counted.
 
         Those are missing that it never did, or before the machine was restored from a snapshot.
         """
         rows = ((item.name, self._row(key)) for key, item in self._items.items())
-        return [(name, row.first_ns) for name, row in rows if row.first_ns]
+        counted = self._clock is not None
+        return [
+            (name, row.first_ns, int(row.first_instructions) if counted else None) for name, row in rows if row.first_ns
+        ]
 
     def key_of(self, name: str) -> int:
         """The key that a published file has.

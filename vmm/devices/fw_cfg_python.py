@@ -114,6 +114,7 @@ class PythonFwCfg(Device):
         if self._item is not None:
             if not self._item.selects:
                 self._item.first_ns = time.monotonic_ns()
+                self._item.first_instructions = self._fw_cfg.instructions
             self._item.selects += 1
             if self._item.flags & lib.FW_CFG_NOTIFY_SELECT:
                 self._fw_cfg.notify(lib.FW_CFG_EVENT_SELECT, self._key, 0, 0)

@@ -37,6 +37,7 @@ class TimerService:
         self._waits_until = _NEVER
         self._overtaken = False
         self._closed = False
+        self._driver: Callable[[int], None] | None = None
         self._first: Callable[[], None] | None = None
         self._first_done = threading.Event()
 
@@ -46,10 +47,14 @@ class TimerService:
         self._timers.append(timer)
         return timer
 
+    def drive(self, driver: Callable[[int], None]) -> None:
+        """Have no thread: who calls `run_due` is told of deadlines that come before those that it knows."""
+        self._driver = driver
+
     def start(self, first: Callable[[], None]) -> None:
         """Have the thread now, not with the first deadline; ``first`` is what it does before all that comes."""
         with self._wake:
-            if self._closed:
+            if self._closed or self._driver is not None:
                 return
             if self._thread is None:
                 self._thread = self._start(first)
@@ -81,12 +86,20 @@ class TimerService:
                 timer.fire()
         return None
 
+    def next_deadline(self) -> int:
+        """The earliest deadline; 2^64 - 1: there is none."""
+        deadline = min((timer.deadline for timer in self._timers), default=_NEVER)
+        return (1 << 64) - 1 if deadline == _NEVER else int(deadline)
+
     def wake(self) -> None:
         """Let the thread take io_lock once, soon, for that serves what the guest wrote (`native/coalesced.c`)."""
         self.note_deadline(0)
 
     def note_deadline(self, deadline: int) -> None:
         """A timer was armed."""
+        if self._driver is not None:
+            self._driver(self.next_deadline())
+            return
         with self._wake:
             if deadline < self._waits_until:
                 self._overtaken = True

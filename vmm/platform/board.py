@@ -123,7 +123,7 @@ class Board:
 
     def add_clock(self) -> Rtc:
         """Add RTC and CMOS."""
-        rtc = Rtc(self.parts.line(layout.RTC_IRQ), self.timers, cmos(self.parts))
+        rtc = Rtc(self.parts.line(layout.RTC_IRQ), self.timers, cmos(self.parts), self.parts.utc_ns)
         self.add_at_ports(layout.PORT_CMOS, rtc, "RTC and CMOS")
         return rtc
 

@@ -60,6 +60,7 @@ class Parts(NamedTuple):
         pvpanic: what the guest may report at its pvpanic port (`vmm.devices.pvpanic.EVENTS`); 0: there is none.
         smi: sends an SMI to the vCPU whose access is being served, or to all; None: there is no system management mode.
         secure_flash: only that mode may write the variable store.
+        utc_ns: what the real-time clock shows at first, nanoseconds since 1970; None: the host's time.
         boot_order: BIOS boot devices, first to last, of a, c, d, n; None for QEMU's order.
         images: by `CODE` and `VARIABLES`, what the images became in an earlier machine; to be used in place.
         disks: images that the guest gets as disks, and backends of its vhost-user devices; they stay the caller's.
@@ -92,6 +93,7 @@ class Parts(NamedTuple):
     smi: Callable[[bool], None] | None = None
     secure_flash: bool = False
     boot_order: str | None = None
+    utc_ns: int | None = None
     images: Mapping[str, mmap.mmap] = MappingProxyType({})
     disks: tuple[DiskImage | Backend, ...] = ()
     shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None

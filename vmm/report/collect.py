@@ -29,10 +29,12 @@ if TYPE_CHECKING:
         Report,
         RequestReport,
         TimesReport,
+        VirtualTimeReport,
     )
     from vmm.run.console import Stream
     from vmm.run.outcome import Outcome
     from vmm.run.timeline import TimelineEvent
+    from vmm.run.virtual_time import VirtualTime
 
 SCHEMA: Final = "vmm-report/1"
 """Names what `vmm.report.schema` describes; changes when a key goes or means something else."""
@@ -110,6 +112,8 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
         },
         "timeline": [_event(event) for event in machine.timeline],
     }
+    if machine.virtual_time is not None:
+        report["virtual_time"] = _virtual_time(machine.virtual_time, report)
     if outcome.evidence is not None:
         from vmm.report.why import why
 
@@ -157,8 +161,35 @@ def _disk(disk: VirtioBlk) -> DiskReport:
     return cast("DiskReport", told)
 
 
+def _virtual_time(time: VirtualTime, report: Report) -> VirtualTimeReport:
+    from vmm.report.phases import phases
+
+    found = phases(report)
+    starts = [phase.instructions or 0 for phase in found]
+    trace_hash, events = time.trace()
+    return {
+        "time_s": round(time.seconds, 9),
+        "instructions": time.instructions,
+        "phases": [
+            {"name": phase.name, "instructions": following - start}
+            for phase, start, following in zip(found, starts, [*starts[1:], time.instructions], strict=False)
+        ],
+        "events": events,
+        "trace_hash": f"{trace_hash:016x}",
+        "inputs": time.inputs,
+    }
+
+
 def _event(event: TimelineEvent) -> EventReport:
-    return {"t_s": round(event.t_s, 6), "kind": event.kind.value, "subject": event.subject, "event": event.event}
+    told: EventReport = {
+        "t_s": round(event.t_s, 6),
+        "kind": event.kind.value,
+        "subject": event.subject,
+        "event": event.event,
+    }
+    if event.instructions is not None:
+        told["instructions"] = event.instructions
+    return told
 
 
 def _cpus(machine: Machine) -> CpusReport:

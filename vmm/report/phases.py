@@ -19,6 +19,8 @@ class Phase(NamedTuple):
     name: str
     t_s: float
     sign: str
+    instructions: int | None = None
+    """How many the guest had executed by then, where they are counted."""
 
 
 _SIGNS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
@@ -45,7 +47,7 @@ def phases(report: Report) -> list[Phase]:
     for name, signs in _SIGNS.get(report["firmware"]["kind"], {}).items():
         event = next((event for event in report["timeline"] if _shows(event, signs)), None)
         if event is not None:
-            found.append(Phase(name, event["t_s"], event["event"]))
+            found.append(Phase(name, event["t_s"], event["event"], event.get("instructions")))
     return sorted(found, key=lambda phase: phase.t_s)
 
 

@@ -381,6 +381,29 @@ class ProfileReport(TypedDict):
     """Likewise."""
 
 
+class VirtualPhaseReport(TypedDict):
+    """A phase of a firmware, by what the guest executed."""
+
+    name: str
+    instructions: int
+
+
+class VirtualTimeReport(TypedDict):
+    """What is the same in every run with virtual time: of the same images and options, on any host."""
+
+    time_s: float
+    """That passed for the guest."""
+    instructions: int
+    phases: list[VirtualPhaseReport]
+    """In order; a firmware whose phases nobody knows here has none."""
+    events: int
+    """Accesses to devices, each element of a string instruction for itself, and interrupts."""
+    trace_hash: str
+    """Of all of these, each with its address, value and instruction: 16 hexadecimal digits."""
+    inputs: int
+    """From outside: how often something was typed, or the power button pressed."""
+
+
 class AcceleratorReport(TypedDict):
     """Who executed the guest's instructions, and how many where."""
 
@@ -419,6 +442,8 @@ class EventReport(TypedDict):
     subject: int | str
     """Of vcpu-started the vCPU's index, of first-output and console-line the console, of fw-cfg-item the item that was
     selected for the first time, of fwctl-request the OID, of reset the same as kind in resets, of end the reason."""
+    instructions: NotRequired[int]
+    """How many the guest had executed; with virtual time."""
     event: str
     """The same for people; of console-line the line that ended then, or its first 200 bytes. Where a console has more
     than 512 lines, an even choice of them."""
@@ -453,6 +478,8 @@ class Report(TypedDict):
     """By Secure Boot; missing where it refused none."""
     exits: ExitsReport
     accelerator: AcceleratorReport
+    virtual_time: NotRequired[VirtualTimeReport]
+    """With --clock virtual."""
     profile: NotRequired[ProfileReport]
     """Of --profile."""
     sandbox: NotRequired[SandboxReport]

@@ -62,9 +62,13 @@ class Stream:
         self.total = 0
         self.first_at: float | None = None
         """`time.monotonic` at the first byte."""
+        self.instructions: Callable[[], int] | None = None
+        """How many the guest has executed, where they are counted as it prints."""
+        self.printed: Callable[[], None] | None = None
+        """Told after each piece, on a vCPU thread."""
         self._kept = bytearray()
         self._line_begin = 0
-        self._lines: list[tuple[float, bytes]] = []
+        self._lines: list[tuple[float, int | None, bytes]] = []
         self._lines_ended = 0
         self._lines_stride = 1
         self._lock = threading.Lock()
@@ -86,6 +90,8 @@ class Stream:
                 del self._kept[:-KEEP_BYTES]
         if self.sink is not None:
             self.sink(data)
+        if self.printed is not None:
+            self.printed()
 
     def since(self, position: int) -> bytes:
         """The bytes from ``position`` (counted from the first ever printed) on, as far as they are kept."""
@@ -98,15 +104,15 @@ class Stream:
             start = min(max(position, first), self.total)
             return start, bytes(self._kept[start - first :])
 
-    def lines(self) -> list[tuple[float, str]]:
-        """When lines ended (`time.monotonic`), and their first `LINE_BYTES` bytes without escape sequences.
+    def lines(self) -> list[tuple[float, int | None, str]]:
+        """When lines ended (`time.monotonic`, and instructions), and `LINE_BYTES` of them without escape sequences.
 
         Blank ones are missing, and of more than `KEPT_LINES` it is an even choice.
         """
         with self._lock:
             lines = list(self._lines)
-        texts = ((at, strip_escapes(line).decode("utf-8", "replace").strip()) for at, line in lines)
-        return [(at, text) for at, text in texts if text]
+        texts = ((at, count, strip_escapes(line).decode("utf-8", "replace").strip()) for at, count, line in lines)
+        return [(at, count, text) for at, count, text in texts if text]
 
     def text(self) -> str:
         """All that is kept, without escape sequences."""
@@ -132,13 +138,14 @@ class Stream:
     def _note_lines(self, data: bytes) -> None:
         """Keep the lines that end in ``data``, which was just appended, and when."""
         now = time.monotonic()
+        count = None if self.instructions is None else self.instructions()
         first, at = self.total - len(self._kept), self.total - len(data)
         end = data.find(b"\n")
         while end >= 0:
             if self._lines_ended % self._lines_stride == 0:
                 begin = max(self._line_begin - first, 0)
                 line = bytes(self._kept[begin : min(at + end - first, begin + LINE_BYTES)])
-                self._lines.append((now, line))
+                self._lines.append((now, count, line))
                 if len(self._lines) > KEPT_LINES:
                     del self._lines[1::2]
                     self._lines_stride *= 2

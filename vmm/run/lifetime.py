@@ -42,7 +42,9 @@ class Lifetime:
     Attributes:
         started_ns: when the first run began, CLOCK_MONOTONIC; 0 before.
         elapsed_s: seconds spent in runs that are over.
-        ends: when each run ended, in seconds since the first began, and why.
+        ends: when each run ended, in seconds since the first began, why, and after how many instructions, where they
+            are counted.
+        instructions: how many the guest has executed; None: time does not go by them.
         final: how the guest ended for good; None while it could go on.
         end: what ended the run that goes on now, or the last one; None until something has.
         reset_count: how often the machine was reset.
@@ -53,7 +55,8 @@ class Lifetime:
     def __init__(self, kick: Callable[[], None], max_resets: int | None = None) -> None:
         self.started_ns = 0
         self.elapsed_s = 0.0
-        self.ends: list[tuple[float, Reason]] = []
+        self.ends: list[tuple[float, Reason, int | None]] = []
+        self.instructions: Callable[[], int] | None = None
         self.final: Outcome | None = None
         self.end: Outcome | None = None
         self.reset_count = 0
@@ -164,7 +167,8 @@ class Lifetime:
 
     def note_end(self, outcome: Outcome) -> None:
         """The guest has executed, and stopped."""
-        self.ends.append((self._began - self.started_ns / 1e9 + outcome.elapsed_s, outcome.reason))
+        t_s = self._began - self.started_ns / 1e9 + outcome.elapsed_s
+        self.ends.append((t_s, outcome.reason, self._count()))
 
     def amend(self, outcome: Outcome) -> None:
         """More is known of how the run ended, which later runs are told, too, if that was for good."""
@@ -234,7 +238,7 @@ class Lifetime:
         with self._lock:
             if self.reset_asked is not None:
                 t_s = time.monotonic() - self.started_ns / 1e9 if self.started_ns else 0.0
-                self.resets.append(self.reset_asked._replace(t_s=t_s))
+                self.resets.append(self.reset_asked._replace(t_s=t_s, instructions=self._count()))
             self.reset_count += 1
             self.reset_asked = self.final = None
             if self.end is None:
@@ -274,6 +278,9 @@ class Lifetime:
             from vmm.run.expected import SendError
 
             raise SendError(self.final)
+
+    def _count(self) -> int | None:
+        return None if self.instructions is None else self.instructions()
 
     def _finish(self, reason: Reason, message: str, details: str) -> None:
         outcome = Outcome(reason, self.run_s, message, details)

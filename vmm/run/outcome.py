@@ -134,9 +134,11 @@ class Reset(NamedTuple):
         kind: who wanted it.
         cause: in a few words: the register and what was written to it, or the vCPU with the triple fault.
         details: of a triple fault, the registers; else empty.
+        instructions: how many the guest had executed, where time goes by them.
     """
 
     t_s: float
     kind: ResetKind
     cause: str
     details: str = ""
+    instructions: int | None = None

@@ -47,6 +47,7 @@ class Runner:
         feed: types into its serial port; any thread may.
         explain: adds evidence to an outcome, once the vCPUs have stopped.
         reset: brings the machine, whose vCPUs have stopped, to its state after power-on.
+        watched: has what it is given called whenever something was printed; None: the waiting thread looks by itself.
 
     Attributes:
         debugger: starts the vCPUs instead; None: there is none.
@@ -60,6 +61,7 @@ class Runner:
         feed: Callable[[bytes], object],
         explain: Callable[[Outcome], Outcome],
         reset: Callable[[ResetKind], None],
+        watched: "Callable[[Callable[[], object]], None] | None" = None,
     ) -> None:
         self._lifetime = lifetime
         self._threads = threads
@@ -67,6 +69,7 @@ class Runner:
         self._explain = explain
         self._feed = feed
         self._reset_machine = reset
+        self._watched = watched
         self.debugger: Debugger | None = None
 
     def run(
@@ -181,6 +184,13 @@ class Runner:
     def _execute(self, watch: "_Watch", deadline: float | None, on_poll: Callable[[], None]) -> None:
         life = self._lifetime
         life.note_start()
+
+        def look() -> None:
+            if watch.look():
+                life.finish(Reason.UNTIL, watch.found_message())
+
+        if self._watched is not None:
+            self._watched(look)
         try:
             self._start(on_poll)
             while not life.wait(POLL_SECONDS):
@@ -188,7 +198,7 @@ class Runner:
                 if resets:
                     self._threads.stop()
                 # Before the guest goes on: it might end, by one reset too many, after it has said what is waited for.
-                if watch.look():
+                if (self._watched is None or resets) and watch.look():
                     life.finish(Reason.UNTIL, watch.found_message())
                 elif deadline is not None and life.run_s > deadline:
                     life.finish(Reason.TIMEOUT, watch.timeout_message(deadline))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vmm._native import lib
+from vmm.config.parts import Clock
 from vmm.errors import ConfigError, HostError
 from vmm.kvm import state as kvm_state
 from vmm.options import check_type
@@ -135,6 +136,8 @@ def take(config: "MachineConfig", accelerator: str, whole: "Whole") -> Snapshot:
         HostError: there is not enough memory.
         KvmError: KVM does not give its state.
     """
+    if config.clock is Clock.VIRTUAL:
+        raise ConfigError("--clock virtual: no snapshot of a guest whose instructions are counted from power-on")
     with whole.io_lock:
         _check_devices(whole)
         platform = whole.platform.state()

@@ -38,6 +38,8 @@ class TimelineEvent(NamedTuple):
     subject: int | str
     event: str
     """For people."""
+    instructions: int | None = None
+    """How many the guest had executed, where time goes by them."""
 
 
 def collect_timeline(
@@ -58,27 +60,34 @@ def collect_timeline(
     """
     start = lifetime.started_ns
     latest = lifetime.ends[-1][0] if lifetime.ends and not lifetime.running else float("inf")
+    began = lifetime.resets[-1].instructions if lifetime.resets else None if lifetime.instructions is None else 0
     events = [
-        TimelineEvent((at_ns - start) / 1e9, EventKind.VCPU_STARTED, index, f"vCPU {index} started")
+        TimelineEvent((at_ns - start) / 1e9, EventKind.VCPU_STARTED, index, f"vCPU {index} started", began)
         for index, at_ns in starts
     ]
     for stream in streams:
         if stream.first_at is not None:
             at = stream.first_at - start / 1e9
             events.append(TimelineEvent(at, EventKind.FIRST_OUTPUT, stream.name, f"first output on {stream.name}"))
-        for at, line in stream.lines():
+        for at, count, line in stream.lines():
             # What a device had collected arrives after the end.
-            events.append(TimelineEvent(min(at - start / 1e9, latest), EventKind.CONSOLE_LINE, stream.name, line))
+            t_s = min(at - start / 1e9, latest)
+            events.append(TimelineEvent(t_s, EventKind.CONSOLE_LINE, stream.name, line, count))
     if fw_cfg is not None:
         events += [
-            TimelineEvent((at_ns - start) / 1e9, EventKind.FW_CFG_ITEM, name, f"fw_cfg item {name} selected")
-            for name, at_ns in fw_cfg.first_selected()
+            TimelineEvent((at_ns - start) / 1e9, EventKind.FW_CFG_ITEM, name, f"fw_cfg item {name} selected", count)
+            for name, at_ns, count in fw_cfg.first_selected()
         ]
     if fwctl is not None:
         events += [
             TimelineEvent((request.time_ns - start) / 1e9, EventKind.FWCTL_REQUEST, request.oid, f"fwctl {request}")
             for request in fwctl.requests
         ]
-    events += [TimelineEvent(reset.t_s, EventKind.RESET, reset.kind.value, reset.cause) for reset in lifetime.resets]
-    events += [TimelineEvent(t_s, EventKind.END, reason.value, reason.value) for t_s, reason in lifetime.ends]
+    events += [
+        TimelineEvent(reset.t_s, EventKind.RESET, reset.kind.value, reset.cause, reset.instructions)
+        for reset in lifetime.resets
+    ]
+    events += [
+        TimelineEvent(t_s, EventKind.END, reason.value, reason.value, count) for t_s, reason, count in lifetime.ends
+    ]
     return sorted(events, key=lambda event: event.t_s)

@@ -12,6 +12,7 @@ from vmm.kvm import Kvm, Vcpu, Vm
 from vmm.kvm.descriptor import Descriptor, kvm_error
 
 if TYPE_CHECKING:
+    from vmm.devices.clock import GuestClock
     from vmm.kvm import CpuidEntry
 
 
@@ -46,11 +47,15 @@ class ChipsSystem(Kvm, _Handle):
 
     Args:
         why: nobody asked for KVM, or it cannot be used; for people.
+
+    Attributes:
+        clock: what the time of machines stands at when they are made; None: it goes on with the host's.
     """
 
     def __init__(self, why: str) -> None:
         _Handle.__init__(self, -1, "the software CPU's chips")
         self.stands_in = why
+        self.clock: GuestClock | None = None
 
     def _answer(self, number: int, argument: Any) -> int:
         return int(lib.chips_system_request(number, argument))
@@ -75,6 +80,8 @@ class ChipsVm(Vm, _Handle):
         handle = lib.chips_new()
         if handle == ffi.NULL:
             raise kvm_error(errno.ENOMEM, "KVM_CREATE_VM", "a machine without KVM")
+        if system.clock is not None:
+            lib.chips_go_by(handle, system.clock.core)
         super().__init__(system, -1)
         self._handle = handle
         self._core: Any = None

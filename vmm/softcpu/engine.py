@@ -20,6 +20,7 @@ from vmm.errors import ConfigError, HostError, KvmError
 from vmm.kvm import CpuidEntry
 
 if TYPE_CHECKING:
+    from vmm.devices.clock import GuestClock
     from vmm.kvm import Vm
     from vmm.memory import GuestMemory
 
@@ -213,6 +214,41 @@ class SoftwareCpu:
             raise ConfigError("the snapshot is of a vmm with another software CPU; take it again")
         self._ffi.buffer(state)[:] = data
         return state
+
+    def go_by(self, clock: "GuestClock", handle: Any) -> None:
+        """Let time go by what the guest executes; before there is a vCPU.
+
+        Args:
+            clock: the machine's, which stands, and is moved from now on.
+            handle: given to ``vmm_python_virtual_time`` of the core.
+        """
+        call = self._ffi.cast(
+            "void (*)(void *, bool)", int(ffi.cast("uintptr_t", ffi.addressof(lib, "vmm_python_virtual_time")))
+        )
+        self._lib.softcpu_set_virtual_time(
+            self._handle,
+            _as_pointer(self._ffi, "struct guest_clock *", clock.core),
+            call,
+            _as_pointer(self._ffi, "void *", handle),
+        )
+
+    def set_due(self, deadline: int) -> None:
+        """Of such a time: when the next deadline of a device is; 2^64 - 1: there is none."""
+        self._lib.softcpu_set_due(self._handle, deadline)
+
+    def set_replay(self, instructions: int, deadline: int) -> None:
+        """When the guest is to get what was recorded: behind that instruction, and not before the deadline."""
+        self._lib.softcpu_set_replay(self._handle, instructions, deadline)
+
+    def note_input(self) -> None:
+        """The guest is to get something from outside, soon; any thread may."""
+        self._lib.softcpu_note_input(self._handle)
+
+    def trace_hash(self) -> tuple[int, int]:
+        """A hash over the guest's accesses and interrupts, each with its instruction, and how many there were."""
+        found = self._ffi.new("uint64_t[2]")
+        self._lib.softcpu_read_trace(self._handle, found, found + 1)
+        return int(found[0]), int(found[1])
 
     def counters(self) -> Counters:
         """What ran where until now, or until it was closed; may be called while vCPUs run."""

@@ -35,6 +35,9 @@ struct guest_clock;
 /* The time that they go by, to be set before there is a CPU. */
 struct guest_clock *chips_clock(struct chips *chips);
 
+/* As another guest's stands now; before there is a CPU. */
+void chips_go_by(struct chips *chips, const struct guest_clock *clock);
+
 /* A CPU whose APIC ID is `id`, freed with the chips. NULL: no memory, or there is no room for it, or it exists. */
 struct processor *chips_add(struct chips *chips, uint32_t id);
 
@@ -80,6 +83,9 @@ struct chips_calls {
     int (*acknowledge)(struct processor *processor, struct chips_wanted wanted);
     /* Wait for it, or for a nudge: what there is then. */
     enum chips_event (*wait)(struct processor *processor, struct chips_wanted wanted);
+    /* When the next of its timers is due; UINT64_MAX: none is. */
+    uint64_t (*due)(struct processor *processor);
+    struct guest_clock *(*clock)(struct chips *chips);
     /* End a wait, or the next one if there is none; from any thread. */
     void (*nudge)(struct processor *processor);
     void (*set_priority)(struct processor *processor, uint32_t cr8);

@@ -19,6 +19,7 @@ static inline uint64_t monotonic_ns(void)
 struct guest_clock {
     uint64_t offset_ns; /* to CLOCK_MONOTONIC, modulo 2^64 */
     bool stands;        /* offset_ns is the time, and whoever set this moves it */
+    uint64_t instructions; /* that the guest has executed by then, where time goes by them; else 0 */
 };
 
 static inline uint64_t guest_clock_ns(const struct guest_clock *clock)

@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "vmm/clock.h"
 #include "vmm/guest_memory.h"
 #include "vmm/io_table.h"
 #include "vmm/trace.h"
@@ -63,6 +64,7 @@ struct fw_cfg_item {
     uint64_t writes;     /* DMA transfers that stored bytes */
     uint64_t ends;       /* how often its last byte was delivered */
     uint64_t first_ns;   /* when it was first selected, CLOCK_MONOTONIC; valid once `selects` is not 0 */
+    uint64_t first_instructions; /* how many the guest had executed by then, of a clock that counts them */
 };
 
 enum fw_cfg_event {
@@ -79,6 +81,7 @@ struct fw_cfg {
     fw_cfg_notify *notify;
     void *opaque;
     struct trace *trace; /* NULL: not logged */
+    const struct guest_clock *clock; /* counts the guest's instructions; NULL: nobody does */
 
     struct fw_cfg_item *items; /* by index: keys 0x0000 up */
     uint32_t item_count;

@@ -8,6 +8,10 @@
  * decrementer, whose high half other threads make negative) and adds its
  * length to the vCPU's instruction counter, for which CPUState's otherwise
  * unused random_seed serves.
+ *
+ * Of a CPU whose icount_budget, unused otherwise, too, is not 0, a block also
+ * leaves before its first instruction once that many have been counted: what is
+ * due then is seen to at the same instruction in every run.
  */
 #ifndef GEN_ICOUNT_H
 #define GEN_ICOUNT_H
@@ -15,6 +19,7 @@
 /* Between the two calls for one block; translation never nests in a thread. */
 static __thread TCGLabel *gen_tb_leave;
 static __thread TCGOp *gen_tb_length;
+static __thread TCGLabel *gen_tb_due; /* NULL: the CPU has no such limit */
 
 static inline void gen_tb_start(TCGContext *tcg_ctx, TranslationBlock *tb)
 {
@@ -27,6 +32,15 @@ static inline void gen_tb_start(TCGContext *tcg_ctx, TranslationBlock *tb)
     gen_tb_leave = gen_new_label(tcg_ctx);
     tcg_gen_ld_i32(tcg_ctx, leave, tcg_ctx->cpu_env, request);
     tcg_gen_brcondi_i32(tcg_ctx, TCG_COND_LT, leave, 0, gen_tb_leave);
+    gen_tb_due = NULL;
+    if (tcg_ctx->uc->cpu->icount_budget != 0) {
+        const intptr_t limit = offsetof(ArchCPU, parent_obj.icount_budget) - offsetof(ArchCPU, env);
+
+        gen_tb_due = gen_new_label(tcg_ctx);
+        tcg_gen_ld_i64(tcg_ctx, total, tcg_ctx->cpu_env, counter);
+        tcg_gen_ld_i64(tcg_ctx, length, tcg_ctx->cpu_env, limit);
+        tcg_gen_brcond_i64(tcg_ctx, TCG_COND_GEU, total, length, gen_tb_due);
+    }
     tcg_gen_ld_i64(tcg_ctx, total, tcg_ctx->cpu_env, counter);
     /* The block's length is known only at its end: see gen_tb_end. */
     tcg_gen_movi_i64(tcg_ctx, length, 0);
@@ -41,6 +55,19 @@ static inline void gen_tb_start(TCGContext *tcg_ctx, TranslationBlock *tb)
 static inline void gen_tb_end(TCGContext *tcg_ctx, TranslationBlock *tb, int num_insns)
 {
     tcg_set_insn_param(gen_tb_length, 1, num_insns);
+    if (gen_tb_due != NULL) {
+        TCGv_i32 ones = tcg_temp_new_i32(tcg_ctx);
+
+        /* As somebody who asks to leave does. */
+        gen_set_label(tcg_ctx, gen_tb_due);
+        tcg_gen_movi_i32(tcg_ctx, ones, -1);
+        tcg_gen_st16_i32(tcg_ctx, ones, tcg_ctx->cpu_env,
+                         offsetof(ArchCPU, neg.icount_decr.u16.high) - offsetof(ArchCPU, env));
+        tcg_gen_movi_i32(tcg_ctx, ones, true);
+        tcg_gen_st8_i32(tcg_ctx, ones, tcg_ctx->cpu_env,
+                        offsetof(ArchCPU, parent_obj.exit_request) - offsetof(ArchCPU, env));
+        tcg_temp_free_i32(tcg_ctx, ones);
+    }
     gen_set_label(tcg_ctx, gen_tb_leave);
     tcg_gen_exit_tb(tcg_ctx, tb, TB_EXIT_REQUESTED);
 }

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Time that goes by what the guest does: a nanosecond for each instruction,
+ * VIRTUAL_ACCESS_NS more for what takes long on a PC or is done to wait, and to
+ * the next deadline where the guest waits for one. With one vCPU, whatever
+ * comes from outside of the guest so comes at the same instruction in every run.
+ *
+ * Whatever is due is seen to between two blocks, the first at which the vCPU has
+ * counted enough instructions (unicorn/exec/gen-icount.h). Somebody else may make
+ * it leave at any other block; then nothing is looked for.
+ */
+#include "engine.h"
+
+#include "vmm/clock.h"
+
+#define HASH_MULTIPLIER 0x9e3779b97f4a7c15u /* 2^64 by the golden ratio */
+
+static uint64_t instructions(const struct softcpu_vcpu *vcpu)
+{
+    return vcpu->cpu.parent_obj.random_seed;
+}
+
+static struct virtual_time *time_of(const struct softcpu_vcpu *vcpu)
+{
+    return &vcpu->softcpu->virtual_time;
+}
+
+bool virtual_time_is_on(const struct softcpu_vcpu *vcpu)
+{
+    return time_of(vcpu)->clock != NULL;
+}
+
+static uint64_t show(const struct softcpu_vcpu *vcpu)
+{
+    const struct virtual_time *time = time_of(vcpu);
+    struct guest_clock *chips = vcpu->softcpu->core->chips->clock(vcpu->softcpu->vm->chips);
+    uint64_t now = time->start_ns + instructions(vcpu) + time->spent_ns;
+
+    __atomic_store_n(&time->clock->instructions, instructions(vcpu), __ATOMIC_RELAXED);
+    __atomic_store_n(&time->clock->offset_ns, now, __ATOMIC_RELAXED);
+    __atomic_store_n(&chips->offset_ns, now, __ATOMIC_RELAXED);
+    return now;
+}
+
+static void leave_at(struct softcpu_vcpu *vcpu, uint64_t count)
+{
+    CPU(&vcpu->cpu)->icount_budget = (int64_t)count;
+}
+
+static void spend(struct softcpu_vcpu *vcpu, uint64_t ns)
+{
+    uint64_t limit = (uint64_t)CPU(&vcpu->cpu)->icount_budget;
+
+    time_of(vcpu)->spent_ns += ns;
+    /* Too early, for one that counts instructions alone, means one look more. */
+    leave_at(vcpu, limit > ns ? limit - ns : 1);
+    show(vcpu);
+}
+
+void virtual_time_spend(struct softcpu_vcpu *vcpu)
+{
+    if (virtual_time_is_on(vcpu)) {
+        spend(vcpu, VIRTUAL_ACCESS_NS);
+    }
+}
+
+void virtual_time_pause(struct softcpu_vcpu *vcpu)
+{
+    struct virtual_time *time = time_of(vcpu);
+    bool again = instructions(vcpu) - time->paused_at < VIRTUAL_LOOP_INSTRUCTIONS;
+
+    time->pause_ns = again && time->pause_ns != 0 ? 2 * time->pause_ns : VIRTUAL_ACCESS_NS;
+    time->pause_ns = time->pause_ns < VIRTUAL_LONGEST_PAUSE_NS ? time->pause_ns : VIRTUAL_LONGEST_PAUSE_NS;
+    time->paused_at = instructions(vcpu);
+    spend(vcpu, time->pause_ns);
+}
+
+static uint64_t mixed(uint64_t hash, uint64_t word)
+{
+    hash = (hash ^ word) * HASH_MULTIPLIER;
+    return hash ^ hash >> 32;
+}
+
+void virtual_time_trace(struct softcpu_vcpu *vcpu, enum traced what, uint64_t where, uint64_t value)
+{
+    struct virtual_time *time = time_of(vcpu);
+
+    if (!virtual_time_is_on(vcpu)) {
+        return;
+    }
+    time->trace_hash = mixed(time->trace_hash, instructions(vcpu));
+    time->trace_hash = mixed(time->trace_hash, (uint64_t)what << 56 ^ where);
+    time->trace_hash = mixed(time->trace_hash, value);
+    count(&time->traced);
+}
+
+static void look_soon(struct softcpu_vcpu *vcpu)
+{
+    __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+    engine_ask_to_leave(vcpu);
+}
+
+void virtual_time_chips_written(struct softcpu_vcpu *vcpu)
+{
+    if (virtual_time_is_on(vcpu)) {
+        look_soon(vcpu);
+    }
+}
+
+bool virtual_time_is_due(const struct softcpu_vcpu *vcpu)
+{
+    return instructions(vcpu) >= (uint64_t)vcpu->cpu.parent_obj.icount_budget;
+}
+
+void virtual_time_begin_look(struct softcpu_vcpu *vcpu, bool waits)
+{
+    struct virtual_time *time = time_of(vcpu);
+    uint64_t now = show(vcpu);
+    bool takes;
+
+    if (__atomic_exchange_n(&time->input_waits, false, __ATOMIC_ACQUIRE) && time->queued_at == UINT64_MAX) {
+        /* Not here, for this may be any place of several with the same count: a replay finds the next one's alone. */
+        time->queued_at = instructions(vcpu) + !waits;
+    }
+    takes = instructions(vcpu) >= time->queued_at || (instructions(vcpu) >= time->replay_at && now >= time->replay_ns);
+    if (takes) {
+        time->queued_at = UINT64_MAX;
+    }
+    if (takes || now >= time->device_ns) {
+        time->call(time->opaque, takes);
+    }
+}
+
+static uint64_t next_due(const struct softcpu_vcpu *vcpu)
+{
+    const struct virtual_time *time = time_of(vcpu);
+    uint64_t due = vcpu->softcpu->core->chips->due(vcpu->core->processor);
+
+    return due < time->device_ns ? due : time->device_ns;
+}
+
+void virtual_time_end_look(struct softcpu_vcpu *vcpu)
+{
+    const struct virtual_time *time = time_of(vcpu);
+    uint64_t now = show(vcpu);
+    uint64_t due = next_due(vcpu);
+    uint64_t count = instructions(vcpu);
+    uint64_t limit = due == UINT64_MAX ? INT64_MAX : count + (due > now ? due - now : 0);
+
+    limit = limit < time->queued_at ? limit : time->queued_at;
+    limit = limit < time->replay_at ? limit : time->replay_at;
+    /* A block has to be executed between two looks. */
+    leave_at(vcpu, limit > count ? limit : count + 1);
+}
+
+bool virtual_time_jump(struct softcpu_vcpu *vcpu)
+{
+    struct virtual_time *time = time_of(vcpu);
+    uint64_t now = show(vcpu);
+    uint64_t due = next_due(vcpu);
+
+    if (instructions(vcpu) >= time->replay_at && time->replay_ns < due) {
+        due = time->replay_ns;
+    }
+    if (due == UINT64_MAX) {
+        return false;
+    }
+    time->spent_ns += due > now ? due - now : 1;
+    show(vcpu);
+    return true;
+}
+
+bool virtual_time_has_input(const struct softcpu_vcpu *vcpu)
+{
+    return __atomic_load_n(&time_of(vcpu)->input_waits, __ATOMIC_RELAXED);
+}
+
+void softcpu_set_virtual_time(struct softcpu *softcpu, struct guest_clock *clock, void (*call)(void *opaque, bool takes),
+                              void *opaque)
+{
+    softcpu->virtual_time = (struct virtual_time){
+        .clock = clock,
+        .start_ns = clock->offset_ns,
+        .call = call,
+        .opaque = opaque,
+        .device_ns = UINT64_MAX,
+        .queued_at = UINT64_MAX,
+        .replay_at = UINT64_MAX,
+    };
+}
+
+void softcpu_set_due(struct softcpu *softcpu, uint64_t device_ns)
+{
+    softcpu->virtual_time.device_ns = device_ns;
+    look_soon(softcpu->vcpus[0]);
+}
+
+void softcpu_set_replay(struct softcpu *softcpu, uint64_t count, uint64_t ns)
+{
+    softcpu->virtual_time.replay_at = count;
+    softcpu->virtual_time.replay_ns = ns;
+}
+
+void softcpu_note_input(struct softcpu *softcpu)
+{
+    struct softcpu_vcpu *vcpu = softcpu->vcpus[0];
+
+    __atomic_store_n(&softcpu->virtual_time.input_waits, true, __ATOMIC_RELEASE);
+    look_soon(vcpu);
+    softcpu->core->chips->nudge(vcpu->core->processor);
+}
+
+void softcpu_read_trace(const struct softcpu *softcpu, uint64_t *hash, uint64_t *count_of)
+{
+    *hash = softcpu->virtual_time.trace_hash;
+    *count_of = __atomic_load_n(&softcpu->virtual_time.traced, __ATOMIC_RELAXED);
+}
