@@ -229,7 +229,7 @@ bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t val
 /* A deadline of the guest's TSC, as KVM counts it. */
 uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value);
 
-/* virtual_time.c; where time is the host's, nobody calls the last five, and the others do nothing. */
+/* virtual_time.c; where time is the host's, nobody calls those of looks and waits, and the others do nothing. */
 #define VIRTUAL_ACCESS_NS 1000u /* about what a port of a PC's southbridge takes */
 #define VIRTUAL_LONGEST_PAUSE_NS 64000u
 #define VIRTUAL_LOOP_INSTRUCTIONS 256u /* between two PAUSEs of one loop, at the most */
@@ -241,10 +241,12 @@ bool virtual_time_is_on(const struct softcpu_vcpu *vcpu);
 void virtual_time_spend(struct softcpu_vcpu *vcpu);
 /* PAUSE, of a loop that waits: each takes twice as long as the one before it, up to a bound. */
 void virtual_time_pause(struct softcpu_vcpu *vcpu);
-/* One more event for the hash of all of them. */
+/* One more event for the hash of all of them, behind it: if that has asked for a stop, the block is the last one. */
 void virtual_time_trace(struct softcpu_vcpu *vcpu, enum traced what, uint64_t where, uint64_t value);
 /* Their timers may have changed. */
 void virtual_time_chips_written(struct softcpu_vcpu *vcpu);
+/* Of a run: the clock shows what the guest has executed. */
+void virtual_time_end(const struct softcpu_vcpu *vcpu);
 /* Has it executed as much as the last look allowed? */
 bool virtual_time_is_due(const struct softcpu_vcpu *vcpu);
 /* Around a look at the chips, between blocks: see to what is outside of them, and say when the next look is. */

@@ -75,6 +75,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
 static bool end(struct softcpu_vcpu *vcpu, bool halted)
 {
     set_priority(vcpu);
+    virtual_time_end(vcpu);
     calls(vcpu)->read_msr(processor(vcpu), MSR_TSC_DEADLINE, &vcpu->tsc_deadline);
     return set_mp_state(vcpu, halted ? KVM_MP_STATE_HALTED : KVM_MP_STATE_RUNNABLE);
 }

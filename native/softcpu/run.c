@@ -76,13 +76,8 @@ static bool wait_for_interrupt(struct softcpu_vcpu *vcpu, uint32_t ticks)
     return true;
 }
 
-/* What the engine owner does between two runs of translated code. False: give the engine up, `next` says for what. */
-static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
+static bool look_for_events(struct softcpu_vcpu *vcpu, int *next)
 {
-    *next = 0;
-    if (stop_requested(vcpu)) {
-        return false;
-    }
     if (vcpu->init_latched && !in_smm(vcpu)) {
         *next = LEAVE_INIT;
         return false;
@@ -124,6 +119,14 @@ static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
         CPU(&vcpu->cpu)->interrupt_request &= ~(uint32_t)CPU_INTERRUPT_HARD;
         return true;
     }
+}
+
+/* What the engine owner does between two runs of translated code. False: give the engine up, `next` says for what. */
+static bool look_before_running(struct softcpu_vcpu *vcpu, int *next)
+{
+    *next = 0;
+    /* Also behind it: what a look at the chips calls may ask for a stop, before the next instruction. */
+    return !stop_requested(vcpu) && look_for_events(vcpu, next) && !stop_requested(vcpu);
 }
 
 static void add_sample(struct softcpu_vcpu *vcpu)

@@ -192,12 +192,13 @@ MemTxResult WRAP(memory_region_dispatch_write)(struct uc_struct *uc, MemoryRegio
     (void)region;
     (void)attrs;
     virtual_time_spend(vcpu);
-    virtual_time_trace(vcpu, TRACED_STORE, gpa, value);
     if (chips_have_address(vcpu, gpa)) {
         chips_memory_access(vcpu, gpa, size, &value, true);
+        virtual_time_trace(vcpu, TRACED_STORE, gpa, value);
         return MEMTX_OK;
     }
     vcpu->softcpu->core->mmio_access(vcpu->core, gpa, size, (uint8_t *)&value, true);
+    virtual_time_trace(vcpu, TRACED_STORE, gpa, value);
     memory_after_device(vcpu);
     return MEMTX_OK;
 }

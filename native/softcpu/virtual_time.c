@@ -88,6 +88,10 @@ void virtual_time_trace(struct softcpu_vcpu *vcpu, enum traced what, uint64_t wh
     if (!virtual_time_is_on(vcpu)) {
         return;
     }
+    if (vmm_stop_requested(vcpu->softcpu->vm)) {
+        /* By what the access did; the ticker would see it a while later. */
+        engine_ask_to_leave(vcpu);
+    }
     time->trace_hash = mixed(time->trace_hash, instructions(vcpu));
     time->trace_hash = mixed(time->trace_hash, (uint64_t)what << 56 ^ where);
     time->trace_hash = mixed(time->trace_hash, value);
@@ -173,6 +177,13 @@ bool virtual_time_jump(struct softcpu_vcpu *vcpu)
 bool virtual_time_has_input(const struct softcpu_vcpu *vcpu)
 {
     return __atomic_load_n(&time_of(vcpu)->input_waits, __ATOMIC_RELAXED);
+}
+
+void virtual_time_end(const struct softcpu_vcpu *vcpu)
+{
+    if (virtual_time_is_on(vcpu)) {
+        show(vcpu);
+    }
 }
 
 void softcpu_set_virtual_time(struct softcpu *softcpu, struct guest_clock *clock, void (*call)(void *opaque, bool takes),

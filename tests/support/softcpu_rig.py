@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from vmm._native import ffi, lib
 
@@ -22,6 +22,7 @@ from vmm.config.topology import Topology
 from vmm.cpu import cpuid
 from vmm.cpu.reset import reset_vcpu
 from vmm.debug.look import Look
+from vmm.devices.clock import VIRTUAL_START_NS, GuestClock
 from vmm.firmware.images import NO_FIRMWARE
 from vmm.kvm import Kvm, Vcpu
 from vmm.memory import GuestMemory
@@ -250,6 +251,14 @@ class _Port(Device):
 class SoftcpuRig:
     """One machine with a guest in it; a context manager.
 
+    Args:
+        source: of the guest.
+        cpus: how many.
+        ram: bytes.
+        software_cpu: whether that executes it, not KVM.
+        kvm_smm: whether KVM has system management mode.
+        virtual: whether its time goes by what it executes; then without KVM.
+
     Attributes:
         alone: whether rigs do without KVM, with chips of our own; tests/kvm/softcpu/conftest.py sets it.
     """
@@ -257,14 +266,26 @@ class SoftcpuRig:
     alone = False
 
     def __init__(
-        self, source: str, *, cpus: int = 1, ram: int = 16 * MIB, software_cpu: bool = True, kvm_smm: bool = False
+        self,
+        source: str,
+        *,
+        cpus: int = 1,
+        ram: int = 16 * MIB,
+        software_cpu: bool = True,
+        kvm_smm: bool = False,
+        virtual: bool = False,
     ) -> None:
         self.values: list[int] = []
         self.actions: dict[int, Callable[[], None]] = {}
         self.failures: list[BaseException] = []
         self.done = threading.Event()
         self._closers = ExitStack()
-        self.kvm: Kvm = self._closers.enter_context(ChipsSystem("a test") if self.alone and software_cpu else Kvm())
+        alone = virtual or (self.alone and software_cpu)
+        self.kvm: Kvm = self._closers.enter_context(ChipsSystem("a test") if alone else Kvm())
+        self.clock = GuestClock()
+        if virtual:
+            self.clock.stand(VIRTUAL_START_NS)
+            cast("ChipsSystem", self.kvm).clock = self.clock
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
@@ -283,6 +304,8 @@ class SoftcpuRig:
         self.softcpu = SoftwareCpu(self.core, self.vm) if software_cpu else None
         if self.softcpu is not None:
             self._closers.callback(self.softcpu.close)
+            if virtual:
+                self.softcpu.go_by(self.clock, ffi.NULL)
         self.vcpus: list[Vcpu] = []
         self.cores: list[Any] = []
         for index in range(cpus):

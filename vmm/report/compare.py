@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmm.report.schema import Report
 
 NOTHING = "nothing"
+INSTRUCTIONS = "instructions"
 
 
 class Difference(NamedTuple):
@@ -42,7 +43,7 @@ class Change(NamedTuple):
 
     Attributes:
         name: of the phase, or of the device.
-        unit: ``s`` or ``accesses``.
+        unit: ``s``, ``accesses``, or ``instructions``, which are exact.
         before: median in the first series.
         after: median in the second.
         interval: of the ratio of the medians, by bootstrap; None: there are too few runs.
@@ -64,6 +65,8 @@ class Change(NamedTuple):
         """``noise``, ``less``, ``more``, ``equal``, or ``not known`` where there are too few runs."""
         if self.before == self.after and self.unit != "s":
             return "equal"
+        if self.unit == INSTRUCTIONS:
+            return "less" if self.after < self.before else "more"
         if self.interval is None:
             return "not known"
         low, high = self.interval
@@ -82,9 +85,9 @@ def differences(before: Sequence[Report], after: Sequence[Report]) -> list[Diffe
 
 
 def changes(before: Sequence[Report], after: Sequence[Report]) -> list[Change]:
-    """Return how long both took, as a whole and by phase, and how often they accessed which device."""
+    """Return how long both took, as a whole and by phase, what they executed, if counted exactly, and accessed."""
     found = []
-    for unit, numbers in (("s", _seconds), ("accesses", _accesses)):
+    for unit, numbers in (("s", _seconds), (INSTRUCTIONS, _instructions), ("accesses", _accesses)):
         sides = [[numbers(report) for report in series] for series in (before, after)]
         names = [name for name in sides[0][0] if all(name in values for side in sides for values in side)]
         for name in names:
@@ -118,6 +121,13 @@ def _seconds(report: Report) -> dict[str, float]:
     }
 
 
+def _instructions(report: Report) -> dict[str, float]:
+    told = report.get("virtual_time")
+    if told is None:
+        return {}
+    return {"the whole": told["instructions"]} | {phase["name"]: phase["instructions"] for phase in told["phases"]}
+
+
 def _accesses(report: Report) -> dict[str, float]:
     found: dict[str, float] = {}
     for area in report["exits"]["by_device"]:
@@ -146,6 +156,8 @@ def _facts(report: Report) -> Iterator[tuple[tuple[str, str], str]]:
         yield ("machine", name), str(value)
     for phase in phases(report):
         yield ("phase", phase.name), "reached"
+    if "virtual_time" in report:
+        yield ("virtual time", "hash of accesses and interrupts"), report["virtual_time"]["trace_hash"]
     if "fw_cfg" in report:
         for item in report["fw_cfg"]["items"]:
             yield ("item", item["name"]), _item(item)

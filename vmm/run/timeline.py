@@ -60,11 +60,11 @@ def collect_timeline(
     """
     start = lifetime.started_ns
     latest = lifetime.ends[-1][0] if lifetime.ends and not lifetime.running else float("inf")
-    began = lifetime.resets[-1].instructions if lifetime.resets else None if lifetime.instructions is None else 0
-    events = [
-        TimelineEvent((at_ns - start) / 1e9, EventKind.VCPU_STARTED, index, f"vCPU {index} started", began)
-        for index, at_ns in starts
-    ]
+    events = []
+    for index, at_ns in starts:
+        at = (at_ns - start) / 1e9
+        count = _instructions_at_start(lifetime, at)
+        events.append(TimelineEvent(at, EventKind.VCPU_STARTED, index, f"vCPU {index} started", count))
     for stream in streams:
         if stream.first_at is not None:
             at = stream.first_at - start / 1e9
@@ -91,3 +91,10 @@ def collect_timeline(
         TimelineEvent(t_s, EventKind.END, reason.value, reason.value, count) for t_s, reason, count in lifetime.ends
     ]
     return sorted(events, key=lambda event: event.t_s)
+
+
+def _instructions_at_start(lifetime: "Lifetime", t_s: float) -> int | None:
+    """How many the guest had executed when its CPU, the only one, began: at power-on, or the reset in front of it."""
+    if lifetime.instructions is None:
+        return None
+    return max((reset.instructions or 0 for reset in lifetime.resets if reset.t_s <= t_s), default=0)

@@ -70,7 +70,7 @@ def _read_line(line: bytes) -> Input | None:
         entry = json.loads(line)
         typed = None if entry.get("press") == POWER_BUTTON else entry["type"].encode("latin-1")
         found = Input(entry["instructions"], entry["time_ns"], typed)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return found if all(type(at) is int and 0 <= at <= _LATEST for at in found[:2]) else None
 

@@ -3,22 +3,26 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from softcpu_rig import SoftcpuRig
 
 from vmm import Machine
+from vmm.errors import ConfigError
 from vmm.report.collect import collect
 from vmm.report.schema import VirtualTimeReport
 from vmm.run.outcome import Reason
+from vmm.run.virtual_time import read_recording
 from vmm.softcpu import engine
 
 pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the software CPU is not built")
 
 BUSY = "while True: pass"
 
-Told = VirtualTimeReport
+ENDS = {"probe": None, "seabios": "No bootable device", "ovmf": "Shell>"}
 
 
 @pytest.fixture
@@ -32,23 +36,228 @@ def busy_host() -> Iterator[None]:
         process.wait()
 
 
-def told(firmware: str, until: str | None = None, reason: Reason = Reason.UNTIL, **options: Any) -> Told:
-    with Machine(firmware, clock="virtual", **options) as machine:
-        outcome = machine.run(until, deadline=240)
-        assert outcome.reason is reason, outcome.message
-        return collect(machine, outcome)["virtual_time"]
+def told(machine: Machine) -> VirtualTimeReport:
+    assert machine.outcome is not None
+    return collect(machine, machine.outcome)["virtual_time"]
 
 
-def test_each_run_executes_the_same(request: pytest.FixtureRequest) -> None:
-    runs: dict[str, Callable[[], Told]] = {
-        "probe": lambda: told("probe", reason=Reason.POWER_OFF),
-        "seabios": lambda: told("seabios", "No bootable device"),
-        "ovmf": lambda: told("ovmf", "Shell>"),
-    }
-    quiet = {name: run() for name, run in runs.items()}
-    assert [phase["name"] for phase in quiet["ovmf"]["phases"]] == ["SEC", "PEI", "DXE", "BDS", "shell"]
-    assert all(phase["instructions"] > 0 for phase in quiet["ovmf"]["phases"])
-    assert quiet["probe"]["instructions"] > 10_000
+def booted(firmware: str) -> VirtualTimeReport:
+    with Machine(firmware, clock="virtual", devices="vmgenid") as machine:
+        outcome = machine.run(ENDS[firmware], deadline=240)
+        assert outcome.reason is (Reason.POWER_OFF if ENDS[firmware] is None else Reason.UNTIL), outcome.message
+        return told(machine)
+
+
+@pytest.mark.parametrize(
+    ("firmware", "phases"),
+    [("probe", []), ("seabios", ["POST", "boot"]), ("ovmf", ["SEC", "PEI", "DXE", "BDS", "shell"])],
+)
+def test_each_boot_executes_the_same(firmware: str, phases: list[str], request: pytest.FixtureRequest) -> None:
+    at_rest = booted(firmware)
+    assert [phase["name"] for phase in at_rest["phases"]] == phases
+    assert all(phase["instructions"] > 0 for phase in at_rest["phases"])
+    assert at_rest["instructions"] > 10_000
+    assert at_rest["events"] > 1_000
     request.getfixturevalue("busy_host")
-    assert {name: run() for name, run in runs.items()} == quiet
-    assert {name: runs[name]() for name in ("probe", "seabios")} == {name: quiet[name] for name in ("probe", "seabios")}
+    assert booted(firmware) == at_rest
+
+
+def test_resets_are_part_of_it() -> None:
+    def reset_twice() -> VirtualTimeReport:
+        with Machine("seabios", clock="virtual", boot="reboot-timeout=100", max_resets=2) as machine:
+            outcome = machine.run(deadline=240)
+            assert outcome.reason is Reason.RESET_LOOP, outcome.message
+            starts = [event.instructions for event in machine.timeline if event.kind == "vcpu-started"]
+            resets = [event.instructions for event in machine.timeline if event.kind == "reset"]
+            assert starts == [0, *resets]
+            assert len(set(starts)) == 3
+            return told(machine)
+
+    assert reset_twice() == reset_twice()
+
+
+def test_what_was_typed_at_any_time_is_replayed(tmp_path: Path) -> None:
+    recording = tmp_path / "typed.jsonl"
+
+    def interrupt_countdown(machine: Machine) -> None:
+        # On the thread that waits, while the guest goes on: nothing says at which instruction.
+        if machine.virtual_time is not None and machine.serial.total and not typed:
+            typed.append(True)
+            machine.send("\r")
+
+    def dialogue(machine: Machine) -> tuple[str, VirtualTimeReport]:
+        assert machine.run("Shell>", 240, on_poll=interrupt_countdown).reason is Reason.UNTIL
+        at_prompt = told(machine)["trace_hash"]
+        if machine.config.replay is None:
+            machine.send_line("ver")
+        assert machine.run("UEFI v", 240).reason is Reason.UNTIL
+        return at_prompt, told(machine)
+
+    typed: list[bool] = []
+    with Machine("ovmf", clock="virtual", record=recording) as machine:
+        first = dialogue(machine)
+    inputs = read_recording(recording.read_bytes())
+    assert [entry.typed for entry in inputs] == [b"\r", b"ver\r"]
+    assert first[1]["inputs"] == 2
+    with Machine("ovmf", clock="virtual", replay=recording) as machine:
+        assert dialogue(machine) == first
+        with pytest.raises(ConfigError, match="a replay has what was typed already"):
+            machine.send("x")
+
+
+def test_a_power_button_that_nobody_waited_for_is_replayed(tmp_path: Path) -> None:
+    recording = tmp_path / "pressed.jsonl"
+    with Machine("seabios", clock="virtual", record=recording) as machine:
+        machine.power_button()
+        machine.run("No bootable device", 240)
+        first = told(machine)
+    assert [entry.typed for entry in read_recording(recording.read_bytes())] == [None]
+    with Machine("seabios", clock="virtual", replay=recording) as machine:
+        machine.run("No bootable device", 240)
+        assert told(machine) == first
+
+
+def test_no_snapshot() -> None:
+    with Machine("probe", clock="virtual") as machine, pytest.raises(ConfigError, match="--clock virtual: no snapshot"):
+        machine.snapshot()
+
+
+# Guests of a few instructions.
+
+
+def values(source: str) -> list[int]:
+    with SoftcpuRig(source, virtual=True) as rig:
+        rig.run()
+        assert rig.done.is_set()
+        return rig.values
+
+
+def test_an_instruction_takes_a_nanosecond_and_an_access_a_microsecond() -> None:
+    source = """
+    main:
+        mov $10000, %ecx
+        rdtsc
+        mov %eax, %ebx
+    1:  dec %ecx
+        jnz 1b
+        rdtsc
+        sub %ebx, %eax
+        mov %eax, %ebp
+        rdtsc
+        mov %eax, %ebx
+        .rept 10
+        in $0x80, %al
+        .endr
+        rdtsc
+        sub %ebx, %eax
+        mov %eax, %esi
+        report %ebp
+        report %esi
+        done
+    """
+    loop, accesses = values(source)
+    # The read that ends it, two instructions each time, and a few around them: blocks are counted as they begin.
+    assert 0 <= loop - 1_000 - 2 * 10_000 <= 40
+    assert 0 <= accesses - 1_000 - 10 * 1_000 <= 40
+
+
+def test_an_hour_of_halt_takes_no_time_of_ours() -> None:
+    source = """
+    main:
+        gate 0x40, handler
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        movl $0x0a, 0x3e0(%rdi)             # by 128
+        movl $0x40, 0x320(%rdi)             # one-shot
+        mov $0x0a, %ecx
+        rdtsc
+        mov %eax, %ebx
+        mov %edx, %ebp
+        movl $28125000000 / 1000, 0x380(%rdi)   # 3.6 s
+        xor %esi, %esi
+    1:  sti
+        hlt
+        cmp $1000, %esi
+        jb 1b
+        rdtsc
+        shl $32, %rdx
+        or %rdx, %rax
+        shl $32, %rbp
+        or %rbp, %rbx
+        sub %rbx, %rax
+        mov %rax, %rbx
+        report %ebx
+        shr $32, %rbx
+        report %ebx
+        done
+    handler:
+        inc %esi
+        push %rax
+        mov $0xfee00000, %rax
+        movl $0, 0xb0(%rax)
+        movl $28125000000 / 1000, 0x380(%rax)
+        pop %rax
+        iretq
+    """
+    began = time.monotonic()
+    low, high = values(source)
+    hour = 3_600_000_000_000
+    assert hour <= (high << 32 | low) <= hour + 10_000_000
+    assert time.monotonic() - began < 240
+
+
+def test_waiting_in_a_loop_takes_few_turns_of_it() -> None:
+    """A second, by the TSC: without PAUSE a turn is a microsecond, with it soon 64."""
+    source = """
+    .macro wait_a_second how:vararg
+        rdtsc
+        shl $32, %rdx
+        lea (%rax, %rdx), %rbx
+        add $1000000000, %rbx
+        xor %ebp, %ebp
+    3:  inc %ebp
+        \\how
+        rdtsc
+        shl $32, %rdx
+        or %rdx, %rax
+        cmp %rbx, %rax
+        jb 3b
+        report %ebp
+    .endm
+    main:
+        wait_a_second nop
+        wait_a_second pause
+        done
+    """
+    plain, paused = values(source)
+    assert 990_000 <= plain <= 1_000_000
+    assert 10_000 <= paused <= 20_000
+
+
+def test_an_interrupt_comes_at_the_same_instruction_each_time() -> None:
+    """A periodic interrupt in a loop that counts: how far it was each time."""
+    source = """
+    main:
+        gate 0x40, handler
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        movl $0x0b, 0x3e0(%rdi)             # by 1
+        movl $0x20040, 0x320(%rdi)          # periodic
+        movl $12345, 0x380(%rdi)
+        xor %ebx, %ebx
+        xor %esi, %esi
+        sti
+    1:  inc %ebx
+        cmp $100, %esi
+        jb 1b
+        done
+    handler:
+        inc %esi
+        report %ebx
+        mov $0xfee00000, %rax
+        movl $0, 0xb0(%rax)
+        iretq
+    """
+    first = values(source)
+    assert len(first) == 100
+    assert values(source) == first
