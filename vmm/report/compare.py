@@ -125,7 +125,8 @@ def _instructions(report: Report) -> dict[str, float]:
     told = report.get("virtual_time")
     if told is None:
         return {}
-    return {"the whole": told["instructions"]} | {phase["name"]: phase["instructions"] for phase in told["phases"]}
+    counts = {phase["name"]: float(phase["instructions"]) for phase in told["phases"]}
+    return {"the whole": float(told["instructions"])} | counts
 
 
 def _accesses(report: Report) -> dict[str, float]:
