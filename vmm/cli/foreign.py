@@ -101,7 +101,7 @@ WORDS: dict[str, Word] = {
     **_flags(MEMORY, "-mem-prealloc", harmless=ANY),
     **_values(MEMORY, "-overcommit", harmless=r"(mem-lock|cpu-pm)=off(,(mem-lock|cpu-pm)=off)?"),
     **_values("the clock is the host's, in UTC", "-rtc", harmless=rf"{_RTC}(,{_RTC})*"),
-    **_values("guest time is the host's", "-icount"),
+    **_values("guest time is the host's, or counted by --clock virtual, a nanosecond an instruction", "-icount"),
     **_values("devices have no such properties", "-global", harmless=rf"{_S3}|{_DEBUGCON}"),
     **_values("devices have no such properties", "-set"),
     **_values("there are no such objects", "-add-fd"),

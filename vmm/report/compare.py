@@ -224,14 +224,14 @@ def text(before: Sequence[Report], after: Sequence[Report], show: Callable[[str]
             yield show(_change_words(change))
     if min(len(before), len(after)) < MIN_ROUNDS:
         yield (
-            f"whether a number is another one or noise, so few runs cannot tell: give two folders with {MIN_ROUNDS} "
-            "reports each, or more"
+            "whether a number that is not counted exactly is another one or noise, so few runs cannot tell: give two "
+            f"folders with {MIN_ROUNDS} reports each, or more"
         )
 
 
 def _change_words(change: Change) -> str:
     def number(value: float) -> str:
-        return f"{value:.3f} s" if change.unit == "s" else f"{value:,.0f} accesses"
+        return f"{value:.3f} s" if change.unit == "s" else f"{value:,.0f} {change.unit}"
 
     words = f"{change.name}: {number(change.before)} -> {number(change.after)}, {change.ratio:.2f} of it"
     if change.interval is None:

@@ -28,6 +28,7 @@ _FACTS = (
     "Secure Boot",
     "vmgenid",
     "vmcoreinfo",
+    "virtual time",
     "host",
 )
 """Rows of the text that say what was booted; the page has sections for the others."""

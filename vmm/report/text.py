@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RefusedImageReport,
         Report,
         ResetsReport,
+        VirtualTimeReport,
     )
 
 INTERFACE_NAMES = {"qemu": "QEMU's fw_cfg", "bhyve": "bhyve's fwctl"}
@@ -107,6 +108,8 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "exits", _exit_words(report["exits"])
     if "profile" in report:
         yield from _profile_rows(report["profile"])
+    if "virtual_time" in report:
+        yield "virtual time", _virtual_words(report["virtual_time"])
     yield "host", _host_words(report["accelerator"])
     if not any(report["consoles"].values()):
         yield "consoles", SILENT
@@ -237,6 +240,12 @@ def _profile_rows(profile: ProfileReport) -> Iterator[tuple[str, str]]:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f}%"
+
+
+def _virtual_words(told: VirtualTimeReport) -> str:
+    phases = ", ".join(f"{phase['name']} {phase['instructions']:,}" for phase in told["phases"])
+    counted = f"{told['instructions']:,} instructions{phases and f' ({phases})'}"
+    return f"{seconds(told['time_s'])}: {counted}, {told['events']:,} events with the hash {told['trace_hash']}"
 
 
 def _host_words(accelerator: AcceleratorReport) -> str:

@@ -49,6 +49,22 @@ def test_what_differs_within_a_series_says_nothing() -> None:
     assert [difference.name for difference in differences([one], [after])] == ["CPUs started"]
 
 
+def test_counted_instructions_need_no_second_run() -> None:
+    before, after = altered(), altered()
+    for report, dxe, trace in ((before, 100, "00ff"), (after, 90, "00fe")):
+        phases = [{"name": "PEI", "instructions": 50}, {"name": "DXE", "instructions": dxe}]
+        report["virtual_time"] = {"instructions": 50 + dxe, "phases": phases, "trace_hash": trace}
+    found = [change for change in changes([before], [after]) if change.unit == "instructions"]
+    assert [(change.name, change.verdict) for change in found] == [
+        ("the whole", "less"),
+        ("PEI", "equal"),
+        ("DXE", "less"),
+    ]
+    assert [(each.before, each.after) for each in differences([before], [after])] == [("00ff", "00fe")]
+    del after["virtual_time"]
+    assert not [change for change in changes([before], [after]) if change.unit == "instructions"]
+
+
 @pytest.mark.parametrize(
     ("factor", "verdict"), [(1.0, "noise"), (2.0, "more"), (0.5, "less")], ids=["noise", "more", "less"]
 )
