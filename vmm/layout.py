@@ -142,6 +142,10 @@ PORT_PCI_CONFIG = range(0xCF8, 0xD00)
 PORT_GPE0_PIIX4 = range(0xAFE0, 0xAFE4)
 """QEMU's pc (include/hw/acpi/piix4.h): two status and two enable bytes."""
 
+PORT_CPU_HOTPLUG_ICH9 = range(0xCD8, 0xCF8)
+PORT_CPU_HOTPLUG_PIIX4 = range(0xAF00, 0xAF20)
+"""QEMU's q35 and pc (include/hw/acpi/cpu_hotplug.h): 32 bytes of a bitmap, or 12 of registers and nothing behind."""
+
 PMBASE_DEFAULT = 0x600
 """Where SeaBIOS (src/config.h, PORT_ACPI_PM_BASE) and OVMF on Q35 (Q35MchIch9.h, ICH9_PMBASE_VALUE) put the ACPI block;
 OVMF on i440FX uses 0xb000. Firmware decides: nothing is there before it does."""

@@ -146,16 +146,19 @@ class Machine(Observable):
             # C's structures hold what a closed machine can still be asked, so they live as long as this object.
             core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
             self.vm.attach(core)
+            # Those that may be plugged in are made now, and wait: a process in its sandbox makes no vCPU.
+            room = config.max_cpus if config.can_plug_cpus else config.cpus
+            self._present = [index < config.cpus for index in range(room)]
             self.sandbox = Sandbox(
                 config.sandbox,
                 core,
                 outputs.descriptors,
-                cpus=config.cpus,
+                cpus=room,
                 user=config.user,
                 folders=() if config.symbols is None else (config.symbols,),
             )
             self.sandbox.close_files()
-            threads = VcpuThreads(core, self.sandbox)
+            threads = self._threads = VcpuThreads(core, self.sandbox, self._present)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
             ram = None if resumption is None else resumption.snapshot.map_ram()
             if config.has_smm:
@@ -174,6 +177,8 @@ class Machine(Observable):
                     ram_high=self.memory.high_size,
                     firmware=config.firmware,
                     cpus=config.cpus,
+                    apic_ids=tuple(map(config.cpu_topology.apic_id, range(room))) if config.can_plug_cpus else (),
+                    present=self._present,
                     irq=self.vm.irq_line,
                     msi=self.vm.signal_msi,
                     power=Power(self._lifetime),
@@ -219,7 +224,7 @@ class Machine(Observable):
             self.vm.create_irqchip()
             self.vm.create_pit2()
             self.vm.set_gsi_routing(pc_routes())
-            self._processors = create_processors(self.vm, core, config, self.softcpu, parts)
+            self._processors = create_processors(self.vm, core, config, self.softcpu, parts, self._present)
             self.vcpus = self._processors.vcpus
             if self.virtual_time is not None:
                 self.virtual_time.begin()
@@ -404,7 +409,7 @@ class Machine(Observable):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Machine {self.config.firmware.path}, {counted(len(self.vcpus), 'CPU')}, {self._lifetime.state}>"
+        return f"<Machine {self.config.firmware.path}, {counted(sum(self._present), 'CPU')}, {self._lifetime.state}>"
 
     def close(self) -> None:
         """Give back the virtual machine, its memory and its threads; may be called twice.
@@ -418,6 +423,32 @@ class Machine(Observable):
         """
         self._runner.close()
         self._parts.close()
+
+    def plug_cpu(self, index: int | None = None) -> int:
+        """Plug a CPU in, between runs or from another thread in the middle of one; the guest's OS is told by ACPI.
+
+        The OS decides what it does with it: Linux adds it, and uses it once somebody writes 1 to its file ``online``.
+        Firmware counts it at the next reset, at which it stays.
+
+        Args:
+            index: which of those that ``max_cpus`` leaves room for; None: the first that is not there.
+
+        Returns:
+            Its index.
+
+        Raises:
+            ConfigError: it is there, or there is no room for it, or firmware's system management mode would not know
+                it.
+            SendError: the guest has ended.
+            HostError: the host gives no further thread.
+            ValueError: the machine is closed.
+            RuntimeError: a device calls, on the thread of a vCPU.
+            VmmError: as `run`.
+        """
+        from vmm.run.plug import plug_cpu  # few machines get more CPUs
+
+        self._runner.check_alive()
+        return plug_cpu(index, self.config, self._processors, self.softcpu, self.platform, self._threads, self.io_lock)
 
     def _find_terminal(self) -> "TerminalType":
         from vmm.run.console_terminal import find_terminal  # few machines are sent keys

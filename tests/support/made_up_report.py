@@ -67,7 +67,7 @@ def seabios_report() -> Report:
         },
         "machine": "pc",
         "resets": {"count": 0, "latest": []},
-        "cpus": {"requested": 2, "max": 2, "started": 2, "all_started_s": 0.03, "madt": None},
+        "cpus": {"requested": 2, "max": 2, "plugged": [], "started": 2, "all_started_s": 0.03, "madt": None},
         "memory": {
             "size": 128 << 20,
             "regions": [

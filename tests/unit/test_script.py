@@ -28,6 +28,8 @@ def test_every_step(tmp_path: Path) -> None:
         "send-line\n"
         "suspend\n"
         "wakeup\n"
+        "plug-cpu\n"
+        "plug-cpu 3\n"
         "power-off\n",
     )
     assert read_script(path) == [
@@ -39,7 +41,9 @@ def test_every_step(tmp_path: Path) -> None:
         Step(f"{path}:9", typed=b"\r"),
         Step(f"{path}:10", deadline=5, end=Reason.SUSPENDED),
         Step(f"{path}:11", wakes=True),
-        Step(f"{path}:12", deadline=5),
+        Step(f"{path}:12", plugs=True),
+        Step(f"{path}:13", plugs=True, cpu=3),
+        Step(f"{path}:14", deadline=5),
     ]
 
 
@@ -57,6 +61,7 @@ def test_every_step(tmp_path: Path) -> None:
         ("keys up F13", "keys: no key is named 'F13'; known are up, down"),
         ("timeout soon", "timeout: soon is not a number of seconds above 0"),
         ("timeout", "timeout: nothing is not a number of seconds above 0"),
+        ("plug-cpu two", "plug-cpu: its index two: not a whole number"),
         ("wakeup", "wakeup: the step before it is suspend, and waits for that"),
         ("suspend now", "suspend: takes nothing behind it, not now"),
         ("power-button now", "power-button: takes nothing behind it, not now"),

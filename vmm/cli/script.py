@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.config.parts import parse_choice
 from vmm.errors import ConfigError
 from vmm.inputs import read_file
+from vmm.options import parse_int
 from vmm.run.expect import compile_pattern, encode
 from vmm.run.expected import SendError
 from vmm.run.keys import TerminalType, check_keys
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _LIMIT = 1 << 20
 """Bytes of a script."""
 
-_WORDS = ("expect", "send", "send-line", "keys", "snapshot", "timeout", "suspend", "wakeup", "power-button")
+_WORDS = ("expect", "send", "send-line", "keys", "snapshot", "timeout", "suspend", "wakeup", "power-button", "plug-cpu")
 
 _WAITS = "expect, suspend or power-off"
 
@@ -37,13 +38,15 @@ class Step(NamedTuple):
     Attributes:
         place: FILE:LINE.
         wait: a regular expression; None: the guest's end; only if nothing is done.
-        typed: what is sent; None: it is a wait, keys, a snapshot, waking up, or the power button.
+        typed: what is sent; None: it is a wait, keys, a snapshot, waking up, the power button, or a CPU.
         keys: the names of keys that are pressed.
         snapshot: a file that the machine is kept in.
         deadline: seconds that the wait may take; None: any.
         end: the end that is waited for: the power-off, or that the guest suspends the machine.
         wakes: the machine is woken up.
         presses: the power button is pressed.
+        plugs: a CPU is plugged in.
+        cpu: which; None: the first that is not there.
     """
 
     place: str
@@ -55,11 +58,13 @@ class Step(NamedTuple):
     end: Reason = Reason.POWER_OFF
     wakes: bool = False
     presses: bool = False
+    plugs: bool = False
+    cpu: int | None = None
 
     @property
     def types(self) -> bool:
         """Whether it is something that only a later wait shows the effect of."""
-        return self.typed is not None or bool(self.keys) or self.wakes or self.presses
+        return self.typed is not None or bool(self.keys) or self.wakes or self.presses or self.plugs
 
     @property
     def awaited(self) -> str:
@@ -125,7 +130,7 @@ def run_script(
         terminal: as `Machine.send_keys` takes it.
 
     Raises:
-        ConfigError: firmware's terminal has no such key, or is not known yet.
+        ConfigError: firmware's terminal has no such key, or is not known yet; or no CPU can be plugged in.
     """
     for step in steps:
         if step.wakes:
@@ -158,6 +163,9 @@ def _type(machine: Machine, step: Step, terminal: str) -> None:
         machine.send(step.typed)
         return
     try:
+        if step.plugs:
+            machine.plug_cpu(step.cpu)
+            return
         machine.send_keys(*step.keys, terminal=terminal)
     except ConfigError as error:
         raise ConfigError(f"--script {step.place}: {error}") from None
@@ -209,6 +217,8 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
             return Step(place, wakes=True)
         case "power-button" if not rest:
             return Step(place, presses=True)
+        case "plug-cpu":
+            return Step(place, plugs=True, cpu=parse_int(rest, "its index") if rest else None)
         case "send" if rest:
             return Step(place, typed=encode(unescape(rest)))
         case "snapshot" if rest:

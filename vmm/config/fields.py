@@ -193,6 +193,11 @@ class MachineFields(NamedTuple):
         return Topology(cores=self.max_cpus) if self.topology is None else self.topology
 
     @property
+    def can_plug_cpus(self) -> bool:
+        """Whether CPUs can be plugged in: bhyve's board has nothing that would tell the guest."""
+        return self.max_cpus > self.cpus and self.machine_type is not MachineType.BHYVE
+
+    @property
     def resets(self) -> bool:
         """Whether a reset by the guest restarts the machine."""
         return self.firmware.kind is not FirmwareKind.PROBE if self.reboot is None else self.reboot

@@ -22,7 +22,11 @@ _KEPT_STARTS = 1024
 class Processors:
     """All of them, by index.
 
+    Args:
+        present: as the attribute.
+
     Attributes:
+        present: which of them there are now; the others never run until they are plugged in. The machine's own list.
         vcpus: KVM's part of each.
         cores: the ``struct vmm_vcpu`` of each, which outlives KVM's part: a closed machine tells what it counted.
         times: the ``struct exit_times`` of each; empty where nobody asked.
@@ -30,7 +34,8 @@ class Processors:
         earlier_starts: index and CLOCK_MONOTONIC of first instructions before the last reset, as many as are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, present: list[bool]) -> None:
+        self.present = present
         self.vcpus: list[Vcpu] = []
         self.cores: list[Any] = []
         self.times: list[Any] = []
@@ -96,9 +101,14 @@ class Processors:
 
 
 def create_processors(
-    vm: "Vm", core: Any, config: "MachineConfig", softcpu: "SoftwareCpu | None", closers: ExitStack
+    vm: "Vm",
+    core: Any,
+    config: "MachineConfig",
+    softcpu: "SoftwareCpu | None",
+    closers: ExitStack,
+    present: list[bool],
 ) -> Processors:
-    """Create a machine's vCPUs as they are after power-on.
+    """Create a machine's vCPUs as they are after power-on, with those that may be plugged in.
 
     Args:
         vm: has its interrupt controllers.
@@ -106,17 +116,18 @@ def create_processors(
         config: of the machine.
         softcpu: what executes them, if it is not KVM.
         closers: closes them.
+        present: which of them there are, and how many there may be.
 
     Raises:
         KvmError: KVM refuses one, or its state.
         HostError: KVM refuses MSRs that every firmware needs.
     """
-    processors = Processors()
+    processors = Processors(present)
     topology = config.cpu_topology
     if topology.apic_id(config.max_cpus - 1) >= cpuid.XAPIC_IDS:
         vm.use_x2apic_ids()
     guest = cpuid.Guest(topology, config.cpu, software_cpu=softcpu is not None)
-    for index in range(config.cpus):
+    for index in range(len(present)):
         vcpu = closers.enter_context(vm.create_vcpu(topology.apic_id(index), index))
         entries = cpuid.cpuid_entries(vm.kvm, index, guest)
         vcpu.set_cpuid2(entries)

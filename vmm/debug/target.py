@@ -42,6 +42,8 @@ class Debuggee(Protocol):
 
     def reset(self) -> None: ...  # noqa: D102
 
+    def plug_cpu(self, index: int | None = None) -> int: ...  # noqa: D102
+
     def snapshot_while_held(self) -> "Snapshot": ...  # noqa: D102
 
     @property

@@ -21,6 +21,9 @@ POWER_BUTTON = 1 << 8
 WAKE = 1 << 15
 """PM1 status, bit WAK_STS."""
 
+GPE_CPU = 2
+"""As in QEMU (ACPI_CPU_HOTPLUG_STATUS, likewise): ``\\_GPE._E02`` tells the OS."""
+
 GPE_VMGENID = 5
 """As in QEMU (ACPI_VMGENID_CHANGE_STATUS in include/hw/acpi/acpi_dev_interface.h): ``\\_GPE._E05`` tells the OS."""
 

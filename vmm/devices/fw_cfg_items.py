@@ -41,7 +41,7 @@ def add_pc_items(
     fw_cfg: FwCfg,
     *,
     memory: int,
-    cpus: int,
+    cpus: int | bytearray,
     apic_id_limit: int,
     e820: bytes,
     uuid: bytes = bytes(16),
@@ -62,7 +62,7 @@ def add_pc_items(
     Args:
         fw_cfg: not yet published.
         memory: size of RAM.
-        cpus: CPUs present at boot.
+        cpus: CPUs present at boot; or a u16 that changes as some are plugged in, used in place.
         apic_id_limit: one more than the highest APIC id that a CPU may have: what key 0x0f really is.
         e820: records of 20 bytes: u64 base, u64 length, u32 type.
         uuid: 16 bytes, in the order in which a UUID is written (RFC 4122).
@@ -84,7 +84,7 @@ def add_pc_items(
     numbers = {
         Key.RAM_SIZE: struct.pack("<Q", memory),
         Key.NOGRAPHIC: struct.pack("<H", not graphics),
-        Key.NB_CPUS: struct.pack("<H", cpus),
+        Key.NB_CPUS: struct.pack("<H", cpus) if isinstance(cpus, int) else cpus,
         Key.BOOT_MENU: struct.pack("<H", boot_menu),
         Key.MAX_CPUS: struct.pack("<H", apic_id_limit),
         Key.IRQ0_OVERRIDE: struct.pack("<I", 1),

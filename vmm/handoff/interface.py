@@ -101,7 +101,7 @@ def build_fw_cfg(
     add_pc_items(
         fw_cfg,
         memory=config.memory,
-        cpus=config.cpus,
+        cpus=platform.cpu_count,
         apic_id_limit=config.cpu_topology.apic_id(config.max_cpus - 1) + 1,
         cpu_nodes=cpu_nodes(config),
         numa_nodes=() if config.numa is None else tuple(node.memory for node in config.numa.nodes),

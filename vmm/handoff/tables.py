@@ -216,6 +216,8 @@ def acpi_description(config: MachineConfig, ram: RamPlaces, standing: Standing) 
     return AcpiDescription(
         cpus=config.cpus,
         max_cpus=config.max_cpus,
+        plugged=standing.plugged,
+        cpu_hotplug=standing.cpu_hotplug,
         apic_ids=tuple(map(topology.apic_id, cpus)),
         cpu_nodes=() if numa is None else tuple(map(numa.node_of, cpus)),
         node_memory=() if numa is None else tuple(node.memory for node in numa.nodes),

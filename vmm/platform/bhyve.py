@@ -11,7 +11,7 @@ from vmm.devices.pci import SUBSYSTEM_ID, PciFunction
 from vmm.devices.pirq import BHYVE as WIRING
 from vmm.devices.pirq import PirqRouter
 from vmm.platform.board import Board
-from vmm.platform.parts import Parts, Platform, Standing
+from vmm.platform.parts import Parts, Platform
 
 _NETAPP = 0x1275
 _HOSTBRIDGE = 0x1275
@@ -39,9 +39,7 @@ def build(parts: Parts) -> Platform:
     hpet = board.add_hpet()
     # QEMU's port for it, 0x402, is in the middle of this board's PM1a enable register.
     consoles = board.add_consoles(layout.PORT_DEBUG_BOCHS)
-    return board.finish(
-        pm, consoles, board.add_clock(), flash, lambda: Standing(pm.decoded, hpet=hpet, pci_slots=board.pci_slots)
-    )
+    return board.finish(pm, consoles, board.add_clock(), flash, lambda: board.standing(pm, None, hpet=hpet))
 
 
 class Lpc(IsaBridge):

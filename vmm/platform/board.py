@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from vmm import layout
-from vmm.devices.acpi_pm import AcpiPm, ApmPorts, PmModel
+from vmm.devices.acpi_pm import GPE_CPU, AcpiPm, ApmPorts, PmModel
 from vmm.devices.debugcon import DebugConsole
 from vmm.devices.hpet import Hpet
 from vmm.devices.pci import PciBus, PciConfigPorts
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.bus import Device
+    from vmm.devices.cpu_hotplug import CpuHotplug
     from vmm.devices.flash import Flash
     from vmm.devices.smi import SmiFeatures
     from vmm.devices.virtio.block import VirtioBlk
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 _BIOS_ALIAS = 128 * layout.KIB
 """How much of an image's end appears below 1 MiB, at 0xe0000, as on QEMU's PCs."""
+
+_CMOS_CPUS = 0x5F
+"""QEMU, hw/i386/x86.c: how many CPUs there are, less one."""
 
 
 class Board:
@@ -54,6 +58,10 @@ class Board:
         self.pirqs = PirqRouter(wiring, kvm_sink(parts.core))
         self._disks: list[VirtioBlk] = []
         self._smi_features: SmiFeatures | None = None
+        self._cpu_hotplug: CpuHotplug | None = None
+        self._cpu_hotplug_ports = range(0)
+        self._cpu_count = bytearray(parts.cpus.to_bytes(2, "little"))
+        self._rtc: Rtc | None = None
         self._vhost: list[VhostUser] = []
         self.timers = TimerService(parts.ports.lock, parts.ports.fail, parts.clock)
         self._debugcon = DebugConsole(parts.debugcon, self.timers, parts.ports.lock)
@@ -123,7 +131,7 @@ class Board:
 
     def add_clock(self) -> Rtc:
         """Add RTC and CMOS."""
-        rtc = Rtc(self.parts.line(layout.RTC_IRQ), self.timers, cmos(self.parts), self.parts.utc_ns)
+        rtc = self._rtc = Rtc(self.parts.line(layout.RTC_IRQ), self.timers, cmos(self.parts), self.parts.utc_ns)
         self.add_at_ports(layout.PORT_CMOS, rtc, "RTC and CMOS")
         return rtc
 
@@ -141,6 +149,37 @@ class Board:
         from vmm.devices.pvpanic import Pvpanic
 
         self.add_at_ports(layout.PORT_PVPANIC, Pvpanic(self.parts.power, self.parts.pvpanic), "pvpanic")
+
+    def add_cpu_hotplug(self, ports: range, pm: AcpiPm) -> None:
+        """Add the registers of plugged CPUs, if there is room for any."""
+        parts = self.parts
+        if parts.present is None or not parts.apic_ids:
+            return
+        from vmm.devices.cpu_hotplug import CpuHotplug
+
+        notify = partial(pm.gpe0.raise_event, 1 << GPE_CPU)
+        self._cpu_hotplug = CpuHotplug(parts.apic_ids, parts.present, notify, self._note_cpus)
+        self._cpu_hotplug_ports = ports
+        self.add_at_ports(ports, self._cpu_hotplug, "CPU hot-plug")
+
+    def _note_cpus(self, count: int) -> None:
+        """Tell firmware how many CPUs there are now."""
+        self._cpu_count[:] = count.to_bytes(2, "little")
+        if self._rtc is not None:
+            self._rtc.store({_CMOS_CPUS: count - 1 & 0xFF})
+
+    def standing(self, pm: AcpiPm, gpe0: range | None, *, ecam: range | None = None, hpet: range | None) -> Standing:
+        """What stands where now, with what only the chipset knows."""
+        hotplug, present = self._cpu_hotplug, self.parts.present or []
+        return Standing(
+            pm.decoded,
+            gpe0,
+            ecam=ecam,
+            hpet=hpet,
+            pci_slots=self.pci_slots,
+            cpu_hotplug=None if hotplug is None else self._cpu_hotplug_ports.start,
+            plugged=frozenset(index for index in range(self.parts.cpus, len(present)) if present[index]),
+        )
 
     def add_smi(self) -> Callable[[], None] | None:
         """Add what firmware is asked about SMIs; return what sends one, if there is system management mode."""
@@ -247,6 +286,8 @@ class Board:
             images=self._images,
             disks=self._disks,
             smi_features=self._smi_features,
+            cpu_hotplug=self._cpu_hotplug,
+            cpu_count=self._cpu_count,
             vhost=self._vhost,
             standing=standing,
         )
@@ -280,5 +321,5 @@ def cmos(parts: Parts) -> dict[int, int]:
     put(0x30, 2, above_1_mib)
     put(0x34, 2, max(0, parts.ram_low - 16 * layout.MIB) // (64 * layout.KIB))
     put(0x5B, 3, parts.ram_high // (64 * layout.KIB))
-    put(0x5F, 1, parts.cpus - 1)
+    put(_CMOS_CPUS, 1, parts.cpus - 1)
     return registers | cmos_boot_bytes(parts.boot_order)

@@ -18,6 +18,7 @@ from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages
 
 if TYPE_CHECKING:
+    from vmm.devices.cpu_hotplug import CpuHotplug
     from vmm.devices.flash import Flash
     from vmm.devices.smi import SmiFeatures
     from vmm.devices.virtio.block import VirtioBlk
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from vmm.kvm.message_routes import MessageRoutes
     from vmm.vhost.backend import Backend
 else:
-    # Loaded for machines that have variables, disks, or that mode.
-    Flash = SmiFeatures = VirtioBlk = VhostUser = DiskImage = MessageRoutes = Backend = Any
+    # Loaded for machines that have variables, disks, that mode, or room for CPUs.
+    CpuHotplug = Flash = SmiFeatures = VirtioBlk = VhostUser = DiskImage = MessageRoutes = Backend = Any
 
 _CMOS_SHUTDOWN_STATUS, _RESUME = 0x0F, 0xFE
 """What SeaBIOS (src/resume.c) and OVMF (OvmfPkg/PlatformPei) take for a wake-up from S3."""
@@ -47,6 +48,8 @@ class Parts(NamedTuple):
         ram_high: bytes of RAM from 4 GiB.
         firmware: the images, to be mapped so that they end at 4 GiB.
         cpus: CPUs at boot.
+        apic_ids: of all CPUs that there may be, by index; empty: none can be plugged in.
+        present: which of these there are now; the machine's own list.
         irq: drives a line of the interrupt controllers: GSI, level.
         msi: sends an MSI: address, data.
         power: reset and power-off.
@@ -99,6 +102,8 @@ class Parts(NamedTuple):
     shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None
     ioeventfd: Callable[[int, int, bool], None] | None = None
     messages: MessageRoutes | None = None
+    apic_ids: tuple[int, ...] = ()
+    present: list[bool] | None = None
     coalesce: Callable[[int, int, bool], bool] | None = None
 
     def line(self, gsi: int) -> Irq:
@@ -116,6 +121,8 @@ class Standing(NamedTuple):
         ecam: addresses of PCIe configuration space; None for none.
         hpet: addresses of the HPET; None for none.
         pci_slots: device numbers of PCI devices with interrupt pins.
+        cpu_hotplug: port of the registers of plugged CPUs; None for none.
+        plugged: indices of the CPUs that are there and were not at boot.
     """
 
     pm_base: int | None = None
@@ -123,6 +130,8 @@ class Standing(NamedTuple):
     ecam: range | None = None
     hpet: range | None = None
     pci_slots: tuple[int, ...] = ()
+    cpu_hotplug: int | None = None
+    plugged: frozenset[int] = frozenset()
 
 
 class Platform(NamedTuple):
@@ -141,6 +150,8 @@ class Platform(NamedTuple):
         images: by `CODE` and `VARIABLES`, the memory of the images that there are.
         disks: the disks that are served here, in the order in which they were given.
         vhost: the devices that other processes serve, likewise.
+        cpu_hotplug: the registers of plugged CPUs; None: none can be plugged in.
+        cpu_count: how many CPUs there are now, 2 bytes, little-endian.
         smi_features: what firmware and chipset agree on about SMIs; None without system management mode.
         standing: tells what stands where now; io_lock is held.
     """
@@ -158,6 +169,8 @@ class Platform(NamedTuple):
     disks: list[VirtioBlk]
     vhost: list[VhostUser]
     smi_features: SmiFeatures | None
+    cpu_hotplug: CpuHotplug | None
+    cpu_count: bytearray
     standing: Callable[[], Standing]
 
     @property

@@ -23,11 +23,12 @@ def build(parts: Parts) -> Platform:
     board.pci.add(0, 0, i440fx_host_bridge(shadow))
     board.pci.add(1, 0, piix3_isa_bridge(board.pirqs))
     board.pci.add(1, 3, Piix4Pm(pm))
+    board.add_cpu_hotplug(layout.PORT_CPU_HOTPLUG_PIIX4, pm)
     board.add_disks()
     board.add_pvpanic()
     hpet = board.add_hpet()
 
     def standing() -> Standing:
-        return Standing(pm.decoded, layout.PORT_GPE0_PIIX4, hpet=hpet, pci_slots=board.pci_slots)
+        return board.standing(pm, layout.PORT_GPE0_PIIX4, hpet=hpet)
 
     return board.finish(pm, board.add_consoles(), board.add_clock(), flash, standing)

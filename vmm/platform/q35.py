@@ -24,6 +24,7 @@ def build(parts: Parts) -> Platform:
     host = Q35HostBridge(shadow, board.pci, parts.mmio, smram)
     board.pci.add(0, 0, host)
     board.pci.add(31, 0, Ich9Lpc(pm, board.pirqs))
+    board.add_cpu_hotplug(layout.PORT_CPU_HOTPLUG_ICH9, pm)
     board.add_disks()
     board.add_pvpanic()
     hpet = board.add_hpet()
@@ -31,6 +32,6 @@ def build(parts: Parts) -> Platform:
     def standing() -> Standing:
         base = pm.decoded
         gpe0 = None if base is None else range(base + layout.ICH9_GPE0.start, base + layout.ICH9_GPE0.stop)
-        return Standing(base, gpe0, ecam=host.ecam, hpet=hpet, pci_slots=board.pci_slots)
+        return board.standing(pm, gpe0, ecam=host.ecam, hpet=hpet)
 
     return board.finish(pm, board.add_consoles(), board.add_clock(), flash, standing)

@@ -197,8 +197,9 @@ def _cpus(machine: Machine) -> CpusReport:
     return {
         "requested": machine.config.cpus,
         "max": machine.config.max_cpus,
+        "plugged": [index for index in machine.present_cpus if index >= machine.config.cpus],
         "started": len(started),
-        "all_started_s": round(started[-1], 6) if len(started) == machine.config.cpus else None,
+        "all_started_s": round(started[-1], 6) if len(started) == len(machine.present_cpus) else None,
         "madt": _madt(machine),
     }
 

@@ -148,6 +148,8 @@ class CpusReport(TypedDict):
     requested: int
     max: int
     """That the tables have room for."""
+    plugged: list[int]
+    """Indices of those that were plugged in."""
     started: int
     """Since the last reset, as the next one, too."""
     all_started_s: float | None

@@ -133,8 +133,11 @@ def _reset_words(resets: ResetsReport) -> str:
 
 
 def _cpu_words(cpus: CpusReport) -> str:
-    words = f"{cpus['requested']} asked for, {cpus['started']} started"
-    if cpus["all_started_s"] is not None and cpus["requested"] > 1:
+    words = f"{cpus['requested']} asked for, "
+    if cpus["plugged"]:
+        words += f"{len(cpus['plugged'])} plugged in, "
+    words += f"{cpus['started']} started"
+    if cpus["all_started_s"] is not None and cpus["started"] > 1:
         words += f", the last after {seconds(cpus['all_started_s'])}"
     if cpus["max"] != cpus["requested"]:
         words += f"; room for {cpus['max']}"

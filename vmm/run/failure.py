@@ -120,6 +120,8 @@ def explained(
     seen = []
     at = look().around()
     for vcpu, core_vcpu in zip(processors.vcpus, processors.cores, strict=True):
+        if not processors.present[vcpu.index]:
+            continue
         # Of one that has not executed anything, nothing is read: that would let KVM accept a SIPI which it is to see
         # when it runs.
         if not core_vcpu.started_ns:

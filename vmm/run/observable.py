@@ -76,6 +76,11 @@ class Observable(Runnable):
             return None
         return int.from_bytes(self.fw_cfg.contents(VMGENID_ADDRESS_FILE), "little") or None
 
+    @property
+    def present_cpus(self) -> list[int]:
+        """The indices of the CPUs that there are now: those at boot, and those that were plugged in."""
+        return [index for index, present in enumerate(self._processors.present) if present]
+
     def registers(self, index: int = 0) -> "Registers":
         """The registers of a vCPU, to be printed or looked up; between two runs.
 
@@ -87,8 +92,9 @@ class Observable(Runnable):
         from vmm.cpu.registers import Registers
 
         check_type(index, "index", int)
-        if not 0 <= index < len(self.vcpus):
-            raise IndexError(f"no vCPU {index}: the machine has {counted(len(self.vcpus), 'CPU')}, from 0")
+        present = self._processors.present
+        if not (0 <= index < len(present) and present[index]):
+            raise IndexError(f"no vCPU {index}: the machine has {counted(sum(present), 'CPU')}, from 0")
 
         if self._lifetime.running:
             raise RuntimeError("the machine is running; its registers can be read once run() has returned")

@@ -30,6 +30,7 @@ class VcpuThreads:
     Args:
         core: the C core's ``struct vmm_vm``.
         sandbox: what they are restricted by.
+        present: which vCPUs there are, by index: the others have no thread.
         helpers: start threads of devices, as `Sandbox.enter` takes them.
 
     Attributes:
@@ -37,16 +38,24 @@ class VcpuThreads:
     """
 
     def __init__(
-        self, core: Any, sandbox: "Sandbox", helpers: Sequence[Callable[[Callable[[], None]], None]] = ()
+        self,
+        core: Any,
+        sandbox: "Sandbox",
+        present: Sequence[bool],
+        helpers: Sequence[Callable[[Callable[[], None]], None]] = (),
     ) -> None:
         self._core = core
         self._sandbox = sandbox
+        self._present = present
         self.helpers = helpers
         self.foreign: Callable[[], bool] = lambda: False
         self._vcpus: list[Any] = []
         self._tasks: list[Callable[[], None]] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[int, threading.Thread] = {}
+        self._on_failure: Callable[[BaseException], None] | None = None
         self._lock = threading.Lock()
+        # Of the two above; nothing else is taken under it.
+        self._roster = threading.Lock()
         self._closed = False
 
     def add(self, vcpu: Any, task: Callable[[], None]) -> None:
@@ -59,14 +68,14 @@ class VcpuThreads:
 
     def is_one_calling(self) -> bool:
         """Whether the calling thread is a vCPU's."""
-        return threading.current_thread() in self._threads
+        return threading.current_thread() in list(self._threads.values())
 
     def start(self, on_failure: Callable[[BaseException], None], only: Container[int] | None = None) -> None:
         """Let the vCPUs run; ``on_failure`` is told what a task raises.
 
         Args:
             on_failure: told on the vCPU's thread.
-            only: the indices of those that are to run; None: all.
+            only: the indices of those that are to run; None: all that there are.
 
         Raises:
             KvmError: a thread of the run before is still there.
@@ -78,24 +87,36 @@ class VcpuThreads:
                 return
             self._sandbox.enter(self.helpers, foreign=self.foreign())
             lib.vmm_vm_resume(self._core)
-            self._threads = []
-            for index, task in enumerate(self._tasks):
-                if only is not None and index not in only:
-                    continue
-                first = partial(self._begin, self._vcpus[index])
-                thread = threading.Thread(
-                    target=_guarded, args=(first, task, on_failure), name=f"vcpu{index}", daemon=True
-                )
-                # First, for its first instruction may lead to a device that looks.
-                self._threads.append(thread)
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    self._threads.pop()
-                    raise HostError(
-                        f"no thread for vCPU {index}: {error}; raise the limits of processes (ulimit -u) "
-                        "and of address space (ulimit -v), or ask for fewer CPUs"
-                    ) from error
+            with self._roster:
+                self._threads = {}
+                self._on_failure = on_failure
+            for index in range(len(self._tasks)):
+                if self._present[index] and (only is None or index in only):
+                    self.launch(index)
+
+    def launch(self, index: int) -> None:
+        """Let one more vCPU run, if the others do; any thread may but a vCPU's.
+
+        Raises:
+            HostError: the host gives no further thread.
+        """
+        with self._roster:
+            if self._on_failure is None or index in self._threads:
+                return
+            first = partial(self._begin, self._vcpus[index])
+            thread = threading.Thread(
+                target=_guarded, args=(first, self._tasks[index], self._on_failure), name=f"vcpu{index}", daemon=True
+            )
+            # First, for its first instruction may lead to a device that looks.
+            self._threads[index] = thread
+            try:
+                thread.start()
+            except RuntimeError as error:
+                del self._threads[index]
+                raise HostError(
+                    f"no thread for vCPU {index}: {error}; raise the limits of processes (ulimit -u) "
+                    "and of address space (ulimit -v), or ask for fewer CPUs"
+                ) from error
 
     def _begin(self, vcpu: Any) -> None:
         """On a vCPU's thread, before all else."""
@@ -115,11 +136,14 @@ class VcpuThreads:
         Raises:
             KvmError: one does not come back.
         """
+        with self._roster:
+            self._on_failure = None
+            threads = list(self._threads.values())
         self.kick()
         until = time.monotonic() + JOIN_SECONDS
-        for thread in self._threads:
+        for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
-        stuck = [thread.name for thread in self._threads if thread.is_alive()]
+        stuck = [thread.name for thread in threads if thread.is_alive()]
         if stuck:
             raise KvmError(
                 f"{', '.join(stuck)} did not stop within {JOIN_SECONDS:g} s: still in KVM_RUN, or in a device's code; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm import layout
-from vmm.tables import acpi_interrupts, acpi_tables, aml, resources
+from vmm.tables import acpi_cpus, acpi_interrupts, acpi_tables, aml, resources
 
 if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription
@@ -37,8 +37,8 @@ def dsdt(machine: AcpiDescription) -> bytes:
         system.append(_hpet(machine.hpet_base))
     if machine.fw_cfg:
         system.append(_fw_cfg(dma=machine.fw_cfg_dma))
-    system.append(_processors(machine))
-    body = acpi_interrupts.mode(machine) + aml.scope("_SB", *system)
+    system.append(acpi_cpus.processors(machine))
+    body = acpi_interrupts.mode(machine) + aml.scope("_SB", *system) + acpi_cpus.event(machine)
     for name, number in (("_S3", machine.s3_type), ("_S5", machine.s5_type)):
         if number is not None:
             sleep_type = aml.integer(number)
@@ -142,13 +142,15 @@ def _ports(ports: range) -> bytes:
 
 
 def _motherboard(machine: AcpiDescription) -> bytes:
-    """Claim what belongs to no device: the ECAM, which Linux wants reserved, the PM block, and GPE0 outside of it."""
+    """Claim what belongs to no device: the ECAM, which Linux wants reserved, the PM block, other events' ports."""
     claimed = []
     block = range(0) if machine.pm_base is None else range(machine.pm_base, machine.pm_base + machine.pm_size)
     if block:
         claimed.append(resources.io(block.start, len(block)))
     if machine.gpe0 is not None and machine.gpe0[0] not in block:
         claimed.append(resources.io(*machine.gpe0))
+    if machine.cpu_hotplug is not None:
+        claimed.append(resources.io(machine.cpu_hotplug, acpi_cpus.REGISTERS))
     if machine.ecam_base is not None:
         claimed.append(resources.memory64(machine.ecam_base, machine.ecam_size))
     return aml.device(
@@ -176,28 +178,6 @@ def _fw_cfg(*, dma: bool) -> bytes:
         aml.name("_HID", aml.string("QEMU0002")),
         aml.name("_STA", aml.integer(_PRESENT_HIDDEN)),
         aml.name("_CRS", resources.template(ports)),
-    )
-
-
-def _processors(machine: AcpiDescription) -> bytes:
-    """Declare each processor as ACPI0007 in a container; those not present say so in ``_STA``."""
-    devices = []
-    for index in range(machine.cpu_count):
-        status = _PRESENT if index < machine.cpus else 0
-        devices.append(
-            aml.device(
-                f"C{index:03X}",
-                aml.name("_HID", aml.string("ACPI0007")),
-                aml.name("_UID", aml.integer(index)),
-                aml.name("_STA", aml.integer(status)),
-                *([aml.name("_PXM", aml.integer(machine.cpu_nodes[index]))] if machine.node_memory else []),
-            )
-        )
-    return aml.device(
-        "CPUS",
-        aml.name("_HID", aml.string("ACPI0010")),
-        aml.name("_CID", aml.eisa_id("PNP0A05")),
-        *devices,
     )
 
 

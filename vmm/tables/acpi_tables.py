@@ -44,6 +44,8 @@ class AcpiDescription(NamedTuple):
         cpus: processors present at boot.
         max_cpus: processors that may exist; those beyond ``cpus`` are in the
             MADT as disabled. 0 means ``cpus``.
+        plugged: the indices of those of them that are there all the same, since they were plugged in.
+        cpu_hotplug: port of the registers by which the OS learns of that; None: there are none.
         apic_ids: local APIC id of each of ``max_cpus``; empty means 0, 1, 2, …
         cpu_nodes: NUMA node of each of ``max_cpus``.
         node_memory: bytes of RAM of each node; empty: there is no NUMA.
@@ -97,6 +99,8 @@ class AcpiDescription(NamedTuple):
 
     cpus: int = 1
     max_cpus: int = 0
+    plugged: frozenset[int] = frozenset()
+    cpu_hotplug: int | None = None
     apic_ids: tuple[int, ...] = ()
     cpu_nodes: tuple[int, ...] = ()
     node_memory: tuple[int, ...] = ()
@@ -174,6 +178,10 @@ class AcpiDescription(NamedTuple):
     def buses(self) -> int:
         """PCI buses that the root may have."""
         return 256 if self.ecam_base is None else min(self.ecam_size >> 20, 256)
+
+    def is_present(self, index: int) -> bool:
+        """Tell whether a processor is there now."""
+        return index < self.cpus or index in self.plugged
 
     def apic_id(self, index: int) -> int:
         """Give the local APIC id of a processor by its index."""
@@ -296,20 +304,23 @@ def fadt(machine: AcpiDescription, *, facs_offset: int, dsdt_offset: int) -> byt
     return table("FACP", FADT_REVISION, body, machine.oem, final=False)
 
 
-def madt(machine: AcpiDescription) -> bytes:
-    """Build the MADT: one entry per processor, the I/O APIC, overrides, NMI lines.
+def local_apic(machine: AcpiDescription, index: int, *, present: bool) -> bytes:
+    """Build the MADT's entry of a processor, which its ``_MAT`` is, too.
 
     APIC ids from 255 on need x2APIC entries (ACPI 5.2.12.12); the processor's
     UID is its index, as the DSDT's processor devices say.
     """
+    apic_id, flags = machine.apic_id(index), _APIC_ENABLED if present else 0
+    if apic_id < 255 and index < 255:
+        return struct.pack("<BBBBI", _LOCAL_APIC, 8, index, apic_id, flags)
+    return struct.pack("<BBHIII", _LOCAL_X2APIC, 16, 0, apic_id, flags, index)
+
+
+def madt(machine: AcpiDescription) -> bytes:
+    """Build the MADT: one entry per processor, the I/O APIC, overrides, NMI lines."""
     entries = b""
     for index in range(machine.cpu_count):
-        apic_id = machine.apic_id(index)
-        flags = _APIC_ENABLED if index < machine.cpus else 0
-        if apic_id < 255 and index < 255:
-            entries += struct.pack("<BBBBI", _LOCAL_APIC, 8, index, apic_id, flags)
-        else:
-            entries += struct.pack("<BBHIII", _LOCAL_X2APIC, 16, 0, apic_id, flags, index)
+        entries += local_apic(machine, index, present=machine.is_present(index))
     entries += struct.pack("<BBBBII", _IO_APIC, 12, 0, 0, machine.io_apic_base, 0)
     if machine.irq0_gsi:
         entries += struct.pack("<BBBBIH", _OVERRIDE, 10, 0, 0, machine.irq0_gsi, 0)

@@ -17,10 +17,15 @@ _NAME_SEGMENT = re.compile(r"[A-Z_][A-Z0-9_]{0,3}")
 _ZERO, _ONE, _NAME, _SCOPE, _BUFFER, _PACKAGE, _METHOD = 0x00, 0x01, 0x08, 0x10, 0x11, 0x12, 0x14
 _DUAL_NAME, _MULTI_NAME, _EXTENDED = 0x2E, 0x2F, 0x5B
 _STORE, _ADD, _AND, _OR, _INDEX, _CREATE_DWORD = 0x70, 0x72, 0x7B, 0x7D, 0x88, 0x8A
-_NOTIFY, _NOT, _EQUAL, _IF, _ELSE, _RETURN = 0x86, 0x92, 0x93, 0xA0, 0xA1, 0xA4
+_NOTIFY, _NOT, _EQUAL, _LESS, _IF, _ELSE, _WHILE, _RETURN, _BREAK = (
+    *(0x86, 0x92, 0x93, 0x95, 0xA0, 0xA1, 0xA2, 0xA4, 0xA5),
+)
+_MUTEX, _ACQUIRE, _RELEASE = 0x01, 0x23, 0x27
 _DEVICE = 0x82
 _SYSTEM_IO = 0x01
-_OPERATION_REGION, _FIELD, _PCI_CONFIG, _BYTE_ACCESS, _RESERVED_FIELD = 0x80, 0x81, 0x02, 0x01, 0x00
+_OPERATION_REGION, _FIELD, _PCI_CONFIG, _RESERVED_FIELD = 0x80, 0x81, 0x02, 0x00
+BYTE_ACCESS, DWORD_ACCESS, WRITE_AS_ZEROS = 0x01, 0x03, 0x40
+"""Flags of `fields`; without the last, what is not written is read before, and preserved."""
 
 
 def path(text: str) -> bytes:
@@ -138,6 +143,41 @@ def else_(*body: bytes) -> bytes:
     return _sized(bytes([_ELSE]), b"".join(body))
 
 
+def while_(condition: bytes, *body: bytes) -> bytes:
+    """Encode ``While (condition) {body}``."""
+    return _sized(bytes([_WHILE]), condition + b"".join(body))
+
+
+def break_() -> bytes:
+    """Encode ``Break``."""
+    return bytes([_BREAK])
+
+
+def less(left: bytes, right: bytes) -> bytes:
+    """Encode ``LLess (left, right)``."""
+    return bytes([_LESS]) + left + right
+
+
+def call(target: str, *arguments: bytes) -> bytes:
+    """Encode ``target (arguments)``; there are to be as many as the method takes."""
+    return path(target) + b"".join(arguments)
+
+
+def mutex(target: str) -> bytes:
+    """Encode ``Mutex (target, 0)``."""
+    return bytes([_EXTENDED, _MUTEX]) + path(target) + bytes([0])
+
+
+def acquire(target: str) -> bytes:
+    """Encode ``Acquire (target, 0xffff)``, which waits for ever."""
+    return bytes([_EXTENDED, _ACQUIRE]) + path(target) + b"\xff\xff"
+
+
+def release(target: str) -> bytes:
+    """Encode ``Release (target)``."""
+    return bytes([_EXTENDED, _RELEASE]) + path(target)
+
+
 def equal(left: bytes, right: bytes) -> bytes:
     """Encode ``LEqual (left, right)``."""
     return bytes([_EQUAL]) + left + right
@@ -195,15 +235,26 @@ def port_region(target: str, port: int, length: int) -> bytes:
     return bytes([_EXTENDED, _OPERATION_REGION]) + path(target) + bytes([_SYSTEM_IO]) + integer(port) + integer(length)
 
 
-def byte_fields(region: str, fields: dict[int, str]) -> bytes:
-    """Encode ``Field (region, ByteAcc, NoLock, Preserve)`` with one-byte fields at rising offsets."""
-    body, at = path(region) + bytes([_BYTE_ACCESS]), 0
-    for offset, target in fields.items():
+def fields(region: str, flags: int, places: dict[int, tuple[str, int]]) -> bytes:
+    """Encode ``Field (region, ...) {...}``; there is no lock.
+
+    Args:
+        region: whose fields they are.
+        flags: `BYTE_ACCESS` or `DWORD_ACCESS`, and `WRITE_AS_ZEROS`.
+        places: name and width of each by its offset, all in bits, at rising offsets.
+    """
+    body, at = path(region) + bytes([flags]), 0
+    for offset, (target, width) in places.items():
         if offset > at:
-            body += bytes([_RESERVED_FIELD]) + _bits(8 * (offset - at))
-        body += path(target) + _bits(8)
-        at = offset + 1
+            body += bytes([_RESERVED_FIELD]) + _bits(offset - at)
+        body += path(target) + _bits(width)
+        at = offset + width
     return bytes([_EXTENDED]) + _sized(bytes([_FIELD]), body)
+
+
+def byte_fields(region: str, places: dict[int, str]) -> bytes:
+    """Encode ``Field (region, ByteAcc, NoLock, Preserve)`` with one-byte fields at rising offsets, in bytes."""
+    return fields(region, BYTE_ACCESS, {8 * offset: (target, 8) for offset, target in places.items()})
 
 
 def _bits(count: int) -> bytes:

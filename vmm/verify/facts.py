@@ -55,7 +55,7 @@ def facts_of(machine: Machine) -> Facts:
         pm_timer_bits=machine.platform.pm.model.timer_bits,
         ram=_joined([(region.gpa, region.gpa + region.size - 1) for region in regions if region.kind == "ram"]),
         memory=_joined([(region.gpa, region.gpa + region.size - 1) for region in regions]),
-        apic_ids=tuple(vcpu.vcpu_id for vcpu in machine.vcpus),
+        apic_ids=tuple(machine.vcpus[index].vcpu_id for index in machine.present_cpus),
         local_apic=first.get_msrs([_MSR_APIC_BASE])[_MSR_APIC_BASE] & _APIC_BASE,
         physical_bits=sizes & 0xFF,
     )

@@ -49,6 +49,10 @@ MACHINES = {
     ),
     "disks": AcpiDescription(pci_slots=(1, 4, 30)),
     "disks of bhyve": AcpiDescription(pci_slots=(3, 4), pirqs=8, first_pirq=5),
+    "hot-plug": AcpiDescription(
+        cpus=1, max_cpus=4, cpu_hotplug=0xCD8, plugged=frozenset((2,)), node_memory=(1, 1), cpu_nodes=(0, 0, 1, 1)
+    ),
+    "hot-plug of many": AcpiDescription(cpus=3, max_cpus=300, cpu_hotplug=0xAF00, gpe0=(0xAFE0, 4)),
     "many": AcpiDescription(cpus=300, max_cpus=400),
 }
 ANY_MACHINE = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)

@@ -1,0 +1,164 @@
+"""CPUs that are plugged in: what firmware and Linux make of them, and what is refused."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import linux_machine
+import pytest
+
+from vmm.config.machine import MachineConfig
+from vmm.errors import ConfigError, ExitStatus
+from vmm.machine import Machine
+from vmm.pytest_plugin.plugin import MachineFactory
+from vmm.run.expected import SendError
+from vmm.run.outcome import Reason
+
+pytestmark = pytest.mark.needs_kvm
+
+DEADLINE = 120.0
+
+SYSFS = "/sys/devices/system/cpu"
+
+USES_IT = f"""
+echo "possible $(cat {SYSFS}/possible), online $(cat {SYSFS}/online)."
+echo it waits
+while [ ! -d {SYSFS}/cpu2 ]; do sleep 0.1; done
+echo 1 > {SYSFS}/cpu2/online
+echo "online $(cat {SYSFS}/online)."
+echo "it ran on $(taskset 4 awk '{{print $39}}' /proc/self/stat)."
+"""
+"""Fields of that file are numbered in proc(5): 39 is the CPU. Linux numbers CPUs in the order in which they come."""
+
+
+def linux(tmp_path: Path, script: str, firmware: str = "none", **fields: Any) -> MachineConfig:
+    """A Linux with two CPUs, of five that there may be."""
+    own = linux_machine.fields(script, tmp_path / "initrd") | {"direct": firmware == "none"}
+    return MachineConfig.create(firmware, **own | {"cpus": 2, "max_cpus": 5} | fields)
+
+
+@pytest.mark.parametrize(
+    ("firmware", "board", "accel"), [("none", "q35", "auto"), ("seabios", "pc", "auto"), ("none", "q35", "softcpu")]
+)
+def test_linux_uses_a_cpu_that_is_plugged_in(tmp_path: Path, firmware: str, board: str, accel: str) -> None:
+    with Machine(linux(tmp_path, USES_IT, firmware, machine=board, accel=accel)) as machine:
+        machine.expect(r"possible 0-4, online 0-1\.", deadline=DEADLINE)
+        machine.expect("it waits", deadline=DEADLINE)
+        assert machine.plug_cpu(3) == 3
+        with machine.snapshot() as before:
+            machine.expect(r"online 0-2\.\s+it ran on 2\.", deadline=DEADLINE)
+            assert machine.run(deadline=DEADLINE).reason is Reason.POWER_OFF
+            assert [each is not None for each in machine.started_s()] == [True, True, False, True, False]
+            assert machine.platform.cpu_hotplug is not None
+            device_check, success = 1, 0
+            assert machine.platform.cpu_hotplug.ost[3] == (device_check, success)
+            with pytest.raises(SendError):
+                machine.plug_cpu()
+            # Its CPU is there, and the guest has not heard of it.
+            with Machine.restore(before) as restored:
+                assert restored.present_cpus == [0, 1, 3]
+                restored.expect(r"online 0-2\.", deadline=DEADLINE)
+                assert restored.plug_cpu() == 2
+                with restored.snapshot() as after, Machine.restore(after) as again:
+                    assert again.present_cpus == [0, 1, 2, 3]
+                    again.expect(r"it ran on 2\.", deadline=DEADLINE)
+                    assert again.run(deadline=DEADLINE).reason is Reason.POWER_OFF
+
+
+def plugs(index: int | None) -> Callable[[Machine], None]:
+    """For `Machine.run`: plug it in, in the middle of the run."""
+
+    def poll(machine: Machine) -> None:
+        if len(machine.present_cpus) == machine.config.cpus:
+            machine.plug_cpu(index)
+
+    return poll
+
+
+def test_it_stays_at_a_reset_and_firmware_counts_it(tmp_path: Path) -> None:
+    script = f"""
+        echo "online $(cat {SYSFS}/online)."
+        while [ ! -d {SYSFS}/cpu2 ]; do sleep 0.1; done
+        echo it is there
+        read x
+        reboot -f
+    """
+    with Machine(linux(tmp_path, script, "ovmf")) as machine:
+        machine.expect(r"online 0-1\.", deadline=DEADLINE)
+        assert machine.run("it is there", DEADLINE, on_poll=plugs(4)).reached
+        assert [each is not None for each in machine.started_s()] == [True, True, False, False, False]
+        machine.send_line()
+        machine.expect(r"online 0-2\.", deadline=DEADLINE)
+        assert machine.reset_count == 1
+        assert [each is not None for each in machine.started_s()] == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("board", ["q35", "pc"])
+def test_ovmf_counts_cpus_by_the_registers(vmm_machine: MachineFactory, board: str) -> None:
+    machine = vmm_machine("ovmf", cpus=2, max_cpus=8, machine=board)
+    machine.plug_cpu(5)
+    # It waits for as many as it has counted.
+    machine.expect("any other key to continue", deadline=DEADLINE)
+    started = [index for index, seconds in enumerate(machine.started_s()) if seconds is not None]
+    assert started == machine.present_cpus == [0, 1, 5]
+    (registers,) = (each for each in machine.ports.ranges() if each.name == "CPU hot-plug")
+    assert registers.reads >= machine.config.max_cpus
+
+
+@pytest.mark.hw
+@pytest.mark.parametrize("accel", ["kvm", "softcpu"])
+def test_only_those_that_are_there_answer(vmm_machine: MachineFactory, accel: str) -> None:
+    machine = vmm_machine("probe", cpus=2, max_cpus=6, accel=accel)
+    machine.run(deadline=DEADLINE)
+    assert "apic ids: 0 1\n" in machine.debugcon.text()
+    machine.reset()
+    for index in (4, 2):
+        assert machine.plug_cpu(index if index == 4 else None) == index
+    mark = machine.debugcon.total
+    machine.run(deadline=DEADLINE)
+    assert b"apic ids: 0 1 2 4\n" in machine.debugcon.since(mark)
+    with pytest.raises(IndexError, match="no vCPU 3: the machine has 4 CPUs"):
+        machine.registers(3)
+
+
+def test_what_cannot_be_plugged_in(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("probe", cpus=1, max_cpus=3)
+    for index, message in ((0, "CPU 0 is there already"), (3, "no CPU 3: maxcpus is 3"), (-1, "no CPU -1")):
+        with pytest.raises(ConfigError, match=message):
+            machine.plug_cpu(index)
+    with pytest.raises(TypeError, match="index"):
+        machine.plug_cpu("1")  # type: ignore[arg-type]
+    assert (machine.plug_cpu(), machine.plug_cpu()) == (1, 2)
+    with pytest.raises(ConfigError, match="all 3 CPUs that maxcpus gives room for are there"):
+        machine.plug_cpu()
+    with pytest.raises(ConfigError, match="no room for another CPU; make the machine with -smp 2,maxcpus=N"):
+        vmm_machine("probe", cpus=2).plug_cpu()
+    with pytest.raises(ConfigError, match="a bhyve machine has nothing to tell the guest by; take q35 or pc"):
+        vmm_machine("probe", cpus=1, max_cpus=2, machine="bhyve").plug_cpu()
+    machine.close()
+    with pytest.raises(ValueError, match="closed"):
+        machine.plug_cpu()
+
+
+def test_firmware_in_system_management_mode_gets_none(vmm_machine: MachineFactory) -> None:
+    machine = vmm_machine("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", cpus=1, max_cpus=2)
+    with pytest.raises(ConfigError, match="system management mode, to which a CPU that is plugged in would not belong"):
+        machine.plug_cpu()
+    assert vmm_machine("seabios", cpus=1, max_cpus=2, smm="on", machine="q35").plug_cpu() == 1
+
+
+def test_a_script_plugs_one_in(tmp_path: Path) -> None:
+    """In the sandbox that the command line has."""
+    initrd, script, report = tmp_path / "initrd", tmp_path / "script", tmp_path / "report.json"
+    fields = linux_machine.fields(USES_IT, initrd)
+    script.write_text("timeout 100\nexpect it waits\nplug-cpu\nexpect it ran on 2\\.\npower-off\n")
+    words = ["-direct", "-kernel", fields["kernel"], "-initrd", initrd, "-append", fields["append"]]
+    command = [sys.executable, "-m", "vmm", "boot", *words, "-smp", "2,maxcpus=3", "--script", script, "--json", report]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert run.returncode == ExitStatus.OK, run.stdout + run.stderr
+    assert "2 asked for, 1 plugged in, 3 started" in run.stderr
+    cpus = json.loads(report.read_text())["cpus"]
+    assert (cpus["requested"], cpus["max"], cpus["plugged"], cpus["started"]) == (2, 3, [2], 3)

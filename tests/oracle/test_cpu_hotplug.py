@@ -1,0 +1,118 @@
+"""The registers of plugged CPUs beside Debian's QEMU: the same accesses, and the same answers to each."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from device_rig import Rig
+from qemu_qtest import Qemu, in_command, out_command
+
+from vmm.config.topology import parse_smp
+from vmm.devices.acpi_pm import GPE_CPU
+from vmm.devices.cpu_hotplug import CpuHotplug
+from vmm.layout import PORT_CPU_HOTPLUG_ICH9, PORT_CPU_HOTPLUG_PIIX4, PORT_GPE0_PIIX4
+from vmm.tables.acpi_cpus import REGISTERS
+
+ACCESSES = 3000
+PORTS = {"q35": PORT_CPU_HOTPLUG_ICH9, "pc": PORT_CPU_HOTPLUG_PIIX4}
+
+CASES = [
+    ("q35", "2,maxcpus=5", "registers"),
+    ("pc", "2,maxcpus=5", "registers"),
+    ("q35", "2,maxcpus=12,sockets=2,cores=3,threads=2", "registers"),
+    ("pc", "3,maxcpus=6,sockets=2,cores=3", "bitmap"),
+    pytest.param("q35", "1,maxcpus=257", "bitmap", marks=pytest.mark.needs_kvm),
+]
+
+
+class Ours:
+    """Our registers on a bus."""
+
+    def __init__(self, ports: range, smp: str) -> None:
+        given = parse_smp(smp)
+        self.topology = given.topology
+        self.events: list[int] = []
+        self.counts: list[int] = []
+        self.rig = Rig()
+        ids = [self.topology.apic_id(index) for index in range(given.max_cpus)]
+        self.present = [index < given.cpus for index in range(given.max_cpus)]
+        self.device = CpuHotplug(ids, self.present, lambda: self.events.append(GPE_CPU), self.counts.append)
+        self.rig.ports.add(ports.start, ports.stop - 1, self.device, "CPU hot-plug")
+
+
+def plug(qemu: Qemu, ours: Ours, index: int) -> None:
+    """The same CPU into both, by its place."""
+    place = ours.topology.place(index)
+    where = {"socket-id": place.socket, "core-id": place.core, "thread-id": place.thread}
+    qemu.qmp("device_add", driver="qemu64-x86_64-cpu", **where)
+    ours.device.plug(index)
+
+
+def statuses(qemu: Qemu) -> list[tuple[int, int]]:
+    """Event and status that the OS has said of each CPU, by index; QEMU lists CPUs alone by these registers."""
+    told: list[dict[str, Any]] = qemu.qmp("query-acpi-ospm-status")
+    return [(each["source"], each["status"]) for each in sorted(told, key=lambda each: int(each["slot"]))]
+
+
+@pytest.mark.parametrize(("board", "smp", "face"), CASES)
+def test_each_access_is_answered_as_by_qemu(tmp_path: Path, board: str, smp: str, face: str) -> None:
+    ports = PORTS[board]
+    ours = Ours(ports, smp)
+    random_ = random.Random(f"{board} {smp}")
+    absent = [index for index, there in enumerate(ours.present) if not there][-4:]
+    accelerator = "kvm" if "257" in smp else "tcg"  # which has no ids of 9 bits
+    with Qemu(tmp_path, 64 << 20, ["-smp", smp], board, accelerator=accelerator) as qemu:
+
+        def both(port: int, size: int, value: int | None) -> tuple[int, int]:
+            if value is not None:
+                ours.rig.out(port, size, value)
+                qemu.commands([out_command(port, size, value)])
+                return 0, 0
+            return ours.rig.inp(port, size), int(qemu.commands([in_command(port, size)])[0], 16)
+
+        def whole() -> None:
+            for at in ports:
+                mine, theirs = both(at, 1, None)
+                assert mine == theirs, hex(at)
+
+        whole()
+        if face == "bitmap":
+            plug(qemu, ours, absent.pop())
+            whole()
+        if face == "registers":
+            both(ports.start, 4, 0)
+            whole()
+        known = len(ours.present)
+        for number in range(ACCESSES):
+            if absent and number % (ACCESSES // 5) == ACCESSES // 10:
+                plug(qemu, ours, absent.pop())
+            size = random_.choice((1, 2, 4))
+            port = ports.start + random_.choice((0, 0, 4, 5, 8, random_.randrange(REGISTERS)))
+            value = None
+            # The bits that take a CPU out are left alone: nothing does that here.
+            if random_.random() < 0.6 and (face == "registers" or port != ports.start):
+                value = random_.choice((0, 1, 2, 3, random_.randrange(known + 2), random_.getrandbits(32)))
+                value &= (1 << 8 * size) - 1
+                if port - ports.start <= 4 < port - ports.start + size:
+                    value &= ~(0x1C << 8 * (ports.start + 4 - port))
+            mine, theirs = both(port, size, value)
+            assert mine == theirs, (number, hex(port), size, value)
+            if number == ACCESSES // 2:
+                qemu.reset()
+                ours.device.reset()
+        whole()
+        if face != "bitmap":
+            assert ours.device.ost == statuses(qemu)
+
+
+def test_a_plugged_cpu_raises_the_event_that_qemu_raises(tmp_path: Path) -> None:
+    ours = Ours(PORT_CPU_HOTPLUG_PIIX4, "1,maxcpus=2")
+    with Qemu(tmp_path, 64 << 20, ["-smp", "1,maxcpus=2"], "pc") as qemu:
+        plug(qemu, ours, 1)
+        status = int(qemu.commands([in_command(PORT_GPE0_PIIX4.start, 1)])[0], 16)
+        assert [event for event in range(8) if status >> event & 1] == ours.events
+        count = int.from_bytes(qemu.item(0x05, 2), "little")
+        qemu.commands([out_command(0x70, 1, 0x5F)])
+        assert [count] == ours.counts
+        assert int(qemu.commands([in_command(0x71, 1)])[0], 16) == count - 1

@@ -1,0 +1,79 @@
+"""How a CPU is plugged into a machine, whose vCPU was made with the machine and has waited since."""
+
+from typing import TYPE_CHECKING
+
+from vmm.cpu.reset import PowerOn, reset_vcpu
+from vmm.errors import ConfigError
+from vmm.legible import counted
+from vmm.options import check_type
+
+if TYPE_CHECKING:
+    from vmm.bus import IoLock
+    from vmm.config.machine import MachineConfig
+    from vmm.cpu.processors import Processors
+    from vmm.devices.cpu_hotplug import CpuHotplug
+    from vmm.platform import Platform
+    from vmm.run.threads import VcpuThreads
+    from vmm.softcpu.engine import SoftwareCpu
+
+
+def plug_cpu(
+    index: int | None,
+    config: "MachineConfig",
+    processors: "Processors",
+    softcpu: "SoftwareCpu | None",
+    platform: "Platform",
+    threads: "VcpuThreads",
+    io_lock: "IoLock",
+) -> int:
+    """Plug a CPU in, and start its thread if the machine runs; arguments, but for the machine's parts, as `Machine`'s.
+
+    Raises:
+        ConfigError: it cannot be plugged in.
+        HostError: the host gives no further thread.
+        KvmError: KVM refuses the state after power-on.
+        RuntimeError: the calling thread is a vCPU's.
+    """
+    if index is not None:
+        check_type(index, "index", int)
+    if threads.is_one_calling():
+        raise RuntimeError("plug_cpu() was called on the thread of a vCPU, by a device; call it from another thread")
+    with io_lock:
+        hotplug, chosen = _choose(index, config, processors.present, platform)
+        vcpu, core = processors.vcpus[chosen], processors.cores[chosen]
+        # The guest may have sent it interrupts, INITs and SIPIs while it was not there.
+        reset_vcpu(vcpu, PowerOn({}, vcpu.get_nested_state()))
+        if softcpu is not None:
+            softcpu.reset_vcpu(core)
+        threads.launch(chosen)
+        hotplug.plug(chosen)
+    return chosen
+
+
+def _choose(
+    index: int | None, config: "MachineConfig", present: list[bool], platform: "Platform"
+) -> "tuple[CpuHotplug, int]":
+    """Which one it is, if it may be, and what it is plugged into."""
+    hotplug = platform.cpu_hotplug
+    if hotplug is None:
+        raise ConfigError(
+            "plug_cpu: a bhyve machine has nothing to tell the guest by; take q35 or pc"
+            if config.max_cpus > config.cpus
+            else f"plug_cpu: there is no room for another CPU; make the machine with -smp {config.cpus},maxcpus=N"
+        )
+    if index is None:
+        if all(present):
+            raise ConfigError(f"plug_cpu: all {counted(len(present), 'CPU')} that maxcpus gives room for are there")
+        index = present.index(False)
+    if not 0 <= index < len(present):
+        raise ConfigError(f"plug_cpu: there is no CPU {index}: maxcpus is {len(present)}, and they count from 0")
+    if present[index]:
+        raise ConfigError(f"plug_cpu: CPU {index} is there already")
+    smi = platform.smi_features
+    if smi is not None and (smi.broadcast or config.firmware.needs_smm):
+        # QEMU, ich9_pm_device_pre_plug_cb in hw/acpi/ich9.c: it would take SMIs at an SMBASE in common RAM.
+        raise ConfigError(
+            "plug_cpu: the firmware uses system management mode, to which a CPU that is plugged in would not belong; "
+            "boot firmware without, or with -machine smm=off, if it can"
+        )
+    return hotplug, index
