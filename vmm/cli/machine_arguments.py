@@ -38,8 +38,8 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         metavar="N[,maxcpus=M][,KEY=...]",
         action=AddUp,
         const="cpus",
-        help="CPUs at boot, and how many the tables have room for (default 1); sockets=S, dies=D, cores=C and "
-        "threads=T arrange them; what is left out is as in QEMU: cores first",
+        help="CPUs at boot, and how many there may be once more are plugged in (default 1); sockets=S, dies=D, cores=C "
+        "and threads=T arrange them; what is left out is as in QEMU: cores first",
     )
     add("-c", metavar="N", dest="bhyve_cpus", help="bhyve's spelling of -smp N")
     add(

@@ -33,7 +33,7 @@ class MachineOptions(TypedDict, total=False):
         persist: write what the guest stores back into ``variables``, which is the default, or into a firmware that is
             one file with both.
         cpus: vCPUs at boot; 1.
-        max_cpus: CPUs that the tables have room for; ``cpus``.
+        max_cpus: CPUs that there is room for, by `vmm.Machine.plug_cpu`; ``cpus``.
         topology: sockets, dies, cores and threads of ``max_cpus``: a `vmm.config.topology.Topology`, or ``-smp``'s text
             such as ``"sockets=2,threads=2"``; one socket with one thread a core. Without
             ``cpus``, all are there.

@@ -35,7 +35,14 @@ class PlatformRig(Rig):
         firmware = FirmwareImages(FirmwareKind.UNKNOWN, Layout.FLASH, "code.fd", CODE, variables)
         file = VariableFile(variables.path, len(variables.data)) if variables.persist else None
         fields = {"ram_high": 5 << 30, "cpus": 4, "variables": file, "boot_order": boot_order, "images": images}
-        self.platform: Platform = builder(board)(self.parts(firmware, **fields))
+        room = {"apic_ids": (0, 1, 2, 4, 5, 6), "present": [True] * 4 + [False] * 2}
+        self.platform: Platform = builder(board)(self.parts(firmware, **fields, **room))
+
+    def plug(self) -> None:
+        """Plug a CPU in, the last of those that there is room for."""
+        assert self.platform.cpu_hotplug is not None
+        with self.lock:
+            self.platform.cpu_hotplug.plug(5)
 
     def cmos(self, register: int, size: int = 1) -> int:
         value = 0
@@ -88,6 +95,14 @@ def test_cmos_tells_sizes_cpus_and_boot_order(rig: PlatformRig) -> None:
     assert (rig.cmos(0x3D), rig.cmos(0x38)) == (0x12, 0x30)
 
 
+def test_a_plugged_cpu_is_in_cmos_in_the_count_and_in_what_tables_say(rig: PlatformRig) -> None:
+    rig.plug()
+    assert rig.cmos(0x5F) == 4
+    assert rig.platform.cpu_count == b"\5\0"
+    rig.platform.reset()
+    assert (rig.cmos(0x5F), rig.platform.standing().plugged) == (4, frozenset((5,)))
+
+
 def test_boot_order_in_cmos() -> None:
     rig = PlatformRig(MachineType.PC, boot_order="n")
     assert (rig.cmos(0x3D), rig.cmos(0x38)) == (0x04, 0x00)
@@ -132,7 +147,10 @@ def test_reset_puts_everything_back(rig: PlatformRig) -> None:
     assert shape(rig) == before
 
 
-PORTS = st.sampled_from([*range(0x60, 0x100), *range(0x3F0, 0x410), 0xCF8, 0xCF9, 0xCFC, 0xCFD, 0x600, 0x604, 0xAFE0])
+CPUS = *range(0xCD8, 0xCE8), *range(0xAF00, 0xAF10)
+PORTS = st.sampled_from(
+    [*range(0x60, 0x100), *range(0x3F0, 0x410), *CPUS, 0xCF8, 0xCF9, 0xCFC, 0xCFD, 0x600, 0x604, 0xAFE0]
+)
 ADDRESSES = st.one_of(
     st.integers(0xC0000, 0xFFFFF),
     st.integers(layout.FOUR_GIB - len(CODE) - len(VARIABLES) - 8, layout.FOUR_GIB - 8),
@@ -220,6 +238,7 @@ def test_a_restored_board_goes_on_like_the_first_one(
     first.platform.serial.feed(b"typed" * 9)
     for action in before:
         perform(first, action)
+    first.plug()
     with first.lock:
         state = first.platform.state()
     assert is_plain(state)
