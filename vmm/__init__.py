@@ -1,9 +1,13 @@
 """vmm: a KVM-backed mini virtual machine monitor for people who develop firmware and hypervisors."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from vmm.config.keywords import MachineOptions
     from vmm.config.machine import MachineConfig
     from vmm.machine import Machine

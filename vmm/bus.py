@@ -9,12 +9,16 @@ Locks: the machine's io_lock is held during every device access. A Python
 thread may hold the GIL when it takes io_lock, for the call gives the GIL up.
 """
 
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from __future__ import annotations
 
 from vmm._native import ffi, lib
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any, Self
 
 _ALL_ONES = b"\xff"
 _LOW_64 = (1 << 64) - 1
@@ -130,7 +134,7 @@ class _Binding:
 
     __slots__ = ("bus", "device", "name")
 
-    def __init__(self, bus: "Bus", device: Device, name: str) -> None:
+    def __init__(self, bus: Bus, device: Device, name: str) -> None:
         self.bus = bus
         self.device = device
         self.name = name

@@ -3,27 +3,30 @@
 The ring that they wait in is emptied in C (`native/coalesced.c`).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.config.parts import MachineType
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
+    from typing import Any
+
     from vmm.config.machine import MachineConfig
     from vmm.kvm import Vcpu, Vm
 
 
-def is_coalesced(config: "MachineConfig", vm: "Vm") -> bool:
+def is_coalesced(config: MachineConfig, vm: Vm) -> bool:
     """Whether writes of a machine that KVM executes are kept: unless every access is to be seen."""
     asked = config.coalesced and config.trace is None and not config.exit_times
     return asked and bool(vm.check_extension(lib.KVM_CAP_COALESCED_PIO))
 
 
 def coalesce_consoles(
-    config: "MachineConfig", core: Any, vcpu: "Vcpu", wake: Callable[[], object], parts: ExitStack, *, fw_cfg: bool
+    config: MachineConfig, core: Any, vcpu: Vcpu, wake: Callable[[], object], parts: ExitStack, *, fw_cfg: bool
 ) -> Callable[[], None] | None:
     """Coalesce the debug port and the selector of fw_cfg, unless every access is to be seen.
 
@@ -47,7 +50,7 @@ def coalesce_consoles(
 
 
 def coalesce(
-    core: Any, vcpu: "Vcpu", ports: Sequence[range], wake: Callable[[], object], parts: ExitStack
+    core: Any, vcpu: Vcpu, ports: Sequence[range], wake: Callable[[], object], parts: ExitStack
 ) -> Callable[[], None]:
     """Let KVM keep writes to ports that have no effect before somebody looks.
 

@@ -4,14 +4,20 @@ Another thread, started before, does the work. Where such a thread is about to i
 files other than modules, or imports in many places, it hands over by `call`.
 """
 
+from __future__ import annotations
+
 import importlib
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
-Result = TypeVar("Result")
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
 
 
 class _Here(threading.local):

@@ -9,9 +9,10 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 ```
 """
 
+from __future__ import annotations
+
 from contextlib import ExitStack, nullcontext
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from vmm import layout
 from vmm._native import ffi, lib
@@ -38,10 +39,12 @@ from vmm.run.threads import VcpuThreads, add_vcpus
 from vmm.sandbox import Sandbox
 from vmm.softcpu import decision
 from vmm.tables.boot_order import cmos_boot_bytes
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from typing import Any, Self, Unpack
     from uuid import UUID
 
     from vmm.config.items import FwCfgItem
@@ -62,7 +65,6 @@ if TYPE_CHECKING:
     from vmm.run.snapshot import Snapshot
     from vmm.run.virtual_time import VirtualTime
     from vmm.run.whole import Whole
-    from vmm.softcpu.chips import ChipsSystem
     from vmm.softcpu.engine import SoftwareCpu
 
 
@@ -111,8 +113,8 @@ class Machine(Observable):
         customize: interface.Customize | None = None,
         alter: interface.Alter | None = None,
         outputs: Outputs | None = None,
-        resumption: "Resumption | None" = None,
-        **options: "Unpack[MachineOptions]",
+        resumption: Resumption | None = None,
+        **options: Unpack[MachineOptions],
     ) -> None:
         if isinstance(config, MachineConfig):
             if options:
@@ -309,7 +311,7 @@ class Machine(Observable):
             self._parts = parts.pop_all()
 
     @property
-    def _whole(self) -> "Whole":
+    def _whole(self) -> Whole:
         """What a snapshot is made of."""
         from vmm.run.whole import Whole  # few runs come to that
 
@@ -335,6 +337,8 @@ class Machine(Observable):
         sandbox = config.sandbox if isinstance(config, MachineConfig) else options.get("sandbox")
         if cls is not Machine or sandbox != Sandboxing.PROCESS:
             return super().__new__(cls)
+        from typing import cast
+
         from vmm.isolation.machine import ProcessMachine
 
         return cast("Self", ProcessMachine.made(config, **options))
@@ -344,11 +348,11 @@ class Machine(Observable):
     @classmethod
     def restore(
         cls,
-        snapshot: "Snapshot",
+        snapshot: Snapshot,
         *,
-        fw_cfg: "Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str" = (),
-        generation: "UUID | str | None" = None,
-        time: "Time | str" = "stopped",
+        fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str = (),
+        generation: UUID | str | None = None,
+        time: Time | str = "stopped",
         customize: interface.Customize | None = None,
         alter: interface.Alter | None = None,
         outputs: Outputs | None = None,
@@ -380,7 +384,7 @@ class Machine(Observable):
         resumption = prepare(snapshot, fw_cfg, generation, time)
         return cls(resumption.config, customize=customize, alter=alter, outputs=outputs, resumption=resumption)
 
-    def snapshot(self) -> "Snapshot":
+    def snapshot(self) -> Snapshot:
         """Take a snapshot, between two runs; the machine may go on.
 
         Raises:
@@ -394,7 +398,7 @@ class Machine(Observable):
         with self._lifetime.hold():
             return self.snapshot_while_held()
 
-    def snapshot_while_held(self) -> "Snapshot":
+    def snapshot_while_held(self) -> Snapshot:
         """As `snapshot`, for a debugger that holds the vCPUs in the middle of a run."""
         from vmm.run import snapshot
 
@@ -450,7 +454,7 @@ class Machine(Observable):
         self._runner.check_alive()
         return plug_cpu(index, self.config, self._processors, self.softcpu, self.platform, self._threads, self.io_lock)
 
-    def _find_terminal(self) -> "TerminalType":
+    def _find_terminal(self) -> TerminalType:
         from vmm.run.console_terminal import find_terminal  # few machines are sent keys
 
         return find_terminal(self.platform.flash, self.config.firmware.kind)
@@ -462,7 +466,7 @@ class Machine(Observable):
         with self.io_lock:
             self.platform.pm.press_power_button()
 
-    def _virtual_time(self, outputs: Outputs, softcpu: "SoftwareCpu") -> "VirtualTime":
+    def _virtual_time(self, outputs: Outputs, softcpu: SoftwareCpu) -> VirtualTime:
         from vmm.run.virtual_time import VirtualTime, read_recording
 
         def press() -> None:
@@ -489,7 +493,7 @@ class Machine(Observable):
     def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
         self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
 
-    def _message_routes(self) -> "MessageRoutes":
+    def _message_routes(self) -> MessageRoutes:
         from vmm.kvm.message_routes import MessageRoutes  # few machines have devices of other processes
 
         return MessageRoutes(self.vm)
@@ -498,12 +502,12 @@ class Machine(Observable):
         (self.vm.coalesce_writes if wanted else self.vm.stop_coalescing)(address, size)
         return not lib.vmm_vm_keeps_writes(core)
 
-    def _smi_sender(self, core: Any) -> "Callable[[bool], None]":
+    def _smi_sender(self, core: Any) -> Callable[[bool], None]:
         from vmm.cpu.smi import send_smi
 
         return lambda broadcast: send_smi(core, self.vcpus, self.softcpu, broadcast=broadcast)
 
-    def _reset_in_place(self, kind: "ResetKind") -> None:
+    def _reset_in_place(self, kind: ResetKind) -> None:
         if self._reset_machine is None:
             from vmm.run.reset import MachineReset  # few machines are reset
 
@@ -520,7 +524,7 @@ class Machine(Observable):
             )
         self._reset_machine(kind)
 
-    def _debugged(self, listener: "DebugSocket", core: Any, threads: VcpuThreads) -> "Debugger":
+    def _debugged(self, listener: DebugSocket, core: Any, threads: VcpuThreads) -> Debugger:
         from vmm.debug.debugger import Debugger
 
         return Debugger(
@@ -538,17 +542,17 @@ class Machine(Observable):
         if self.debugger is not None:
             self.debugger.note_debug(index)
 
-    def _explain(self, outcome: "Outcome") -> "Outcome":
+    def _explain(self, outcome: Outcome) -> Outcome:
         from vmm.run.failure import explained  # few runs fail
 
         buses = (self.ports, self.mmio)
         return explained(outcome, self._processors, buses, (self.debugcon, self.serial), lambda: self._look)
 
     @cached_property
-    def _look(self) -> "Look":
+    def _look(self) -> Look:
         from vmm.debug.look import Look
 
         return Look(self.memory, self.config.firmware, self.config.symbols)
 
-    def _vmcoreinfo_written(self, info: "VmCoreInfo | None") -> None:
+    def _vmcoreinfo_written(self, info: VmCoreInfo | None) -> None:
         self.vmcoreinfo = info

@@ -9,18 +9,22 @@ Each region is at once a KVM memory slot and a row of the table that C code
 checks its copies against, so that devices and the guest see the same map.
 """
 
+from __future__ import annotations
+
 import mmap
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.config.parts import RamPlaces
 from vmm.options import check_type
 from vmm.ram import HUGE_PAGE_SIZE, KeptRam, fresh_ram, shared_ram
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from typing_extensions import Buffer
 
     from vmm.config.machine import MachineConfig
@@ -48,7 +52,7 @@ class _Rom(NamedTuple):
     pin: Any
 
     @classmethod
-    def of(cls, contents: "Buffer") -> "_Rom":
+    def of(cls, contents: Buffer) -> _Rom:
         with ffi.from_buffer(contents) as buffer:
             address, size = int(ffi.cast("uintptr_t", buffer)), len(buffer)
         # The view's owner is pinned, for a view with a buffer taken from it crashes CPython's garbage collector when it
@@ -90,7 +94,7 @@ class GuestMemory:
 
     def __init__(
         self,
-        vm: "Vm",
+        vm: Vm,
         core: Any,
         size: int,
         low_limit: int,
@@ -187,7 +191,7 @@ class GuestMemory:
             raise ValueError(f"{ram:#x}+{size:#x} is not below the end of low RAM at {self.low_size:#x}")
         return self._ram_address + ram
 
-    def map_rom(self, gpa: int, contents: "Buffer") -> None:
+    def map_rom(self, gpa: int, contents: Buffer) -> None:
         """Show ``contents`` (whole pages) read-only at ``gpa``; the buffer is used in place, not copied.
 
         Guest stores there become MMIO accesses.
@@ -380,7 +384,7 @@ class GuestMemory:
 
 
 def create_memory(
-    vm: "Vm", core: Any, config: "MachineConfig", ram: KeptRam | None, *, kvm_smm: bool, high_base: int
+    vm: Vm, core: Any, config: MachineConfig, ram: KeptRam | None, *, kvm_smm: bool, high_base: int
 ) -> GuestMemory:
     """The memory that a machine is described to have.
 

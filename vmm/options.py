@@ -7,9 +7,9 @@ This module knows syntax only; what a key means is decided where it is used. Eve
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

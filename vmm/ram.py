@@ -1,10 +1,12 @@
 """Where guest RAM comes from: memory of this process alone, or such as other processes can map."""
 
+from __future__ import annotations
+
 import mmap
 import os
-from typing import NamedTuple
 
 from vmm.errors import ConfigError, HostError
+from vmm.typed import NamedTuple
 
 HUGE_PAGE_SIZE = 2 << 20
 """RAM begins at a multiple of it, for KVM maps 2 MiB at once only where host and guest addresses agree that far

@@ -10,16 +10,17 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from vmm import late
 from vmm._native import ffi, lib
 from vmm.config.parts import Sandboxing
 from vmm.errors import HostError
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+    from typing import Any
 
 _WITHOUT = "--sandbox off runs without it"
 

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
 
 from vmm import inputs
 from vmm.cli import EXIT_STATUSES, say
@@ -17,6 +16,7 @@ from vmm.config.outputs import Outputs
 from vmm.config.parts import Clock, Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.run.expect import compile_pattern
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse

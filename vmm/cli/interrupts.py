@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import signal
-from typing import Any, Self
+
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm.cli.parser import AddUp
 from vmm.config.fields import DEFAULT_MAX_RESETS, DEFAULT_MEMORY
 from vmm.config.parts import Sandboxing
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.cli.parser import Parser

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from vmm.cli.machine_arguments import MACHINE_KEYS
 from vmm.config.machine import MachineConfig
 from vmm.config.parts import Sandboxing, Target
@@ -11,9 +9,11 @@ from vmm.config.topology import Smp, parse_smp
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.options import parse_bool, parse_int, parse_keys, split_commas
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from vmm.config.items import FwCfgItem
 

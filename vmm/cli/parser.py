@@ -7,10 +7,13 @@ import os
 import re
 import sys
 from functools import partial
-from typing import Any, NoReturn, TextIO
 
 from vmm.errors import ConfigError
 from vmm.options import split_commas
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, NoReturn, TextIO
 
 # Words here are English, argparse's own too: it would ask gettext, which loads `locale` only to find no translation.
 argparse._ = str  # type: ignore[attr-defined]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm import layout, options
 from vmm.config.interface import check_options
 from vmm.config.parts import MAX_MEMORY, Accelerator, Clock, MachineType, SystemManagement
@@ -11,6 +9,7 @@ from vmm.config.topology import MAX_CPUS
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
 from vmm.tables.boot_order import check_paths
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.config.fields import MachineFields

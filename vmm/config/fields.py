@@ -5,14 +5,14 @@ Beside each other they say more, such as which board firmware wants that nobody 
 Sizes are in bytes unless a name says otherwise.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from __future__ import annotations
 
 from vmm.config.interface import InterfaceChoice, choose
 from vmm.config.parts import Accelerator, Clock, Dispatch, MachineType, Sandboxing, SystemManagement, Target, low_memory
 from vmm.config.topology import Topology
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
-from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +24,11 @@ if TYPE_CHECKING:
     from vmm.config.numa import Numa
     from vmm.config.option_roms import OptionRom
     from vmm.disks.drives import Drive
+    from vmm.inputs import InputFile
     from vmm.tables.acpi_user import UserTable
     from vmm.tables.e820 import E820Entry
     from vmm.tables.smbios_options import SmbiosOption
     from vmm.vhost.backend import VhostDevice
-else:
-    # Few machines need them, and NamedTuple would compile an annotation that is a text, which takes longer.
-    CpuModel = Numa = DebugAddress = FwCfgItem = FwCtlItem = OptionRom = UserTable = E820Entry = SmbiosOption = Any
-    Drive = Path = VhostDevice = Any
 
 DEFAULT_MEMORY = 256 << 20
 DEFAULT_MAX_RESETS = 10
@@ -144,7 +141,7 @@ class MachineFields(NamedTuple):
         return bool(self.vhost) or any(drive.served for drive in self.drives)
 
     @property
-    def input_files(self) -> "Iterator[tuple[str, str | Path]]":
+    def input_files(self) -> Iterator[tuple[str, str | Path]]:
         """Every file that the machine reads, with the option that names it."""
         yield "the firmware", self.firmware.file
         if self.firmware.variables is not None:

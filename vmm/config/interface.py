@@ -1,10 +1,13 @@
 """The one of fw_cfg and fwctl that a machine has: asked for, or read from the firmware image."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NAMES = {Interface.QEMU: "fw_cfg", Interface.BHYVE: "fwctl"}
 

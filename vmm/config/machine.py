@@ -7,7 +7,6 @@ Everything that can be wrong before ``/dev/kvm`` is opened is found when a :clas
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
 
 from vmm import inputs, options
 from vmm.config.checks import check
@@ -34,11 +33,12 @@ from vmm.firmware.images import NO_FIRMWARE, FirmwareImages, FirmwareKind, Inter
 from vmm.firmware.load import find
 from vmm.inputs import InputFile
 from vmm.tables.boot_order import BootOptions
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
-    from typing import Unpack
+    from typing import Any, Self, Unpack
     from uuid import UUID
 
     from vmm.config.cpu_model import CpuModel

@@ -4,15 +4,20 @@ A document (a report) is written beside its place and moved there as a whole, so
 until then. A stream (a console, the access log) grows while the machine runs.
 """
 
+from __future__ import annotations
+
 import os
 import stat
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EACCES, EBUSY, EPERM, EROFS
 from functools import partial
-from typing import Final
 
 from vmm.errors import ConfigError, HostError
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Final
 
 _NOT_BESIDE: Final = {EACCES, EBUSY, EPERM, EROFS}
 """Why a file cannot be replaced that can be written: its directory is closed to us, or it is a mount point itself."""

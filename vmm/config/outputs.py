@@ -4,20 +4,23 @@ An output that is also an input, or that two options name, is refused: nothing h
 and files that are this process's own stdout or stderr are written as they are.
 """
 
+from __future__ import annotations
+
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self
 
 from vmm.config.output_files import Document, GrowingFile, refusing
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, HostError
 from vmm.options import shown
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+    from typing import Final, Self
 
     from vmm.config.debugger import DebugAddress
     from vmm.config.listening import DebugSocket
@@ -65,7 +68,7 @@ class Outputs:
 
     def __init__(
         self,
-        config: "MachineConfig | None",
+        config: MachineConfig | None,
         documents: Mapping[str, str | None] | None = None,
         copy_disk: Callable[[int], int] | None = None,
     ) -> None:
@@ -176,14 +179,14 @@ class Outputs:
         """
         self._document(option, path)
 
-    def _open_variables(self, store: "VariableStore | None") -> None:
+    def _open_variables(self, store: VariableStore | None) -> None:
         if store is not None and store.persist:
             from vmm.firmware.variables import VariableFile
 
             self.variables = VariableFile(store.path, len(store.data))
             self._closers.callback(self.variables.close)
 
-    def _open_disks(self, config: "MachineConfig", copy_disk: Callable[[int], int] | None) -> None:
+    def _open_disks(self, config: MachineConfig, copy_disk: Callable[[int], int] | None) -> None:
         opened: list[DiskImage | Backend] = []
         for index, drive in enumerate(config.drives):
             if drive.served:
@@ -201,13 +204,13 @@ class Outputs:
             opened.append(self._closers.enter_context(connect(device)))
         self.disks = tuple(opened)
 
-    def _listen(self, address: "DebugAddress") -> None:
+    def _listen(self, address: DebugAddress) -> None:
         from vmm.config.listening import DebugSocket  # few machines are debugged
 
         self.listener = DebugSocket(address)
         self._closers.callback(self.listener.close)
 
-    def _open_streams(self, config: "MachineConfig") -> None:
+    def _open_streams(self, config: MachineConfig) -> None:
         consoles = {"-serial": config.serial, "-debugcon": config.debugcon}
         if any(target.kind is TargetKind.STDIO for target in consoles.values()):
             self._taken[_STDOUT_ITSELF] = _CONSOLE
@@ -282,7 +285,7 @@ class Outputs:
             raise ConfigError(f"{name}: {other} writes there; give another path")
 
 
-def _identities(files: "Iterable[tuple[str, str | Path]]") -> dict[_Identity, str]:
+def _identities(files: Iterable[tuple[str, str | Path]]) -> dict[_Identity, str]:
     """Return what the inputs are called, by identity."""
     found: dict[_Identity, str] = {}
     for name, path in files:

@@ -3,17 +3,20 @@
 Everything that can be wrong with a single part is found here and raised as :class:`vmm.errors.ConfigError`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from vmm import layout, options
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
-else:
-    Path = Any
+    from typing import Any, Final, Self, TypeVar
+
+    Choice = TypeVar("Choice", bound=StrEnum)
 
 MAX_MEMORY = 1 << 43
 """8 TiB: all above the PCI hole is one memory slot, which has fewer than 2**31 pages (Linux, KVM_MEM_MAX_NR_PAGES)."""
@@ -243,9 +246,6 @@ def several(value: Any, name: str, *single: type) -> tuple[Any, ...]:
     for one in values:
         options.check_type(one, name, *single)
     return values
-
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def parse_choice(kind: type[Choice], value: Choice | str, option: str) -> Choice:

@@ -1,10 +1,13 @@
 """Signatures in full, for help() and `inspect`; editors and mypy see them anyway."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from inspect import Signature
+    from typing import Any
 
 
 class SpelledOut:
@@ -24,7 +27,7 @@ class SpelledOut:
         return self._function(*values, **options)
 
     @property
-    def __signature__(self) -> "Signature":
+    def __signature__(self) -> Signature:
         from inspect import Parameter, signature
 
         from vmm.config.keywords import MachineOptions

@@ -4,10 +4,14 @@ Sources: QEMU, hw/core/machine-smp.c (what ``-smp`` leaves out) and include/hw/i
 volume 3, 9.9.1 (fields of APIC ids).
 """
 
-from typing import NamedTuple, Self
+from __future__ import annotations
 
 from vmm import options
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Self
 
 MAX_CPUS = 1024
 """KVM_MAX_VCPUS of Linux 5.15 and later, unless the host itself has more."""
@@ -33,7 +37,7 @@ class Topology(NamedTuple):
     threads: int = 1
 
     @classmethod
-    def parse(cls, value: Self | str, cpus: int | None, max_cpus: int | None) -> "Smp":
+    def parse(cls, value: Self | str, cpus: int | None, max_cpus: int | None) -> Smp:
         """Complete a topology, or ``-smp``'s text of one, by the numbers of CPUs; None is left out.
 
         Raises:

@@ -7,19 +7,17 @@ volume 3, appendix E (CPUID leaves).
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import lib
 from vmm.config.topology import Topology
 from vmm.errors import ConfigError
 from vmm.kvm.structs import CpuidEntry
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vmm.config.cpu_model import CpuModel
     from vmm.config.machine import MachineConfig
     from vmm.kvm import Kvm
-else:
-    CpuModel = Any
 
 _AMD = b"AuthenticAMD"
 _INTEL = b"GenuineIntel"

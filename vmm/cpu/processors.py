@@ -1,16 +1,20 @@
 """The vCPUs of one machine, each with what the C core counts of it."""
 
+from __future__ import annotations
+
 from collections import deque
-from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.cpu import cpuid
 from vmm.cpu.reset import reset_vcpu
 from vmm.kvm.descriptor import kvm_error
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from typing import Any
+
     from vmm.config.machine import MachineConfig
     from vmm.kvm import CpuidEntry, Vcpu, Vm
     from vmm.softcpu.engine import SoftwareCpu
@@ -42,7 +46,7 @@ class Processors:
         self.cpuid: list[CpuidEntry] = []
         self.earlier_starts: deque[tuple[int, int]] = deque(maxlen=_KEPT_STARTS)
 
-    def add(self, vcpu: "Vcpu", core: Any, times: Any, entries: "list[CpuidEntry]") -> None:
+    def add(self, vcpu: Vcpu, core: Any, times: Any, entries: list[CpuidEntry]) -> None:
         """The next one.
 
         Args:
@@ -101,10 +105,10 @@ class Processors:
 
 
 def create_processors(
-    vm: "Vm",
+    vm: Vm,
     core: Any,
-    config: "MachineConfig",
-    softcpu: "SoftwareCpu | None",
+    config: MachineConfig,
+    softcpu: SoftwareCpu | None,
     closers: ExitStack,
     present: list[bool],
 ) -> Processors:

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError
 from vmm.kvm.structs import MpState
 from vmm.layout import LAPIC_BASE
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from vmm.kvm import Vcpu
 

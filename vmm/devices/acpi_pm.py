@@ -5,15 +5,20 @@ overflow status, sleep states other than S3 and S5, and SMIs other than that by 
 management mode, `SMI_EN` says that firmware set it up before, so that nobody waits for an SMI.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, Device
-from vmm.devices.clock import GuestClock
-from vmm.devices.signals import Irq, PowerControl
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from vmm.devices.clock import GuestClock
+    from vmm.devices.signals import Irq, PowerControl
 
 POWER_BUTTON = 1 << 8
 """PM1 status and enable, bit PWRBTN."""

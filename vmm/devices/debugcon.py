@@ -4,12 +4,17 @@ What is printed after a pause goes out at once; what follows is collected by C (
 milliseconds at a time, for many a firmware prints by single bytes.
 """
 
-from typing import Any
+from __future__ import annotations
 
 from vmm._native import ffi, lib
 from vmm.bus import Device, Front, IoLock
-from vmm.devices.signals import Sink
-from vmm.devices.timer import TimerService
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vmm.devices.signals import Sink
+    from vmm.devices.timer import TimerService
 
 COLLECT_NS = 4_000_000
 """How long a byte may wait: as long as between two looks at the consoles (`vmm.run.runner.POLL_SECONDS`)."""

@@ -11,10 +11,10 @@ reference model that C is tested against (`tests/support/fw_cfg_model.py`).
 Source: docs/specs/fw_cfg.rst in QEMU's tree.
 """
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.bus import IoLock
@@ -43,8 +43,12 @@ from vmm.devices.fw_cfg_item import (
 )
 from vmm.errors import ConfigError
 from vmm.layout import PORT_FW_CFG
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
     from vmm.bus import Bus, Device
     from vmm.devices.clock import GuestClock
 
@@ -195,7 +199,7 @@ class FwCfg:
         self._tables = generic, arch
         lib.fw_cfg_publish(self._native, generic, len(generic), arch, len(arch))
 
-    def attach(self, ports: "Bus", registers: "Device | None" = None) -> None:
+    def attach(self, ports: Bus, registers: Device | None = None) -> None:
         """Answer `vmm.layout.PORT_FW_CFG`.
 
         Args:
@@ -327,7 +331,7 @@ class FwCfg:
         """Every item by key, files among them by name, with what the guest did so far."""
         return [item.statistics(self._row(key)) for key, item in sorted(self._items.items())]
 
-    def go_by(self, clock: "GuestClock") -> None:
+    def go_by(self, clock: GuestClock) -> None:
         """Note from now on after how many instructions, as the clock counts them, an item is first selected."""
         self._clock = clock
         self._native.clock = clock.core
@@ -394,12 +398,12 @@ class FwCfg:
             if not late.built:
                 self._build(late)
 
-    def _selected(self, late: "LateFiles") -> None:
+    def _selected(self, late: LateFiles) -> None:
         if late.stale:
             self._build(late)
         late.selected = True
 
-    def _build(self, late: "LateFiles") -> None:
+    def _build(self, late: LateFiles) -> None:
         lib.vmm_io_lock(self._core)
         try:
             late.built = True

@@ -3,13 +3,18 @@
 And how they are found: by C in a table, by the guest in the directory.
 """
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.devices.fw_cfg_format import DIRECTORY_ENTRY, INDEX_MASK, Buffer, Key
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 COUNTERS = ("selects", "reads", "bytes_read", "writes", "ends")
 """Of ``struct fw_cfg_item``."""

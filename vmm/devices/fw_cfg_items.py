@@ -7,14 +7,19 @@ Source: fw_cfg_arch_create in hw/i386/fw_cfg.c and fw_cfg_init_io_dma in
 hw/nvram/fw_cfg.c of QEMU, and what QEMU 7.2's items were seen to contain.
 """
 
-import struct
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple
+from __future__ import annotations
 
-from vmm.devices.fw_cfg import FwCfg
+import struct
+from types import MappingProxyType
+
 from vmm.devices.fw_cfg_format import Key
 from vmm.tables.files import E820_FILE
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm.devices.fw_cfg import FwCfg
 
 SYSTEM_STATES = bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80))
 """etc/system-states: byte x is Sx, bit 7 says that it is there, low bits are its SLP_TYP. Here S0 and S5."""

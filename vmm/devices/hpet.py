@@ -8,13 +8,18 @@ the counter's wrap-around.
 Reads are C's (`native/hpet.c`), from registers that are kept here as they read.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
 from vmm._native import ffi, lib
 from vmm.bus import Device, Front
-from vmm.devices.signals import Msi
-from vmm.devices.timer import TimerService
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from vmm.devices.signals import Msi
+    from vmm.devices.timer import TimerService
 
 COMPARATORS = 3
 """The fewest that the specification allows (2.3.4, NUM_TIM_CAP)."""
@@ -67,7 +72,7 @@ _MASK_64 = (1 << 64) - 1
 class _Comparator:
     """One timer: its registers, and the deadline that follows from them."""
 
-    def __init__(self, number: int, hpet: "Hpet", timers: TimerService) -> None:
+    def __init__(self, number: int, hpet: Hpet, timers: TimerService) -> None:
         self.bit = 1 << number
         self._first = _FIRST_TIMER + number * _TIMER_STRIDE
         self._hpet = hpet

@@ -5,12 +5,16 @@ Functions that decode addresses of the guest's choice have base address register
 What the chipset decodes, it decodes at addresses of its own registers.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from vmm._native import ffi, lib
 from vmm.bus import Bus, Device, Front
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 CONFIG_SIZE: int = lib.PCI_CONFIG_SIZE
 """Bytes of configuration space of a conventional function."""

@@ -4,9 +4,13 @@ A pin is wired to one of the bridge's inputs PIRQ A to H, by device number and p
 APIC, 16 and up, and goes to the ISA interrupt that its routing register names (ICH9 316972, 13.1.8 and 13.1.20).
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from vmm._native import ffi, lib
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 PIRQ_OFF = 0x80
 """Routing register: bit 7 set, not routed."""

@@ -1,9 +1,14 @@
 """The ways in which a PC resets itself: ports 0xcf9, 0x92, and the keyboard controller's pulse."""
 
-from typing import Any
+from __future__ import annotations
 
 from vmm.bus import Device
-from vmm.devices.signals import PowerControl
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vmm.devices.signals import PowerControl
 
 _RESET_CPU = 0x04
 _RESET_STICKY = 0x0A

@@ -5,14 +5,20 @@ worked out when somebody looks; only if their interrupt is enabled does a timer 
 saving, and dividers other than 32,768 Hz (any other stops the clock's update flag, not the clock).
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from vmm import late
 from vmm.bus import Device
-from vmm.devices.signals import Irq
-from vmm.devices.timer import TimerService
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from vmm.devices.signals import Irq
+    from vmm.devices.timer import TimerService
 
 _SECONDS, _MINUTES, _HOURS, _WEEKDAY, _DAY, _MONTH, _YEAR = 0, 2, 4, 6, 7, 8, 9
 _ALARM_SECONDS, _ALARM_MINUTES, _ALARM_HOURS = 1, 3, 5

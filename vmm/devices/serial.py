@@ -5,12 +5,18 @@ length and moves on as the guest drains the receive FIFO: there is no overrun. A
 receive FIFO drops what is in it (16 characters at most).
 """
 
+from __future__ import annotations
+
 from collections import deque
-from contextlib import AbstractContextManager
-from typing import Any
 
 from vmm.bus import Device
-from vmm.devices.signals import Irq, Sink
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from vmm.devices.signals import Irq, Sink
 
 _DATA, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCRATCH = range(8)
 """Register offsets; with LCR's DLAB set, the first two are the divisor latch."""

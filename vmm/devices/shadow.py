@@ -3,11 +3,16 @@
 Intel 440FX (290549) 3.2.17 and 3 Series (316966) 5.1.24-5.1.30 define the same seven registers.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from vmm import layout
 from vmm.bus import Device
-from vmm.devices.signals import MemoryMapper
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vmm.devices.signals import MemoryMapper
 
 PAM_REGISTERS = 7
 

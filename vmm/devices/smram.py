@@ -5,11 +5,15 @@ does not have, is QEMU's (hw/pci-host/q35.c, MCH_HOST_BRIDGE_EXT_TSEG_MBYTES). W
 it open is what QEMU does.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
-from typing import NamedTuple
 
 from vmm import layout
-from vmm.devices.signals import MemoryMapper
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vmm.devices.signals import MemoryMapper
 
 SMRAM_RESET = 0x02
 """C_BASE_SEG, which has no other value."""

@@ -4,11 +4,13 @@ Each is there twice: ``NAME.fd`` is what a machine boots, ``NAME.elf`` the same 
 says where they lie; ``firmware/README.md`` says what each of them does.
 """
 
+from __future__ import annotations
+
 import os
-from typing import TYPE_CHECKING
 
 import vmm
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +27,7 @@ def names() -> list[str]:
     )
 
 
-def path(name: str) -> "Path":
+def path(name: str) -> Path:
     """Return the ROM image of a guest: a multiple of 64 KiB that ends at 4 GiB.
 
     Raises:
@@ -34,7 +36,7 @@ def path(name: str) -> "Path":
     return _existing(name, ".fd")
 
 
-def boot_sector() -> "Path":
+def boot_sector() -> Path:
     """Return the first sector of a disk that a BIOS boots: it prints the text in the second, and powers off.
 
     Raises:
@@ -43,7 +45,7 @@ def boot_sector() -> "Path":
     return _existing("boot-sector", ".img")
 
 
-def report(image: str) -> "Path":
+def report(image: str) -> Path:
     """Return a report guest: ``report.efi``, a UEFI driver, or ``report.bin``, an option ROM.
 
     Raises:
@@ -53,7 +55,7 @@ def report(image: str) -> "Path":
     return _existing(stem, f".{suffix}")
 
 
-def efi(name: str) -> "Path":
+def efi(name: str) -> Path:
     """Return a UEFI application: ``launcher``, which starts others, or ``example``.
 
     Raises:
@@ -62,7 +64,7 @@ def efi(name: str) -> "Path":
     return _existing(name, ".efi")
 
 
-def symbols(name: str) -> "Path":
+def symbols(name: str) -> Path:
     """Return the ELF file that a guest's image was made from, with symbols and line numbers.
 
     Raises:
@@ -71,7 +73,7 @@ def symbols(name: str) -> "Path":
     return _existing(name, ".elf")
 
 
-def is_ours(image: "str | Path") -> bool:
+def is_ours(image: str | Path) -> bool:
     """Whether a file is one of our guests as the package was built with them."""
     return os.path.dirname(os.path.normpath(image)) in _directories()
 
@@ -81,7 +83,7 @@ def _directories() -> list[str]:
     return [os.path.join(place, "_guests") for place in vmm.__path__]
 
 
-def _existing(name: str, suffix: str) -> "Path":
+def _existing(name: str, suffix: str) -> Path:
     from pathlib import Path
 
     for directory in _directories():

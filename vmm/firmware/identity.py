@@ -13,10 +13,13 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from vmm import directories
 from vmm.firmware.images import Identity, Interface
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _LOOKS = ("clients.py", "contents.py", "volumes.py")
 """The modules whose change makes remembered answers worthless."""

@@ -1,18 +1,18 @@
 """Firmware images: what a file is, and where the machine maps it."""
 
+from __future__ import annotations
+
 import os
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import inputs
 from vmm.errors import ConfigError
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW
 from vmm.options import quoted
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
-else:
-    Path = Any
 
 WINDOW_SIZE = len(IMAGE_WINDOW)
 

@@ -7,9 +7,10 @@ that end at 4 GiB. An *ELF* file is a guest of ours before it was laid out; its 
 Where files are found by name is :mod:`vmm.firmware.search`; what is in compressed volumes, :mod:`vmm.firmware.clients`.
 """
 
+from __future__ import annotations
+
 import os
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
 from vmm.firmware import guests
@@ -18,6 +19,7 @@ from vmm.firmware.volumes import Volume, volumes
 from vmm.layout import FOUR_GIB, IMAGE_WINDOW, PAGE
 from vmm.legible import suggestion
 from vmm.options import quoted_drive
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +28,8 @@ ELF_MAGIC = b"\x7fELF"
 
 
 def load(
-    path: "str | Path",
-    variables: "str | Path | None" = None,
+    path: str | Path,
+    variables: str | Path | None = None,
     *,
     persist: bool = False,
     kind: FirmwareKind | None = None,
@@ -65,7 +67,7 @@ def load(
     return images._replace(variables=VariableStore(images.path, data[:split], persist=persist))
 
 
-def find(firmware: "str | Path", variables: "str | Path | None" = None, *, persist: bool = False) -> FirmwareImages:
+def find(firmware: str | Path, variables: str | Path | None = None, *, persist: bool = False) -> FirmwareImages:
     """Load what a name (``ovmf``, ``seabios``, ``bhyve``, ``probe`` or another guest of ours) or a path stands for.
 
     The names of firmware are names even where files are called so: write ``./ovmf`` for the file.
@@ -89,7 +91,7 @@ def find(firmware: "str | Path", variables: "str | Path | None" = None, *, persi
     return images._replace(kind=kind)
 
 
-def named_file(firmware: "str | Path") -> "str | Path | None":
+def named_file(firmware: str | Path) -> str | Path | None:
     """Return the file that a path or the name of a guest of ours stands for; None for a name of firmware.
 
     Raises:
@@ -122,7 +124,7 @@ def variables_size(code: bytes) -> int:
     return (1 << (len(code) - 1).bit_length()) - len(code)
 
 
-def _check_whole(path: "str | Path", data: bytes, found: list[Volume]) -> None:
+def _check_whole(path: str | Path, data: bytes, found: list[Volume]) -> None:
     last = found[-1]
     if last.offset + last.size > len(data):
         raise ConfigError(
@@ -137,7 +139,7 @@ def _check_whole(path: "str | Path", data: bytes, found: list[Volume]) -> None:
         _check_reset_vector(path, data)
 
 
-def _check_reset_vector(path: "str | Path", data: bytes) -> None:
+def _check_reset_vector(path: str | Path, data: bytes) -> None:
     if not data[-16:].strip(b"\0") or not data[-16:].strip(b"\xff"):
         raise ConfigError(
             f"{path}: no code at the reset vector (the last 16 bytes are blank); "
@@ -145,7 +147,7 @@ def _check_reset_vector(path: "str | Path", data: bytes) -> None:
         )
 
 
-def _bios(path: "str | Path", data: bytes) -> FirmwareImages:
+def _bios(path: str | Path, data: bytes) -> FirmwareImages:
     if len(data) % 65536:
         raise ConfigError(
             f"{path}: {len(data)} bytes is not a multiple of 64 KiB; the file is truncated or no x86 firmware"
@@ -157,7 +159,7 @@ def _bios(path: "str | Path", data: bytes) -> FirmwareImages:
     return FirmwareImages(kind, Layout.BIOS, os.fspath(path), data)
 
 
-def _uefi(path: "str | Path", code: bytes, kind: FirmwareKind | None) -> FirmwareImages:
+def _uefi(path: str | Path, code: bytes, kind: FirmwareKind | None) -> FirmwareImages:
     if kind is not None:
         return FirmwareImages(kind, Layout.FLASH, os.fspath(path), code)
     from vmm.firmware.identity import identify
@@ -168,7 +170,7 @@ def _uefi(path: "str | Path", code: bytes, kind: FirmwareKind | None) -> Firmwar
     return images._replace(kind=kind, identity=identity)
 
 
-def _with_variables(images: FirmwareImages, path: "str | Path | None", *, persist: bool) -> FirmwareImages:
+def _with_variables(images: FirmwareImages, path: str | Path | None, *, persist: bool) -> FirmwareImages:
     from pathlib import Path
 
     from vmm.firmware import search
@@ -202,7 +204,7 @@ def _with_variables(images: FirmwareImages, path: "str | Path | None", *, persis
     return images._replace(variables=variables, notes=tuple(notes))
 
 
-def _check_writable(path: "Path") -> None:
+def _check_writable(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"{path}: the variable store is no file, so nothing can be kept there; add readonly=on")
     try:
@@ -214,7 +216,7 @@ def _check_writable(path: "Path") -> None:
         ) from None
 
 
-def _rom_of_elf(path: "str | Path", image: bytes) -> bytes:
+def _rom_of_elf(path: str | Path, image: bytes) -> bytes:
     """Return the ROM that an ELF file's loadable segments make up, by physical address, ending at 4 GiB."""
     from elftools.common.exceptions import ELFError  # costs 20 ms that other images need not pay
     from elftools.elf.elffile import ELFFile

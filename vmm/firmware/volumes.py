@@ -5,9 +5,14 @@ What is inside of them, :mod:`vmm.firmware.contents` finds out; that takes longe
 Source: UEFI Platform Initialization Specification 1.8, volume 3, section 3.2.1, EFI_FIRMWARE_VOLUME_HEADER.
 """
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SIGNATURE = b"_FVH"
 SIGNATURE_OFFSET = 40

@@ -3,8 +3,9 @@
 fw_cfg and fwctl claim the same ports, so a machine has one of them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from vmm import layout
 from vmm.config.machine import MachineConfig, MachineType
@@ -22,8 +23,11 @@ from vmm.handoff import tables
 from vmm.tables import e820
 from vmm.tables.boot_order import check_paths, encode_boot_order
 from vmm.tables.files import ACPI_FILES, E820_FILE, SMBIOS_FILES, WRITABLE_FILES
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmm.bus import Bus, IoLock
     from vmm.cpu.processors import Processors
     from vmm.devices.fwctl import Fwctl
@@ -46,13 +50,13 @@ and again whenever ACPI's are built again, with all of them, the sizes as they w
 
 def build_fw_cfg(
     config: MachineConfig,
-    memory: "GuestMemory",
+    memory: GuestMemory,
     core: Any,
-    processors: "Processors",
-    platform: "Platform",
+    processors: Processors,
+    platform: Platform,
     on_failure: Callable[[BaseException], None],
     *,
-    on_vmcoreinfo: "Callable[[VmCoreInfo | None], None]",
+    on_vmcoreinfo: Callable[[VmCoreInfo | None], None],
     customize: Customize | None = None,
     alter: Alter | None = None,
     known_files: Sequence[str] = (),
@@ -167,7 +171,7 @@ def cpu_nodes(config: MachineConfig) -> dict[int, int]:
     return {topology.apic_id(index): numa.node_of(index) for index in range(config.max_cpus)}
 
 
-def attach_fw_cfg(fw_cfg: FwCfg, ports: "Bus", core: Any, *, in_python: bool) -> None:
+def attach_fw_cfg(fw_cfg: FwCfg, ports: Bus, core: Any, *, in_python: bool) -> None:
     """Let a published fw_cfg answer its ports.
 
     Args:
@@ -187,7 +191,7 @@ def attach_fw_cfg(fw_cfg: FwCfg, ports: "Bus", core: Any, *, in_python: bool) ->
     fw_cfg.attach(ports, PythonFwCfg(fw_cfg, core))
 
 
-def build_fwctl(config: MachineConfig) -> "Fwctl":
+def build_fwctl(config: MachineConfig) -> Fwctl:
     """What bhyve has as fwctl: its OID, and the user's, which may replace it.
 
     Raises:
@@ -205,11 +209,11 @@ def build_fwctl(config: MachineConfig) -> "Fwctl":
 
 def hand_over(
     config: MachineConfig,
-    memory: "GuestMemory",
-    processors: "Processors",
+    memory: GuestMemory,
+    processors: Processors,
     fw_cfg: FwCfg | None,
-    platform: "Platform",
-    io_lock: "IoLock",
+    platform: Platform,
+    io_lock: IoLock,
 ) -> None:
     """Do what must be done before the guest's first instruction, after a reset again; all of it is the machine's.
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
 
 from vmm import late, layout
 from vmm.config.machine import MachineType
@@ -14,6 +13,7 @@ from vmm.config.parts import RamPlaces, low_memory
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
 from vmm.tables import e820
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.config.machine import MachineConfig

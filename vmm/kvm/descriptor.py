@@ -1,12 +1,17 @@
 """The one seam to the kernel: every open, ioctl and close of KVM, and the one way from an errno to an error."""
 
+from __future__ import annotations
+
 import errno
 import os
-from typing import Any, Self
 
 from vmm._native import ffi, lib
 from vmm.errors import KvmError
 from vmm.kvm.structs import CpuidEntry, Struct, cpuid_from_c
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 _REMEDIES = {
     errno.EBADF: "it is closed already; use it inside its 'with' block",

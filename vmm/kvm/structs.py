@@ -1,12 +1,16 @@
 """What calls take and return where a kernel struct would be clumsy: plain, typed values."""
 
-from collections.abc import Iterable, Mapping
+from __future__ import annotations
+
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
     from typing_extensions import Buffer
 
 
@@ -30,7 +34,7 @@ class Struct:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.cdata, name, value.cdata if isinstance(value, Struct) else value)
 
-    def __copy__(self) -> "Struct":
+    def __copy__(self) -> Struct:
         kind = ffi.typeof(self.cdata)
         copied = ffi.new(f"{(kind.item if kind.kind == 'pointer' else kind).cname} *")
         ffi.memmove(copied, self.cdata if kind.kind == "pointer" else ffi.addressof(self.cdata), ffi.sizeof(copied[0]))
@@ -164,7 +168,7 @@ def msrs_to_c(values: Mapping[int, int]) -> Any:
     return table
 
 
-def address_of(memory: "Buffer") -> tuple[int, Any]:
+def address_of(memory: Buffer) -> tuple[int, Any]:
     """Host address of a writable buffer, and what pins it there while it is kept."""
     pin = ffi.from_buffer(memory, require_writable=True)
     return int(ffi.cast("uintptr_t", pin)), pin

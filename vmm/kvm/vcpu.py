@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import mmap
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.kvm.descriptor import Descriptor, kvm_error
 from vmm.kvm.structs import CpuidEntry, MpState, Struct, cpuid_to_c, msrs_to_c
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
 
     from vmm.kvm.exits import Exit
     from vmm.kvm.vm import Vm

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.kvm.descriptor import Descriptor
 from vmm.kvm.structs import GsiRoute, IrqchipRoute, address_of
 from vmm.kvm.vcpu import Vcpu
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from typing_extensions import Buffer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
 from vmm import layout
 from vmm.devices.acpi_pm import GPE_CPU, AcpiPm, ApmPorts, PmModel
@@ -21,6 +20,7 @@ from vmm.devices.timer import TimerService
 from vmm.errors import ConfigError
 from vmm.platform.parts import CODE, VARIABLES, Parts, Platform, Standing
 from vmm.tables.boot_order import cmos_boot_bytes
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -256,6 +256,8 @@ class Board:
                 memory = SharedMemory(fd, [Region(*part) for part in parts])
                 self._vhost.append(VhostUser(each, backplane, slot, memory, self.parts.mmio.fail))
                 return self._vhost[-1]
+        from typing import cast
+
         from vmm.devices.virtio.block import VirtioBlk
 
         self._disks.append(VirtioBlk(cast("DiskImage", each), backplane, slot))

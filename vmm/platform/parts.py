@@ -1,34 +1,35 @@
 """What a board is built from, and what it becomes."""
 
-import mmap
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from __future__ import annotations
 
-from vmm.bus import Bus, Device
-from vmm.devices.acpi_pm import AcpiPm
-from vmm.devices.clock import GuestClock
-from vmm.devices.debugcon import DebugConsole
-from vmm.devices.pci import PciBus
-from vmm.devices.rtc import Rtc
-from vmm.devices.serial import Serial
-from vmm.devices.signals import FlashFile, Irq, MemoryMapper, Msi, PowerControl, Sink
-from vmm.devices.timer import TimerService
+from types import MappingProxyType
+
 from vmm.errors import ConfigError
-from vmm.firmware.images import FirmwareImages
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from vmm.bus import Bus, Device
+    from vmm.devices.acpi_pm import AcpiPm
+    from vmm.devices.clock import GuestClock
     from vmm.devices.cpu_hotplug import CpuHotplug
+    from vmm.devices.debugcon import DebugConsole
     from vmm.devices.flash import Flash
+    from vmm.devices.pci import PciBus
+    from vmm.devices.rtc import Rtc
+    from vmm.devices.serial import Serial
+    from vmm.devices.signals import FlashFile, Irq, MemoryMapper, Msi, PowerControl, Sink
     from vmm.devices.smi import SmiFeatures
+    from vmm.devices.timer import TimerService
     from vmm.devices.virtio.block import VirtioBlk
     from vmm.devices.virtio.vhost_user import VhostUser
     from vmm.disks.image import DiskImage
+    from vmm.firmware.images import FirmwareImages
     from vmm.kvm.message_routes import MessageRoutes
     from vmm.vhost.backend import Backend
-else:
-    # Loaded for machines that have variables, disks, that mode, or room for CPUs.
-    CpuHotplug = Flash = SmiFeatures = VirtioBlk = VhostUser = DiskImage = MessageRoutes = Backend = Any
 
 _CMOS_SHUTDOWN_STATUS, _RESUME = 0x0F, 0xFE
 """What SeaBIOS (src/resume.c) and OVMF (OvmfPkg/PlatformPei) take for a wake-up from S3."""

@@ -4,13 +4,18 @@ Devices append from vCPU threads and must not be slowed down: escape sequences a
 (`vmm.run.expect`), by the thread that waits for the machine.
 """
 
+from __future__ import annotations
+
 import re
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 from vmm.options import check_type
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 KEEP_BYTES = 4 << 20
 """How much of a stream is kept for reports and searches; a guest may print for ever."""

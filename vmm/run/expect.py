@@ -4,15 +4,19 @@ Each console has a read position. A pattern is looked for from there on, and a m
 was printed between two waits is found by the second one, and nothing is found twice.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError
 from vmm.options import check_type, typed_bytes
 from vmm.run.console import KEEP_BYTES, Stream, split_escapes
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmm.run.expected import Expected
 
 Pattern = str | bytes | re.Pattern[str] | re.Pattern[bytes]
@@ -91,7 +95,7 @@ class Found:
     """
 
     def __init__(
-        self, which: int, match: re.Match[str] | re.Match[bytes], console: "Console", start: int, end: int
+        self, which: int, match: re.Match[str] | re.Match[bytes], console: Console, start: int, end: int
     ) -> None:
         self.which = which
         self.match = match
@@ -100,7 +104,7 @@ class Found:
         self.end = end
         self.before = b""
 
-    def expected(self) -> "Expected[Any]":
+    def expected(self) -> Expected[Any]:
         """The same for users: text for a pattern of text, bytes for one of bytes."""
         from vmm.run.expected import Expected
 

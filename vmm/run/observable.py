@@ -1,13 +1,16 @@
 """What users ask of a machine: its registers, what the guest read, how long things took, who executed it."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from vmm.legible import counted
 from vmm.options import check_type
 from vmm.run.runnable import Runnable
 from vmm.tables.files import VMGENID_ADDRESS_FILE
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmm.bus import Bus
     from vmm.config.interface import InterfaceChoice
     from vmm.config.machine import Interface, MachineConfig
@@ -34,36 +37,36 @@ if TYPE_CHECKING:
 class Observable(Runnable):
     """The part of a `Machine` that tells what became of it; what it asks for is described there."""
 
-    accelerator: "Decision"
-    config: "MachineConfig"
-    debugcon: "Stream"
-    fw_cfg: "FwCfg | None"
-    fwctl: "Fwctl | None"
-    interface_choice: "InterfaceChoice"
-    memory: "GuestMemory"
-    mmio: "Bus"
-    ports: "Bus"
-    serial: "Stream"
-    softcpu: "SoftwareCpu | None"
-    vcpus: "list[Vcpu]"
-    _coverage: "Coverage | None"
-    _lifetime: "Lifetime"
-    _processors: "Processors"
-    _profiler: "Profiler | None"
+    accelerator: Decision
+    config: MachineConfig
+    debugcon: Stream
+    fw_cfg: FwCfg | None
+    fwctl: Fwctl | None
+    interface_choice: InterfaceChoice
+    memory: GuestMemory
+    mmio: Bus
+    ports: Bus
+    serial: Stream
+    softcpu: SoftwareCpu | None
+    vcpus: list[Vcpu]
+    _coverage: Coverage | None
+    _lifetime: Lifetime
+    _processors: Processors
+    _profiler: Profiler | None
 
     if TYPE_CHECKING:
 
         @property
-        def _look(self) -> "Look":
+        def _look(self) -> Look:
             """What is known of the guest's images."""
 
     @property
-    def interface(self) -> "Interface":
+    def interface(self) -> Interface:
         """What answers at ports 0x510 and 0x511: never AUTO."""
         return self.interface_choice.interface
 
     @property
-    def trace(self) -> "Trace":
+    def trace(self) -> Trace:
         """What the guest read from fw_cfg so far."""
         from vmm.run.trace import Trace
 
@@ -81,7 +84,7 @@ class Observable(Runnable):
         """The indices of the CPUs that there are now: those at boot, and those that were plugged in."""
         return [index for index, present in enumerate(self._processors.present) if present]
 
-    def registers(self, index: int = 0) -> "Registers":
+    def registers(self, index: int = 0) -> Registers:
         """The registers of a vCPU, to be printed or looked up; between two runs.
 
         Raises:
@@ -100,7 +103,7 @@ class Observable(Runnable):
             raise RuntimeError("the machine is running; its registers can be read once run() has returned")
         return Registers.of(self.vcpus[index])
 
-    def images(self, index: int = 0) -> "list[LoadedImage]":
+    def images(self, index: int = 0) -> list[LoadedImage]:
         """What is loaded in the guest, by address, as a vCPU sees it; between two runs.
 
         It takes about a second for each GiB below 4 GiB.
@@ -119,7 +122,7 @@ class Observable(Runnable):
         """How often KVM_RUN returned, of all vCPUs together, by `reason_name`."""
         return self._processors.exit_counts()
 
-    def exit_times(self) -> "list[ExitTimes]":
+    def exit_times(self) -> list[ExitTimes]:
         """How long this program took for each exit reason, port and MMIO page; empty unless asked for in the config."""
         if not self._processors.times:
             return []
@@ -131,7 +134,7 @@ class Observable(Runnable):
         """How many measurements `exit_times` lacks, because the guest used more ports and pages than it holds."""
         return sum(table.lost for table in self._processors.times)
 
-    def profile(self) -> "Profile | None":
+    def profile(self) -> Profile | None:
         """What the vCPUs were executing so far, by image; between two runs. None unless asked for in the config.
 
         Raises:
@@ -142,7 +145,7 @@ class Observable(Runnable):
             return None
         return self._profiler.finish(self.registers().values)
 
-    def coverage(self) -> "Covered | None":
+    def coverage(self) -> Covered | None:
         """Which lines of source the guest's code reached so far; between two runs. None unless asked for in the config.
 
         Images with line numbers are found by ``symbols``; a guest of ours has its own.
@@ -153,7 +156,7 @@ class Observable(Runnable):
         """
         return None if self._coverage is None else self._coverage.finish()
 
-    def _counts(self) -> "Counts":
+    def _counts(self) -> Counts:
         """What the guest has done; with ``io_lock`` held."""
         from vmm.run.profile import Counts
 
@@ -178,12 +181,12 @@ class Observable(Runnable):
         return self._lifetime.reset_count
 
     @property
-    def resets(self) -> "list[Reset]":
+    def resets(self) -> list[Reset]:
         """The latest of these resets, 100 at the most: when, by whom, and by what."""
         return list(self._lifetime.resets)
 
     @property
-    def timeline(self) -> "list[TimelineEvent]":
+    def timeline(self) -> list[TimelineEvent]:
         """What happened when, in order."""
         from vmm.run.timeline import collect_timeline
 

@@ -1,11 +1,15 @@
 """How a run ended, and how a machine was reset in it."""
 
+from __future__ import annotations
+
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vmm.errors import ExitStatus
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from vmm.run.evidence import Evidence
 
 
@@ -73,7 +77,7 @@ class Outcome(NamedTuple):
     message: str
     details: str = ""
     missed_until: str | None = None
-    evidence: "Evidence | None" = None
+    evidence: Evidence | None = None
 
     @property
     def reached(self) -> bool:

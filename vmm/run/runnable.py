@@ -1,22 +1,26 @@
 """What users do with a machine: run it, wait for what it shows, type, stop it."""
 
-import re
+from __future__ import annotations
+
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, overload
 
 from vmm.config.parts import parse_choice
 from vmm.errors import HostError
-from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Pattern, compile_pattern, compile_patterns, encode, quoted
 from vmm.run.outcome import Outcome, Reason, ResetKind
-from vmm.run.runner import Runner
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import re
+    from typing import Any, Self, overload
+
+    from vmm.run.console import Stream
     from vmm.run.expected import Expected
     from vmm.run.keys import TerminalType
+    from vmm.run.runner import Runner
 
 
 class Runnable:
@@ -38,7 +42,7 @@ class Runnable:
         runner: Runner,
         serial: Stream,
         poll: Callable[[], None] | None,
-        find_terminal: Callable[[], "TerminalType"],
+        find_terminal: Callable[[], TerminalType],
         press: Callable[[], None],
     ) -> None:
         self.outcome: Outcome | None = None
@@ -92,20 +96,24 @@ class Runnable:
                 send.popleft()
         return self.outcome
 
-    @overload
-    def expect(
-        self, *patterns: str | re.Pattern[str] | Sequence[str | re.Pattern[str]], deadline: float | None = None
-    ) -> "Expected[str]": ...
+    if TYPE_CHECKING:
 
-    @overload
-    def expect(
-        self, *patterns: bytes | re.Pattern[bytes] | Sequence[bytes | re.Pattern[bytes]], deadline: float | None = None
-    ) -> "Expected[bytes]": ...
+        @overload
+        def expect(
+            self, *patterns: str | re.Pattern[str] | Sequence[str | re.Pattern[str]], deadline: float | None = None
+        ) -> Expected[str]: ...
 
-    @overload
-    def expect(self, *patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]": ...
+        @overload
+        def expect(
+            self,
+            *patterns: bytes | re.Pattern[bytes] | Sequence[bytes | re.Pattern[bytes]],
+            deadline: float | None = None,
+        ) -> Expected[bytes]: ...
 
-    def expect(self, *patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> "Expected[Any]":
+        @overload
+        def expect(self, *patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> Expected[Any]: ...
+
+    def expect(self, *patterns: Pattern | Sequence[Pattern], deadline: float | None = None) -> Expected[Any]:
         """Run until the guest shows a pattern on a console, and tell which, where, and what came before.
 
         The read positions are those of `run`. A match may begin 4 KiB before what is printed last.

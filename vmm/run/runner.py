@@ -1,40 +1,48 @@
 """Lets a machine run until something is shown, something ends it, or the time is up."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
 from contextlib import suppress
-from typing import Protocol
 
 from vmm.errors import ConfigError
 from vmm.legible import shortened
 from vmm.options import check_type
 from vmm.run import garbage
-from vmm.run.console import Stream
 from vmm.run.expect import Compiled, Console, Found, Search, quoted, text_of
-from vmm.run.lifetime import Lifetime
 from vmm.run.outcome import EXPLAINED, Outcome, Reason, ResetKind
 from vmm.run.threads import JOIN_SECONDS, VcpuThreads
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from vmm.run.console import Stream
+    from vmm.run.lifetime import Lifetime
 
 POLL_SECONDS = 0.004
 """How often the waiting thread looks at the consoles: much shorter than what a person notices."""
 
 
-class Debugger(Protocol):
-    """Who may hold the machine in the middle of a run, and let it go on; on the thread that is in the run."""
+if TYPE_CHECKING:
 
-    def begin(self, idle: Callable[[], None], reset: Callable[[], None]) -> None:
-        """A run begins, or the machine was reset: start the vCPUs.
+    class Debugger(Protocol):
+        """Who may hold the machine in the middle of a run, and let it go on; on the thread that is in the run."""
 
-        Args:
-            idle: called often while the machine is held.
-            reset: resets it, if that was asked for.
-        """
+        def begin(self, idle: Callable[[], None], reset: Callable[[], None]) -> None:
+            """A run begins, or the machine was reset: start the vCPUs.
 
-    def poll(self) -> None:
-        """Called often while the machine runs."""
+            Args:
+                idle: called often while the machine is held.
+                reset: resets it, if that was asked for.
+            """
 
-    def end(self) -> None:
-        """What the run was for has happened, and no vCPU runs: the last look at it."""
+        def poll(self) -> None:
+            """Called often while the machine runs."""
+
+        def end(self) -> None:
+            """What the run was for has happened, and no vCPU runs: the last look at it."""
 
 
 class Runner:
@@ -61,7 +69,7 @@ class Runner:
         feed: Callable[[bytes], object],
         explain: Callable[[Outcome], Outcome],
         reset: Callable[[ResetKind], None],
-        watched: "Callable[[Callable[[], object]], None] | None" = None,
+        watched: Callable[[Callable[[], object]], None] | None = None,
     ) -> None:
         self._lifetime = lifetime
         self._threads = threads
@@ -181,7 +189,7 @@ class Runner:
         self._threads.close()
         self._lifetime.wait_until_idle(JOIN_SECONDS)
 
-    def _execute(self, watch: "_Watch", deadline: float | None, on_poll: Callable[[], None]) -> None:
+    def _execute(self, watch: _Watch, deadline: float | None, on_poll: Callable[[], None]) -> None:
         life = self._lifetime
         life.note_start()
 

@@ -1,17 +1,21 @@
 """The threads that execute a machine's vCPUs, and what they do."""
 
+from __future__ import annotations
+
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from vmm import late
 from vmm._native import lib
 from vmm.errors import HostError, KvmError
 from vmm.run.outcome import Reason, ResetKind
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Sequence
+    from typing import Any
+
     from vmm.cpu.processors import Processors
     from vmm.kvm import Vcpu
     from vmm.memory import GuestMemory
@@ -40,7 +44,7 @@ class VcpuThreads:
     def __init__(
         self,
         core: Any,
-        sandbox: "Sandbox",
+        sandbox: Sandbox,
         present: Sequence[bool],
         helpers: Sequence[Callable[[Callable[[], None]], None]] = (),
     ) -> None:
@@ -174,13 +178,13 @@ def _guarded(first: Callable[[], None], task: Callable[[], None], on_failure: Ca
 
 def add_vcpus(
     threads: VcpuThreads,
-    processors: "Processors",
-    memory: "GuestMemory",
-    softcpu: "SoftwareCpu | None",
-    lifetime: "Lifetime",
+    processors: Processors,
+    memory: GuestMemory,
+    softcpu: SoftwareCpu | None,
+    lifetime: Lifetime,
     flush: Callable[[], None],
     note_debug: Callable[[int], None],
-    look: "Callable[[], Look]",
+    look: Callable[[], Look],
 ) -> None:
     """Give each vCPU of a machine its thread.
 
@@ -211,15 +215,15 @@ def add_vcpus(
 
 
 def execute_vcpu(
-    vcpu: "Vcpu",
+    vcpu: Vcpu,
     core_vcpu: Any,
-    memory: "GuestMemory",
-    softcpu: "SoftwareCpu | None",
+    memory: GuestMemory,
+    softcpu: SoftwareCpu | None,
     finish: Callable[[Reason, str, str], None],
     reset: Callable[[ResetKind, str, str], None],
     flush: Callable[[], None],
     note_debug: Callable[[int], None],
-    look: "Callable[[], Look]",
+    look: Callable[[], Look],
 ) -> None:
     """Run one vCPU on the calling thread.
 

@@ -1,14 +1,16 @@
 """Who executes the guest's instructions on this host: KVM, or the software CPU beside it, or that alone."""
 
+from __future__ import annotations
+
 import errno
 import mmap
 import time
-from typing import NamedTuple
 
 from vmm._native import lib
 from vmm.config.parts import Accelerator
 from vmm.errors import HostError
 from vmm.kvm import Kvm
+from vmm.typed import NamedTuple
 
 CPUINFO = "/proc/cpuinfo"
 

@@ -6,16 +6,16 @@ prefixes and stops at ``HALT``; OVMF (QemuBootOrderLib) rewrites BootOrder after
 ``order=`` doesn't go there: its letters are in CMOS, as in QEMU, for a BIOS.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from __future__ import annotations
 
 from vmm import inputs, options
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
-else:
-    Path = Any
+    from typing import Final, Self
 
 BOOT_ORDER_FILE: Final = "bootorder"
 CMOS_FLAGS: Final = 0x38

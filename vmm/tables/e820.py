@@ -15,15 +15,20 @@ The map obeys what its readers do with it, because none of them complains:
   records, and drops ACPI and NVS ones (src/fw/paravirt.c).
 """
 
+from __future__ import annotations
+
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import NamedTuple, Self
 
 from vmm import options
 from vmm.errors import ConfigError
 from vmm.layout import FOUR_GIB
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Self
 
 RECORD = struct.Struct("<QQI")
 _ADDRESS_END = 1 << 64

@@ -1,6 +1,12 @@
 """Names of the fw_cfg files that carry a machine's tables. Apart from what makes them, which few guests wait for."""
 
-from typing import Final
+from __future__ import annotations
+
+from vmm.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 E820_FILE: Final = "etc/e820"
 
