@@ -132,12 +132,12 @@ class Machine(Observable):
                 outputs = parts.enter_context(Outputs(config, copy_disk=copy_disk))
             self.serial = Stream("serial", outputs.serial.write if outputs.serial else None)
             self.debugcon = Stream("debugcon", outputs.debugcon.write if outputs.debugcon else None)
-            self.kvm = parts.enter_context(decision.open_host(config.accel))
-            self.kvm.require()
             self._clock = GuestClock()
-            if config.clock is Clock.VIRTUAL:
-                self._clock.stand(VIRTUAL_START_NS)
-                cast("ChipsSystem", self.kvm).clock = self._clock
+            virtual = self._clock if config.clock is Clock.VIRTUAL else None
+            if virtual is not None:
+                virtual.stand(VIRTUAL_START_NS)
+            self.kvm = parts.enter_context(decision.open_host(config.accel, virtual))
+            self.kvm.require()
             cpuid.check_count(self.kvm, config.cpu_topology)
             self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)
             in_kvm = self.accelerator.name is Accelerator.KVM

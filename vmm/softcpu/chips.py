@@ -47,15 +47,13 @@ class ChipsSystem(Kvm, _Handle):
 
     Args:
         why: nobody asked for KVM, or it cannot be used; for people.
-
-    Attributes:
-        clock: what the time of machines stands at when they are made; None: it goes on with the host's.
+        clock: what the time of machines goes by; None: it goes on with the host's.
     """
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, clock: "GuestClock | None" = None) -> None:
         _Handle.__init__(self, -1, "the software CPU's chips")
         self.stands_in = why
-        self.clock: GuestClock | None = None
+        self.clock = clock
 
     def _answer(self, number: int, argument: Any) -> int:
         return int(lib.chips_system_request(number, argument))

@@ -10,7 +10,10 @@ from vmm._native import lib
 from vmm.config.parts import Accelerator
 from vmm.errors import HostError
 from vmm.kvm import Kvm
-from vmm.typed import NamedTuple
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vmm.devices.clock import GuestClock
 
 CPUINFO = "/proc/cpuinfo"
 
@@ -82,14 +85,18 @@ def check_smm(accelerator: Decision, kvm: Kvm) -> None:
         )
 
 
-def open_host(wanted: Accelerator) -> Kvm:
+def open_host(wanted: Accelerator, clock: GuestClock | None = None) -> Kvm:
     """Open KVM, or what takes its place where the software CPU does without.
+
+    Args:
+        wanted: by the user.
+        clock: what the time of machines goes by, with the software CPU alone; None: it goes on with the host's.
 
     Raises:
         HostError: KVM cannot be used, and the software CPU is not to do without it, or was not built.
     """
     if wanted is Accelerator.SOFTCPU:
-        return _without_kvm("asked for")
+        return _without_kvm("asked for", clock)
     try:
         kvm = Kvm()
     except HostError as error:
@@ -115,10 +122,10 @@ def _fall_back(wanted: Accelerator, error: HostError) -> Kvm:
     return _without_kvm(f"no KVM: {error}")
 
 
-def _without_kvm(why: str) -> Kvm:
+def _without_kvm(why: str, clock: GuestClock | None = None) -> Kvm:
     from vmm.softcpu.chips import ChipsSystem  # few hosts lack KVM
 
-    return ChipsSystem(why)
+    return ChipsSystem(why, clock)
 
 
 def decide(wanted: Accelerator, kvm: Kvm, *, interpretable: bool = True) -> Decision:

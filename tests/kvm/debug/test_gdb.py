@@ -167,12 +167,12 @@ def test_ovmf_in_its_shell(vmm_machine: MachineFactory) -> None:
     machine.send_line()
     machine.expect("Shell>", deadline=60)
     with Debugged(machine, until=r"UEFI Interactive Shell v2") as debugged:
-        # Where it waits for the timer's interrupt, which comes back; and what it pushes meanwhile.
+        # Where it waits for the timer's interrupt, which comes back; and where it returns to then.
         printed = debugged.gdb(
             *("set $here = $pc", "hbreak *$here", "continue", "p $pc == $here", "info threads", "x/i $here - 1"),
             *("thread 3", "monitor translate 0xfffffff0", "monitor registers", "monitor trace", "monitor fw_cfg"),
             *('eval "monitor images %#lx", $pc', "monitor images"),
-            *("thread 1", "delete", 'eval "watch *(long *)%#lx", $sp - 8', "continue", "stepi", "stepi"),
+            *("thread 1", "delete", 'eval "awatch *(long *)%#lx", $sp', "continue", "stepi", "stepi"),
         )
         machine.send_line("ver")
         assert debugged.join().reason is Reason.UNTIL
@@ -191,4 +191,4 @@ def test_ovmf_in_its_shell(vmm_machine: MachineFactory) -> None:
     assert "vCPU 2: 64-bit code in long mode, CPL 0, HALTED" in printed
     assert "vCPU 3 started" in printed
     assert "etc/acpi/tables" in printed
-    assert "hit Hardware watchpoint 2" in printed
+    assert "hit Hardware access (read/write) watchpoint 2" in printed
