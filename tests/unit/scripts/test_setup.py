@@ -130,6 +130,7 @@ def test_all_scripts_in_python_are_known() -> None:
         "compare-debug-logs",
         "compare-hosts",
         "report-schema",
+        "same-instructions",
         "soak",
         "test-svm-host",
         "try-versions",
