@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN, device_lacks
 
 from vmm.errors import HostError
 from vmm.firmware import guests
@@ -17,22 +18,10 @@ QemuRun = Callable[..., str]
 OurRun = Callable[..., str]
 
 
-_NEED_THE_DEVICE = {"kvm", "vm", "ours"}
-"""Fixtures."""
-
-
-def _device_lacks() -> str | None:
-    try:
-        Kvm().close()
-    except HostError as error:
-        return str(error)
-    return None
-
-
 def _skip_if_kvm_was_asked_for(outcome: Any) -> None:
     if outcome.excinfo is not None and isinstance(outcome.excinfo[1], HostError):
         asked = str(outcome.excinfo[1]).startswith("-accel kvm")
-        if asked and (lacks := _device_lacks()) is not None:
+        if asked and (lacks := device_lacks()) is not None:
             outcome.force_exception(pytest.skip.Exception(lacks))
 
 
@@ -42,8 +31,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, None]:
     assert isinstance(item, pytest.Function)
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     of_kvm = str(parameters.get("accel", "")).startswith("kvm") or parameters.get("both_kinds_of_chips") is False
-    of_kvm = of_kvm or not _NEED_THE_DEVICE.isdisjoint(item.fixturenames)
-    if of_kvm and (lacks := _device_lacks()) is not None:
+    if of_kvm and (lacks := device_lacks()) is not None:
         pytest.skip(lacks)
     _skip_if_kvm_was_asked_for((yield))
 
@@ -58,11 +46,12 @@ def pytest_runtest_call() -> Generator[None, Any, None]:
 def ours(vmm_machine: Callable[..., Any]) -> OurRun:
     """Run one of our guests on our machine until it ends it; return what it printed on the debug port.
 
-    Plain KVM unless the caller says otherwise: the guests are made for any KVM. A guest that fails resets the machine.
+    Plain KVM, if it is there, unless the caller says otherwise: the guests are made for any. One that fails resets the
+    machine.
     """
 
     def run(name: str, /, *, reason: Reason = Reason.POWER_OFF, **options: Any) -> str:
-        machine = vmm_machine(str(guests.path(name)), **({"accel": "kvm"} | options))
+        machine = vmm_machine(str(guests.path(name)), **({"accel": PLAIN} | options))
         outcome = machine.run(deadline=120)
         printed: str = machine.debugcon.text()
         assert outcome.reason is reason, f"{outcome.message}\n{printed}"
@@ -82,6 +71,8 @@ def qemu(tmp_path: Path) -> QemuRun:
     assert program, "these tests need Debian's package qemu-system-x86 (scripts/setup test installs it)"
 
     def run(image: Path, *options: str, machine: str = "q35", accelerator: str = "tcg", status: int = 0) -> str:
+        if accelerator == "kvm" and (lacks := device_lacks()) is not None:
+            pytest.skip(lacks)
         output = tmp_path / "debugcon"
         command = [program, "-nodefaults", "-display", "none", "-no-reboot", "-bios", str(image)]
         command += ["-machine", machine, "-accel", accelerator, "-cpu", "qemu64"]
@@ -100,9 +91,17 @@ def qemu(tmp_path: Path) -> QemuRun:
     return run
 
 
+@pytest.fixture(scope="session")
+def kvm_device() -> None:
+    """For what is about KVM itself: skip it where there is none."""
+    if (lacks := device_lacks()) is not None:
+        pytest.skip(lacks)
+
+
 @pytest.fixture
-def kvm() -> Iterator[Kvm]:
+def kvm(request: pytest.FixtureRequest) -> Iterator[Kvm]:
     """KVM of this host."""
+    request.getfixturevalue("kvm_device")
     with Kvm() as opened:
         yield opened
 

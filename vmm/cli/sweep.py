@@ -146,10 +146,10 @@ def _run(arguments: argparse.Namespace, matrix: Matrix, results: Any, deadline: 
     if not todo:
         return False
     if arguments.executor == PROCESSES:
-        from vmm.kvm import Kvm
+        from vmm.config.machine import Accelerator
+        from vmm.softcpu.decision import open_host
 
-        with Kvm() as kvm:
-            kvm.require()
+        open_host(Accelerator.AUTO).close()
     whole = sum(1 for _ in matrix.cells())
     with Bar(whole, whole - len(todo), enabled=not arguments.quiet and sys.stderr.isatty()) as bar:
 

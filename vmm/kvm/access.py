@@ -1,13 +1,8 @@
-"""Why ``/dev/kvm`` does not open, and what to do about it.
-
-Run as a program, this looks into it before anything is built (scripts/setup), so it imports nothing of vmm, and no
-Python is too old for it: status 0 if the device opens, else 4, and the reason on stderr.
-"""
+"""Why ``/dev/kvm`` does not open, and what to do about it."""
 
 import errno
 import os
 import stat
-import sys
 
 _NUMBER = os.makedev(10, 232)
 """MISC_MAJOR and KVM_MINOR (<linux/major.h>, <linux/miscdevice.h>)."""
@@ -115,18 +110,3 @@ def _group_exists(name: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def main() -> int:
-    """Open the device that the command line names, or KVM's."""
-    path = sys.argv[1] if len(sys.argv) > 1 else "/dev/kvm"
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        print(f"vmm: {cannot_open(path, error)}", file=sys.stderr)
-        return 4
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from moments import run_in_moments
 from real_mode_rom import RESET, START, image
 
@@ -35,11 +36,12 @@ def strings(count: int) -> str:
 
 
 @pytest.mark.parametrize("coalesced", [True, False])
+@pytest.mark.usefixtures("kvm_device")
 def test_one_vcpu_selects_and_another_reads(tmp_path: Path, coalesced: bool) -> None:
     rom = tmp_path / "rom.bin"
     first = bytes.fromhex(SELECT + RESET)
     rom.write_bytes(image(first.hex() + READ))
-    with Machine(str(rom), machine="pc", accel="kvm", cpus=2, coalesced=coalesced, reboot=False) as machine:
+    with Machine(str(rom), machine="pc", accel=PLAIN, cpus=2, coalesced=coalesced, reboot=False) as machine:
         reader = machine.vcpus[1]
         regs = reader.get_regs()
         regs.rip = START + len(first)
@@ -56,7 +58,7 @@ def test_one_vcpu_selects_and_another_reads(tmp_path: Path, coalesced: bool) -> 
 def test_a_string_arrives_whole(tmp_path: Path, coalesced: bool) -> None:
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image(strings(20_000) + RESET))
-    with Machine(str(rom), machine="pc", accel="kvm", coalesced=coalesced, reboot=False) as machine:
+    with Machine(str(rom), machine="pc", accel=PLAIN, coalesced=coalesced, reboot=False) as machine:
         text = bytes(at * 7 % 251 for at in range(20_000))
         machine.memory.write(0, text)
         assert machine.run(deadline=60).reason is Reason.RESET
@@ -66,7 +68,7 @@ def test_a_string_arrives_whole(tmp_path: Path, coalesced: bool) -> None:
 def test_what_waits_is_served_before_a_stopped_guest_is_looked_at(tmp_path: Path) -> None:
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image("ba 10 05  b8 05 00  ef  eb fe"))  # mov dx, 0x510; mov ax, 5; out dx, ax; jmp $
-    with Machine(str(rom), machine="pc", accel="kvm") as machine:
+    with Machine(str(rom), machine="pc", accel=PLAIN) as machine:
         assert machine.fw_cfg is not None
         native = machine.fw_cfg.native
         assert run_in_moments(machine, lambda _: native.key).reason is Reason.TIMEOUT
@@ -76,7 +78,7 @@ def test_what_waits_is_served_before_a_stopped_guest_is_looked_at(tmp_path: Path
 def test_what_is_printed_shows_though_the_guest_never_leaves(tmp_path: Path) -> None:
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image("ba 02 04  b0 48 ee  b0 69 ee  eb fe"))  # mov dx, 0x402; mov al, 'H'; out dx, al; …; jmp $
-    with Machine(str(rom), machine="pc", accel="kvm") as machine:
+    with Machine(str(rom), machine="pc", accel=PLAIN) as machine:
         outcome = machine.run(until="Hi", deadline=20)
         assert outcome.reason is Reason.UNTIL
         assert outcome.elapsed_s < 20, "it shows only once the guest is stopped"
@@ -87,23 +89,24 @@ def test_a_reset_forgets_what_was_selected_before(tmp_path: Path) -> None:
     rom = tmp_path / "rom.bin"
     # mov dx, 0x511; in al, dx; mov dx, 0x402; out dx, al; mov dx, 0x510; mov ax, 5; out dx, ax
     rom.write_bytes(image("ba 11 05 ec  ba 02 04 ee  ba 10 05 b8 05 00 ef" + RESET))
-    with Machine(str(rom), machine="pc", accel="kvm", max_resets=4) as machine:
+    with Machine(str(rom), machine="pc", accel=PLAIN, max_resets=4) as machine:
         machine.run(deadline=60)
         assert machine.reset_count == 4
         assert machine.debugcon.since(0) == b"Q" * 5
 
 
 @pytest.mark.parametrize("observer", ["trace", "exit_times"])
+@pytest.mark.usefixtures("kvm_device")
 def test_who_looks_at_each_access_has_an_exit_for_each(tmp_path: Path, observer: str) -> None:
     options = {"trace": str(tmp_path / "trace")} if observer == "trace" else {"exit_times": True}
-    with Machine(str(guests.path("probe")), accel="kvm", **options) as machine:
+    with Machine(str(guests.path("probe")), accel=PLAIN, **options) as machine:
         assert machine.run(deadline=60).reached
         writes = sum(area.writes for area in machine.ports.ranges() if area.name == "debugcon")
         assert machine.exit_counts()["io"] > writes > 0
 
 
 def test_a_closed_machine_still_tells_what_was_written() -> None:
-    with Machine(str(guests.path("probe")), accel="kvm") as machine:
+    with Machine(str(guests.path("probe")), accel=PLAIN) as machine:
         assert machine.run(deadline=60).reached
         used = machine.ports.ranges()
     assert machine.ports.ranges() == used

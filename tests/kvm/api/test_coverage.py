@@ -107,6 +107,7 @@ def test_tracefiles_add_up() -> None:
     assert parsed(lcov({"/x\nDA:1,1": {1: 0}})) == {"/x DA:1,1": {1: 0}}
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_from_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "guest.info"
     words = [sys.executable, "-m", "vmm", "boot", "probe", "-accel", ACCEL, "-serial", "none", "-debugcon", "none"]
@@ -146,6 +147,7 @@ def test_booted(vmm_booted):
 
 
 @pytest.mark.parametrize("artifacts", [False, True])
+@pytest.mark.usefixtures("kvm_device")
 def test_of_a_session_of_pytest(tmp_path: Path, artifacts: bool) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--vmm-coverage", "guests.info"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from real_mode_rom import RESET, image
 from vmm._native import lib
 
@@ -24,7 +25,7 @@ READ_PORTS = (
 def test_what_the_table_lacks_is_counted_and_reported(tmp_path: Path) -> None:
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image(READ_PORTS + RESET))
-    with Machine(str(rom), machine="pc", accel="kvm", exit_times=True, reboot=False) as machine:
+    with Machine(str(rom), machine="pc", accel=PLAIN, exit_times=True, reboot=False) as machine:
         outcome = machine.run(deadline=60)
         assert outcome.reason is Reason.RESET
         exits = machine.exit_counts()

@@ -11,6 +11,7 @@ from typing import Any
 import debian
 import pexpect
 import pytest
+from accelerators import PLAIN
 
 from vmm import ExpectError, Reason, SendError
 from vmm.errors import ConfigError
@@ -72,7 +73,7 @@ def test_a_dialogue_with_the_uefi_shell(vmm_machine: MachineFactory) -> None:
 
 
 def test_a_stop_ends_a_wait(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     machine.stop()
     with pytest.raises(ExpectError, match="expected 'x': stopped"):
         machine.expect("x")
@@ -93,14 +94,14 @@ def test_a_stop_ends_a_wait(vmm_machine: MachineFactory) -> None:
 def test_what_is_wrong_for_a_run_is_said_by_its_name(
     vmm_machine: MachineFactory, options: dict[str, Any], complaint: str
 ) -> None:
-    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    machine = vmm_machine(guests.path("exit"), accel=PLAIN)
     with pytest.raises(TypeError, match=complaint):
         machine.run(deadline=GENEROUS, **options)
 
 
 @pytest.mark.parametrize("wrong", [("a", 5), ("a", None), (), (5,)])
 def test_expect_takes_patterns_and_a_deadline_by_its_name(vmm_machine: MachineFactory, wrong: tuple[Any, ...]) -> None:
-    machine = vmm_machine("probe", accel="kvm")
+    machine = vmm_machine("probe", accel=PLAIN)
     with pytest.raises(TypeError, match=r"^expect: "):
         machine.expect(*wrong)
     with pytest.raises(ConfigError, match="a list without a pattern"):
@@ -110,7 +111,7 @@ def test_expect_takes_patterns_and_a_deadline_by_its_name(vmm_machine: MachineFa
 
 
 def test_what_nobody_can_read_any_more_is_not_typed(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", accel="kvm")
+    machine = vmm_machine("probe", accel=PLAIN)
     machine.send("x")
     assert machine.run(deadline=GENEROUS).reached
     for send in (machine.send, machine.send_line, machine.send_keys):
@@ -125,12 +126,12 @@ def test_what_nobody_can_read_any_more_is_not_typed(vmm_machine: MachineFactory)
 
 
 def test_a_pattern_that_was_to_be_answered_and_never_came_is_no_success(vmm_machine: MachineFactory) -> None:
-    outcome = vmm_machine("probe", accel="kvm").run(deadline=GENEROUS, send=[("vmm probe", "x"), ("never", "y")])
+    outcome = vmm_machine("probe", accel=PLAIN).run(deadline=GENEROUS, send=[("vmm probe", "x"), ("never", "y")])
     assert (outcome.reason, outcome.missed_until, outcome.exit_status) == (Reason.POWER_OFF, "never", 1)
     assert outcome.message.endswith("powered the machine off, and never showed 'never'")
     for pattern in ("vmm probe", "status: 0"):  # the last one comes when nobody reads an answer any more
-        assert vmm_machine("probe", accel="kvm").run(deadline=GENEROUS, send=[(pattern, "x")]).reached
-    wanted = vmm_machine("probe", accel="kvm").run("vmm probe", GENEROUS, [("never", "y")])
+        assert vmm_machine("probe", accel=PLAIN).run(deadline=GENEROUS, send=[(pattern, "x")]).reached
+    wanted = vmm_machine("probe", accel=PLAIN).run("vmm probe", GENEROUS, [("never", "y")])
     assert (wanted.reason, wanted.reached) == (Reason.UNTIL, True)
 
 
@@ -196,7 +197,7 @@ def test_a_key_that_depends_on_a_terminal_that_is_not_known_yet_is_refused(vmm_m
 INTERACT = """
 from vmm import Machine
 
-with Machine("seabios", accel="kvm", serial="none", fw_cfg={}) as machine:
+with Machine("seabios", accel={accel!r}, serial="none", fw_cfg={{}}) as machine:
     machine.expect("No bootable", deadline=60)
     print("it was", machine.interact().reason.value)
     print("again", machine.interact(deadline=0.1).reason.value)
@@ -204,7 +205,7 @@ with Machine("seabios", accel="kvm", serial="none", fw_cfg={}) as machine:
 
 
 def test_interact_gives_the_serial_port_to_the_terminal() -> None:
-    child = pexpect.spawn(sys.executable, ["-c", INTERACT], timeout=120, encoding="utf-8")
+    child = pexpect.spawn(sys.executable, ["-c", INTERACT.format(accel=PLAIN)], timeout=120, encoding="utf-8")
     child.expect("Ctrl-A X ends the machine")
     child.send("\x01x")
     child.expect("it was stopped")
@@ -215,7 +216,7 @@ def test_interact_gives_the_serial_port_to_the_terminal() -> None:
 
 
 def test_ctrl_c_during_expect_is_ctrl_c(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     main = threading.main_thread().ident
     assert main is not None
     threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()

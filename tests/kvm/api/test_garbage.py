@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from real_mode_rom import image
 
 from vmm import Reason
@@ -37,7 +38,7 @@ def test_finalizers_never_run_on_the_threads_that_serve_the_guest(vmm_machine: M
 
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image(READ_FOR_EVER))
-    machine = vmm_machine(str(rom), machine="pc", accel="kvm")
+    machine = vmm_machine(str(rom), machine="pc", accel=PLAIN)
     machine.ports.add(0x80, 0x80, Littering(), "littering")
     outcome = machine.run(deadline=60, on_poll=lambda machine: machine.stop() if ended else None)
     assert outcome.reason is Reason.STOPPED, "nothing was collected while the machine ran"

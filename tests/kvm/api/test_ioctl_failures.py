@@ -43,6 +43,7 @@ def fails(accel: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["KVM_RUN", "KVM_GET_MP_STATE"])
+@pytest.mark.usefixtures("kvm_device")
 def test_kvm(name: str) -> None:
     assert f"{name} failed for vCPU " in fails("kvm", name)
 
@@ -62,5 +63,6 @@ def test_kvm(name: str) -> None:
         "KVM_SET_MP_STATE",
     ],
 )
+@pytest.mark.usefixtures("kvm_device")
 def test_softcpu(name: str) -> None:
     assert f"{name} failed for vCPU " in fails("kvm+softcpu", name)

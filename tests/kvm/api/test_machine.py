@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 
 import vmm
 from vmm import Machine, MachineConfig, Outcome, Reason, layout
@@ -30,7 +31,7 @@ GENEROUS = 60.0
 
 
 def run_guest(vmm_machine: MachineFactory, name: str, **run: Any) -> Outcome:
-    outcome: Outcome = vmm_machine(guests.path(name), accel="kvm").run(**{"deadline": GENEROUS, **run})
+    outcome: Outcome = vmm_machine(guests.path(name), accel=PLAIN).run(**{"deadline": GENEROUS, **run})
     return outcome
 
 
@@ -54,7 +55,7 @@ def test_what_a_guest_printed_before_it_powered_off_counts(vmm_machine: MachineF
 
 @pytest.mark.parametrize("cpus", [1, 4, 8])
 def test_every_cpu_starts(vmm_machine: MachineFactory, cpus: int) -> None:
-    machine = vmm_machine("probe", cpus=cpus, accel="kvm")
+    machine = vmm_machine("probe", cpus=cpus, accel=PLAIN)
     assert machine.run(deadline=GENEROUS).reached
     assert f"cpus started: {cpus}\n" in machine.debugcon.text()
     started = machine.started_s()
@@ -79,7 +80,7 @@ def test_a_cpu_whose_thread_comes_after_its_startup_message_is_counted(
 
 
 def test_a_cpu_that_nobody_starts_is_not_counted(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("exit"), cpus=3, accel="kvm")
+    machine = vmm_machine(guests.path("exit"), cpus=3, accel=PLAIN)
     assert machine.run(deadline=GENEROUS).reached
     assert machine.started_s() == [0.0, None, None]
 
@@ -105,13 +106,13 @@ def test_a_triple_fault_names_the_place(vmm_machine: MachineFactory) -> None:
 
 
 def test_stop_comes_from_another_thread(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     threading.Timer(0.2, machine.stop).start()
     assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
 
 
 def test_ctrl_c_ends_the_run_and_is_reported(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     main = threading.main_thread().ident
     assert main is not None
     threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
@@ -120,7 +121,7 @@ def test_ctrl_c_ends_the_run_and_is_reported(vmm_machine: MachineFactory) -> Non
 
 
 def test_a_stopped_guest_goes_on_where_it_was(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("seabios", accel="kvm")
+    machine = vmm_machine("seabios", accel=PLAIN)
     assert machine.run(until="PCI: init bdf", deadline=GENEROUS).reached
     assert machine.run(until="Space available for UMB", deadline=GENEROUS).reached
     assert machine.debugcon.text().count("Found QEMU fw_cfg") == 1
@@ -134,7 +135,7 @@ def test_a_failing_device_stops_the_machine_and_reaches_the_caller(vmm_machine: 
         def write(self, offset: int, size: int, value: int) -> None:
             raise ZeroDivisionError(offset, size, value)
 
-    machine = vmm_machine("probe", accel="kvm")
+    machine = vmm_machine("probe", accel=PLAIN)
     machine.ports.remove(layout.PORT_DEBUG_QEMU.start)
     machine.ports.add(layout.PORT_DEBUG_QEMU.start, layout.PORT_DEBUG_QEMU.start, Broken(), "broken")
     with pytest.raises(DeviceError, match="ZeroDivisionError"):
@@ -146,7 +147,7 @@ def test_a_failing_device_stops_the_machine_and_reaches_the_caller(vmm_machine: 
     [("16M", 16 << 20, 0), ("2815M", 2815 << 20, 0), ("2816M", 2 << 30, 768 << 20), ("6G", 2 << 30, 4 << 30)],
 )
 def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, low: int, high: int) -> None:
-    machine = vmm_machine(guests.path("probe"), memory=memory, accel="kvm")
+    machine = vmm_machine(guests.path("probe"), memory=memory, accel=PLAIN)
     assert machine.run(deadline=GENEROUS).reached
     lines = [f"e820: base 0x{0:016x} length 0x{low:016x} type 1"]
     if high:
@@ -157,6 +158,7 @@ def test_ram_is_split_at_the_pci_hole(vmm_machine: MachineFactory, memory: str, 
     assert [line for line in machine.debugcon.text().splitlines() if line.startswith("e820:")] == lines
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_more_cpus_than_kvm_has_are_refused() -> None:
     with Kvm() as kvm, pytest.raises(ConfigError, match="100000"):
         cpuid.check_count(kvm, Topology(cores=100_000))
@@ -167,7 +169,7 @@ def test_machines_leave_nothing_behind() -> None:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
     def one_machine() -> None:
-        with Machine("probe", cpus=2, accel="kvm") as machine:
+        with Machine("probe", cpus=2, accel=PLAIN) as machine:
             machine.run(deadline=GENEROUS)
 
     one_machine()
@@ -180,13 +182,13 @@ def test_machines_leave_nothing_behind() -> None:
 
 
 def test_close_may_be_called_twice(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    machine = vmm_machine(guests.path("exit"), accel=PLAIN)
     machine.close()
     machine.close()
 
 
 def test_two_machines_run_side_by_side(vmm_machine: MachineFactory) -> None:
-    machines = [vmm_machine("probe", cpus=2, accel="kvm") for _ in range(2)]
+    machines = [vmm_machine("probe", cpus=2, accel=PLAIN) for _ in range(2)]
     threads = [threading.Thread(target=machine.run, kwargs={"deadline": GENEROUS}) for machine in machines]
     for thread in threads:
         thread.start()
@@ -196,7 +198,7 @@ def test_two_machines_run_side_by_side(vmm_machine: MachineFactory) -> None:
 
 
 def test_the_timeline_is_in_order(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", cpus=2, accel="kvm")
+    machine = vmm_machine("probe", cpus=2, accel=PLAIN)
     began = time.monotonic()
     machine.run(deadline=GENEROUS)
     elapsed = time.monotonic() - began
@@ -208,7 +210,7 @@ def test_the_timeline_is_in_order(vmm_machine: MachineFactory) -> None:
 
 @pytest.mark.parametrize("dispatch", ["c", "python"])
 def test_the_timeline_has_lines_and_items(vmm_machine: MachineFactory, dispatch: str) -> None:
-    machine = vmm_machine("probe", accel="kvm", dispatch=dispatch)
+    machine = vmm_machine("probe", accel=PLAIN, dispatch=dispatch)
     machine.run(deadline=GENEROUS)
     lines = [event.event for event in machine.timeline if event.kind == "console-line"]
     assert lines == [line.strip() for line in machine.debugcon.text().splitlines() if line.strip()]
@@ -261,7 +263,7 @@ def test_what_is_printed_of_a_machine_is_short_and_readable(vmm_machine: Machine
     assert "OVMF_CODE" in repr(config)
     assert "cpus=2" in repr(config)
     assert "memory" not in repr(config)  # as it is anyway
-    machine = vmm_machine("triple-fault", accel="kvm")
+    machine = vmm_machine("triple-fault", accel=PLAIN)
     assert "triple-fault.fd, 1 CPU, not run yet" in repr(machine)
     assert repr(machine.serial) == "<Stream serial: 0 bytes>"
     assert "0x10000000 bytes of RAM from 0" in repr(machine.memory)
@@ -294,7 +296,7 @@ def test_what_is_printed_of_a_machine_is_short_and_readable(vmm_machine: Machine
 
 
 def test_memory_that_there_is_not_is_said(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("exit", memory="64M", accel="kvm")
+    machine = vmm_machine("exit", memory="64M", accel=PLAIN)
     for address, size in ((-1, 4), (1 << 64, 4), (0, 1 << 50), (0, -1)):
         with pytest.raises(ValueError, match=f"no memory of {size} bytes at {address:#x}"):
             machine.memory.read(address, size)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from real_mode_rom import START, image
 
 from vmm import Machine
@@ -31,7 +32,7 @@ SPIN_THEN_HALT = (
     "ba 02 04 b0 58 ee"  # mov dx, 0x402; mov al, 'X'; out dx, al
     "fa f4 eb fd"  # cli; stop: hlt; jmp stop
 )
-both_accelerators = pytest.mark.parametrize("accel", ["kvm", "kvm+softcpu"])
+both_accelerators = pytest.mark.parametrize("accel", ["kvm", "kvm+softcpu", "softcpu"])
 
 
 def run_until_sampled(machine: Machine, least: int) -> None:
@@ -82,7 +83,7 @@ def test_a_vcpu_that_waits_is_not_sampled(tmp_path: Path, accel: str) -> None:
 
 
 def test_functions_of_a_guest_of_ours(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm", profile=True)
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN, profile=True)
     run_until_sampled(machine, 20)
     found = machine.profile()
     assert found is not None
@@ -96,7 +97,7 @@ def test_what_the_ring_cannot_hold_is_counted(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(run_profile, "MAX_SAMPLES", 10)
     rom = tmp_path / "rom.bin"
     rom.write_bytes(image(SPIN))
-    with Machine(str(rom), machine="pc", accel="kvm", profile=True) as machine:
+    with Machine(str(rom), machine="pc", accel=PLAIN, profile=True) as machine:
         polls = 0
 
         def enough(machine: Machine) -> None:

@@ -193,7 +193,7 @@ from vmm.bus import Device
 
 
 def test_dies(vmm_machine):
-    machine = vmm_machine("hang", accel="kvm")
+    machine = vmm_machine("hang", accel="auto")
     os.kill(machine.pid, signal.SIGKILL)
     machine.run(deadline=60)
 
@@ -207,7 +207,7 @@ def test_has_functions(vmm_machine):
 
 
 def test_booted(vmm_booted):
-    machine = vmm_booted("waits.fd", until="ready", accel="kvm")
+    machine = vmm_booted("waits.fd", until="ready", accel="auto")
     machine.send("x")
     machine.expect("done", deadline=60)
     print("booted in", machine.pid != os.getpid())
@@ -233,7 +233,7 @@ def test_a_machine_that_dies_in_its_process_fails_its_test_alone(tmp_path: Path)
 BOOTED = """
 import pytest
 
-AT = {"until": "ready", "cpus": 2, "accel": "kvm"}
+AT = {"until": "ready", "cpus": 2, "accel": "auto"}
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -255,7 +255,7 @@ def test_a_function_brings_it_there(vmm_booted):
         machine.expect("ready", deadline=60)
         machine.memory.write(0x1000, b"there")
 
-    assert vmm_booted("waits.fd", until=there, accel="kvm").memory.read(0x1000, 5) == b"there"
+    assert vmm_booted("waits.fd", until=there, accel="auto").memory.read(0x1000, 5) == b"there"
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_scopes_second(of_module):
 
 
 def test_what_never_gets_there(vmm_booted):
-    vmm_booted("probe", until="never shown", accel="kvm")
+    vmm_booted("probe", until="never shown", accel="auto")
 """
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 from real_mode_rom import RESET, image
 from vmm._native import ffi, lib
 
@@ -47,7 +48,7 @@ def create(vmm_machine: MachineFactory, tmp_path: Path) -> Callable[..., Machine
     def create(code: str, **options: Any) -> Machine:
         rom = tmp_path / "rom.bin"
         rom.write_bytes(image(code))
-        machine: Machine = vmm_machine(str(rom), **({"machine": "pc", "accel": "kvm"} | options))
+        machine: Machine = vmm_machine(str(rom), **({"machine": "pc", "accel": PLAIN} | options))
         return machine
 
     return create
@@ -218,7 +219,7 @@ def test_python_resets_a_guest_whatever_it_does(create: Callable[..., Machine], 
 
 
 def test_a_guest_that_has_ended_starts_again(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", accel="kvm", cpus=2)
+    machine = vmm_machine("probe", accel=PLAIN, cpus=2)
     first = machine.run(deadline=GENEROUS)
     printed = machine.debugcon.text()
     assert machine.run(deadline=GENEROUS) == first
@@ -237,8 +238,8 @@ def test_without_reboot_a_reset_ends_the_machine(create: Callable[..., Machine],
     assert (outcome.reason, outcome.message) == (Reason.RESET, "the guest reset the machine: port 0xcf9 <- 0x06")
     assert machine.debugcon.text() == "A"
     guest = str(guests.path("triple-fault"))
-    assert vmm_machine(guest, accel="kvm").run(deadline=GENEROUS).reason is Reason.TRIPLE_FAULT
-    looping = vmm_machine(guest, accel="kvm", reboot=True, max_resets=2)
+    assert vmm_machine(guest, accel=PLAIN).run(deadline=GENEROUS).reason is Reason.TRIPLE_FAULT
+    looping = vmm_machine(guest, accel=PLAIN, reboot=True, max_resets=2)
     outcome = looping.run(deadline=GENEROUS)
     assert outcome.reason is Reason.RESET_LOOP
     assert "triple fault on vCPU 0" in outcome.message
@@ -274,7 +275,7 @@ def test_devices_of_the_user_are_reset_too(create: Callable[..., Machine]) -> No
 
 
 def test_what_the_guest_wrote_into_fw_cfg_is_forgotten(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("conformance-fw-cfg", accel="kvm", devices="vmcoreinfo")
+    machine = vmm_machine("conformance-fw-cfg", accel=PLAIN, devices="vmcoreinfo")
     fw_cfg = machine.fw_cfg
     assert fw_cfg is not None
     before = fw_cfg.contents("etc/vmcoreinfo")
@@ -309,7 +310,7 @@ def test_boot_once_is_for_the_first_boot(create: Callable[..., Machine]) -> None
 def test_from_the_command_line(tmp_path: Path, words: tuple[str, ...], reason: str, status: int) -> None:
     rom, report = tmp_path / "rom.bin", tmp_path / "report.json"
     rom.write_bytes(image(COUNT_IN_CMOS + SAY_COUNT + RESET))
-    command = [sys.executable, "-m", "vmm", "boot", str(rom), "-machine", "pc", "-accel", "kvm", "--json", str(report)]
+    command = [sys.executable, "-m", "vmm", "boot", str(rom), "-machine", "pc", "-accel", PLAIN, "--json", str(report)]
     ended = subprocess.run([*command, *words], capture_output=True, text=True, timeout=GENEROUS, check=False)
     assert ended.returncode == status, ended.stderr
     written = json.loads(report.read_text(encoding="utf-8"))

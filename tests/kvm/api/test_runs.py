@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 
 from vmm import Machine, Reason, layout
 from vmm.bus import Device
@@ -71,13 +72,13 @@ def wait_until_it_runs(machine: Machine) -> None:
 
 def test_a_power_off_between_the_match_and_the_stop_is_told_to_the_next_run(vmm_machine: MachineFactory) -> None:
     for _ in range(10):
-        machine = vmm_machine("probe", accel="kvm")
+        machine = vmm_machine("probe", accel=PLAIN)
         assert machine.run(until="vmm probe", deadline=GENEROUS).reason is Reason.UNTIL
         assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF
 
 
 def test_an_end_after_the_match_and_before_the_stop_is_told_to_the_next_run(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", accel="kvm")
+    machine = vmm_machine("probe", accel=PLAIN)
     matched = threading.Event()
 
     def serve() -> None:
@@ -98,14 +99,14 @@ def test_an_end_after_the_match_and_before_the_stop_is_told_to_the_next_run(vmm_
 
 def test_text_between_the_match_and_the_stop_is_found_by_the_next_run(vmm_machine: MachineFactory) -> None:
     for _ in range(10):
-        machine = vmm_machine("probe", cpus=2, accel="kvm")
+        machine = vmm_machine("probe", cpus=2, accel=PLAIN)
         for text in ("vmm probe", "cpus at boot", re.compile("status: 0")):
             outcome = machine.run(until=text, deadline=GENEROUS)
             assert outcome.reason is Reason.UNTIL, outcome
 
 
 def test_a_match_is_found_once(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", accel="kvm")
+    machine = vmm_machine("probe", accel=PLAIN)
     assert machine.run(until="vmm probe", deadline=GENEROUS).reached
     outcome = machine.run(until="vmm probe", deadline=GENEROUS)
     assert (outcome.reason, outcome.missed_until, outcome.reached) == (Reason.POWER_OFF, "vmm probe", False)
@@ -113,7 +114,7 @@ def test_a_match_is_found_once(vmm_machine: MachineFactory) -> None:
 
 @pytest.mark.parametrize(("guest", "reason"), [("exit", Reason.POWER_OFF), ("triple-fault", Reason.TRIPLE_FAULT)])
 def test_a_guest_that_has_ended_says_so_every_time(vmm_machine: MachineFactory, guest: str, reason: Reason) -> None:
-    machine = vmm_machine(guests.path(guest), accel="kvm")
+    machine = vmm_machine(guests.path(guest), accel=PLAIN)
     first = machine.run(deadline=GENEROUS)
     assert first.reason is reason
     began = time.monotonic()
@@ -124,7 +125,7 @@ def test_a_guest_that_has_ended_says_so_every_time(vmm_machine: MachineFactory, 
 
 
 def test_what_was_stopped_before_it_showed_its_text_has_not_reached_it(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     machine.stop()
     outcome = machine.run(until="never", deadline=GENEROUS)
     assert (outcome.reason, outcome.reached, outcome.exit_status) == (Reason.STOPPED, False, 130)
@@ -146,21 +147,21 @@ def test_a_stop_ends_the_run_that_it_finds_or_the_next_one(vmm_machine: MachineF
 
 @pytest.mark.parametrize("deadline", ["5", True, b"1"])
 def test_a_deadline_is_a_number(vmm_machine: MachineFactory, deadline: Any) -> None:
-    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    machine = vmm_machine(guests.path("exit"), accel=PLAIN)
     with pytest.raises(TypeError, match="deadline: must be int or float, not"):
         machine.run(deadline=deadline)
     assert machine.run(deadline=GENEROUS).reason is Reason.POWER_OFF  # it is as it was
 
 
 def test_a_deadline_that_never_passes_is_refused(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    machine = vmm_machine(guests.path("exit"), accel=PLAIN)
     with pytest.raises(ConfigError, match="deadline: NaN"):
         machine.expect("never", deadline=float("nan"))
 
 
 @pytest.mark.parametrize("wrong", [5, bytearray(b"x"), [None]])
 def test_what_is_no_text_is_neither_typed_nor_waited_for(vmm_machine: MachineFactory, wrong: Any) -> None:
-    machine = vmm_machine(guests.path("exit"), accel="kvm")
+    machine = vmm_machine(guests.path("exit"), accel=PLAIN)
     with pytest.raises(TypeError, match="text: must be str or bytes, not"):
         machine.send(wrong)
     with pytest.raises(TypeError, match="until: must be str or bytes or Pattern, not"):
@@ -174,7 +175,7 @@ def test_what_is_no_text_is_neither_typed_nor_waited_for(vmm_machine: MachineFac
 
 
 def test_a_second_thread_is_told_that_the_machine_runs(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     thread, results = in_thread(lambda: machine.run(deadline=GENEROUS).reason)
     wait_until_it_runs(machine)
     with pytest.raises(RuntimeError, match="already running"):
@@ -253,13 +254,13 @@ def test_what_an_items_callback_raises_reaches_the_caller(vmm_machine: MachineFa
     def customize(fw_cfg: FwCfg) -> None:
         fw_cfg.add_file("genroms/callback.bin", bytes(512), on_select=raises(error))
 
-    machine = vmm_machine("seabios", accel="kvm", customize=customize)
+    machine = vmm_machine("seabios", accel=PLAIN, customize=customize)
     with pytest.raises(pytest.fail.Exception, match="a finding"):
         machine.run(deadline=GENEROUS)
 
 
 def test_what_a_timer_raises_reaches_the_caller(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     timers = machine.platform.timers
     with machine.io_lock:
         timers.timer(raises(SystemExit(7))).arm(timers.clock())
@@ -268,18 +269,18 @@ def test_what_a_timer_raises_reaches_the_caller(vmm_machine: MachineFactory) -> 
 
 
 def test_what_on_poll_raises_reaches_the_caller_and_the_guest_can_go_on(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("probe", accel="kvm")
+    machine = vmm_machine("probe", accel="kvm")  # which does not end before a poll
     with pytest.raises(SystemExit):
         machine.run(deadline=GENEROUS, on_poll=raises(SystemExit(7)))
     assert machine.run(until="status: 0", deadline=GENEROUS).reached
 
 
 def test_close_inside_a_run_is_refused(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine(guests.path("hang"), accel="kvm")
+    machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     with pytest.raises(RuntimeError, match="inside a run"):
         machine.run(deadline=GENEROUS, on_poll=lambda machine: machine.close())
     assert machine.run(deadline=0.05).reason is Reason.TIMEOUT
-    device = vmm_machine("probe", accel="kvm")
+    device = vmm_machine("probe", accel=PLAIN)
     with_debug_port(device, device.close)
     with pytest.raises(DeviceError) as caught:
         device.run(deadline=GENEROUS)

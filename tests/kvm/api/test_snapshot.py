@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from waiting_guest import DONE, GENEROUS, READY, answers_as, write_waiting_guest
 
 from vmm import Machine, MachineConfig, Reason, Snapshot
@@ -29,7 +30,7 @@ ACCELERATORS = [pytest.param("kvm", marks=pytest.mark.hw), "auto", "softcpu"]
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
     """A guest that waits, with two CPUs and an item of fw_cfg; plain KVM."""
     image = write_waiting_guest(tmp_path_factory.mktemp("waits"))
-    with Machine(image, cpus=2, memory="64M", accel="kvm", fw_cfg={"opt/org.example/b": b"first"}) as machine:
+    with Machine(image, cpus=2, memory="64M", accel=PLAIN, fw_cfg={"opt/org.example/b": b"first"}) as machine:
         machine.expect(READY, deadline=GENEROUS)
         with machine.snapshot() as snapshot:
             yield snapshot
@@ -61,7 +62,7 @@ def test_a_console_goes_on_where_it_was_read(stopped: Snapshot) -> None:
 
 
 def test_what_is_typed_and_not_read_yet_is_kept(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(write_waiting_guest(tmp_path), accel="kvm")
+    machine = vmm_machine(write_waiting_guest(tmp_path), accel=PLAIN)
     machine.send("xyz")
     with machine.snapshot() as snapshot, Machine.restore(snapshot) as restored:
         for _ in range(3):
@@ -91,7 +92,7 @@ def test_a_restored_machine_can_be_reset(vmm_machine: MachineFactory, tmp_path: 
 
 @pytest.mark.hw
 def test_items_below_opt_may_be_others() -> None:
-    with Machine("probe", accel="kvm", fw_cfg={"opt/org.example/b": b"first"}) as machine:
+    with Machine("probe", accel=PLAIN, fw_cfg={"opt/org.example/b": b"first"}) as machine:
         snapshot = machine.snapshot()
     items = {"opt/org.example/a": b"new", "opt/org.example/b": b"second"}
     with snapshot, Machine.restore(snapshot, fw_cfg=items) as other, Machine.restore(snapshot) as same:
@@ -142,7 +143,7 @@ def test_time_goes_on_from_where_it_stopped_or_jumps_to_now(tmp_path: Path) -> N
 
 def test_a_new_generation_is_in_the_guests_memory_and_raises_its_event() -> None:
     device = "vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"
-    config = MachineConfig.create("probe", accel="kvm", devices=device, memory="64M")
+    config = MachineConfig.create("probe", accel=PLAIN, devices=device, memory="64M")
     address = 0x20_0028
     with Machine(config) as machine:
         assert machine.fw_cfg is not None
@@ -162,7 +163,7 @@ def test_a_new_generation_is_in_the_guests_memory_and_raises_its_event() -> None
 
 
 def test_what_cannot_be_taken_is_refused(vmm_machine: MachineFactory, stopped: Snapshot) -> None:
-    machine = vmm_machine("probe", accel="kvm")
+    machine = vmm_machine("probe", accel=PLAIN)
     refused: list[str] = []
 
     def while_it_runs(running: Machine) -> None:
@@ -180,7 +181,7 @@ def test_what_cannot_be_taken_is_refused(vmm_machine: MachineFactory, stopped: S
     machine.close()
     with pytest.raises(ValueError, match="closed"):
         machine.snapshot()
-    other = vmm_machine("probe", accel="kvm")
+    other = vmm_machine("probe", accel=PLAIN)
     other.ports.add(0x580, 0x583, Device(), "counter")
     with pytest.raises(ConfigError, match="counter was added by hand"):
         other.snapshot()
@@ -252,7 +253,7 @@ def test_restored_machines_leave_nothing_behind(accel: str, tmp_path: Path, requ
 
 def test_cost_of_memory_is_what_was_touched() -> None:
     far = 0x1_0000_0000 + (100 << 20)
-    with Machine("probe", memory="4G", accel="kvm") as machine:
+    with Machine("probe", memory="4G", accel=PLAIN) as machine:
         machine.memory.write(far, b"above 4 GiB")
         with machine.snapshot() as snapshot:
             assert sum(size for _, size in snapshot.memory.extents()) < 8 << 20
@@ -271,7 +272,7 @@ def test_disks_that_stay_as_they_are(vmm_machine: MachineFactory, tmp_path: Path
     image, disk = write_waiting_guest(tmp_path), tmp_path / "disk.raw"
     disk.write_bytes(bytes(1 << 20))
     for option in ("readonly=on", "snapshot=on"):
-        machine = vmm_machine(image, accel="kvm", drives=f"file={disk},format=raw,if=virtio,{option}")
+        machine = vmm_machine(image, accel=PLAIN, drives=f"file={disk},format=raw,if=virtio,{option}")
         machine.expect(READY, deadline=GENEROUS)
         with machine.snapshot() as snapshot:
             with Machine.restore(snapshot) as restored, Machine.restore(snapshot) as beside:
@@ -282,6 +283,6 @@ def test_disks_that_stay_as_they_are(vmm_machine: MachineFactory, tmp_path: Path
             with pytest.raises(ConfigError, match="the image was changed"):
                 Machine.restore(snapshot)
         machine.close()
-    writable = vmm_machine(image, accel="kvm", drives=f"file={disk},format=raw,if=virtio")
+    writable = vmm_machine(image, accel=PLAIN, drives=f"file={disk},format=raw,if=virtio")
     with pytest.raises(ConfigError, match="what the guest wrote there"):
         writable.snapshot()

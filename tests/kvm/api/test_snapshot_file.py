@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 from waiting_guest import DONE, GENEROUS, READY, answers_as, write_waiting_guest
 
 from vmm import Machine, Snapshot
@@ -28,7 +29,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
     drive = f"file={disk},format=raw,if=virtio,readonly=on"
     image = write_waiting_guest(directory)
     items = {"opt/org.example/b": b"first"}
-    with Machine(image, cpus=2, memory="64M", accel="kvm", fw_cfg=items, drives=drive) as machine:
+    with Machine(image, cpus=2, memory="64M", accel=PLAIN, fw_cfg=items, drives=drive) as machine:
         machine.expect(READY, deadline=GENEROUS)
         with machine.snapshot() as snapshot:
             yield snapshot

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
+from accelerators import PLAIN
 
 from vmm import Machine, Reason, Snapshot
 from vmm.errors import ConfigError
@@ -114,10 +115,10 @@ def try_moments(create: MachineFactory, course: Course, most: int, seed: str) ->
 @pytest.mark.parametrize(
     ("course", "most"),
     [
-        pytest.param(guest("conformance-fw-cfg", accel="kvm"), 2, marks=pytest.mark.hw),
+        pytest.param(guest("conformance-fw-cfg", accel=PLAIN), 2, marks=pytest.mark.hw),
         (guest("conformance-fw-cfg"), 6),
         (guest("conformance-devices"), 2),
-        pytest.param(guest("probe", 4, accel="kvm"), 6, marks=pytest.mark.hw),
+        pytest.param(guest("probe", 4, accel=PLAIN), 6, marks=pytest.mark.hw),
         (guest("probe", 4), 6),
         (OVMF, 2),
     ],

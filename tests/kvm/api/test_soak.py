@@ -10,6 +10,7 @@ SOAK = Path(__file__).parents[3] / "scripts" / "soak"
 
 
 @pytest.mark.needs_kvm
+@pytest.mark.usefixtures("kvm_device")
 def test_boots_machines_stops_and_a_soak() -> None:
     words = ["--boots", "2", "--machines", "8", "--stops", "1", "--minutes", "0.05"]
     done = subprocess.run([SOAK, *words], capture_output=True, text=True, timeout=600, check=False)

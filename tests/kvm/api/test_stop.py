@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 
 from vmm import Reason
 from vmm.firmware import guests
@@ -62,7 +63,7 @@ def test_any_guest_stops_within_150_ms(vmm_machine: MachineFactory, tmp_path: Pa
 
 def test_a_line_without_end_does_not_make_the_message_one(vmm_machine: MachineFactory, tmp_path: Path) -> None:
     (tmp_path / "rom").write_bytes(bios_image("ba f8 03 b0 78 ee eb fd"))  # mov dx, 0x3f8; mov al, 'x'; out; jmp
-    machine = vmm_machine(str(tmp_path / "rom"), machine="pc", accel="kvm")
+    machine = vmm_machine(str(tmp_path / "rom"), machine="pc", accel=PLAIN)
     deadline = 0.25
     while machine.serial.total < 1000:
         outcome = machine.run("never", deadline=deadline)
@@ -98,7 +99,7 @@ import resource
 from vmm import Machine
 from vmm.errors import HostError
 
-with Machine({str(guests.path("probe"))!r}, cpus=60, accel="kvm") as machine:
+with Machine({str(guests.path("probe"))!r}, cpus=60, accel={PLAIN!r}) as machine:
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))
     try:

@@ -28,6 +28,7 @@ def found(path: Path) -> Any:
 
 
 @needs_qemu
+@pytest.mark.usefixtures("kvm_device")
 def test_all_contenders_of_pio_measure_the_same_cases(tmp_path: Path) -> None:
     report, html = tmp_path / "pio.json", tmp_path / "pio.html"
     words = ["--rounds", "2", "--test", "in8-fwcfg", "--test", "insb-up", "--test", "in8-pic"]
@@ -50,6 +51,7 @@ def test_all_contenders_of_pio_measure_the_same_cases(tmp_path: Path) -> None:
     assert image["sha256"] in page
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_dma_moves_every_size(tmp_path: Path) -> None:
     report = tmp_path / "dma.json"
     bench("dma", "--rounds", "1", "--contender", "vmm", "--contender", "bare-loop", "--json", str(report))
@@ -59,6 +61,7 @@ def test_dma_moves_every_size(tmp_path: Path) -> None:
 
 
 @needs_qemu
+@pytest.mark.usefixtures("kvm_device")
 def test_exits_are_measured_by_all_contenders(tmp_path: Path) -> None:
     report = tmp_path / "exits.json"
     names = ["cpuid", "vmcall", "inl_from_qemu", "mmio_read_hpet", "hlt_timer", "ipi_halt", "touch_2m"]
@@ -76,6 +79,7 @@ def test_exits_are_measured_by_all_contenders(tmp_path: Path) -> None:
     assert {row["name"] for row in result["vmm_times"]} >= {"exit io", "exit mmio", "in 0x1234"}
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_a_guest_that_exits_and_a_warm_machine(tmp_path: Path) -> None:
     report = tmp_path / "boot.json"
     cases = ("--case", "exit", "--case", "start", "--case", "machine")
@@ -89,6 +93,7 @@ def test_a_guest_that_exits_and_a_warm_machine(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_growth_is_measured(tmp_path: Path) -> None:
     report, html = tmp_path / "growth.json", tmp_path / "growth.html"
     words = ["--memory", "64M,256M,1G", "--items", "1,10,100", "--contender", "vmm", "--rounds", "1"]
@@ -103,6 +108,7 @@ def test_growth_is_measured(tmp_path: Path) -> None:
 
 
 @needs_qemu
+@pytest.mark.usefixtures("kvm_device")
 def test_snapshots_are_taken_and_restored_beside_qemu(tmp_path: Path) -> None:
     report, html = tmp_path / "snapshot.json", tmp_path / "snapshot.html"
     words = ["--rounds", "1", "--case", "take", "--case", "test", "--json", str(report), "--html", str(html)]
@@ -115,6 +121,7 @@ def test_snapshots_are_taken_and_restored_beside_qemu(tmp_path: Path) -> None:
 
 
 @needs_qemu
+@pytest.mark.usefixtures("kvm_device")
 def test_a_disk_is_read_beside_qemu(tmp_path: Path) -> None:
     report, html = tmp_path / "disk.json", tmp_path / "disk.html"
     bench("disk", "--rounds", "1", "--json", str(report), "--html", str(html))
@@ -129,6 +136,7 @@ def test_a_disk_is_read_beside_qemu(tmp_path: Path) -> None:
     assert "What reading a disk takes" in html.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     report = tmp_path / "boot.json"
@@ -154,7 +162,11 @@ def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest
         (["dma", "--seconds", "-1"], "--seconds -1: a number above 0"),
         (["dma", "--rounds", "many"], "--rounds many: a number above 0"),
         (["dma", "--seed", "x"], "--seed x: a whole number"),
-        (["dma", "--json", "/nonexistent/x"], "/nonexistent/x: cannot write: no such file or directory"),
+        pytest.param(
+            ["dma", "--json", "/nonexistent/x"],
+            "/nonexistent/x: cannot write: no such file or directory",
+            marks=pytest.mark.usefixtures("kvm_device"),
+        ),
     ],
 )
 def test_bad_usage_is_one_line(words: list[str], message: str) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from command_line import VMM, vmm
 
 from vmm.firmware import guests
@@ -19,6 +20,7 @@ from vmm.firmware import guests
 pytestmark = pytest.mark.needs_kvm
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_report_for_a_person() -> None:
     run = vmm("boot", "-smp", "3", "probe", "-m", "96M", "-accel", "kvm")
     assert run.returncode == 0, run.stderr
@@ -30,6 +32,7 @@ def test_report_for_a_person() -> None:
 
 
 @pytest.mark.hw
+@pytest.mark.usefixtures("kvm_device")
 def test_report_for_a_program(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     run = vmm("boot", "probe", "-smp", "2,maxcpus=5", "-m", "64", "--json", path, "--quiet", "-accel", "kvm")
@@ -92,7 +95,7 @@ def test_consoles_go_to_files(tmp_path: Path) -> None:
 
 def test_until() -> None:
     run = vmm(
-        "boot", "seabios", "-debugcon", "stdio", "-serial", "none", "--until", r"Found QEMU\s+fw_cfg", "-accel", "kvm"
+        "boot", "seabios", "-debugcon", "stdio", "-serial", "none", "--until", r"Found QEMU\s+fw_cfg", "-accel", PLAIN
     )
     assert run.returncode == 0
     assert "the console showed" in run.stderr
@@ -124,6 +127,7 @@ def test_timeout() -> None:
 
 
 @pytest.mark.hw
+@pytest.mark.usefixtures("kvm_device")
 def test_refused_instruction_is_named() -> None:
     run = vmm("boot", guests.path("refused"), "-accel", "kvm")
     assert run.stdout.startswith("refused: before FLDCW\n")
@@ -200,7 +204,7 @@ def wait_for_vcpu(pid: int) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_run() -> None:
-    command = [*VMM, "boot", "seabios", "-debugcon", "stdio", "-accel", "kvm"]
+    command = [*VMM, "boot", "seabios", "-debugcon", "stdio", "-accel", PLAIN]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(10)
@@ -298,6 +302,7 @@ def test_both_interfaces_at_once_are_refused() -> None:
     assert "same ports" in run.stderr
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_info() -> None:
     run = vmm("info")
     assert run.returncode == 0, run.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 import pexpect
 import pytest
 import real_mode_rom
+from accelerators import PLAIN
 
 from vmm.firmware import guests
 
@@ -20,7 +21,10 @@ class Terminal:
     """A process on a terminal of its own."""
 
     def __init__(self, *arguments: str) -> None:
-        self.child = pexpect.spawn(sys.executable, ["-m", "vmm", *arguments], timeout=120, dimensions=(25, 200))
+        waits = ["-c", 'read -r _; exec "$@"', "sh", sys.executable, "-m", "vmm", *arguments]
+        self.child = pexpect.spawn("sh", waits, timeout=120, dimensions=(25, 200))
+        self.before = termios.tcgetattr(self.child.child_fd)
+        self.child.send("\n")
 
     def local_flags(self) -> int:
         flags = termios.tcgetattr(self.child.child_fd)[3]
@@ -37,15 +41,14 @@ class Terminal:
 @pytest.fixture
 def hang() -> Iterator[Terminal]:
     """A guest that does nothing, on an interactive console."""
-    terminal = Terminal("boot", str(guests.path("hang")), "-accel", "kvm")
+    terminal = Terminal("boot", str(guests.path("hang")), "-accel", PLAIN)
     yield terminal
     terminal.child.close(force=True)
 
 
 @pytest.mark.hw
 def test_control_a_x_ends_the_machine_and_restores_the_terminal(hang: Terminal) -> None:
-    before = hang.local_flags()
-    assert before & termios.ECHO
+    assert hang.before[3] & termios.ECHO
     hang.child.expect("Ctrl-A X ends the machine")
     hang.child.expect("\n")
     while hang.local_flags() & termios.ECHO:
@@ -71,28 +74,26 @@ def test_control_a_x_before_until_is_no_success() -> None:
 
 @pytest.mark.hw
 def test_terminal_is_restored_when_the_process_is_told_to_end(hang: Terminal) -> None:
-    before = termios.tcgetattr(hang.child.child_fd)
     hang.child.expect("Ctrl-A X ends the machine")
     while hang.local_flags() & termios.ECHO:
         pass
     hang.child.kill(15)
     hang.child.expect("vmm: interrupted")
-    assert termios.tcgetattr(hang.child.child_fd) == before
+    assert termios.tcgetattr(hang.child.child_fd) == hang.before
     assert hang.status() == 130
 
 
 @pytest.mark.hw
 def test_terminal_is_restored_after_a_timeout() -> None:
-    terminal = Terminal("boot", str(guests.path("hang")), "-accel", "kvm", "--timeout", "0.5")
-    before = termios.tcgetattr(terminal.child.child_fd)
+    terminal = Terminal("boot", str(guests.path("hang")), "-accel", PLAIN, "--timeout", "0.5")
     terminal.child.expect("0.5 s passed")
-    assert termios.tcgetattr(terminal.child.child_fd) == before
+    assert termios.tcgetattr(terminal.child.child_fd) == terminal.before
     assert terminal.status() == 3
 
 
 @pytest.mark.hw
 def test_control_c_interrupts_where_the_console_is_elsewhere() -> None:
-    terminal = Terminal("boot", str(guests.path("hang")), "-accel", "kvm", "-serial", "none", "-debugcon", "none")
+    terminal = Terminal("boot", str(guests.path("hang")), "-accel", PLAIN, "-serial", "none", "-debugcon", "none")
     terminal.child.expect("fw_cfg items read")  # progress: it runs
     terminal.child.send("\x03")
     terminal.child.expect("vmm: interrupted")
@@ -100,6 +101,7 @@ def test_control_c_interrupts_where_the_console_is_elsewhere() -> None:
 
 
 @pytest.mark.hw_long
+@pytest.mark.usefixtures("kvm_device")  # slow enough
 def test_progress_shows_seconds_and_what_the_guest_said() -> None:
     terminal = Terminal(
         "boot", "seabios", "-accel", "kvm", "-serial", "none", "-debugcon", "none", "--until", "No boot"

@@ -56,6 +56,7 @@ def test_info_without_kvm_gives_the_reason_once() -> None:
         ("resource.RLIMIT_AS, (256 << 20, 256 << 20)", r"cannot map 256 MiB of guest RAM: .*; ask for less with -m"),
     ],
 )
+@pytest.mark.usefixtures("kvm_device")
 def test_info_of_a_host_where_no_machine_runs(limit: str, reason: str) -> None:
     program = (
         f"import resource, sys; from vmm import cli, info; resource.setrlimit({limit}); sys.exit(cli.main(['info']))"
@@ -140,6 +141,7 @@ def test_a_full_disk_of_a_report_or_a_log_is_the_hosts_lack(option: str) -> None
 
 
 @pytest.mark.parametrize("limit", range(5, 12))
+@pytest.mark.usefixtures("kvm_device")
 def test_too_few_files_are_said_in_one_line(limit: int) -> None:
     boot = shlex.join([*VMM, "boot", "exit", "-q", "-accel", "kvm"])
     run = subprocess.run(

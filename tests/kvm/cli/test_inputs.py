@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 
 from vmm.tables.acpi_tables import Oem, table
 
@@ -41,7 +42,7 @@ def test_pipes_bring_what_files_do(tmp_path: Path) -> None:
 
     def sizes(**names: str) -> dict[str, int]:
         options = (
-            "probe -accel kvm -q -serial none -debugcon none --json - -fw_cfg opt/proc,file=/proc/version "
+            f"probe -accel {PLAIN} -q -serial none -debugcon none --json - -fw_cfg opt/proc,file=/proc/version "
             "-acpitable file={ssdt} -fw_cfg opt/item,file={item} -smbios type=11,path={text} -kernel {kernel} "
             "-initrd {initrd}"
         )
@@ -57,7 +58,7 @@ def test_pipes_bring_what_files_do(tmp_path: Path) -> None:
 
 
 def test_standard_input_is_a_file_too(tmp_path: Path) -> None:
-    run = boot("probe -accel kvm -q -fw_cfg opt/in,file=/dev/stdin < <(printf hello)", tmp_path)
+    run = boot(f"probe -accel {PLAIN} -q -fw_cfg opt/in,file=/dev/stdin < <(printf hello)", tmp_path)
     assert run.returncode == 0, run.stderr
     assert re.search(r"^item: opt/in key 0x\w+ size 5$", run.stdout, re.MULTILINE)
 
@@ -131,7 +132,8 @@ def test_files_without_end_are_one_line(tmp_path: Path, options: str, complaint:
 def test_bytes_that_are_no_text_reach_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(b"MZ" + bytes(5000))
     run = boot(
-        "probe -accel kvm -q -serial none -debugcon none --json - -kernel kernel -append $'a\\xff\\xc3\\xa9'", tmp_path
+        f"probe -accel {PLAIN} -q -serial none -debugcon none --json - -kernel kernel -append $'a\\xff\\xc3\\xa9'",
+        tmp_path,
     )
     assert run.returncode == 0, run.stderr
     items = {item["name"]: item["size"] for item in json.loads(run.stdout)["fw_cfg"]["items"]}

@@ -78,6 +78,8 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 @pytest.fixture(scope="module", params=RUNS)
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words, status = RUNS[request.param]
+    if words[0] == "bench":
+        request.getfixturevalue("kvm_device")
     path = tmp_path_factory.mktemp("page") / f"{request.param}.html"
     words = tuple(str(path.with_suffix(".jsonl")) if word == "RESULTS" else word for word in words)
     command = [sys.executable, "-m", "vmm", *words, "--html", str(path), "-q"]

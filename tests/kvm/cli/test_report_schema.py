@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 from report_schema import check_report
 
 from vmm.firmware import guests
@@ -27,7 +28,7 @@ def report_of(*words: str | Path, status: int = 0) -> Any:
 @pytest.mark.hw
 def test_our_guest_with_everything() -> None:
     devices = ("-device", "vmgenid", "-device", "vmcoreinfo")
-    report = report_of("probe", "-smp", "3,maxcpus=4", *devices, "--exit-times", "-accel", "kvm")
+    report = report_of("probe", "-smp", "3,maxcpus=4", *devices, "--exit-times", "-accel", PLAIN)
     assert report["exits"]["times"]
     assert report["vmgenid"]["address"] is None
     assert report["vmcoreinfo"] is None
@@ -65,8 +66,8 @@ def test_bhyve_with_fwctl(bhyve_firmware: dict[str, Path]) -> None:
         ("probe", ("--until", "no such line"), 1, "power-off"),
     ],
 )
-@pytest.mark.parametrize("accelerator", ["kvm", "kvm+softcpu"])
-def test_every_end(guest: str, words: tuple[str, ...], status: int, reason: str, accelerator: str) -> None:
-    report = report_of(guests.path(guest), *words, "-accel", accelerator, status=status)
+@pytest.mark.parametrize("accel", ["kvm", "kvm+softcpu", "softcpu"])
+def test_every_end(guest: str, words: tuple[str, ...], status: int, reason: str, accel: str) -> None:
+    report = report_of(guests.path(guest), *words, "-accel", accel, status=status)
     assert report["outcome"]["reason"] == reason
-    assert report["accelerator"]["name"] == accelerator
+    assert report["accelerator"]["name"] == accel

@@ -8,6 +8,7 @@ from typing import IO
 
 import pytest
 import real_mode_rom
+from accelerators import PLAIN
 
 from vmm.firmware import guests
 
@@ -56,7 +57,7 @@ def test_a_dialogue_with_the_uefi_shell(tmp_path: Path) -> None:
 def test_how_a_script_ends(tmp_path: Path, guest: str, script: str, status: int, message: str) -> None:
     path = tmp_path / "script"
     path.write_text(script)
-    run = vmm(guests.path(guest), "-accel", "kvm", "--script", path, "-q", "-serial", "none", "--timeout", "60")
+    run = vmm(guests.path(guest), "-accel", PLAIN, "--script", path, "-q", "-serial", "none", "--timeout", "60")
     assert run.returncode == status, run.stderr
     assert (f"{path}:{message}" if message else "") in run.stderr
 
@@ -74,7 +75,7 @@ def test_keys_are_those_of_the_terminal_that_was_chosen(tmp_path: Path) -> None:
         (["--terminal", "vtutf8"], 0, ""),
         ([], 0, ""),
     ):
-        run = vmm("probe", "-q", "-debugcon", "none", "-accel", "kvm", "--script", script, *words)
+        run = vmm("probe", "-q", "-debugcon", "none", "-accel", PLAIN, "--script", script, *words)
         assert (run.returncode, said in run.stderr) == (status, True), run.stderr
     run = vmm("ovmf", "-q", "--script", script, "-serial", "none")
     assert (run.returncode, "firmware has not said that yet" in run.stderr) == (2, True)
@@ -89,7 +90,7 @@ def test_a_script_and_until_do_not_mix() -> None:
 
 def test_a_run_whose_output_nobody_takes_has_not_reached_what_it_waited_for() -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
-        run = vmm("seabios", "-debugcon", "stdio", "--until", "never", "-accel", "kvm", stdout=full)
+        run = vmm("seabios", "-debugcon", "stdio", "--until", "never", "-accel", PLAIN, stdout=full)
     assert run.returncode not in {0, 3}
     piped = f"{sys.executable} -m vmm boot seabios -debugcon stdio --until never -accel kvm --timeout 100 -q"
     shell = subprocess.run(

@@ -50,6 +50,7 @@ their own; and one since CPUs are arranged. Since `typing` is not loaded, what i
 either."""
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_a_plain_boot_loads_what_it_uses() -> None:
     guest = str(guests.path("exit"))
     command = ["boot", guest, "-accel", "kvm", "-q", "-serial", "none", "-debugcon", "none"]

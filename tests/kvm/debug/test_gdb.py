@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from debug_rig import Client, Debugged
 from real_mode_rom import START, image
 
@@ -27,7 +28,7 @@ WITHOUT_BREAKPOINTS = pytest.mark.skipif(
 SOFTWARE_CPU = pytest.param(
     "kvm+softcpu", marks=pytest.mark.skipif(has_hardware_virtualization(), reason="runs in KVM")
 )
-BOTH = pytest.mark.parametrize("accel", ["kvm", SOFTWARE_CPU])
+BOTH = pytest.mark.parametrize("accel", ["kvm", SOFTWARE_CPU, "softcpu"])
 
 
 @pytest.fixture
@@ -93,6 +94,7 @@ def test_watchpoints_stop_behind_the_access(vmm_machine: MachineFactory, rom: st
 
 
 @pytest.mark.skipif(has_hardware_virtualization(), reason="its KVM has data breakpoints")
+@pytest.mark.usefixtures("kvm_device")
 def test_what_kvm_here_cannot_do_is_refused(vmm_machine: MachineFactory, rom: str) -> None:
     machine = vmm_machine(rom, machine="pc", accel="kvm", gdb="tcp::0", hold=True)
     with Debugged(machine), Client(machine) as client:
@@ -152,7 +154,7 @@ def test_description_follows_the_code(vmm_machine: MachineFactory) -> None:
         with Client(debugged.machine) as client:
             return b">i386<" in (client.ask(b"qXfer:features:read:target.xml:0,400") or b"")
 
-    with Debugged(vmm_machine("hang", accel="kvm", gdb="tcp::0")) as debugged:
+    with Debugged(vmm_machine("hang", accel=PLAIN, gdb="tcp::0")) as debugged:
         while not is_32_bit():
             pass
         printed = debugged.gdb("show architecture", "info registers eip", symbols=guests.symbols("hang"))

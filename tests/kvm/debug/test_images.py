@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from moments import run_in_moments
 
 from vmm.firmware import guests
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.needs_kvm
 
 
 def test_a_guest_of_ours_has_its_functions(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("hang", accel="kvm")
+    machine = vmm_machine("hang", accel=PLAIN)
     details = run_in_moments(machine, lambda outcome: "main+0x0" in outcome.details).details
     (image,) = machine.images()
     assert (image.name, image.kind, image.path) == ("hang", "guest", str(guests.symbols("hang")))
@@ -30,7 +31,7 @@ def test_a_rom_that_says_nothing_is_named_as_a_whole(vmm_machine: MachineFactory
     (tmp_path / "own.rom").write_bytes(
         bytes.fromhex("fa f4").ljust(0xFFF0, b"\xff") + bytes.fromhex("e9 0d 00 fa f4").ljust(16, b"\xff")
     )
-    machine = vmm_machine(str(tmp_path / "own.rom"), machine="pc", accel="kvm")
+    machine = vmm_machine(str(tmp_path / "own.rom"), machine="pc", accel=PLAIN)
     assert "(own.rom+0x" in run_in_moments(machine, lambda outcome: "(own.rom+0x" in outcome.details).details
     assert machine.images() == []
 
@@ -63,7 +64,7 @@ def test_vmm_images() -> None:
 
 
 def test_memory_that_nobody_used_is_left_alone(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("hang", accel="kvm", memory="64M")
+    machine = vmm_machine("hang", accel=PLAIN, memory="64M")
     memory = machine.memory
     assert memory.touched(0x1000000, 0x1000000) == []
     memory.write(0x1003FFF, b"ab")

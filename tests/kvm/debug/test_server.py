@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from debug_rig import PATIENCE, Client, Debugged
 from real_mode_rom import RESET, START, image
 
@@ -27,6 +28,7 @@ BOTH = pytest.mark.parametrize(
     [
         "kvm",
         pytest.param("kvm+softcpu", marks=pytest.mark.skipif(has_hardware_virtualization(), reason="runs in KVM")),
+        "softcpu",
     ],
 )
 LOOPS = {
@@ -138,7 +140,7 @@ def test_a_debugger_that_goes_lets_the_machine_go_on(vmm_machine: MachineFactory
 
 
 def test_a_second_debugger_is_told_to_go(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
     assert machine.debugger is not None
     with Debugged(machine) as debugged:
         with Client(machine) as first:
@@ -156,7 +158,7 @@ def test_a_second_debugger_is_told_to_go(vmm_machine: MachineFactory, tmp_path: 
 
 
 def test_rubbish_changes_nothing(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
     with Debugged(machine), Client(machine) as client:
         for rubbish in (
             b"GET / HTTP/1.1\r\n\r\n",
@@ -193,7 +195,7 @@ def test_rubbish_changes_nothing(vmm_machine: MachineFactory, tmp_path: Path) ->
 
 
 def test_a_debugger_that_never_reads_stops_nobody(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
     with Debugged(machine) as debugged, Client(machine) as client:
         client.socket.settimeout(0.2)
         with contextlib.suppress(OSError):  # it is thrown out
@@ -244,7 +246,7 @@ def test_monitor_snapshot_keeps_the_machine_where_it_is_held(
 
 
 def test_kill_ends_the_run(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0")
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
     with Debugged(machine) as debugged:
         assert "killed" in debugged.gdb("kill")
         outcome = debugged.join()
@@ -252,7 +254,7 @@ def test_kill_ends_the_run(vmm_machine: MachineFactory, tmp_path: Path) -> None:
 
 
 def test_an_end_that_nobody_wanted_can_be_looked_at(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, RESET), machine="pc", accel="kvm", reboot=False, gdb="tcp::0", hold=True)
+    machine = vmm_machine(rom(tmp_path, RESET), machine="pc", accel=PLAIN, reboot=False, gdb="tcp::0", hold=True)
     with Debugged(machine) as debugged:
         printed = debugged.gdb("continue", "p/x $edx & 0xffff", "continue")
         assert debugged.join().reason is Reason.RESET
@@ -263,7 +265,7 @@ def test_an_end_that_nobody_wanted_can_be_looked_at(vmm_machine: MachineFactory,
 
 
 def test_time_stands_still_while_the_machine_is_held(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0", hold=True)
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0", hold=True)
 
     def look() -> None:
         with Client(machine) as client:
@@ -280,7 +282,7 @@ def test_time_stands_still_while_the_machine_is_held(vmm_machine: MachineFactory
 
 
 def test_a_held_machine_can_be_stopped(vmm_machine: MachineFactory, tmp_path: Path) -> None:
-    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel="kvm", gdb="tcp::0", hold=True)
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0", hold=True)
     with Debugged(machine) as debugged, Client(machine) as client:
         assert client.ask(b"?") == b"T05thread:1;"
         machine.stop()
@@ -292,13 +294,13 @@ def test_a_unix_socket(vmm_machine: MachineFactory, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))  # and left behind by a process that was killed
     made = rom(tmp_path, LOOPS["counts"])
-    machine = vmm_machine(made, machine="pc", accel="kvm", gdb=f"unix:{path}", hold=True)
+    machine = vmm_machine(made, machine="pc", accel=PLAIN, gdb=f"unix:{path}", hold=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with Debugged(machine) as debugged:
         printed = debugged.gdb("detach")
         assert "0xfffffff0" in printed
         with pytest.raises(ConfigError, match="Address already in use"):
-            vmm_machine(made, machine="pc", accel="kvm", gdb=f"unix:{path}")
+            vmm_machine(made, machine="pc", accel=PLAIN, gdb=f"unix:{path}")
     machine.close()
     assert not path.exists()
 

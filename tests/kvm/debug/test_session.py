@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from accelerators import PLAIN
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vmm._native import ffi, lib
@@ -29,7 +30,7 @@ COMMANDS = ["help", "registers", "registers 1", "registers 9", "translate 0x1000
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    with Machine("probe", cpus=2, accel="kvm", memory="64M") as made:
+    with Machine("probe", cpus=2, accel=PLAIN, memory="64M") as made:
         yield made
 
 
@@ -124,6 +125,7 @@ def points(*kinds: PointKind) -> list[Point]:
     return [Point(kind, 0x1000 * (number + 1), 1 if kind.is_breakpoint else 4) for number, kind in enumerate(kinds)]
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_debug_registers_hold_four_points(machine: Machine) -> None:
     kvm = KvmPoints(target_of(machine), interprets=False)
     wanted = [*points(WRITE, ACCESS, HARDWARE), Point(SOFTWARE, 0x9000, 1)]
@@ -147,6 +149,7 @@ def test_debug_registers_hold_four_points(machine: Machine) -> None:
     kvm.arm([], [])
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_what_finds_no_debug_register_becomes_an_int3_while_the_machine_runs(machine: Machine) -> None:
     kvm = KvmPoints(target_of(machine), interprets=False)
     machine.memory.write(0x5000, b"\x90\x91")

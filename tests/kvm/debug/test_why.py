@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 from moments import run_in_moments
 from real_mode_rom import RESET, START, image
 from report_schema import check_report
@@ -23,7 +24,7 @@ from vmm.softcpu.decision import has_hardware_virtualization
 
 pytestmark = pytest.mark.needs_kvm
 
-ACCELERATORS = ["kvm", "kvm+softcpu"]
+ACCELERATORS = ["kvm", "kvm+softcpu", "softcpu"]
 
 POLLS = "ba 08 06 b9 05 00 ed e2 fd"  # mov dx, 0x608; mov cx, 5; 1: in eax -> in ax, dx; loop 1b
 WRITES = "b0 5a e6 80 b0 61 ba 02 04 ee"  # out 0x80, 0x5a; out 0x402, 'a'
@@ -54,7 +55,7 @@ def create(vmm_machine: MachineFactory, tmp_path: Path) -> Callable[..., Machine
     return made
 
 
-@pytest.mark.parametrize("accel", [pytest.param("kvm", marks=pytest.mark.hw), "kvm+softcpu"])
+@pytest.mark.parametrize("accel", [pytest.param("kvm", marks=pytest.mark.hw), "kvm+softcpu", "softcpu"])
 def test_the_last_accesses_have_their_devices(create: Callable[..., Machine], accel: str) -> None:
     machine = create(WRITES + NOBODY + POLLS + STAYS, accel=accel)
     outcome = run_in_moments(machine, lambda outcome: accesses(outcome)[-1:] and accesses(outcome)[-1].times == 5)
@@ -71,7 +72,7 @@ def test_the_last_accesses_have_their_devices(create: Callable[..., Machine], ac
 
 def test_only_the_last_accesses_are_kept(create: Callable[..., Machine]) -> None:
     # mov cl, 40; 1: mov al, cl; out 0x80, al; in al, 0x71; loop 1b
-    machine = create("31 c9 b1 28 88 c8 e6 80 e4 71 e2 f8" + STAYS, accel="kvm")
+    machine = create("31 c9 b1 28 88 c8 e6 80 e4 71 e2 f8" + STAYS, accel=PLAIN)
     outcome = run_in_moments(machine, lambda outcome: written(outcome)[-1:] == [1])
     assert len(accesses(outcome)) == 32
     assert written(outcome) == list(range(16, 0, -1))
@@ -108,7 +109,7 @@ def test_exceptions_of_the_software_cpu(vmm_machine: MachineFactory) -> None:
 
 
 def test_what_the_other_vcpus_were_doing(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("hang", cpus=3, accel="kvm")
+    machine = vmm_machine("hang", cpus=3, accel=PLAIN)
     outcome = run_in_moments(machine, in_main)
     assert outcome.evidence is not None
     assert [(vcpu.vcpu, vcpu.started) for vcpu in outcome.evidence.vcpus] == [(0, True), (1, False), (2, False)]
@@ -139,7 +140,7 @@ def test_a_wanted_end_is_not_explained(vmm_machine: MachineFactory) -> None:
 
 
 def test_another_process_tells_the_same(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("hang", accel="kvm", sandbox="process")
+    machine = vmm_machine("hang", accel=PLAIN, sandbox="process")
     outcome = run_in_moments(machine, in_main)
     assert outcome.evidence is not None
     (vcpu,) = outcome.evidence.vcpus

@@ -19,7 +19,7 @@ from vmm.errors import ConfigError, ExitStatus
 from vmm.kvm import CpuidEntry, Kvm, MpState, Vcpu, Vm
 from vmm.kvm.exits import Io
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 COUNTS = [1, 2, 3, 4, 8, 64, 255]
 AMD = b"AuthenticAMD"

@@ -11,7 +11,7 @@ from vmm._native import ffi, lib
 from vmm.kvm import IrqchipRoute, Kvm, MsiRoute, Vm, pc_routes
 from vmm.kvm.exits import Hlt, Io
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 
 def test_create_irqchip_twice(vm: Vm) -> None:

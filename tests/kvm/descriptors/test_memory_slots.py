@@ -10,7 +10,7 @@ from vmm._native import ffi
 from vmm.kvm import Kvm, Vm
 from vmm.kvm.exits import Hlt, Io, Mmio
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 PAGE = 4096
 

@@ -24,7 +24,7 @@ from vmm.vhost import protocol
 from vmm.vhost.backend import Backend, VhostDevice
 from vmm.vhost.protocol import Region
 
-pytestmark = pytest.mark.needs_kvm
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.usefixtures("kvm_device")]
 
 MSIX_CONTROL, ENABLE, MASK_ALL = 0x9A, 0x8000, 0x4000
 CONTROL, PENDING = MESSAGES + 16 + 12, MESSAGES + 0x800

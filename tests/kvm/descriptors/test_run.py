@@ -13,7 +13,7 @@ from vmm._native import ffi, lib
 from vmm.cpu.cpuid import Guest, cpuid_entries
 from vmm.kvm import Vcpu, Vm, exits
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from vmm.kvm import Kvm, access, capabilities
 from vmm.kvm.capabilities import REQUIRED_BY_IOCTL
 from vmm.kvm.system import MACHINE
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 
 def test_documented_example() -> None:

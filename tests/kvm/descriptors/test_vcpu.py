@@ -12,7 +12,7 @@ from vmm.kvm import CpuidEntry, Kvm, MpState, Vcpu, Vm, exits
 from vmm.kvm.state import TSC
 from vmm.softcpu.decision import has_hardware_virtualization
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 UNKNOWN_MSR = 0xDEAD0000
 PAT = 0x277

@@ -13,7 +13,7 @@ from vmm._native import ffi, lib
 from vmm.kvm import Kvm, Vm
 from vmm.kvm.exits import Hlt
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 PAGE = 4096
 MSI_TO_CPU_0 = 0xFEE00000

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 
 from vmm import Machine, Reason, layout
 from vmm.config.machine import FirmwareKind, Interface, MachineType
@@ -102,7 +103,7 @@ def test_cpus_in_the_madt(
 
 @pytest.mark.parametrize(("fwcfg", "count"), [(QEMU, "cpus at boot"), (BHYVE, "hw.ncpu")])
 def test_our_guest_starts_the_cpus(vmm_machine: Callable[..., Machine], fwcfg: Interface, count: str) -> None:
-    machine = vmm_machine("probe", machine="bhyve", fwcfg=fwcfg, cpus=3, accel="kvm")
+    machine = vmm_machine("probe", machine="bhyve", fwcfg=fwcfg, cpus=3, accel=PLAIN)
     assert machine.run(deadline=DEADLINE).reason is Reason.POWER_OFF
     lines = machine.debugcon.text().splitlines()
     assert {"machine: bhyve", f"{count}: 3", "cpus started: 3", "status: 0"} <= set(lines)

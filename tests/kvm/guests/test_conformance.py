@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 
 from vmm.firmware import guests
 from vmm.run.outcome import Reason
@@ -83,7 +84,7 @@ def test_ours_runs_the_cases_that_qemu_runs(qemu: Callable[..., str], ours: Call
 @pytest.mark.parametrize("machine_type", ["q35", "bhyve"])
 def test_fwctl_on_ours(vmm_machine: Callable[..., Any], machine_type: str, extensions: bool) -> None:
     options = {"machine": machine_type, "fwcfg": "bhyve", "fwctl_extensions": extensions}
-    machine = vmm_machine(str(guests.path("conformance-fwctl")), accel="kvm", cpus=3, **options)
+    machine = vmm_machine(str(guests.path("conformance-fwctl")), accel=PLAIN, cpus=3, **options)
     outcome = machine.run(deadline=60)
     text = machine.debugcon.text()
     assert not failures(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 
 from vmm.firmware import guests
 from vmm.firmware import load as firmware
@@ -89,7 +90,7 @@ def test_what_the_guest_programs_is_in_the_file(vmm_machine: Callable[..., Any],
     variables.write_bytes(contents)
     store = VariableStore(variables, contents, persist=True)
     images = firmware.load(guests.path(GUEST))._replace(variables=store)
-    machine = vmm_machine(images, accel="kvm")
+    machine = vmm_machine(images, accel=PLAIN)
     assert machine.run(deadline=120).reached
     # While the machine still stands: nothing waits for a clean end to be written.
     assert variables.read_bytes() == contents[:-SECTOR] + b"\xff" * SECTOR

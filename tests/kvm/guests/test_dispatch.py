@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from accelerators import PLAIN
 
 from vmm import Machine
 from vmm.firmware import guests
@@ -24,7 +25,7 @@ def test_python_answers_every_conformance_case_as_c_does(ours: Callable[..., str
 @pytest.mark.hw
 def test_the_statistics_do_not_depend_on_who_dispatches() -> None:
     def statistics(dispatch: str, *, coalesced: bool = True) -> list[object]:
-        with Machine(str(guests.path("probe")), accel="kvm", dispatch=dispatch, coalesced=coalesced) as machine:
+        with Machine(str(guests.path("probe")), accel=PLAIN, dispatch=dispatch, coalesced=coalesced) as machine:
             assert machine.run(deadline=60).reached
             assert machine.fw_cfg is not None
             named = ("fw_cfg", "debugcon")
@@ -37,7 +38,7 @@ def test_the_statistics_do_not_depend_on_who_dispatches() -> None:
 
 @pytest.mark.hw
 def test_exit_times_count_what_the_bus_counts() -> None:
-    with Machine(str(guests.path("probe")), accel="kvm", cpus=2, exit_times=True) as machine:
+    with Machine(str(guests.path("probe")), accel=PLAIN, cpus=2, exit_times=True) as machine:
         assert machine.run(deadline=60).reached
         times = machine.exit_times()
         ports = next(area for area in machine.ports.ranges() if area.name == "fw_cfg")
@@ -55,6 +56,6 @@ def test_exit_times_count_what_the_bus_counts() -> None:
 
 @pytest.mark.hw
 def test_nobody_times_unasked() -> None:
-    with Machine(str(guests.path("exit")), accel="kvm") as machine:
+    with Machine(str(guests.path("exit")), accel=PLAIN) as machine:
         assert machine.run(deadline=60).reached
         assert machine.exit_times() == []

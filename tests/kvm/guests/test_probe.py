@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 
 from vmm import Machine
 from vmm.firmware import guests
@@ -179,7 +180,7 @@ def test_exit_powers_ours_off(ours: Callable[..., str], machine: str) -> None:
 @pytest.mark.needs_kvm
 @pytest.mark.parametrize("name", ["hang", "silent"])
 def test_a_guest_that_does_nothing_ends_at_the_deadline(vmm_machine: Callable[..., Any], name: str) -> None:
-    outcome = vmm_machine(str(guests.path(name)), accel="kvm").run(deadline=1)
+    outcome = vmm_machine(str(guests.path(name)), accel=PLAIN).run(deadline=1)
     assert outcome.reason is Reason.TIMEOUT
     assert "nothing" in outcome.message
 
@@ -188,5 +189,5 @@ def test_a_guest_that_does_nothing_ends_at_the_deadline(vmm_machine: Callable[..
 @pytest.mark.needs_kvm
 def test_triple_fault_is_told_from_a_reset(vmm_machine: Callable[..., Any]) -> None:
     # KVM without hardware virtualization was seen to hang the vCPU instead: then the deadline has to end it.
-    outcome = vmm_machine(str(guests.path("triple-fault")), accel="kvm").run(deadline=20)
+    outcome = vmm_machine(str(guests.path("triple-fault")), accel=PLAIN).run(deadline=20)
     assert outcome.reason in {Reason.TRIPLE_FAULT, Reason.TIMEOUT}

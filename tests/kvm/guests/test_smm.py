@@ -19,7 +19,7 @@ from vmm import layout
 from vmm.cpu.smi import send_smi
 from vmm.kvm import Kvm
 
-pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw]
+pytestmark = [pytest.mark.needs_kvm, pytest.mark.hw, pytest.mark.usefixtures("kvm_device")]
 
 
 @pytest.fixture(autouse=True)

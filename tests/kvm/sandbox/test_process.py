@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerators import PLAIN
 
 import vmm
 from vmm.sandbox import landlock_version
@@ -148,17 +149,20 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("attempt", [*REFUSED, "earlier thread"])
+@pytest.mark.usefixtures("kvm_device")
 def test_system_calls_are_refused(answers: dict[str, str], attempt: str) -> None:
     assert answers[attempt] == "EPERM"
 
 
 @pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock, which keeps files from a process")
 @pytest.mark.parametrize("attempt", CLOSED)
+@pytest.mark.usefixtures("kvm_device")
 def test_files_are_closed(answers: dict[str, str], attempt: str) -> None:
     assert answers[attempt] == "EACCES"
 
 
 @pytest.mark.parametrize("attempt", ALLOWED)
+@pytest.mark.usefixtures("kvm_device")
 def test_what_a_run_needs_goes_on(answers: dict[str, str], attempt: str) -> None:
     assert answers[attempt] == "done"
 
@@ -190,7 +194,7 @@ def test_a_report_takes_the_place_of_its_file(tmp_path: Path) -> None:
     report.write_text("of an earlier run", encoding="ascii")
     report.chmod(0o640)
     was = report.stat()
-    done = boot("exit", "-accel", "kvm", "-q", "--json", report, "--html", page)
+    done = boot("exit", "-accel", PLAIN, "-q", "--json", report, "--html", page)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(report.read_text(encoding="utf-8"))["outcome"]["reason"] == "power-off"
     assert report.stat().st_ino != was.st_ino
@@ -219,6 +223,7 @@ def filters(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], [1, 1, 2, 2]), (["--sandbox", "off"], [0, 0])])
+@pytest.mark.usefixtures("kvm_device")
 def test_each_kind_of_thread_has_its_filters(words: list[str], expected: list[int]) -> None:
     # The main thread and the one that loads modules; the one of timers and the vCPU's.
     with subprocess.Popen([*VMM, "boot", "hang", "-accel", "kvm", "-q", *words]) as guest:
@@ -232,6 +237,7 @@ def test_each_kind_of_thread_has_its_filters(words: list[str], expected: list[in
         assert guest.wait(30) == 130
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_a_disks_threads_have_one_too(tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     disk.write_bytes(bytes(1 << 20))
@@ -257,7 +263,7 @@ def test_a_word_that_it_does_not_know_is_refused() -> None:
 def test_another_user_runs_the_guest() -> None:
     places = (Path(sys.executable).resolve(), Path(vmm.__file__))
     readable = all(path.stat().st_mode & 0o005 for place in places for path in (place, *place.parents))
-    done = boot("exit", "-accel", "kvm", "-q", "--user", "65534")
+    done = boot("exit", "-accel", PLAIN, "-q", "--user", "65534")
     if readable:
         assert (done.returncode, done.stderr) == (0, "")
     else:
@@ -274,7 +280,7 @@ def test_an_unknown_user_is_refused() -> None:
 def test_a_failure_is_described_as_without_it(monkeypatch: pytest.MonkeyPatch, *, home: bool) -> None:
     if not home:
         monkeypatch.delenv("HOME", raising=False)
-    done = boot("triple-fault", "-accel", "kvm", "-no-reboot")
+    done = boot("triple-fault", "-accel", PLAIN, "-no-reboot")
     assert done.returncode == 1
     assert re.match(r"vmm: triple fault on vCPU 0 at RIP 0x\w+ \(triple-fault\+0x\w+, main\+0x\w+\)", done.stderr)
     assert re.search(r"^  => \w+: 0f 0b +ud2$", done.stderr, re.MULTILINE)
@@ -306,7 +312,7 @@ def test_a_debugger_finds_a_machine_that_runs_in_it(tmp_path: Path) -> None:
 
 def debug(directory: Path, status: int, *words: str) -> tuple[str, str]:
     """Let gdb continue a machine; what ``vmm boot`` said behind its address, and what gdb printed."""
-    command = [*VMM, "boot", "-accel", "kvm", *words]
+    command = [*VMM, "boot", "-accel", PLAIN, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=directory) as guest:
         assert guest.stderr is not None
         found = re.fullmatch(r"vmm: gdb finds the machine by '(target remote .*)'\n", guest.stderr.readline())
@@ -322,7 +328,7 @@ def debug(directory: Path, status: int, *words: str) -> tuple[str, str]:
 def test_it_is_entered_from_a_directory_that_is_gone(tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
-    command = [*VMM, "boot", "exit", "-accel", "kvm", "-q"]
+    command = [*VMM, "boot", "exit", "-accel", PLAIN, "-q"]
     script = 'rmdir "$PWD" && exec "$@"'
     done = subprocess.run(["sh", "-c", script, "sh", *command], cwd=here, capture_output=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerators import PLAIN
 from real_mode_rom import image
 from vmm._native import ffi, lib
 
@@ -201,11 +202,12 @@ def test_files_that_were_named_are_written(vmm_machine: Callable[..., Machine], 
 @pytest.mark.hw
 def test_what_loads_late_still_does(vmm_machine: Callable[..., Machine]) -> None:
     # Tables are built, and an instruction is disassembled, by modules that the vCPU's thread cannot open.
-    probe = vmm_machine("probe", sandbox="threads", accel="kvm")
+    probe = vmm_machine("probe", sandbox="threads", accel=PLAIN)
     assert probe.run(deadline=60).reached
     assert "etc/acpi/tables" in probe.debugcon.text()
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_descriptors_of_kvm_are_what_the_filter_names(ask: Callable[..., tuple[Machine, AtRequest]]) -> None:
     state = ffi.new("struct kvm_mp_state *")
     machine, device = ask(

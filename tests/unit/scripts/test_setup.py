@@ -23,7 +23,7 @@ TOOLS = ("cc", "cmake", "ld", "make", "patch")
 def clone(tmp_path: Path) -> Path:
     """As much of one as scripts/setup looks at before it builds."""
     made = tmp_path / "a clone"
-    for name in ("scripts/common.sh", "scripts/setup", "vmm/kvm/access.py"):
+    for name in ("scripts/common.sh", "scripts/setup"):
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(CLONE / name, made / name)
         (made / name).chmod(0o755)
@@ -158,14 +158,3 @@ def test_no_network(clone: Path) -> None:
     assert status == 4, said
     assert "the network is needed, and gives no answer (see build/setup.log): connect to it, or name a proxy" in said
     assert [line[:7] for line in said.splitlines()] == ["setup: "] * 2
-
-
-def test_no_kvm_before_a_build(clone: Path, commands: Path) -> None:
-    give(commands, *TOOLS)
-    (commands / "python3").symlink_to("/usr/bin/python3")
-    program = clone / "vmm/kvm/access.py"
-    program.write_text(program.read_text(encoding="utf-8").replace('"/dev/kvm"', '"/dev/no-kvm"'), encoding="utf-8")
-    status, said = setup(clone, "boot", PATH=str(commands))
-    assert status == 4
-    assert said.startswith("vmm: cannot open /dev/no-kvm: No such file or directory; load KVM with 'sudo modprobe kvm_")
-    assert not (clone / ".venv").exists()
