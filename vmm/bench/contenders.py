@@ -102,13 +102,20 @@ class InThisProcess(Contender):
 
 @dataclass(frozen=True)
 class Vmm(Contender):
-    """This program, from the command line, with plain KVM wherever an exit is measured."""
+    """This program, from the command line.
+
+    Attributes:
+        dispatch: of fw_cfg.
+        accel: who executes; "" is plain KVM wherever an exit is measured, and what vmm chooses for a boot.
+    """
 
     dispatch: str = "c"
+    accel: str = ""
 
     def latency_command(self, options: str, memory_mib: int, cpus: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
-        command = [*self._boot(), str(guests.path("latency")), "-accel", "kvm", "--dispatch", self.dispatch]
+        command = [*self._boot(), str(guests.path("latency")), "-accel", self.accel or "kvm"]
+        command += ["--dispatch", self.dispatch]
         command += ["-m", f"{memory_mib}M", "-smp", str(cpus), "-serial", "none", "-debugcon", "stdio", "-q"]
         return [*command, *_items(options, bulk)]
 
@@ -123,11 +130,12 @@ class Vmm(Contender):
     ) -> list[str]:
         """See `Contender.boot_command`."""
         command = [*self._boot(), "-m", f"{memory_mib}M", "-serial", "stdio", "-debugcon", "none", "-q"]
+        command += ["-accel", self.accel or "auto"]
         return [*command, *_images(firmware, variables), *_disk(disk)]
 
     def guest_command(self, guest: Path) -> list[str]:
         """See `Contender.guest_command`."""
-        return [*self._boot(), str(guest), "-accel", "kvm", "-q", "-serial", "none", "-debugcon", "none"]
+        return [*self._boot(), str(guest), "-accel", self.accel or "kvm", "-q", "-serial", "none", "-debugcon", "none"]
 
     @staticmethod
     def _boot() -> list[str]:
@@ -233,6 +241,7 @@ def _disk(disk: Path | None) -> list[str]:
 
 VMM_C = Vmm("vmm", "vmm")
 VMM_PYTHON = Vmm("vmm-python", "vmm, Python dispatch", "python")
+VMM_ALONE = Vmm("vmm-softcpu", "vmm without KVM", accel="softcpu")
 BARE_LOOP = BareLoop("bare-loop", "bare KVM_RUN loop")
 QEMU_KVM = Qemu("qemu-kvm", "QEMU, KVM")
 QEMU_TCG = Qemu("qemu-tcg", "QEMU, TCG", "tcg")

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm.bench import boot, host, latency, scale
-from vmm.bench.contenders import DEADLINE_S, ContenderFailedError
+from vmm.bench.contenders import DEADLINE_S, VMM_ALONE, ContenderFailedError
 from vmm.bench.result import CaseResult, Measured, Result, Target, names
 from vmm.bench.rounds import Rounds, not_done, run_rounds
 from vmm.errors import ConfigError
@@ -37,6 +37,10 @@ TARGETS = {
         Target("out8-log/10000", "vmm", "qemu-kvm", 0.15, "a log by single OUTs next to QEMU"),
         Target("insb-up/4096", "vmm", "bare-loop", 1.15, "REP INSB per byte next to the bare loop"),
         Target("insb-up/4096", "vmm", "qemu-kvm", 0.2, "REP INSB five times as fast as QEMU"),
+        Target(
+            "in8-fwcfg", "vmm-softcpu", "vmm", 0.1, "IN AL, 0x511 without KVM, ten times as fast where it interprets"
+        ),
+        Target("insb-up/4096", "vmm-softcpu", "vmm", 0.1, "REP INSB, likewise"),
     ),
     "dma": (Target("dma-read/67108864", "vmm", "bare-loop", 1 / 0.9, "DMA of 64 MiB at 0.9 of memcpy"),),
     "exits": (
@@ -51,6 +55,8 @@ TARGETS = {
         Target("machine", "vmm-warm", "", 5.0, "Machine() to the guest's end in a warm Python, ms"),
         Target("seabios", "vmm", "qemu-tcg", 1.5, "SeaBIOS next to QEMU's TCG"),
         Target("ovmf", "vmm", "qemu-tcg", 0.8, "OVMF next to QEMU's TCG"),
+        Target("seabios", "vmm-softcpu", "qemu-tcg", 1.0, "SeaBIOS without KVM next to QEMU's TCG"),
+        Target("ovmf", "vmm-softcpu", "qemu-tcg", 0.4, "OVMF without KVM next to QEMU's TCG"),
         Target("debian", "vmm", "qemu-tcg", 0.7, "Debian's boot next to QEMU's TCG"),
         Target("secboot", "vmm", "qemu-tcg", 0.7, "OVMF with SMM and Secure Boot next to QEMU's TCG"),
     ),
@@ -114,6 +120,8 @@ def run_boot(
     shares = _shares(goal.seconds, [case.weight for case in cases])
     for number, (case, share) in enumerate(zip(cases, shares, strict=True)):
         taking_part = [c for c in case.contenders if c in contenders or c not in boot.CONTENDERS]
+        if case.contenders is boot.CONTENDERS and VMM_ALONE in contenders:
+            taking_part.insert(0, VMM_ALONE)
 
         def told(name: str, part: float, count: int, number: int = number, title: str = case.title) -> None:
             progress(f"{title}: {name}", (number + part) / len(cases), count)
@@ -255,7 +263,7 @@ def _new_result(kind: str, contenders: Sequence[Contender], rounds: Rounds[Any],
         seed=seed,
         host=host.facts(),
         contenders=names(contenders),
-        targets=list(TARGETS[kind]),
+        targets=[target for target in TARGETS[kind] if target.of != VMM_ALONE.key or VMM_ALONE in contenders],
         failed=dict(rounds.failed),
         rounds=rounds.count,
         elapsed_s=rounds.elapsed_s,

@@ -43,6 +43,7 @@ The table shows medians of single values; a ratio is the median of the rounds' r
 and is called a tie if that contains 1. A warning says when the machine was too noisy: others had the processors before
 (load average above 0.5 a processor), the hypervisor below took time (steal above 2 %), or the reference's own rounds
 lie more than 5 % apart. QEMU is taken from the PATH, and left out where it is missing.
+--contender vmm-softcpu is vmm without KVM, in pio, dma, exits and boot; it takes no part unless it is named.
 
 examples:
   vmm bench pio                                    a minute; the table
@@ -151,6 +152,7 @@ def _documents(result: Result) -> dict[str, Callable[[], str]]:
 
 def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Result]:
     from vmm.bench import experiments, latency
+    from vmm.bench.contenders import VMM_ALONE
 
     if kind != "pio":
         _refuse("svg", arguments.svg, kind)
@@ -162,13 +164,14 @@ def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Res
     mode = arguments.mode or (latency.EXITS_MODE if kind == "exits" else "long64")
     _check_words([mode], (latency.EXITS_MODE,) if kind == "exits" else latency.MODES, "--mode")
     chosen = latency.select_cases(plan, arguments.test)
-    contenders = _contenders(arguments, latency.CONTENDERS)
+    contenders = _contenders(arguments, latency.CONTENDERS, VMM_ALONE)
     goal, seed = _goal(arguments, kind), _seed(arguments)
     return lambda told: experiments.run_latency(chosen, mode, contenders, goal, seed, told)
 
 
 def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
     from vmm.bench import boot, experiments, scale
+    from vmm.bench.contenders import VMM_ALONE
 
     _refuse("test", arguments.test, "boot")
     _refuse("svg", arguments.svg, "boot")
@@ -182,7 +185,7 @@ def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
         rivals = _contenders(arguments, scale.CONTENDERS)
         return lambda told: experiments.run_scales(axes, rivals, goal, seed, told)
     _check_words(arguments.case, [case.key for case in boot.CASES], "--case")
-    contenders = _contenders(arguments, boot.CONTENDERS)
+    contenders = _contenders(arguments, boot.CONTENDERS, VMM_ALONE)
     return lambda told: experiments.run_boot(boot.select_cases(arguments.case), contenders, goal, seed, told)
 
 
@@ -209,9 +212,12 @@ def _snapshot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
     return lambda told: experiments.run_snapshot(arguments.case, goal, seed, told)
 
 
-def _contenders(arguments: argparse.Namespace, known: Sequence[Contender]) -> list[Contender]:
-    _check_words(arguments.contender, [contender.key for contender in known], "--contender")
-    return [contender for contender in known if not arguments.contender or contender.key in arguments.contender]
+def _contenders(arguments: argparse.Namespace, known: Sequence[Contender], *more: Contender) -> list[Contender]:
+    """Those that were named; if none was, all but ``more``."""
+    _check_words(arguments.contender, [contender.key for contender in (*known, *more)], "--contender")
+    if not arguments.contender:
+        return list(known)
+    return [contender for contender in (*more, *known) if contender.key in arguments.contender]
 
 
 def _goal(arguments: argparse.Namespace, kind: str) -> Goal:
