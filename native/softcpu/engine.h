@@ -247,8 +247,6 @@ void virtual_time_trace(struct softcpu_vcpu *vcpu, enum traced what, uint64_t wh
 void virtual_time_chips_written(struct softcpu_vcpu *vcpu);
 /* Of a run: the clock shows what the guest has executed. */
 void virtual_time_end(const struct softcpu_vcpu *vcpu);
-/* Has it executed as much as the last look allowed? */
-bool virtual_time_is_due(const struct softcpu_vcpu *vcpu);
 /* Around a look at the chips, between blocks: see to what is outside of them, and say when the next look is. */
 void virtual_time_begin_look(struct softcpu_vcpu *vcpu, bool waits);
 void virtual_time_end_look(struct softcpu_vcpu *vcpu);

@@ -35,7 +35,7 @@ static void *tick(void *opaque)
             pthread_cond_wait(&softcpu->ticker_wake, &softcpu->lock_mutex);
             continue;
         }
-        if (softcpu->owner != NULL) {
+        if (softcpu->owner != NULL && (!virtual_time_is_on(softcpu->owner) || vmm_stop_requested(softcpu->vm))) {
             engine_ask_to_leave(softcpu->owner);
         }
         kick_bounded_stays(softcpu);

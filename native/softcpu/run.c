@@ -175,9 +175,7 @@ static int run_translated(struct softcpu_vcpu *vcpu)
             lock_yield(vcpu);
         } else if (next < LEAVE_HALT) {
             /* The ticker, or another thread that wants to be noticed. */
-            if (!virtual_time_is_on(vcpu) || virtual_time_is_due(vcpu)) {
-                __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
-            }
+            __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
             if (vcpu->core->profile != NULL) {
                 add_sample(vcpu);
             }

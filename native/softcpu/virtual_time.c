@@ -6,14 +6,18 @@
  * comes from outside of the guest so comes at the same instruction in every run.
  *
  * Whatever is due is seen to between two blocks, the first at which the vCPU has
- * counted enough instructions (unicorn/exec/gen-icount.h). Somebody else may make
- * it leave at any other block; then nothing is looked for.
+ * counted enough instructions (unicorn/exec/gen-icount.h). No other thread may
+ * make it leave, but for good: on the way back into an instruction that changes
+ * its own block, the engine would execute another one and count it again.
  */
 #include "engine.h"
 
 #include "vmm/clock.h"
 
 #define HASH_MULTIPLIER 0x9e3779b97f4a7c15u /* 2^64 by the golden ratio */
+
+/* Instructions between two looks, at the most: some milliseconds, until what is typed is noticed. */
+#define LONGEST_STRETCH 1000000u
 
 static uint64_t instructions(const struct softcpu_vcpu *vcpu)
 {
@@ -111,11 +115,6 @@ void virtual_time_chips_written(struct softcpu_vcpu *vcpu)
     }
 }
 
-bool virtual_time_is_due(const struct softcpu_vcpu *vcpu)
-{
-    return instructions(vcpu) >= (uint64_t)vcpu->cpu.parent_obj.icount_budget;
-}
-
 void virtual_time_begin_look(struct softcpu_vcpu *vcpu, bool waits)
 {
     struct virtual_time *time = time_of(vcpu);
@@ -149,8 +148,9 @@ void virtual_time_end_look(struct softcpu_vcpu *vcpu)
     uint64_t now = show(vcpu);
     uint64_t due = next_due(vcpu);
     uint64_t count = instructions(vcpu);
-    uint64_t limit = due == UINT64_MAX ? INT64_MAX : count + (due > now ? due - now : 0);
+    uint64_t limit = due == UINT64_MAX ? UINT64_MAX : count + (due > now ? due - now : 0);
 
+    limit = limit < count + LONGEST_STRETCH ? limit : count + LONGEST_STRETCH;
     limit = limit < time->queued_at ? limit : time->queued_at;
     limit = limit < time->replay_at ? limit : time->replay_at;
     /* A block has to be executed between two looks. */
@@ -217,7 +217,6 @@ void softcpu_note_input(struct softcpu *softcpu)
     struct softcpu_vcpu *vcpu = softcpu->vcpus[0];
 
     __atomic_store_n(&softcpu->virtual_time.input_waits, true, __ATOMIC_RELEASE);
-    look_soon(vcpu);
     softcpu->core->chips->nudge(vcpu->core->processor);
 }
 

@@ -270,7 +270,7 @@ bool vmm_vcpu_finish_access(struct vmm_vcpu *vcpu);
 bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu);
 
 /* Raise it when a function of struct vmm_core, or a field of the structures that it shares, changes its meaning. */
-#define VMM_CORE_VERSION 5u
+#define VMM_CORE_VERSION 6u
 
 /*
  * The above, for a module that is linked separately. It must have been built
