@@ -19,6 +19,9 @@
 /* Instructions between two looks, at the most: some milliseconds, until what is typed is noticed. */
 #define LONGEST_STRETCH 1000000u
 
+/* 146 years: what is due later never comes, so that no sum is beyond 64 bits. */
+#define LATEST_NS (1ull << 62)
+
 static uint64_t instructions(const struct softcpu_vcpu *vcpu)
 {
     return vcpu->cpu.parent_obj.random_seed;
@@ -139,7 +142,8 @@ static uint64_t next_due(const struct softcpu_vcpu *vcpu)
     const struct virtual_time *time = time_of(vcpu);
     uint64_t due = vcpu->softcpu->core->chips->due(vcpu->core->processor);
 
-    return due < time->device_ns ? due : time->device_ns;
+    due = due < time->device_ns ? due : time->device_ns;
+    return due < LATEST_NS ? due : UINT64_MAX;
 }
 
 void virtual_time_end_look(struct softcpu_vcpu *vcpu)

@@ -339,6 +339,7 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
 
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
+    typed = typed and config.replay is None
     return Terminal(streams, machine.send if typed else None, machine.stop, say, machine.power_button)
 
 

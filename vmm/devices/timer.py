@@ -87,9 +87,9 @@ class TimerService:
         return None
 
     def next_deadline(self) -> int:
-        """The earliest deadline; 2^64 - 1: there is none."""
+        """The earliest deadline; 2^64 - 1: there is none, or it is centuries ahead."""
         deadline = min((timer.deadline for timer in self._timers), default=_NEVER)
-        return (1 << 64) - 1 if deadline == _NEVER else int(deadline)
+        return (1 << 64) - 1 if deadline >= 1 << 64 else int(deadline)
 
     def wake(self) -> None:
         """Let the thread take io_lock once, soon, for that serves what the guest wrote (`native/coalesced.c`)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from softcpu_rig import SoftcpuRig
+from vmm._native import lib
 
 from vmm import Machine
 from vmm.errors import ConfigError
@@ -261,3 +262,35 @@ def test_an_interrupt_comes_at_the_same_instruction_each_time() -> None:
     first = values(source)
     assert len(first) == 100
     assert values(source) == first
+
+
+@pytest.mark.parametrize(
+    "deaf",
+    [
+        # A timer that ticks for ever, and nobody hears it.
+        "movl $0x20040, 0x320(%rdi); movl $0x0b, 0x3e0(%rdi); movl $1000, 0x380(%rdi); cli; hlt",
+        # One that is due in 292 years.
+        "movl $0x40040, 0x320(%rdi); mov $0x6e0, %ecx; mov $0x7fffffff, %edx; wrmsr; sti; hlt",
+        # None.
+        "sti; hlt",
+    ],
+    ids=["unheard", "far", "none"],
+)
+def test_a_guest_that_waits_for_ever_can_be_stopped(deaf: str) -> None:
+    source = f"""
+    main:
+        gate 0x40, handler
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        mov $1, %eax
+        out %eax, $0xfc
+        {deaf}
+        report $1
+    handler:
+        report $2
+        hlt
+    """
+    with SoftcpuRig(source, virtual=True) as rig:
+        rig.actions[1] = rig.done.set  # which stops it, a moment later
+        assert rig.run() == [lib.VCPU_STOPPED]
+        assert rig.values == []

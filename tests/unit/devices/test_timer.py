@@ -102,3 +102,22 @@ def test_a_thread_that_is_there_already_does_first_what_start_asks_for(service: 
     service.close()
     assert order == ["first", "deadline"]
     assert service.failures == []
+
+
+def test_one_that_is_driven_tells_its_earliest_deadline_and_has_no_thread() -> None:
+    """What a guest sets centuries ahead is none, for its number has more than 64 bits."""
+    service, told = Service(), list[int]()
+    service.clock.stand(1_000)
+    service.drive(told.append)
+    first, second = service.timer(lambda: told.append(-1)), service.timer(lambda: None)
+    second.arm(1 << 70)
+    first.arm(2_000)
+    second.arm(3_000)
+    service.start(lambda: None)
+    assert told == [(1 << 64) - 1, 2_000, 2_000]
+    assert service._thread is None
+    service.clock.stand(2_000)
+    assert service.run_due() == 1_000
+    assert told[3:] == [-1]
+    assert service.next_deadline() == 3_000
+    service.close()
