@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from vmm._native import ffi, lib
 
@@ -281,11 +281,11 @@ class SoftcpuRig:
         self.done = threading.Event()
         self._closers = ExitStack()
         alone = virtual or (self.alone and software_cpu)
-        self.kvm: Kvm = self._closers.enter_context(ChipsSystem("a test") if alone else Kvm())
         self.clock = GuestClock()
         if virtual:
             self.clock.stand(VIRTUAL_START_NS)
-            cast("ChipsSystem", self.kvm).clock = self.clock
+        chips = ChipsSystem("a test", self.clock if virtual else None) if alone else None
+        self.kvm: Kvm = self._closers.enter_context(chips or Kvm())
         self.vm = self._closers.enter_context(self.kvm.create_vm())
         self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
         self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
