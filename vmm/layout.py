@@ -31,6 +31,10 @@ LEGACY_VIDEO = range(0xA0000, 0xC0000)
 HIGH_SMRAM = range(0xFEDA_0000, 0xFEDC_0000)
 """Intel 3 Series (316966) 5.1.33: where H_SMRAME shows the RAM behind LEGACY_VIDEO instead."""
 
+DEFAULT_SMBASE = range(0x30000, 0x50000)
+"""Intel SDM volume 3, 32.11: where a CPU that was reset takes its first SMI. The size is QEMU's
+(include/hw/pci-host/q35.h, MCH_HOST_BRIDGE_SMBASE_SIZE)."""
+
 LEGACY_ROM = range(0xC0000, 0x100000)
 """IBM PC: option ROMs and the system BIOS; PAM registers decide between ROM and RAM, segment by segment."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from itertools import pairwise
 
 from vmm import layout
 from vmm._native import ffi, lib
@@ -138,9 +139,9 @@ class GuestMemory:
         self._next_slot = 0
         self._parked: dict[int, _Parked] = {}
         self._parks_roms = False
-        self.map_ram(0, layout.LEGACY_VIDEO.start)
-        starts = (layout.LEGACY_END, *cuts)
-        for start, end in zip(starts, (*cuts, self.low_size), strict=True):
+        first = [cut for cut in cuts if cut < layout.LEGACY_VIDEO.start]
+        below, above = (0, *first, layout.LEGACY_VIDEO.start), (layout.LEGACY_END, *cuts[len(first) :], self.low_size)
+        for start, end in (*pairwise(below), *pairwise(above)):
             self.map_ram(start, end - start)
         if self.high_size:
             self._map(high_base, self.high_size, self._ram_address + self.low_size, "ram", read_only=False)
@@ -401,9 +402,9 @@ def create_memory(
     """
     cuts: tuple[int, ...] = ()
     if config.has_smm:
-        from vmm.devices.smram import tseg_boundaries
+        from vmm.devices.smram import boundaries
 
-        cuts = tseg_boundaries(config.low_memory)
+        cuts = boundaries(config.low_memory, plugging=config.can_plug_cpus)
     return GuestMemory(
         vm,
         core,

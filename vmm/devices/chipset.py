@@ -16,6 +16,9 @@ from vmm.devices.smram import (
     EXTENDED_TSEG_QUERY,
     LOCK,
     OPEN,
+    SMBASE_IN_RAM,
+    SMBASE_LOCK,
+    SMBASE_QUERY,
     SMRAM_RESET,
     SMRAM_WRITABLE,
     SMRAM_WRITABLE_LOCKED,
@@ -103,7 +106,7 @@ def i440fx_host_bridge(shadow: ShadowArea) -> HostBridge:
 class Q35HostBridge(HostBridge):
     """82G33 and relatives: PAM, the address of ECAM, and the memory of system management mode.
 
-    QEMU's lockable RAM at the default SMBASE is not there: its register (0x9c) reads as 0.
+    QEMU's lockable RAM at the default SMBASE is there where CPUs can be plugged in; else its register, 0x9c, reads 0.
 
     Args:
         shadow: what PAM switches.
@@ -124,6 +127,8 @@ class Q35HostBridge(HostBridge):
         else:
             self._reset_smm()
             self._follow_lock()
+            if smram.plugging:
+                self._follow_smbase(smram)
 
     @property
     def ecam(self) -> range | None:
@@ -139,9 +144,17 @@ class Q35HostBridge(HostBridge):
             return
         if first < _Q35_TSEG + 2 and last >= _Q35_TSEG and self._extended_tseg() == EXTENDED_TSEG_QUERY:
             self._set_extended_tseg(EXTENDED_TSEG_MIB)
+        if first <= _Q35_SMBASE <= last and self._smram.plugging:
+            self._follow_smbase(self._smram)
         if first <= _Q35_ESMRAMC and last >= _Q35_SMRAM:
             self._follow_lock()
             self._smram.update(self.config[_Q35_SMRAM], self.config[_Q35_ESMRAMC])
+
+    def restore(self, config: bytes) -> None:
+        """Also the register of the default SMBASE, which was asked for then."""
+        if self._smram is not None and self._smram.plugging:
+            self.writable[_Q35_SMBASE] = SMBASE_LOCK
+        super().restore(config)
 
     def wake_up(self) -> None:
         """The memory of system management mode is neither closed nor locked (QEMU, mch_reset)."""
@@ -151,6 +164,7 @@ class Q35HostBridge(HostBridge):
 
     def _reset_smm(self) -> None:
         self._set_extended_tseg(EXTENDED_TSEG_MIB)
+        self.config[_Q35_SMBASE] = 0
         self.config[_Q35_SMRAM], self.config[_Q35_ESMRAMC] = SMRAM_RESET, ESMRAMC_RESET
 
     def _extended_tseg(self) -> int:
@@ -158,6 +172,17 @@ class Q35HostBridge(HostBridge):
 
     def _set_extended_tseg(self, mib: int) -> None:
         self.config[_Q35_TSEG : _Q35_TSEG + 2] = mib.to_bytes(2, "little")
+
+    def _follow_smbase(self, smram: Smram) -> None:
+        value, writable = self.config[_Q35_SMBASE], self.writable[_Q35_SMBASE]
+        if value == 0:
+            writable = 0xFF
+        elif writable == 0xFF:  # what is no question leaves nothing
+            value, writable = (SMBASE_IN_RAM, SMBASE_LOCK) if value == SMBASE_QUERY else (0, 0xFF)
+        elif value & SMBASE_LOCK:
+            value, writable = SMBASE_LOCK, 0
+        self.config[_Q35_SMBASE], self.writable[_Q35_SMBASE] = value, writable
+        smram.hide_smbase(value == SMBASE_LOCK)
 
     def _follow_lock(self) -> None:
         locked = bool(self.config[_Q35_SMRAM] & LOCK)

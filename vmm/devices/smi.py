@@ -15,9 +15,14 @@ REQUESTED_FILE = "etc/smi/requested-features"
 OK_FILE = "etc/smi/features-ok"
 
 BROADCAST = 1 << 0
-"""An SMI by APM control is one for all CPUs. The bits for plugging CPUs in are not supported, as that is not."""
+"""An SMI by APM control is one for all CPUs."""
 
-_SUPPORTED = BROADCAST
+CPU_HOTPLUG = 1 << 1
+"""ACPI sends one, with `HOTPLUG_COMMAND`, when a CPU was plugged in, before the OS is told. The bit for one that is
+taken out is never supported, as that is not."""
+
+HOTPLUG_COMMAND = 4
+"""Source: OVMF, OvmfPkg/Include/IndustryStandard/Q35MchIch9.h, ICH9_APM_CNT_CPU_HOTPLUG."""
 
 
 class SmiFeatures(Device):
@@ -25,9 +30,13 @@ class SmiFeatures(Device):
 
     Firmware writes what it wants into one file and selects another, which then reads 1 if it can have that; from then
     on it is settled until the next reset.
+
+    Args:
+        supported: what it can have: `BROADCAST`, or `CPU_HOTPLUG`, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, supported: int = BROADCAST) -> None:
+        self._supported = supported
         self._requested = bytearray(8)
         self._ok = bytearray(1)
         self._negotiated = 0
@@ -37,13 +46,18 @@ class SmiFeatures(Device):
         """Whether an SMI is for all CPUs, or for the one that asks for it."""
         return bool(self._negotiated & BROADCAST)
 
+    @property
+    def announces_cpus(self) -> bool:
+        """Whether firmware is told by an SMI when a CPU was plugged in."""
+        return bool(self._negotiated & CPU_HOTPLUG)
+
     def add_to(self, fw_cfg: "FwCfg") -> None:
         """Publish the files.
 
         Raises:
             ConfigError: a name is taken.
         """
-        fw_cfg.add_file(SUPPORTED_FILE, _SUPPORTED.to_bytes(8, "little"))
+        fw_cfg.add_file(SUPPORTED_FILE, self._supported.to_bytes(8, "little"))
         fw_cfg.add_file(REQUESTED_FILE, bytes(8), writable=True, on_write=self._request)
         fw_cfg.add_file(OK_FILE, self._ok, on_select=self._settle)
 
@@ -68,6 +82,6 @@ class SmiFeatures(Device):
 
     def _settle(self) -> None:
         requested = int.from_bytes(self._requested, "little")
-        if not self._ok[0] and not requested & ~_SUPPORTED:
+        if not self._ok[0] and not requested & ~self._supported:
             self._negotiated = requested
             self._ok[0] = 1

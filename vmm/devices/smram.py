@@ -1,8 +1,10 @@
-"""Q35's memory of system management mode: SMRAM at 0xa0000 or 0xfeda0000, and TSEG at the end of low RAM.
+"""Q35's memory of system management mode: SMRAM at 0xa0000 or 0xfeda0000, TSEG at the end of low RAM, and 0x30000.
+
+The last is where CPUs that are plugged in take their first SMI.
 
 Registers: Intel 3 Series (316966) 5.1.32 SMRAM and 5.1.33 ESMRAMC; the size of the extended TSEG, which the chipset
-does not have, is QEMU's (hw/pci-host/q35.c, MCH_HOST_BRIDGE_EXT_TSEG_MBYTES). What they do where the data sheet leaves
-it open is what QEMU does.
+does not have, is QEMU's (hw/pci-host/q35.c, MCH_HOST_BRIDGE_EXT_TSEG_MBYTES), and so is the register of the default
+SMBASE (MCH_HOST_BRIDGE_F_SMBASE). What they do where the data sheet leaves it open is what QEMU does.
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ EXTENDED_TSEG_QUERY = 0xFFFF
 TSEG_SIZES = (1 * layout.MIB, 2 * layout.MIB, 8 * layout.MIB, EXTENDED_TSEG_MIB * layout.MIB)
 
 
+SMBASE_QUERY, SMBASE_IN_RAM, SMBASE_LOCK = 0xFF, 0x01, 0x02
+"""What firmware writes to ask, the answer, and what it writes to have that RAM for system management mode alone."""
+
+
 class Shown(NamedTuple):
     """A range of addresses at which RAM is shown.
 
@@ -63,6 +69,17 @@ LOW = Shown(layout.LEGACY_VIDEO.start, len(layout.LEGACY_VIDEO), layout.LEGACY_V
 _HIGH = Shown(layout.HIGH_SMRAM.start, len(layout.HIGH_SMRAM), layout.LEGACY_VIDEO.start)
 
 
+def boundaries(ram_low: int, *, plugging: bool) -> tuple[int, ...]:
+    """Where RAM is cut so that all of this can be hidden, by rising address.
+
+    Args:
+        ram_low: bytes of RAM from 0.
+        plugging: whether the default SMBASE is part of it.
+    """
+    smbase = (layout.DEFAULT_SMBASE.start, layout.DEFAULT_SMBASE.stop) if plugging else ()
+    return *smbase, *tseg_boundaries(ram_low)
+
+
 def tseg_boundaries(ram_low: int) -> tuple[int, ...]:
     """Where RAM is cut so that a TSEG of any size can be hidden by taking whole pieces away, by rising address."""
     cuts = (ram_low - size for size in reversed(TSEG_SIZES))
@@ -73,12 +90,18 @@ class Smram:
     """Shows and hides it, as the two registers say.
 
     Args:
-        memory: where to map; its low RAM is cut at `tseg_boundaries`.
+        memory: where to map; its low RAM is cut at `boundaries`.
         ram_low: bytes of RAM from 0.
+        plugging: whether the default SMBASE can be hidden.
+
+    Attributes:
+        plugging: the same.
     """
 
-    def __init__(self, memory: MemoryMapper, ram_low: int) -> None:
+    def __init__(self, memory: MemoryMapper, ram_low: int, *, plugging: bool = False) -> None:
         self._memory = memory
+        self.plugging = plugging
+        self._smbase_hidden = False
         self._end = ram_low
         self._open: set[Shown] = set()
         self._closed: set[Shown] = set()
@@ -108,6 +131,19 @@ class Smram:
         for shown in wanted_closed - self._closed:
             self._memory.map_smm(shown.gpa, shown.size, shown.ram)
         self._open, self._closed = wanted_open, wanted_closed
+
+    def hide_smbase(self, hidden: bool) -> None:
+        """Show the RAM at the default SMBASE to system management mode alone, or to everybody again."""
+        if hidden == self._smbase_hidden:
+            return
+        first, size = layout.DEFAULT_SMBASE.start, len(layout.DEFAULT_SMBASE)
+        if hidden:
+            self._memory.unmap(first)
+            self._memory.map_smm(first, size, first)
+        else:
+            self._memory.unmap_smm(first)
+            self._memory.map_ram(first, size)
+        self._smbase_hidden = hidden
 
     def _hide(self, hidden: int) -> None:
         cuts = (*tseg_boundaries(self._end), self._end)

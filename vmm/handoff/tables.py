@@ -146,7 +146,12 @@ class AcpiFiles:
         windows = pci_windows(self._config.machine_type, self._ram, None)
         middles = [first + (last + 1 - first) // 2 & -size for first, last in windows]
         return [
-            standing._replace(pm_base=base, gpe0=range(base, base + 1), ecam=range(middle, middle + size))
+            standing._replace(
+                pm_base=base,
+                gpe0=range(base, base + 1),
+                ecam=range(middle, middle + size),
+                announces_cpus=self._config.has_smm,
+            )
             for middle in middles
         ]
 
@@ -218,6 +223,7 @@ def acpi_description(config: MachineConfig, ram: RamPlaces, standing: Standing) 
         max_cpus=config.max_cpus,
         plugged=standing.plugged,
         cpu_hotplug=standing.cpu_hotplug,
+        cpu_hotplug_smi=standing.announces_cpus,
         apic_ids=tuple(map(topology.apic_id, cpus)),
         cpu_nodes=() if numa is None else tuple(map(numa.node_of, cpus)),
         node_memory=() if numa is None else tuple(node.memory for node in numa.nodes),

@@ -171,6 +171,7 @@ class Board:
     def standing(self, pm: AcpiPm, gpe0: range | None, *, ecam: range | None = None, hpet: range | None) -> Standing:
         """What stands where now, with what only the chipset knows."""
         hotplug, present = self._cpu_hotplug, self.parts.present or []
+        smi = self._smi_features
         return Standing(
             pm.decoded,
             gpe0,
@@ -178,6 +179,7 @@ class Board:
             hpet=hpet,
             pci_slots=self.pci_slots,
             cpu_hotplug=None if hotplug is None else self._cpu_hotplug_ports.start,
+            announces_cpus=smi is not None and smi.announces_cpus,
             plugged=frozenset(index for index in range(self.parts.cpus, len(present)) if present[index]),
         )
 
@@ -186,9 +188,10 @@ class Board:
         send = self.parts.smi
         if send is None:
             return None
-        from vmm.devices.smi import SmiFeatures
+        from vmm.devices.smi import BROADCAST, CPU_HOTPLUG, SmiFeatures
 
-        features = self._smi_features = SmiFeatures()
+        supported = BROADCAST | CPU_HOTPLUG if self.parts.apic_ids else BROADCAST
+        features = self._smi_features = SmiFeatures(supported)
         self._devices["SMI features"] = features
         return lambda: send(features.broadcast)
 

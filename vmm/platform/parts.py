@@ -123,6 +123,7 @@ class Standing(NamedTuple):
         hpet: addresses of the HPET; None for none.
         pci_slots: device numbers of PCI devices with interrupt pins.
         cpu_hotplug: port of the registers of plugged CPUs; None for none.
+        announces_cpus: whether firmware is told by an SMI of a CPU that was plugged in.
         plugged: indices of the CPUs that are there and were not at boot.
     """
 
@@ -132,6 +133,7 @@ class Standing(NamedTuple):
     hpet: range | None = None
     pci_slots: tuple[int, ...] = ()
     cpu_hotplug: int | None = None
+    announces_cpus: bool = False
     plugged: frozenset[int] = frozenset()
 
 

@@ -20,7 +20,7 @@ def build(parts: Parts) -> Platform:
     flash = board.map_variables()
     board.add_config_and_reset()
     pm = board.add_acpi(ICH9, board.add_smi())
-    smram = None if parts.smi is None else Smram(parts.memory, parts.ram_low)
+    smram = None if parts.smi is None else Smram(parts.memory, parts.ram_low, plugging=bool(parts.apic_ids))
     host = Q35HostBridge(shadow, board.pci, parts.mmio, smram)
     board.pci.add(0, 0, host)
     board.pci.add(31, 0, Ich9Lpc(pm, board.pirqs))

@@ -41,7 +41,8 @@ def plug_cpu(
     with io_lock:
         hotplug, chosen = _choose(index, config, processors.present, platform)
         vcpu, core = processors.vcpus[chosen], processors.cores[chosen]
-        # The guest may have sent it interrupts, INITs and SIPIs while it was not there.
+        # While it was not there, the guest may have sent it interrupts, INITs, and SMIs, which KVM looks at when asked.
+        vcpu.get_vcpu_events()
         reset_vcpu(vcpu, PowerOn({}, vcpu.get_nested_state()))
         if softcpu is not None:
             softcpu.reset_vcpu(core)
@@ -70,10 +71,10 @@ def _choose(
     if present[index]:
         raise ConfigError(f"plug_cpu: CPU {index} is there already")
     smi = platform.smi_features
-    if smi is not None and (smi.broadcast or config.firmware.needs_smm):
+    if smi is not None and (smi.broadcast or config.firmware.needs_smm) and not smi.announces_cpus:
         # QEMU, ich9_pm_device_pre_plug_cb in hw/acpi/ich9.c: it would take SMIs at an SMBASE in common RAM.
         raise ConfigError(
-            "plug_cpu: the firmware uses system management mode, to which a CPU that is plugged in would not belong; "
-            "boot firmware without, or with -machine smm=off, if it can"
+            "plug_cpu: the firmware uses system management mode, and has not (yet) agreed to be told of CPUs that are "
+            "plugged in (etc/smi/requested-features, bit 1); wait until it has started, or boot other firmware"
         )
     return hotplug, index

@@ -20,6 +20,9 @@ REGISTERS = 12
 PRESENT = 0x0F
 _DEVICE_CHECK = 1
 
+_SMI = 4
+"""`vmm.devices.smi.HOTPLUG_COMMAND`."""
+
 _NEXT_EVENT, _OST_EVENT, _OST_STATUS = 0, 1, 2
 """Commands of the registers."""
 
@@ -31,7 +34,7 @@ def processors(machine: AcpiDescription) -> bytes:
         "CPUS",
         aml.name("_HID", aml.string("ACPI0010")),
         aml.name("_CID", aml.eisa_id("PNP0A05")),
-        *(_registers(hotplug) + _methods(machine) if hotplug is not None else []),
+        *(_registers(machine, hotplug) + _methods(machine) if hotplug is not None else []),
         *(_processor(machine, index) for index in range(machine.cpu_count)),
     )
 
@@ -64,10 +67,12 @@ def _name(index: int) -> str:
     return f"C{index:03X}"
 
 
-def _registers(port: int) -> list[bytes]:
+def _registers(machine: AcpiDescription, port: int) -> list[bytes]:
     """Declare them: which processor is meant, what it is, a command and its data; one method at a time uses them."""
     flags = {32: ("CPEN", 1), 33: ("CINS", 1), 40: ("CCMD", 8)}
+    smi = [aml.port_region("SMIR", machine.smi_command, 1), aml.byte_fields("SMIR", {0: "SMIC"})]
     return [
+        *(smi if machine.cpu_hotplug_smi else []),
         aml.mutex("CPLK"),
         aml.port_region("PRST", port, REGISTERS),
         aml.fields("PRST", aml.BYTE_ACCESS | aml.WRITE_AS_ZEROS, flags),
@@ -78,6 +83,8 @@ def _registers(port: int) -> list[bytes]:
 def _methods(machine: AcpiDescription) -> list[bytes]:
     zero, one = aml.integer(0), aml.integer(1)
     first, second = aml.local(0), aml.local(1)
+    # It handles all that it finds, by the same registers.
+    smi = [aml.store(aml.integer(_SMI), aml.path("SMIC")), aml.store(second, aml.path("CSEL"))]
     return [
         # What makes them registers, and no bitmap of processors any more.
         aml.method("_INI", 0, aml.store(zero, aml.path("CSEL"))),
@@ -111,6 +118,7 @@ def _methods(machine: AcpiDescription) -> list[bytes]:
                 aml.store(aml.path("CDAT"), second),
                 aml.if_(aml.less(second, first), aml.break_()),
                 aml.if_(aml.equal(aml.path("CINS"), zero), aml.break_()),
+                *(smi if machine.cpu_hotplug_smi else []),
                 aml.call("CTFY", second, aml.integer(_DEVICE_CHECK)),
                 aml.store(one, aml.path("CINS")),
                 aml.add(second, one, first),

@@ -46,6 +46,7 @@ class AcpiDescription(NamedTuple):
             MADT as disabled. 0 means ``cpus``.
         plugged: the indices of those of them that are there all the same, since they were plugged in.
         cpu_hotplug: port of the registers by which the OS learns of that; None: there are none.
+        cpu_hotplug_smi: whether firmware is told of it first, by an SMI through ``smi_command``.
         apic_ids: local APIC id of each of ``max_cpus``; empty means 0, 1, 2, …
         cpu_nodes: NUMA node of each of ``max_cpus``.
         node_memory: bytes of RAM of each node; empty: there is no NUMA.
@@ -101,6 +102,7 @@ class AcpiDescription(NamedTuple):
     max_cpus: int = 0
     plugged: frozenset[int] = frozenset()
     cpu_hotplug: int | None = None
+    cpu_hotplug_smi: bool = False
     apic_ids: tuple[int, ...] = ()
     cpu_nodes: tuple[int, ...] = ()
     node_memory: tuple[int, ...] = ()

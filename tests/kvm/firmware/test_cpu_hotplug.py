@@ -12,6 +12,7 @@ import pytest
 
 from vmm.config.machine import MachineConfig
 from vmm.errors import ConfigError, ExitStatus
+from vmm.layout import DEFAULT_SMBASE
 from vmm.machine import Machine
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.run.expected import SendError
@@ -20,6 +21,8 @@ from vmm.run.outcome import Reason
 pytestmark = pytest.mark.needs_kvm
 
 DEADLINE = 120.0
+
+SECBOOT = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 
 SYSFS = "/sys/devices/system/cpu"
 
@@ -143,10 +146,42 @@ def test_what_cannot_be_plugged_in(vmm_machine: MachineFactory) -> None:
         machine.plug_cpu()
 
 
-def test_firmware_in_system_management_mode_gets_none(vmm_machine: MachineFactory) -> None:
-    machine = vmm_machine("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", cpus=1, max_cpus=2)
-    with pytest.raises(ConfigError, match="system management mode, to which a CPU that is plugged in would not belong"):
+USES_TWO = (
+    USES_IT
+    + f"""
+while [ ! -d {SYSFS}/cpu3 ]; do sleep 0.1; done
+echo 1 > {SYSFS}/cpu3/online
+echo "then $(taskset 4 awk '{{print $39}}' /proc/self/stat) and $(taskset 8 awk '{{print $39}}' /proc/self/stat)."
+read x
+"""
+)
+
+
+def apm_writes(machine: Machine) -> int:
+    """What ACPI and firmware send SMIs by."""
+    (apm,) = (each for each in machine.ports.ranges() if each.name == "APM")
+    return apm.writes
+
+
+@pytest.mark.parametrize("accel", ["auto", "softcpu"])
+def test_firmware_in_system_management_mode_takes_it_in(tmp_path: Path, accel: str) -> None:
+    """The SMI for the second one is for the first, too, which comes back from it."""
+    with Machine(linux(tmp_path, USES_TWO, SECBOOT, accel=accel)) as machine:
+        with pytest.raises(ConfigError, match=r"and has not .* agreed to be told of CPUs"):
+            machine.plug_cpu()
+        machine.expect("it waits", deadline=DEADLINE)
+        default = DEFAULT_SMBASE.start
+        assert not [region for region in machine.memory.regions() if region.gpa <= default < region.gpa + region.size]
+        before = apm_writes(machine)
+        machine.plug_cpu(3)
+        machine.expect(r"it ran on 2\.", deadline=DEADLINE)
+        assert apm_writes(machine) == before + 1
         machine.plug_cpu()
+        machine.expect(r"then 2 and 3\.", deadline=DEADLINE)
+        assert apm_writes(machine) == before + 2
+
+
+def test_firmware_that_leaves_that_mode_alone_gets_it(vmm_machine: MachineFactory) -> None:
     assert vmm_machine("seabios", cpus=1, max_cpus=2, smm="on", machine="q35").plug_cpu() == 1
 
 

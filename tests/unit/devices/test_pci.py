@@ -10,7 +10,7 @@ from vmm.devices.pci import INTERRUPT_LINE, PciBus, PciConfigPorts, PciFunction
 from vmm.devices.pirq import Q35, PirqRouter
 from vmm.devices.reset import ResetControl
 from vmm.devices.shadow import ShadowArea
-from vmm.devices.smram import Smram, tseg_boundaries
+from vmm.devices.smram import Smram, boundaries, tseg_boundaries
 
 ADDRESS, DATA = 0xCF8, 0xCFC
 ECAM = 0xB000_0000
@@ -363,6 +363,35 @@ def test_a_tseg_that_is_larger_than_ram_is_none() -> None:
     rig.write(0, 0, SMRAM, 1, 0x08)
     assert rig.load(16 * MIB - 4, 4) == 0
     assert in_smm(rig) == {(0xA0000, 0x20000)}
+
+
+def with_default_smbase() -> PciRig:
+    rig = PciRig(RAM, boundaries(RAM, plugging=True))
+    rig.pci.add(0, 0, Q35HostBridge(rig.shadow, rig.pci, rig.mmio, Smram(rig.memory, RAM, plugging=True)))
+    rig.store(0x30000, 4, 0x3333_3333)
+    return rig
+
+
+def test_the_default_smbase_is_hidden_from_all_but_smm_until_a_reset() -> None:
+    rig = with_default_smbase()
+    rig.write(0, 0, 0x9C, 1, 0x02)
+    assert (rig.read(0, 0, 0x9C, 1), in_smm(rig)) == (0, set()), "nobody has asked for it"
+    rig.write(0, 0, 0x9C, 1, 0xFF)
+    assert (rig.read(0, 0, 0x9C, 1), rig.load(0x30000, 4)) == (1, 0x3333_3333)
+    rig.write(0, 0, 0x9C, 1, 0x02)
+    for value in (2, 0, 0xFF):
+        rig.write(0, 0, 0x9C, 1, value)
+        assert (rig.read(0, 0, 0x9C, 1), in_smm(rig)) == (2, {(0x30000, 0x20000)})
+    rig.store(0x30000, 4, 0)
+    assert [rig.load(gpa, 4) for gpa in (0x2FFFC, 0x30000, 0x4FFFC, 0x50000)] == [0, ONES, ONES, 0]
+    copy = with_default_smbase()
+    copy.pci.restore(rig.pci.state())
+    copy.write(0, 0, 0x9C, 1, 0)
+    assert (copy.read(0, 0, 0x9C, 1), in_smm(copy)) == (2, {(0x30000, 0x20000)})
+    for restart in (rig.pci.reset, copy.pci.wake_up):
+        restart()
+    for each in (rig, copy):
+        assert (each.read(0, 0, 0x9C, 1), each.load(0x30000, 4), in_smm(each)) == (0, 0x3333_3333, set())
 
 
 def test_apm_control_sends_smis_and_the_lock_keeps_them_on(with_smm: PciRig) -> None:

@@ -52,6 +52,9 @@ MACHINES = {
     "hot-plug": AcpiDescription(
         cpus=1, max_cpus=4, cpu_hotplug=0xCD8, plugged=frozenset((2,)), node_memory=(1, 1), cpu_nodes=(0, 0, 1, 1)
     ),
+    "hot-plug with SMIs": AcpiDescription(
+        cpus=1, max_cpus=2, cpu_hotplug=0xCD8, smi_command=0xB2, cpu_hotplug_smi=True
+    ),
     "hot-plug of many": AcpiDescription(cpus=3, max_cpus=300, cpu_hotplug=0xAF00, gpe0=(0xAFE0, 4)),
     "many": AcpiDescription(cpus=300, max_cpus=400),
 }
