@@ -454,6 +454,25 @@ class Machine(Observable):
         self._runner.check_alive()
         return plug_cpu(index, self.config, self._processors, self.softcpu, self.platform, self._threads, self.io_lock)
 
+    def unplug_cpu(self, index: int) -> None:
+        """Ask the guest's OS, by ACPI, to let go of a CPU, as `plug_cpu` may be called; it is gone once the OS does.
+
+        Linux does, and uses it no more; `present_cpus` tells. A CPU that is gone can be plugged in again.
+
+        Args:
+            index: not 0.
+
+        Raises:
+            ConfigError: it is not there, or cannot be taken out.
+            SendError: the guest has ended.
+            ValueError: the machine is closed.
+            VmmError: as `run`.
+        """
+        from vmm.run.plug import unplug_cpu
+
+        self._runner.check_alive()
+        unplug_cpu(index, self.config, self._present, self.platform, self.io_lock)
+
     def _find_terminal(self) -> TerminalType:
         from vmm.run.console_terminal import find_terminal  # few machines are sent keys
 

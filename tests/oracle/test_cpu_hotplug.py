@@ -37,7 +37,9 @@ class Ours:
         self.rig = Rig()
         ids = [self.topology.apic_id(index) for index in range(given.max_cpus)]
         self.present = [index < given.cpus for index in range(given.max_cpus)]
-        self.device = CpuHotplug(ids, self.present, lambda: self.events.append(GPE_CPU), self.counts.append)
+        self.device = CpuHotplug(
+            ids, self.present, lambda: self.events.append(GPE_CPU), self.counts.append, lambda: None
+        )
         self.rig.ports.add(ports.start, ports.stop - 1, self.device, "CPU hot-plug")
 
 
@@ -45,7 +47,7 @@ def plug(qemu: Qemu, ours: Ours, index: int) -> None:
     """The same CPU into both, by its place."""
     place = ours.topology.place(index)
     where = {"socket-id": place.socket, "core-id": place.core, "thread-id": place.thread}
-    qemu.qmp("device_add", driver="qemu64-x86_64-cpu", **where)
+    qemu.qmp("device_add", driver="qemu64-x86_64-cpu", id=f"cpu{index}", **where)
     ours.device.plug(index)
 
 
@@ -90,12 +92,12 @@ def test_each_access_is_answered_as_by_qemu(tmp_path: Path, board: str, smp: str
             size = random_.choice((1, 2, 4))
             port = ports.start + random_.choice((0, 0, 4, 5, 8, random_.randrange(REGISTERS)))
             value = None
-            # The bits that take a CPU out are left alone: nothing does that here.
             if random_.random() < 0.6 and (face == "registers" or port != ports.start):
-                value = random_.choice((0, 1, 2, 3, random_.randrange(known + 2), random_.getrandbits(32)))
+                value = random_.choice((0, 1, 2, 4, 8, 16, random_.randrange(known + 2), random_.getrandbits(32)))
                 value &= (1 << 8 * size) - 1
-                if port - ports.start <= 4 < port - ports.start + size:
-                    value &= ~(0x1C << 8 * (ports.start + 4 - port))
+                if absent and port - ports.start <= 4 < port - ports.start + size:
+                    # QEMU 7.2 with TCG crashes where one is plugged in after another was taken out.
+                    value &= ~(0x08 << 8 * (ports.start + 4 - port))
             mine, theirs = both(port, size, value)
             assert mine == theirs, (number, hex(port), size, value)
             if number == ACCESSES // 2:
@@ -116,3 +118,27 @@ def test_a_plugged_cpu_raises_the_event_that_qemu_raises(tmp_path: Path) -> None
         qemu.commands([out_command(0x70, 1, 0x5F)])
         assert [count] == ours.counts
         assert int(qemu.commands([in_command(0x71, 1)])[0], 16) == count - 1
+
+
+def test_a_cpu_that_is_to_go_raises_it_again(tmp_path: Path) -> None:
+    first, flags, gpe = PORT_CPU_HOTPLUG_PIIX4.start, PORT_CPU_HOTPLUG_PIIX4.start + 4, PORT_GPE0_PIIX4.start
+    ours = Ours(PORT_CPU_HOTPLUG_PIIX4, "1,maxcpus=2")
+    with Qemu(tmp_path, 64 << 20, ["-smp", "1,maxcpus=2"], "pc") as qemu:
+        for value in (0, 1):
+            qemu.commands([out_command(first, 4, value)])
+            ours.rig.out(first, 4, value)
+        plug(qemu, ours, 1)
+        qemu.commands([out_command(gpe, 1, 0xFF)])
+        assert ours.device.removes
+        ours.device.ask_to_remove(1)
+        qemu.qmp("device_del", id="cpu1")
+        assert qemu.commands([in_command(gpe, 1)]) == ["0x0004"]
+        assert ours.events == [GPE_CPU, GPE_CPU]
+        for written in (None, 2, 4, 8):
+            if written is not None:
+                qemu.commands([out_command(flags, 1, written)])
+                ours.rig.out(flags, 1, written)
+            assert ours.rig.inp(flags, 1) == int(qemu.commands([in_command(flags, 1)])[0], 16)
+        assert ours.present == [True, False]
+        count = int.from_bytes(qemu.item(0x05, 2), "little")
+        assert ours.counts == [2, count]

@@ -39,6 +39,9 @@ class Power:
     def power_off(self) -> None:
         self.events.append("off")
 
+    def remove_cpu(self) -> None:
+        self.events.append("a CPU is gone")
+
     def panic(self) -> None:
         self.events.append("panic")
 

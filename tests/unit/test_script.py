@@ -30,6 +30,7 @@ def test_every_step(tmp_path: Path) -> None:
         "wakeup\n"
         "plug-cpu\n"
         "plug-cpu 3\n"
+        "unplug-cpu 0x3\n"
         "power-off\n",
     )
     assert read_script(path) == [
@@ -43,7 +44,8 @@ def test_every_step(tmp_path: Path) -> None:
         Step(f"{path}:11", wakes=True),
         Step(f"{path}:12", plugs=True),
         Step(f"{path}:13", plugs=True, cpu=3),
-        Step(f"{path}:14", deadline=5),
+        Step(f"{path}:14", unplugs=3),
+        Step(f"{path}:15", deadline=5),
     ]
 
 
@@ -61,6 +63,7 @@ def test_every_step(tmp_path: Path) -> None:
         ("keys up F13", "keys: no key is named 'F13'; known are up, down"),
         ("timeout soon", "timeout: soon is not a number of seconds above 0"),
         ("timeout", "timeout: nothing is not a number of seconds above 0"),
+        ("unplug-cpu", "unplug-cpu: its argument is missing"),
         ("plug-cpu two", "plug-cpu: its index two: not a whole number"),
         ("wakeup", "wakeup: the step before it is suspend, and waits for that"),
         ("suspend now", "suspend: takes nothing behind it, not now"),

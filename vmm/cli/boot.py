@@ -72,6 +72,7 @@ script:
   suspend          wait until the guest suspends the machine to RAM (S3)
   power-button     press the power button; most systems power themselves off then
   plug-cpu [INDEX] plug a CPU in, for which -smp ...,maxcpus=N leaves room
+  unplug-cpu INDEX ask the guest's system to let go of a CPU
   wakeup           wake it up again; the step before is suspend
   power-off        wait until the guest powers itself off
 The last step is a wait; the exit status is 0 if every wait got what it waits for.

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 _LIMIT = 1 << 20
 """Bytes of a script."""
 
-_WORDS = ("expect", "send", "send-line", "keys", "snapshot", "timeout", "suspend", "wakeup", "power-button", "plug-cpu")
+_WORDS = (
+    "expect",
+    "send",
+    "send-line",
+    "keys",
+    "snapshot",
+    "timeout",
+    "suspend",
+    "wakeup",
+    "power-button",
+    "plug-cpu",
+    "unplug-cpu",
+)
 
 _WAITS = "expect, suspend or power-off"
 
@@ -46,7 +58,8 @@ class Step(NamedTuple):
         wakes: the machine is woken up.
         presses: the power button is pressed.
         plugs: a CPU is plugged in.
-        cpu: which; None: the first that is not there.
+        unplugs: a CPU that the guest is asked to let go of.
+        cpu: which one is plugged in; None: the first that is not there.
     """
 
     place: str
@@ -59,12 +72,14 @@ class Step(NamedTuple):
     wakes: bool = False
     presses: bool = False
     plugs: bool = False
+    unplugs: int | None = None
     cpu: int | None = None
 
     @property
     def types(self) -> bool:
         """Whether it is something that only a later wait shows the effect of."""
-        return self.typed is not None or bool(self.keys) or self.wakes or self.presses or self.plugs
+        changes = self.wakes or self.presses or self.plugs or self.unplugs is not None
+        return self.typed is not None or bool(self.keys) or changes
 
     @property
     def awaited(self) -> str:
@@ -166,6 +181,9 @@ def _type(machine: Machine, step: Step, terminal: str) -> None:
         if step.plugs:
             machine.plug_cpu(step.cpu)
             return
+        if step.unplugs is not None:
+            machine.unplug_cpu(step.unplugs)
+            return
         machine.send_keys(*step.keys, terminal=terminal)
     except ConfigError as error:
         raise ConfigError(f"--script {step.place}: {error}") from None
@@ -219,6 +237,8 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
             return Step(place, presses=True)
         case "plug-cpu":
             return Step(place, plugs=True, cpu=parse_int(rest, "its index") if rest else None)
+        case "unplug-cpu" if rest:
+            return Step(place, unplugs=parse_int(rest, "its index"))
         case "send" if rest:
             return Step(place, typed=encode(unescape(rest)))
         case "snapshot" if rest:
@@ -230,6 +250,6 @@ def _step(word: str, rest: str, place: str, deadline: float | None, terminal: Te
             return Step(place, keys=tuple(rest.split()))
         case "power-off" | "suspend" | "wakeup" | "power-button":
             raise ConfigError(f"takes nothing behind it, not {rest}")
-        case "expect" | "send" | "keys" | "snapshot":
+        case "expect" | "send" | "keys" | "snapshot" | "unplug-cpu":
             raise ConfigError("its argument is missing")
     raise ConfigError(f"no such step; known are {', '.join(_WORDS)} and power-off")

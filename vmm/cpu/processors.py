@@ -83,9 +83,13 @@ class Processors:
             KvmError: KVM does not let go of one that was watched for that.
         """
         self.earlier_starts.extend(self.starts()[len(self.earlier_starts) :])
-        for index, core in enumerate(self.cores):
-            if error := -lib.vmm_vcpu_reset(core):
-                raise kvm_error(error, "KVM_SET_GUEST_DEBUG", f"vCPU {index}")
+        for index in range(len(self.cores)):
+            self.forget_start(index)
+
+    def forget_start(self, index: int) -> None:
+        """One has not started; raises what `forget_starts` does."""
+        if error := -lib.vmm_vcpu_reset(self.cores[index]):
+            raise kvm_error(error, "KVM_SET_GUEST_DEBUG", f"vCPU {index}")
 
     def started_s(self) -> list[float | None]:
         """For each: seconds after vCPU 0's that its first instruction since the last reset came; None if none did."""

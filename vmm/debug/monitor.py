@@ -41,6 +41,7 @@ class Monitor:
             "translate": ("ADDRESS: the walk through the page tables", self._translate),
             "reset": ("the machine, which stays held; then, in gdb: maintenance flush register-cache", self._reset),
             "plug-cpu": ("[INDEX]: plug a CPU in, for which -smp maxcpus= leaves room", self._plug_cpu),
+            "unplug-cpu": ("INDEX: ask the guest's system to let go of a CPU", self._unplug_cpu),
             "snapshot": ("NAME: keep the machine in a new file of the folder that it was started in", self._snapshot),
             "code": ("16|32|64: what the next debugger is told of, whatever code there is then", self._code),
             "smram": ("on|off: memory is read with SMRAM and TSEG in it, though they are closed", self._smram),
@@ -88,6 +89,15 @@ class Monitor:
             return "an index is wanted: monitor plug-cpu 3"
         except VmmError as error:
             return legible(str(error))
+
+    def _unplug_cpu(self, argument: str, vcpu: int) -> str:
+        try:
+            self._machine.unplug_cpu(int(argument, 0))
+        except ValueError:
+            return "an index is wanted: monitor unplug-cpu 3"
+        except VmmError as error:
+            return legible(str(error))
+        return ""
 
     def _snapshot(self, argument: str, vcpu: int) -> str:
         # Whoever may debug the guest may not therefore write where he likes, or over what is there.

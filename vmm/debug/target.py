@@ -44,6 +44,8 @@ class Debuggee(Protocol):
 
     def plug_cpu(self, index: int | None = None) -> int: ...  # noqa: D102
 
+    def unplug_cpu(self, index: int) -> None: ...  # noqa: D102
+
     def snapshot_while_held(self) -> "Snapshot": ...  # noqa: D102
 
     @property

@@ -1,8 +1,8 @@
-"""The registers by which firmware and OS learn which processors there are, and which was plugged in.
+"""The registers by which firmware and OS learn which processors there are, which was plugged in, and which is to go.
 
 QEMU's, with its two faces: from power-on on, a bitmap by APIC id; once somebody writes 0 to its first byte, or there is
 a processor that it has no bit for, registers that go by index. Which of them it is outlasts a reset. Source:
-docs/specs/acpi_cpu_hotplug and hw/acpi/cpu.c, hw/acpi/cpu_hotplug.c in QEMU; nothing is ever taken out here.
+docs/specs/acpi_cpu_hotplug and hw/acpi/cpu.c, hw/acpi/cpu_hotplug.c in QEMU.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ _BITMAP = 32
 _SELECTOR, _FLAGS, _COMMAND, _DATA, _REGISTERS = 0, 4, 5, 8, 12
 """Offsets; a read of the selector's gives the high half of the data, and the last is the end."""
 
-_PRESENT, _INSERTING = 1 << 0, 1 << 1
+_PRESENT, _INSERTING, _REMOVING, _EJECT, _BY_FIRMWARE = (1 << bit for bit in range(5))
+"""The flags; what happened is cleared by writing a one, the OS ejects, or firmware is to do so (which is kept)."""
 
 _NEXT_EVENT, _OST_EVENT, _OST_STATUS, _APIC_ID, _COMMANDS = range(5)
 
@@ -29,6 +30,7 @@ class CpuHotplug(Device):
         present: which of them there are, by index; the machine's own list.
         notify: lets the OS know that something has happened.
         counted: told how many there are, whenever that changes.
+        ejected: told that the guest has let go of one.
 
     Attributes:
         ost: event and status, the last that the OS said of each processor by ``_OST`` (ACPI 6.5, 6.3.5).
@@ -40,12 +42,14 @@ class CpuHotplug(Device):
         present: list[bool],
         notify: Callable[[], None],
         counted: Callable[[int], None],
+        ejected: Callable[[], None],
     ) -> None:
         self._apic_ids = apic_ids
         self._present = present
         self._notify = notify
         self._counted = counted
-        self._inserting = [False] * len(present)
+        self._ejected = ejected
+        self._flags = [0] * len(present)
         self._modern = any(map(self._is_beyond, range(len(present))))
         self._selector = self._command = 0
         self.ost = [(0, 0)] * len(present)
@@ -53,9 +57,20 @@ class CpuHotplug(Device):
     def plug(self, index: int) -> None:
         """A processor is there from now on; the OS is told."""
         self._present[index] = True
-        self._inserting[index] = self._modern
+        if self._modern:
+            self._flags[index] |= _INSERTING
         self._modern |= self._is_beyond(index)
         self._counted(sum(self._present))
+        self._notify()
+
+    @property
+    def removes(self) -> bool:
+        """Whether the OS could be asked to let go of a processor: not as long as it has a bitmap."""
+        return self._modern
+
+    def ask_to_remove(self, index: int) -> None:
+        """The OS is asked to let go of a processor, and may."""
+        self._flags[index] |= _REMOVING
         self._notify()
 
     def read(self, offset: int, size: int) -> int:
@@ -83,7 +98,7 @@ class CpuHotplug(Device):
         """Which processors there are, what the OS has not seen yet, and the registers."""
         return {
             "present": list(self._present),
-            "inserting": list(self._inserting),
+            "flags": list(self._flags),
             "modern": self._modern,
             "selector": self._selector,
             "command": self._command,
@@ -92,10 +107,11 @@ class CpuHotplug(Device):
 
     def restore(self, state: dict[str, Any]) -> None:
         """As `state` gave it."""
-        for own, its in ((self._present, state["present"]), (self._inserting, state["inserting"])):
-            if len(its) != len(own):
-                raise ValueError(f"{len(its)} processors instead of {len(own)}")
-            own[:] = map(bool, its)
+        present, flags = state["present"], state["flags"]
+        if not len(present) == len(flags) == len(self._present):
+            raise ValueError(f"{len(present)} processors instead of {len(self._present)}")
+        self._present[:] = map(bool, present)
+        self._flags[:] = map(int, flags)
         self._modern = bool(state["modern"])
         self._selector, self._command = int(state["selector"]), int(state["command"])
         self.ost = [(int(event), int(status)) for event, status in state["ost"]]
@@ -121,8 +137,7 @@ class CpuHotplug(Device):
         if self._selector >= len(self._present):
             return 0
         if at == _FLAGS:
-            inserting = _INSERTING if self._inserting[self._selector] else 0
-            return (_PRESENT if self._present[self._selector] else 0) | inserting
+            return self._flags[self._selector] | (_PRESENT if self._present[self._selector] else 0)
         if at == _DATA and self._command == _NEXT_EVENT:
             return self._selector
         if at == _DATA and self._command == _APIC_ID:
@@ -136,8 +151,8 @@ class CpuHotplug(Device):
             self._selector = value
         elif self._selector >= len(self._present):
             return
-        elif at == _FLAGS and value & _INSERTING:
-            self._inserting[self._selector] = False
+        elif at == _FLAGS:
+            self._write_flags(self._selector, value)
         elif at == _COMMAND and value < _COMMANDS:
             self._command = value
             if value == _NEXT_EVENT:
@@ -149,10 +164,24 @@ class CpuHotplug(Device):
             elif self._command == _OST_STATUS:
                 self.ost[self._selector] = event, value
 
+    def _write_flags(self, index: int, value: int) -> None:
+        """Of several, the lowest counts."""
+        if value & (_INSERTING | _REMOVING):
+            self._flags[index] &= ~(_INSERTING if value & _INSERTING else _REMOVING)
+        elif not self._present[index] or index == 0:
+            return
+        elif value & _EJECT:
+            self._present[index] = False
+            self._flags[index] &= ~_BY_FIRMWARE
+            self._counted(sum(self._present))
+            self._ejected()
+        elif value & _BY_FIRMWARE:
+            self._flags[index] |= _BY_FIRMWARE
+
     def _select_next(self) -> None:
         """Select the next processor of which the OS is to know something, from this one on, and around."""
         count = len(self._present)
         for index in (*range(self._selector, count), *range(self._selector)):
-            if self._inserting[index]:
+            if self._flags[index]:
                 self._selector = index
                 return

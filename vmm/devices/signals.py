@@ -33,6 +33,9 @@ class PowerControl(Protocol):
     def panic(self) -> None:
         """The guest's kernel said that it has panicked."""
 
+    def remove_cpu(self) -> None:
+        """The guest has let go of a CPU, which is not there any more."""
+
 
 class FlashFile(Protocol):
     """Where flash is kept from one run to the next; `vmm.firmware.variables.VariableFile` is one."""

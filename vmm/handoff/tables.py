@@ -222,6 +222,7 @@ def acpi_description(config: MachineConfig, ram: RamPlaces, standing: Standing) 
         cpus=config.cpus,
         max_cpus=config.max_cpus,
         plugged=standing.plugged,
+        gone=standing.gone,
         cpu_hotplug=standing.cpu_hotplug,
         cpu_hotplug_smi=standing.announces_cpus,
         apic_ids=tuple(map(topology.apic_id, cpus)),

@@ -158,7 +158,8 @@ class Board:
         from vmm.devices.cpu_hotplug import CpuHotplug
 
         notify = partial(pm.gpe0.raise_event, 1 << GPE_CPU)
-        self._cpu_hotplug = CpuHotplug(parts.apic_ids, parts.present, notify, self._note_cpus)
+        gone = parts.power.remove_cpu
+        self._cpu_hotplug = CpuHotplug(parts.apic_ids, parts.present, notify, self._note_cpus, gone)
         self._cpu_hotplug_ports = ports
         self.add_at_ports(ports, self._cpu_hotplug, "CPU hot-plug")
 
@@ -181,6 +182,7 @@ class Board:
             cpu_hotplug=None if hotplug is None else self._cpu_hotplug_ports.start,
             announces_cpus=smi is not None and smi.announces_cpus,
             plugged=frozenset(index for index in range(self.parts.cpus, len(present)) if present[index]),
+            gone=frozenset(index for index in range(self.parts.cpus) if present and not present[index]),
         )
 
     def add_smi(self) -> Callable[[], None] | None:

@@ -125,6 +125,7 @@ class Standing(NamedTuple):
         cpu_hotplug: port of the registers of plugged CPUs; None for none.
         announces_cpus: whether firmware is told by an SMI of a CPU that was plugged in.
         plugged: indices of the CPUs that are there and were not at boot.
+        gone: indices of those that were, and are not there any more.
     """
 
     pm_base: int | None = None
@@ -135,6 +136,7 @@ class Standing(NamedTuple):
     cpu_hotplug: int | None = None
     announces_cpus: bool = False
     plugged: frozenset[int] = frozenset()
+    gone: frozenset[int] = frozenset()
 
 
 class Platform(NamedTuple):

@@ -193,7 +193,8 @@ def _event(event: TimelineEvent) -> EventReport:
 
 
 def _cpus(machine: Machine) -> CpusReport:
-    started = sorted(seconds for seconds in machine.started_s() if seconds is not None)
+    times = machine.started_s()
+    started = sorted(seconds for index in machine.present_cpus if (seconds := times[index]) is not None)
     return {
         "requested": machine.config.cpus,
         "max": machine.config.max_cpus,

@@ -72,6 +72,7 @@ class Lifetime:
         self._owner: int | None = None
         self._began = 0.0
         self._stop_asked = False
+        self._restart_asked = False
         self._closed = False
         self._failure: BaseException | None = None
 
@@ -244,6 +245,16 @@ class Lifetime:
             if self.end is None:
                 self._wake.clear()
 
+    def restart(self) -> None:
+        """Let the threads of the vCPUs be others soon, for not all of them are there any more."""
+        self._restart_asked = True
+        self._wake.set()
+
+    def take_restart(self) -> bool:
+        """Whether that was asked for since the last call."""
+        asked, self._restart_asked = self._restart_asked, False
+        return asked
+
     def fail(self, error: BaseException) -> None:
         """Let the caller of this run, and of every later one, see what a device or a thread of ours raised."""
         with self._lock:
@@ -333,6 +344,10 @@ class Power:
     def power_off(self) -> None:
         """End the machine."""
         self._lifetime.finish(Reason.POWER_OFF, "the guest powered the machine off")
+
+    def remove_cpu(self) -> None:
+        """Let its thread end."""
+        self._lifetime.restart()
 
     def panic(self) -> None:
         """End the machine."""

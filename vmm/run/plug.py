@@ -1,11 +1,12 @@
-"""How a CPU is plugged into a machine, whose vCPU was made with the machine and has waited since."""
+"""How a CPU is plugged into a machine, whose vCPU was made with the machine and has waited since; and taken out."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from vmm.cpu.reset import PowerOn, reset_vcpu
 from vmm.errors import ConfigError
 from vmm.legible import counted
 from vmm.options import check_type
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.bus import IoLock
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 def plug_cpu(
     index: int | None,
-    config: "MachineConfig",
-    processors: "Processors",
-    softcpu: "SoftwareCpu | None",
-    platform: "Platform",
-    threads: "VcpuThreads",
-    io_lock: "IoLock",
+    config: MachineConfig,
+    processors: Processors,
+    softcpu: SoftwareCpu | None,
+    platform: Platform,
+    threads: VcpuThreads,
+    io_lock: IoLock,
 ) -> int:
     """Plug a CPU in, and start its thread if the machine runs; arguments, but for the machine's parts, as `Machine`'s.
 
@@ -40,9 +41,12 @@ def plug_cpu(
         raise RuntimeError("plug_cpu() was called on the thread of a vCPU, by a device; call it from another thread")
     with io_lock:
         hotplug, chosen = _choose(index, config, processors.present, platform)
+        if threads.has(chosen):
+            raise ConfigError(f"plug_cpu: CPU {chosen} was taken out just now, and still stops; try again")
         vcpu, core = processors.vcpus[chosen], processors.cores[chosen]
         # While it was not there, the guest may have sent it interrupts, INITs, and SMIs, which KVM looks at when asked.
         vcpu.get_vcpu_events()
+        processors.forget_start(chosen)
         reset_vcpu(vcpu, PowerOn({}, vcpu.get_nested_state()))
         if softcpu is not None:
             softcpu.reset_vcpu(core)
@@ -51,9 +55,34 @@ def plug_cpu(
     return chosen
 
 
+def unplug_cpu(index: int, config: MachineConfig, present: list[bool], platform: Platform, io_lock: IoLock) -> None:
+    """Ask the guest's OS to let go of a CPU; arguments, but for the machine's parts, as `Machine`'s.
+
+    Raises:
+        ConfigError: it cannot be taken out.
+    """
+    check_type(index, "index", int)
+    with io_lock:
+        hotplug, smi = platform.cpu_hotplug, platform.smi_features
+        if hotplug is None:
+            raise ConfigError(
+                "unplug_cpu: only a q35 or pc that leaves room for CPUs lets them go; make the machine with "
+                f"-smp {config.cpus},maxcpus=N"
+            )
+        if not 0 <= index < len(present) or not present[index]:
+            raise ConfigError(f"unplug_cpu: there is no CPU {index}; see present_cpus")
+        if index == 0:
+            raise ConfigError("unplug_cpu: CPU 0 is the one that the machine starts with, and stays")
+        if smi is not None and (smi.broadcast or config.firmware.needs_smm):
+            raise ConfigError("unplug_cpu: the firmware uses system management mode, and would wait for the CPU there")
+        if not hotplug.removes:
+            raise ConfigError("unplug_cpu: nobody listens; wait until the guest's OS has started, if it has ACPI")
+        hotplug.ask_to_remove(index)
+
+
 def _choose(
-    index: int | None, config: "MachineConfig", present: list[bool], platform: "Platform"
-) -> "tuple[CpuHotplug, int]":
+    index: int | None, config: MachineConfig, present: list[bool], platform: Platform
+) -> tuple[CpuHotplug, int]:
     """Which one it is, if it may be, and what it is plugged into."""
     hotplug = platform.cpu_hotplug
     if hotplug is None:

@@ -212,6 +212,9 @@ class Runner:
                     life.finish(Reason.TIMEOUT, watch.timeout_message(deadline))
                 elif resets:
                     self._start(on_poll)
+                elif life.take_restart() and self.debugger is None:  # which starts and stops them by itself
+                    self._threads.stop()
+                    self._threads.start(life.fail)
                 on_poll()
                 garbage.collect()
                 if self.debugger is not None:

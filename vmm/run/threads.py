@@ -98,6 +98,11 @@ class VcpuThreads:
                 if self._present[index] and (only is None or index in only):
                     self.launch(index)
 
+    def has(self, index: int) -> bool:
+        """Whether the thread of a vCPU runs, or is about to."""
+        with self._roster:
+            return self._on_failure is not None and index in self._threads
+
     def launch(self, index: int) -> None:
         """Let one more vCPU run, if the others do; any thread may but a vCPU's.
 

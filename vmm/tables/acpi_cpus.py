@@ -1,8 +1,8 @@
-r"""The processors in the DSDT, and how the OS learns of one that is plugged in.
+r"""The processors in the DSDT, and how the OS learns of one that is plugged in, or is to be taken out.
 
 ``\_GPE._E02`` scans the registers of `vmm.devices.cpu_hotplug` for what has happened, and notifies the processor's
-device; the OS then asks that for its state (``_STA``) and its local APIC (``_MAT``), and says what became of it
-(``_OST``). Source: ACPI 6.5, 5.6.6, 6.2.10, 6.3; docs/specs/acpi_cpu_hotplug in QEMU.
+device; the OS then asks that for its state (``_STA``) and its local APIC (``_MAT``), says what became of it (``_OST``),
+and lets go of it (``_EJ0``). Source: ACPI 6.5, 5.6.6, 6.2.10, 6.3; docs/specs/acpi_cpu_hotplug in QEMU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REGISTERS = 12
 """Ports of the registers."""
 
 PRESENT = 0x0F
-_DEVICE_CHECK = 1
+_DEVICE_CHECK, _EJECT_REQUEST = 1, 3
 
 _SMI = 4
 """`vmm.devices.smi.HOTPLUG_COMMAND`."""
@@ -40,7 +40,7 @@ def processors(machine: AcpiDescription) -> bytes:
 
 
 def event(machine: AcpiDescription) -> bytes:
-    """Declare what is done at the event of a processor that was plugged in, GPE 2."""
+    """Declare what is done at the event of a processor that comes or is to go, GPE 2."""
     if machine.cpu_hotplug is None:
         return b""
     return aml.scope("_GPE", aml.method("_E02", 0, aml.call("\\_SB.CPUS.CSCN")))
@@ -58,6 +58,8 @@ def _processor(machine: AcpiDescription, index: int) -> bytes:
             aml.name("_MAT", aml.buffer(acpi_tables.local_apic(machine, index, present=True))),
             aml.method("_OST", 3, aml.call("COST", number, event, status)),
         ]
+        if index:
+            body.append(aml.method("_EJ0", 1, aml.call("CEJT", number)))
     if machine.node_memory:
         body.append(aml.name("_PXM", aml.integer(machine.cpu_nodes[index])))
     return aml.device(_name(index), *body)
@@ -69,7 +71,7 @@ def _name(index: int) -> str:
 
 def _registers(machine: AcpiDescription, port: int) -> list[bytes]:
     """Declare them: which processor is meant, what it is, a command and its data; one method at a time uses them."""
-    flags = {32: ("CPEN", 1), 33: ("CINS", 1), 40: ("CCMD", 8)}
+    flags = {32: ("CPEN", 1), 33: ("CINS", 1), 34: ("CRMV", 1), 35: ("CEJ0", 1), 40: ("CCMD", 8)}
     smi = [aml.port_region("SMIR", machine.smi_command, 1), aml.byte_fields("SMIR", {0: "SMIC"})]
     return [
         *(smi if machine.cpu_hotplug_smi else []),
@@ -105,6 +107,12 @@ def _methods(machine: AcpiDescription) -> list[bytes]:
             aml.store(aml.integer(_OST_STATUS), aml.path("CCMD")),
             aml.store(aml.argument(2), aml.path("CDAT")),
         ),
+        _locked(
+            "CEJT",
+            1,
+            aml.store(aml.argument(0), aml.path("CSEL")),
+            aml.store(one, aml.path("CEJ0")),
+        ),
         aml.method("CTFY", 2, *(_notify(index) for index in range(machine.cpu_count))),
         _locked(
             "CSCN",
@@ -117,10 +125,17 @@ def _methods(machine: AcpiDescription) -> list[bytes]:
                 aml.store(aml.integer(_NEXT_EVENT), aml.path("CCMD")),
                 aml.store(aml.path("CDAT"), second),
                 aml.if_(aml.less(second, first), aml.break_()),
-                aml.if_(aml.equal(aml.path("CINS"), zero), aml.break_()),
-                *(smi if machine.cpu_hotplug_smi else []),
-                aml.call("CTFY", second, aml.integer(_DEVICE_CHECK)),
-                aml.store(one, aml.path("CINS")),
+                aml.if_(
+                    aml.equal(aml.path("CINS"), one),
+                    *(smi if machine.cpu_hotplug_smi else []),
+                    aml.call("CTFY", second, aml.integer(_DEVICE_CHECK)),
+                    aml.store(one, aml.path("CINS")),
+                ),
+                aml.else_(
+                    aml.if_(aml.equal(aml.path("CRMV"), zero), aml.break_()),
+                    aml.call("CTFY", second, aml.integer(_EJECT_REQUEST)),
+                    aml.store(one, aml.path("CRMV")),
+                ),
                 aml.add(second, one, first),
             ),
         ),

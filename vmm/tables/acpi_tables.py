@@ -45,6 +45,7 @@ class AcpiDescription(NamedTuple):
         max_cpus: processors that may exist; those beyond ``cpus`` are in the
             MADT as disabled. 0 means ``cpus``.
         plugged: the indices of those of them that are there all the same, since they were plugged in.
+        gone: the indices of those that were there at boot, and are no more.
         cpu_hotplug: port of the registers by which the OS learns of that; None: there are none.
         cpu_hotplug_smi: whether firmware is told of it first, by an SMI through ``smi_command``.
         apic_ids: local APIC id of each of ``max_cpus``; empty means 0, 1, 2, …
@@ -101,6 +102,7 @@ class AcpiDescription(NamedTuple):
     cpus: int = 1
     max_cpus: int = 0
     plugged: frozenset[int] = frozenset()
+    gone: frozenset[int] = frozenset()
     cpu_hotplug: int | None = None
     cpu_hotplug_smi: bool = False
     apic_ids: tuple[int, ...] = ()
@@ -183,7 +185,7 @@ class AcpiDescription(NamedTuple):
 
     def is_present(self, index: int) -> bool:
         """Tell whether a processor is there now."""
-        return index < self.cpus or index in self.plugged
+        return index in self.plugged if index >= self.cpus else index not in self.gone
 
     def apic_id(self, index: int) -> int:
         """Give the local APIC id of a processor by its index."""

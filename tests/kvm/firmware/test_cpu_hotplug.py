@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,58 @@ def test_linux_uses_a_cpu_that_is_plugged_in(tmp_path: Path, firmware: str, boar
                 with restored.snapshot() as after, Machine.restore(after) as again:
                     again.expect(r"it ran on 2\.\s+present 0-3\.", deadline=DEADLINE)
                     assert again.present_cpus == [0, 1, 2, 3]
+
+
+LETS_IT_GO = (
+    USES_IT
+    + f"""
+while [ -d {SYSFS}/cpu2 ]; do sleep 0.1; done
+echo "present $(cat {SYSFS}/present) is left."
+while [ ! -d {SYSFS}/cpu2 ]; do sleep 0.1; done
+echo 1 > {SYSFS}/cpu2/online
+echo "again it ran on $(taskset 4 awk '{{print $39}}' /proc/self/stat)."
+"""
+)
+
+
+@pytest.mark.parametrize("accel", ["auto", "softcpu"])
+def test_linux_lets_a_cpu_go_which_may_come_again(tmp_path: Path, accel: str) -> None:
+    with Machine(linux(tmp_path, LETS_IT_GO, accel=accel)) as machine:
+        with pytest.raises(ConfigError, match="nobody listens"):
+            machine.unplug_cpu(1)
+        machine.expect("it waits", deadline=DEADLINE)
+        machine.plug_cpu(3)
+        machine.expect(r"it ran on 2\.\s+present 0-2\.", deadline=DEADLINE)
+        machine.unplug_cpu(3)
+        machine.expect(r"present 0-1 is left\.", deadline=DEADLINE)
+        assert machine.present_cpus == [0, 1]
+        for index, message in ((0, "CPU 0 is the one"), (3, "there is no CPU 3"), (5, "there is no CPU 5")):
+            with pytest.raises(ConfigError, match=message):
+                machine.unplug_cpu(index)
+        with machine.snapshot() as snapshot, Machine.restore(snapshot) as restored:
+            assert restored.present_cpus == [0, 1]
+        machine.plug_cpu(3)
+        machine.expect(r"again it ran on 2\.", deadline=DEADLINE)
+        assert machine.run(deadline=DEADLINE).reason is Reason.POWER_OFF
+
+
+def test_a_cpu_goes_and_comes_again_within_one_run(tmp_path: Path) -> None:
+    asked = False
+
+    def poll(machine: Machine) -> None:
+        nonlocal asked
+        text = machine.serial.text()
+        if not asked and "present 0-2." in text:
+            machine.unplug_cpu(3)
+            asked = True
+        if machine.present_cpus == [0, 1] and (("it waits" in text and not asked) or "is left" in text):
+            with suppress(ConfigError):  # its thread may still stop; then it is plugged in next time
+                machine.plug_cpu(3)
+
+    with Machine(linux(tmp_path, LETS_IT_GO)) as machine:
+        outcome = machine.run(deadline=DEADLINE, on_poll=poll)
+        assert "again it ran on 2." in machine.serial.text()
+        assert outcome.reason is Reason.POWER_OFF
 
 
 def plugs(index: int | None) -> Callable[[Machine], None]:
