@@ -84,9 +84,8 @@ echo "again it ran on $(taskset 4 awk '{{print $39}}' /proc/self/stat)."
 )
 
 
-@pytest.mark.parametrize("accel", ["auto", "softcpu"])
-def test_linux_lets_a_cpu_go_which_may_come_again(tmp_path: Path, accel: str) -> None:
-    with Machine(linux(tmp_path, LETS_IT_GO, accel=accel)) as machine:
+def test_linux_lets_a_cpu_go_which_may_come_again(tmp_path: Path) -> None:
+    with Machine(linux(tmp_path, LETS_IT_GO, accel="softcpu")) as machine:
         with pytest.raises(ConfigError, match="nobody listens"):
             machine.unplug_cpu(1)
         machine.expect("it waits", deadline=DEADLINE)
@@ -216,10 +215,9 @@ def apm_writes(machine: Machine) -> int:
     return apm.writes
 
 
-@pytest.mark.parametrize("accel", ["auto", "softcpu"])
-def test_firmware_in_system_management_mode_takes_it_in(tmp_path: Path, accel: str) -> None:
+def test_firmware_in_system_management_mode_takes_it_in(tmp_path: Path) -> None:
     """The SMI for the second one is for the first, too, which comes back from it."""
-    with Machine(linux(tmp_path, USES_TWO, SECBOOT, accel=accel)) as machine:
+    with Machine(linux(tmp_path, USES_TWO, SECBOOT)) as machine:
         with pytest.raises(ConfigError, match=r"and has not .* agreed to be told of CPUs"):
             machine.plug_cpu()
         machine.expect("it waits", deadline=DEADLINE)
