@@ -1,7 +1,10 @@
 /* See guest.h. */
 #include "guest.h"
 
-/* Intel SDM vol. 3A, 11.4 and 11.6: the local APIC's registers in xAPIC mode, at their address after reset. */
+/*
+ * Intel SDM vol. 3A, 11.4, 11.6 and 11.12: the local APIC's registers, at their address after reset; firmware that finds
+ * more than 255 CPUs has changed to x2APIC.
+ */
 #define APIC_BASE 0xfee00000u
 #define APIC_SPURIOUS 0x0f0
 #define APIC_SPURIOUS_ENABLE 0x1ff
@@ -24,7 +27,10 @@ extern volatile uint32_t ap_count;
 
 static void apic_write(uint32_t offset, uint32_t value)
 {
-    *(volatile uint32_t *)(APIC_BASE + offset) = value;
+    if (x2apic())
+        write_msr(MSR_X2APIC + offset / 16, value);
+    else
+        *(volatile uint32_t *)(APIC_BASE + offset) = value;
 }
 
 static uint32_t apic_read(uint32_t offset)
@@ -42,7 +48,8 @@ static void pause_for(uint64_t ticks)
 
 static void send(uint32_t command)
 {
-    while (apic_read(APIC_ICR_LOW) & ICR_BUSY)
+    /* x2APIC mode has no such bit. */
+    while (!x2apic() && apic_read(APIC_ICR_LOW) & ICR_BUSY)
         ;
     apic_write(APIC_ICR_LOW, command | ICR_ALL_BUT_SELF);
 }

@@ -68,6 +68,31 @@ static inline uint64_t read_tsc(void)
     return (uint64_t)high << 32 | low;
 }
 
+static inline uint64_t read_msr(uint32_t index)
+{
+    uint32_t low;
+    uint32_t high;
+
+    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(index));
+    return (uint64_t)high << 32 | low;
+}
+
+static inline void write_msr(uint32_t index, uint64_t value)
+{
+    __asm__ volatile("wrmsr" : : "c"(index), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)) : "memory");
+}
+
+/* Intel SDM vol. 3A, 11.4.4 and 11.12: register N of the local APIC is MSR 0x800 + N / 16 in x2APIC mode. */
+#define MSR_APIC_BASE 0x1b
+#define MSR_APIC_BASE_X2APIC (1u << 10)
+#define MSR_X2APIC 0x800
+
+/* Whether firmware has changed this CPU to x2APIC: the registers are MSRs, and nothing answers at their address. */
+static inline bool x2apic(void)
+{
+    return read_msr(MSR_APIC_BASE) & MSR_APIC_BASE_X2APIC;
+}
+
 void *memcpy(void *to, const void *from, size_t size);
 void *memset(void *to, int value, size_t size);
 int memcmp(const void *a, const void *b, size_t size);
@@ -106,6 +131,7 @@ void power_end(uint32_t status) __attribute__((noreturn));
  */
 uint32_t cpus_start(uint32_t expected);
 uint8_t apic_id(void);
+
 extern volatile uint8_t ap_seen[4096];
 
 /* Set before cpus_start(): let some of them go on executing (ap.S). */

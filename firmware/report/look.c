@@ -12,6 +12,7 @@
 #define TABLE_LENGTH 4
 
 #define LOCAL_APIC_ID 0x20
+#define MSR_X2APIC_ID (MSR_X2APIC + LOCAL_APIC_ID / 16)
 #define IO_APIC_DATA 0x10
 #define IO_APIC_VERSION 1
 #define HOST_BRIDGE 0x80000000u /* CONFIG_ADDRESS: bus 0, device 0, function 0, register 0 */
@@ -69,7 +70,9 @@ static void look_at_apics(uintptr_t madt)
     uint64_t local = field(madt, MADT_LOCAL_APIC, 4);
     uint32_t length = (uint32_t)field(madt, TABLE_LENGTH, 4);
 
-    if (in_reach(local))
+    if (x2apic())
+        look(LOOK_X2APIC, MSR_X2APIC_ID, read_msr(MSR_X2APIC_ID), 0);
+    else if (in_reach(local))
         look(LOOK_LOCAL_APIC, local, load32(local + LOCAL_APIC_ID), 0);
     for (uint32_t at = MADT_ENTRIES; at + 2 <= length; at += (uint32_t)field(madt, at + 1, 1)) {
         uint64_t io = field(madt, at + IO_APIC_ADDRESS, 4);

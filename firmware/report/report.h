@@ -39,7 +39,7 @@ void report_acpi(uintptr_t address);
 /* The first table with that signature that report_acpi() came to; 0 for none. */
 uintptr_t reported_table(const char *signature);
 
-enum report_look { LOOK_ECAM = 1, LOOK_PM_TIMER, LOOK_HPET, LOOK_LOCAL_APIC, LOOK_IO_APIC };
+enum report_look { LOOK_ECAM = 1, LOOK_PM_TIMER, LOOK_HPET, LOOK_LOCAL_APIC, LOOK_IO_APIC, LOOK_X2APIC };
 
 /* What lies at the addresses that those tables name; after report_acpi(). */
 void report_looks(void);

@@ -70,20 +70,6 @@ static void ioapic_write(uint32_t index, uint32_t value)
     store(IOAPIC + 0x10, value);
 }
 
-static uint64_t read_msr(uint32_t index)
-{
-    uint32_t low;
-    uint32_t high;
-
-    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(index));
-    return (uint64_t)high << 32 | low;
-}
-
-static void write_msr(uint32_t index, uint64_t value)
-{
-    __asm__ volatile("wrmsr" : : "c"(index), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)));
-}
-
 static uint8_t cmos_read(uint8_t index)
 {
     out8(CMOS_INDEX, index);

@@ -101,6 +101,8 @@ class Look(IntEnum):
     """Its id register."""
     IO_APIC = 5
     """Its version register."""
+    X2APIC = 6
+    """The local APIC's id register where that is an MSR, because firmware has changed to x2APIC."""
 
 
 @dataclass(frozen=True)

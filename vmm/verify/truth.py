@@ -225,13 +225,14 @@ def _looks(subject: Subject, report: GuestReport, facts: Facts) -> None:
             found, true = ("counts" if seen.first != seen.second else f"stands at {seen.first:#x}"), "counts"
         elif what is Look.HPET:
             found, true = f"id {seen.first:#x}", f"id {facts.hpet_id:#x}"
-        elif what is Look.LOCAL_APIC:
-            number = seen.first >> 24
+        elif what in {Look.LOCAL_APIC, Look.X2APIC}:
+            number = seen.first >> 24 if what is Look.LOCAL_APIC else seen.first
             found, true = f"id {number}", f"id {number if number in facts.apic_ids else _ids(facts.apic_ids)}"
         else:
             found, true = f"{(seen.first >> 16 & 0xFF) + 1} inputs", f"{_IO_APIC_INPUTS} inputs"
-        name = what.name.replace("_", " ").replace("LOCAL", "local").replace("TIMER", "timer").replace("IO ", "I/O ")
-        _row(subject, f"the guest's look: {name}", f"at {seen.where:#x}", found, true)
+        name = what.name.replace("_", " ").replace("LOCAL", "local").replace("TIMER", "timer").replace("IO ", "I/O ").replace("X2", "x2")
+        place = f"MSR {seen.where:#x}" if what is Look.X2APIC else f"at {seen.where:#x}"
+        _row(subject, f"the guest's look: {name}", place, found, true)
 
 
 def _row(subject: Subject, name: str, offered: str, found: str, true: str, *, ok: bool | None = None) -> None:

@@ -126,3 +126,14 @@ def test_all_that_is_stated_is_true(firmware: str, board: str) -> None:
     assert all(row.verdict is Verdict.TRUE for row in rows.values())
     looks = {name.partition("look: ")[2] for name in rows if "look" in name}
     assert looks == {"PM timer", "HPET", "local APIC", "I/O APIC"} | ({"ECAM"} if board == "q35" else set())
+
+
+@pytest.mark.parametrize("firmware", ["seabios", "ovmf"])
+def test_more_than_255_processors_report_from_x2apic_mode(firmware: str) -> None:
+    """Firmware leaves them in that mode, where nothing answers at the local APIC's address."""
+    result = verify(MachineConfig.create(firmware, cpus=300))
+    assert result.ok
+    rows = {row.name: row for subject in result.subjects for row in subject.rows}
+    look = rows["the guest's look: x2APIC"]
+    assert (look.offered, look.found, look.true) == ("MSR 0x802", "id 0", "id 0")
+    assert result.found.cpus == (300, 300, 300)
