@@ -120,6 +120,49 @@ NUMA: dict[str, tuple[str, int, list[str]]] = {
     ),
     "more than 255 APIC ids": ("2,maxcpus=260", MEMORY, ["node,memdev=a", "node,memdev=b,cpus=1-259", "node,cpus=0"]),
 }
+LB = "hmat-lb,initiator={},target={},hierarchy={},data-type={}"
+PAIRS = [(a, b) for a in range(2) for b in range(2)]
+HMAT: dict[str, tuple[str, int, list[str]]] = {
+    "nothing but initiators": (
+        "4,sockets=2",
+        MEMORY,
+        ["node,memdev=a,cpus=0-3", "node,memdev=b,initiator=0"],
+    ),
+    "latencies, bandwidths, and caches of three levels": (
+        "4,sockets=2",
+        MEMORY,
+        [
+            *("node,memdev=a,cpus=0-1", "node,memdev=b,cpus=2-3", "dist,src=0,dst=1,val=21"),
+            *(f"{LB.format(a, b, 'memory', 'access-latency')},latency={5 + 100 * abs(a - b)}" for a, b in PAIRS),
+            *(f"{LB.format(a, b, 'memory', 'access-bandwidth')},bandwidth={200 - 150 * abs(a - b)}M" for a, b in PAIRS),
+            LB.format(0, 0, "first-level", "read-latency") + ",latency=30",
+            LB.format(1, 0, "first-level", "read-latency") + ",latency=1200",
+            LB.format(0, 1, "third-level", "write-bandwidth") + ",bandwidth=3G",
+            "hmat-cache,node-id=0,size=10K,level=1,associativity=direct,policy=write-back,line=64",
+            "hmat-cache,node-id=0,size=20K,level=2,associativity=complex,policy=write-through,line=128",
+            "hmat-cache,node-id=0,size=1M,level=3,associativity=none,policy=none,line=0",
+            "hmat-cache,node-id=1,size=4G,level=1,associativity=direct,policy=write-through,line=8",
+        ],
+    ),
+    "memory without CPUs, in another order": (
+        "4,sockets=2",
+        8 * GIB,
+        [
+            *("node,memdev=a,initiator=1", "node,memdev=b,cpus=0-3", "node,memdev=c,initiator=1"),
+            *(f"{LB.format(1, b, 'memory', 'access-latency')},latency={10 ** (b + 1)}" for b in range(3)),
+        ],
+    ),
+    "a node in the middle that nobody is near": (
+        "4,sockets=2",
+        8 * GIB,
+        [
+            *("node,memdev=a,cpus=0-1", "node,memdev=b", "node,memdev=c,cpus=2-3"),
+            LB.format(2, 1, "memory", "write-latency") + ",latency=70",
+            LB.format(0, 2, "memory", "write-latency") + ",latency=140",
+        ],
+    ),
+}
+"""The machine has an HMAT."""
 SIZES = {2: (1, 1), 3: (1, 4, 3), 1: (1,)}
 
 
@@ -133,16 +176,17 @@ def backends(memory: int, texts: list[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("case", NUMA)
+@pytest.mark.parametrize("case", [*NUMA, *HMAT])
 def test_nodes_are_those_of_qemu(tmp_path: Path, case: str) -> None:
-    text, memory, texts = NUMA[case]
+    text, memory, texts = (NUMA | HMAT)[case]
+    board = "q35,hmat=on" if case in HMAT else "q35"
     objects = backends(memory, texts)
     arguments = ["-smp", text, *(word for each in objects for word in ("-object", each))]
     arguments += [word for each in texts for word in ("-numa", each)]
     smp = parse_smp(text)
     size = 8 * (1 + smp.topology.apic_id(smp.max_cpus - 1) + 1 + 3)
     accelerator = "kvm" if smp.topology.apic_id(smp.max_cpus - 1) > 254 else "tcg"  # which has no x2APIC
-    with Qemu(tmp_path, memory, arguments, machine="q35", shared=False, accelerator=accelerator) as qemu:
+    with Qemu(tmp_path, memory, arguments, machine=board, shared=False, accelerator=accelerator) as qemu:
         acpi = qemu.item(*qemu.files()[ACPI_FILE])
         item = qemu.item(Key.NUMA, size)
     config = MachineConfig.create(
@@ -153,10 +197,12 @@ def test_nodes_are_those_of_qemu(tmp_path: Path, case: str) -> None:
         memory=memory,
         numa=texts,
         objects=objects,
+        hmat=case in HMAT,
     )
     low = low_memory(config.machine_type, memory)
     mine = tables.AcpiFiles(config, RamPlaces(low, memory - low)).build(STANDING)[ACPI_FILE]
-    for signature in (b"SRAT", b"SLIT"):
+    assert (b"HMAT" in acpi) == (case in HMAT)
+    for signature in (b"SRAT", b"SLIT", b"HMAT"):
         assert (signature in mine) == (signature in acpi)
         if signature in acpi:
             theirs, own = table_of(acpi, signature), table_of(mine, signature)
@@ -185,15 +231,70 @@ NUMA_REFUSED = [
 ]
 
 
+LATENCY, BANDWIDTH = (LB.format(0, 0, "memory", data_type) for data_type in ("access-latency", "access-bandwidth"))
+FAR = LB.format(0, 1, "memory", "access-latency")
+BOTH = [LATENCY + ",latency=5", BANDWIDTH + ",bandwidth=1G"]
+CACHE = "hmat-cache,node-id=0,"
+HMAT_REFUSED = [
+    [LATENCY],
+    [LATENCY + ",bandwidth=1G"],
+    [BANDWIDTH + ",latency=5"],
+    [BANDWIDTH + ",bandwidth=1500K"],
+    [LB.format(0, 0, "memory", "latency") + ",latency=5"],
+    [LB.format(0, 2, "memory", "access-latency") + ",latency=5"],
+    [LB.format(1, 0, "memory", "access-latency") + ",latency=5"],
+    [BOTH[0], BOTH[0]],
+    [BOTH[0], FAR + ",latency=65535"],
+    [CACHE + "size=10K,level=1"],
+    [BOTH[0], CACHE + "size=10K,level=1"],
+    [*BOTH, CACHE + "size=10K,level=0"],
+    [*BOTH, CACHE + "size=10K,level=4"],
+    [*BOTH, CACHE + "size=10K,level=2"],
+    [*BOTH, CACHE + "size=10K,level=1", CACHE + "size=10K,level=2"],
+    [*BOTH, CACHE + "size=10K,level=1", CACHE + "size=20K,level=1"],
+    [*BOTH, CACHE + "size=10K,level=1,policy=back"],
+]
+NODES = ["node,memdev=a,cpus=0-3", "node,memdev=b,initiator=0"]
+REFUSED_WITH_HMAT = [
+    *(NODES + texts for texts in HMAT_REFUSED),
+    ["node,memdev=a,cpus=0-3", "node,memdev=b,initiator=1"],
+    ["node,memdev=a,cpus=0-1,initiator=1", "node,memdev=b,cpus=2-3"],
+    ["node,memdev=a,cpus=0-3", "node,memdev=b,initiator=2"],
+]
+
+
+@pytest.mark.parametrize(
+    ("board", "texts"),
+    [
+        *(("q35,hmat=on", texts) for texts in REFUSED_WITH_HMAT),
+        *(("q35", texts) for texts in (NODES, [NODES[0], NODES[1].partition(",initiator")[0], *BOTH])),
+    ],
+)
+def test_what_qemu_refuses_of_an_hmat_is_refused(board: str, texts: list[str]) -> None:
+    said = refused_by_qemu(board, texts)
+    assert said.returncode == 1, said.stderr
+    with pytest.raises(ConfigError, match="-numa"):
+        MachineConfig.create("probe", cpus=4, memory="256M", numa=texts, objects=BACKENDS, hmat="hmat=on" in board)
+
+
+BACKENDS = [f"memory-backend-ram,id={name},size=128M" for name in "ab"]
+
+
+def refused_by_qemu(board: str, texts: list[str]) -> subprocess.CompletedProcess[str]:
+    command = ["qemu-system-x86_64", "-machine", board, "-S", "-display", "none", "-smp", "4", "-m", "256"]
+    command += [word for each in BACKENDS for word in ("-object", each)]
+    command += [word for each in texts for word in ("-numa", each)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"QEMU takes {texts}")
+
+
 @pytest.mark.parametrize("texts", NUMA_REFUSED)
 def test_nodes_that_qemu_refuses_are_refused(texts: list[str]) -> None:
-    objects = [f"memory-backend-ram,id={name},size=128M" for name in "ab"]
-    command = ["qemu-system-x86_64", "-machine", "q35", "-S", "-display", "none", "-smp", "4", "-m", "256"]
-    command += [word for each in objects for word in ("-object", each)]
-    command += [word for each in texts for word in ("-numa", each)]
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 1
+    assert refused_by_qemu("q35", texts).returncode == 1
     with pytest.raises(ConfigError, match="-numa"):
-        MachineConfig.create("probe", cpus=4, memory="256M", numa=texts, objects=objects)
+        MachineConfig.create("probe", cpus=4, memory="256M", numa=texts, objects=BACKENDS)
 
 
 # -- CPUID ------------------------------------------------------------------------------------------------------------

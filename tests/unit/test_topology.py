@@ -161,7 +161,7 @@ def test_distances_that_are_given_one_way_are_those_of_the_other() -> None:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        (("nodes",), "-numa nodes: known are node, cpu and dist"),
+        (("nodes",), "-numa nodes: known are node, cpu, dist, hmat-lb and hmat-cache"),
         (("node,nodeid=1",), "nodes have the numbers from 0 on, and there are 1"),
         (("node", "node,nodeid=0"), "there is a node 0 already"),
         (("node,mem=100", "node"), "the nodes have 100 MiB together, and -m says 512 MiB"),

@@ -162,7 +162,7 @@ _DEVICES = {
 }
 
 _MACHINE_HARMLESS = (
-    r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|hmat|i8042)=off|vmport=auto|(pit|kernel-irqchip)=on"
+    r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|i8042)=off|vmport=auto|(pit|kernel-irqchip)=on"
     r"|(dump-guest-core|mem-merge|suppress-vmdesc)=o\w+"
 )
 _SWITCHED_OFF = {"-no-hpet": "hpet=off", "-no-acpi": "acpi=off"}

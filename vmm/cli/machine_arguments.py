@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MACHINE_KEYS = (
     *("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet", "s3", "smm"),
-    *("secure-flash", "acpi"),
+    *("secure-flash", "acpi", "hmat"),
 )
 
 FIRMWARE_HELP = """\
@@ -49,12 +49,14 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     )
     add(
         "-numa",
-        metavar="node,... | cpu,... | dist,...",
+        metavar="node,... | cpu,... | dist,... | ...",
         action="append",
         default=[],
         help="node[,nodeid=N][,cpus=FIRST[-LAST]][,mem=SIZE|,memdev=ID] is a NUMA node; cpu,node-id=N,socket-id=S (and "
         "die-id, core-id, thread-id) puts CPUs into it; dist,src=N,dst=N,val=10..255 says how far nodes are apart. "
-        "Without CPUs, sockets are spread over the nodes; without mem, RAM is",
+        "Without CPUs, sockets are spread over the nodes; without mem, RAM is. With -machine hmat=on, "
+        "hmat-lb,initiator=N,target=N,... says how fast memory is, hmat-cache,node-id=N,... that it has a cache, in "
+        "QEMU's words",
     )
     add(
         "-object",
@@ -75,7 +77,8 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "ports 0x510 and 0x511: fw_cfg, fwctl, or (default) the one that the image speaks; fwctl-ext=on answers NULL, "
         "ECHO and SET of fwctl; hw.ncpu=off does not offer the number of CPUs as bhyve does; "
         "smbios-entry-point-type=64 offers SMBIOS 3.0 instead of 2.8; max-ram-below-4g=SIZE moves more of RAM "
-        "above 4 GiB; hpet=off leaves the HPET out, acpi=off the ACPI tables; s3=on offers suspend to RAM; "
+        "above 4 GiB; hpet=off leaves the HPET out, acpi=off the ACPI tables; hmat=on adds an HMAT to -numa's tables; "
+        "s3=on offers suspend to RAM; "
         "smm=on|off|auto: system management mode (default: if the firmware needs it); secure-flash=on|off: only that "
         "mode may write the variable store (default: if the firmware needs it; QEMU says -global "
         "driver=cfi.pflash01,property=secure,value=on)",

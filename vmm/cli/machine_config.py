@@ -57,6 +57,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
         cpu=arguments.cpu,
         numa=arguments.numa,
         objects=[text for text in arguments.object if not _is_secret(text)],
+        hmat=parse_bool(machine.get("hmat", "off"), "-machine hmat"),
         memory=arguments.m,
         max_ram_below_4g=machine.get("max-ram-below-4g"),
         machine=machine.get("type", "auto"),

@@ -172,7 +172,7 @@ def _check_tables(config: MachineFields) -> None:
         check_signatures(table.data for table in config.acpi_tables)
     if config.numa is not None:
         config.numa.check(config.cpu_topology, config.memory)
-        own = sorted({table.data[:4].decode("latin-1") for table in config.acpi_tables} & {"SRAT", "SLIT"})
+        own = sorted({table.data[:4].decode("latin-1") for table in config.acpi_tables} & {"SRAT", "SLIT", "HMAT"})
         if own:
             raise ConfigError(f"-acpitable with {' and '.join(own)}: -numa makes these; leave one of both out")
     if config.smbios_entry_point not in {32, 64}:

@@ -40,6 +40,7 @@ class MachineOptions(TypedDict, total=False):
         cpu: ``-cpu``'s text, such as ``"host,phys-bits=40,-svm"``, or a `vmm.config.cpu_model.CpuModel`; the host's.
         numa: NUMA nodes: `vmm.config.numa.NumaNode` each, a whole `vmm.config.numa.Numa`, or ``-numa`` texts.
         objects: ``-object`` texts: memory that ``-numa`` texts name.
+        hmat: say in an HMAT how fast memory of nodes is; False.
         memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
         max_ram_below_4g: where RAM is cut below 4 GiB at the latest; where the board cuts it.
         machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
@@ -109,6 +110,7 @@ class MachineOptions(TypedDict, total=False):
     topology: Topology | str | None
     cpu: CpuModel | str | None
     numa: Numa | Iterable[NumaNode | str] | NumaNode | str | None
+    hmat: bool | None
     objects: Iterable[str] | str | None
     memory: str | int | None
     max_ram_below_4g: str | int | None

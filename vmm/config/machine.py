@@ -119,6 +119,7 @@ class MachineConfig(MachineFields):
         cpu: CpuModel | str | None = None,
         numa: Numa | Iterable[NumaNode | str] | NumaNode | str = (),
         objects: Iterable[str] | str = (),
+        hmat: bool = False,
         memory: str | int = DEFAULT_MEMORY,
         max_ram_below_4g: str | int | None = None,
         machine: MachineType | str = MachineType.AUTO,
@@ -252,8 +253,10 @@ class MachineConfig(MachineFields):
             from vmm.config.numa import Numa
 
             arranged = Topology(cores=fields["max_cpus"]) if topology is None else topology
-            nodes = Numa.parse(numa, arranged, several(objects, "objects", str))
+            nodes = Numa.parse(numa, arranged, several(objects, "objects", str), hmat=hmat)
             fields["numa"] = nodes.completed(arranged, fields["memory"])
+        elif hmat:
+            raise ConfigError("-machine hmat=on: the HMAT is about NUMA nodes; give -numa node, or leave it out")
         elif objects:
             raise ConfigError("-object: memory backends are for -numa node,memdev=ID; without -numa, -m says it all")
         if e820:

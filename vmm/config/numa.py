@@ -15,6 +15,7 @@ from vmm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vmm.config.hmat import Hmat, Locality, SideCache
     from vmm.config.topology import Topology
 
 MAX_NODES = 128
@@ -24,7 +25,8 @@ LOCAL, NEIGHBOUR, MOST = 10, 20, 255
 """Distances: a node to itself, to another where nobody said how far, the largest (ACPI 6.5, 5.2.17: no way)."""
 
 _MIB = 1 << 20
-_NODE = ("nodeid", "cpus", "mem", "memdev")
+_NO_HMAT = "that is for the HMAT, which -machine hmat=on adds"
+_NODE = ("nodeid", "cpus", "mem", "memdev", "initiator")
 _CPU = ("node-id", "socket-id", "die-id", "core-id", "thread-id")
 _DISTANCE = ("src", "dst", "val")
 _BACKENDS = ("memory-backend-ram", "memory-backend-memfd", "memory-backend-file")
@@ -36,10 +38,12 @@ class NumaNode(NamedTuple):
     Attributes:
         cpus: CPUs by index, the first of a machine is 0; no node's has any: they are spread by socket.
         memory: bytes of RAM, whole MiB; 0 in all nodes: RAM is spread evenly.
+        initiator: the node whose CPUs are nearest, of one that has none, for the HMAT; None: nobody said.
     """
 
     cpus: tuple[int, ...] = ()
     memory: int = 0
+    initiator: int | None = None
 
 
 class Numa(NamedTuple):
@@ -48,10 +52,12 @@ class Numa(NamedTuple):
     Attributes:
         nodes: by number; RAM is theirs in this order.
         distances: of each node, to each; empty: nobody said.
+        hmat: how fast memory is; None: there is no HMAT.
     """
 
     nodes: tuple[NumaNode, ...]
     distances: tuple[tuple[int, ...], ...] = ()
+    hmat: Hmat | None = None
 
     @classmethod
     def parse(
@@ -59,21 +65,28 @@ class Numa(NamedTuple):
         value: Self | Iterable[NumaNode | str] | NumaNode | str,
         topology: Topology,
         objects: Iterable[str] = (),
+        *,
+        hmat: bool = False,
     ) -> Self:
         """Read ``-numa`` texts, or nodes.
 
         Args:
             value: ``node[,nodeid=N][,cpus=FIRST[-LAST]][,mem=SIZE|,memdev=ID]``, ``cpu,node-id=N,socket-id=…``,
-                ``dist,src=N,dst=N,val=N``.
+                ``dist,src=N,dst=N,val=N``, ``hmat-lb,…``, ``hmat-cache,…``.
             topology: of the CPUs.
             objects: ``-object`` texts, memory that ``memdev`` names.
+            hmat: have an HMAT.
 
         Raises:
             ConfigError: they make no sense.
         """
-        if isinstance(value, Numa):
+        if isinstance(value, Numa) and not (hmat and value.hmat is None):
             return value
-        parser = _Texts(topology, _backends(objects))
+        if hmat:
+            from vmm.config.hmat import Hmat
+        if isinstance(value, Numa):
+            return value._replace(hmat=Hmat())
+        parser = _Texts(topology, _backends(objects), hmat=hmat)
         for one in several(value, "numa", str, NumaNode):
             parser.add(one)
         nodes, distances = parser.nodes, parser.distances
@@ -86,7 +99,8 @@ class Numa(NamedTuple):
         whole = tuple(
             node._replace(cpus=tuple(sorted({*node.cpus, *more}))) for node, more in zip(ordered, cpus, strict=True)
         )
-        return cls(whole, _complete(distances, len(whole)))
+        said = Hmat(tuple(parser.localities), tuple(parser.caches)) if hmat else None
+        return cls(whole, _complete(distances, len(whole)), said)
 
     def completed(self, topology: Topology, memory: int) -> Self:
         """With what was left out: CPUs that are in no node, and memory that was not spread.
@@ -134,6 +148,10 @@ class Numa(NamedTuple):
         if total and total != memory:
             raise ConfigError(f"-numa: the nodes have {total >> 20} MiB together, and -m says {memory >> 20} MiB")
         _check_distances(self.distances, len(self.nodes))
+        if self.hmat is not None:
+            self.hmat.check(self.nodes)
+        elif any(node.initiator is not None for node in self.nodes):
+            raise ConfigError(f"-numa node,initiator=: {_NO_HMAT}")
 
     def node_of(self, cpu: int) -> int:
         """The node of a CPU, by its index; 0 if it is in none."""
@@ -143,12 +161,15 @@ class Numa(NamedTuple):
 class _Texts:
     """``-numa`` texts, added up."""
 
-    def __init__(self, topology: Topology, backends: dict[str, int]) -> None:
+    def __init__(self, topology: Topology, backends: dict[str, int], *, hmat: bool) -> None:
+        self._hmat = hmat
         self._topology = topology
         self._backends = backends
         self.nodes: dict[int, NumaNode] = {}
         self.cpus: dict[int, list[int]] = {}
         self.distances: dict[tuple[int, int], int] = {}
+        self.localities: list[Locality] = []
+        self.caches: list[SideCache] = []
 
     def add(self, value: NumaNode | str) -> None:
         if isinstance(value, NumaNode):
@@ -163,8 +184,17 @@ class _Texts:
             self._cpu(value, _numbers(rest, option, _CPU))
         elif kind == "dist":
             self._distance(value, _numbers(rest, option, _DISTANCE))
+        elif kind in {"hmat-lb", "hmat-cache"}:
+            if not self._hmat:
+                raise ConfigError(f"-numa {value}: {_NO_HMAT}")
+            from vmm.config.hmat import parse_cache, parse_locality
+
+            if kind == "hmat-lb":
+                self.localities.append(parse_locality(rest))
+            else:
+                self.caches.append(parse_cache(rest))
         else:
-            raise ConfigError(f"-numa {value}: known are node, cpu and dist")
+            raise ConfigError(f"-numa {value}: known are node, cpu, dist, hmat-lb and hmat-cache")
 
     def _node(self, text: str, pairs: list[tuple[str, str]]) -> None:
         keys = {key: value for key, value in pairs if key != "cpus"}  # which may be given several times, as in QEMU
@@ -181,7 +211,9 @@ class _Texts:
             if backend not in self._backends:
                 raise ConfigError(f"-numa {text}: no -object memory-backend-ram,id={backend},size=SIZE is there")
             memory = self._backends[backend]
-        self.nodes[number] = NumaNode(memory=memory)
+        initiator = keys.get("initiator")
+        near = None if initiator is None else options.parse_int(initiator, "-numa initiator=", minimum=0)
+        self.nodes[number] = NumaNode(memory=memory, initiator=near)
         self.cpus.setdefault(number, []).extend(cpu for key, value in pairs if key == "cpus" for cpu in _range(value))
 
     def _cpu(self, text: str, keys: dict[str, int]) -> None:

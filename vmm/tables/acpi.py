@@ -7,6 +7,7 @@ VM generation counter ``etc/vmgenid_guid`` and the writable ``etc/vmgenid_addr``
 
 from __future__ import annotations
 
+from vmm import late
 from vmm.layout import PAGE
 from vmm.tables import acpi_dsdt, acpi_numa, acpi_tables, acpi_user
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, AcpiDescription
@@ -78,6 +79,11 @@ def build_acpi(machine: AcpiDescription) -> dict[str, bytes]:
         offsets.append(tables.append(acpi_numa.srat(machine)))
         if machine.distances:
             offsets.append(tables.append(acpi_numa.slit(machine)))
+        if machine.hmat is not None:
+            late.load("vmm.tables.acpi_hmat")
+            from vmm.tables.acpi_hmat import hmat
+
+            offsets.append(tables.append(hmat(machine, machine.hmat)))
     if machine.hpet_base is not None:
         offsets.append(tables.append(acpi_tables.hpet(machine)))
     if machine.ecam_base is not None:

@@ -7,10 +7,13 @@ fills in are left as 0, or as the offset that ADD_POINTER adds the base to.
 
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm import layout
 from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmm.config.hmat import Hmat
 
 HEADER_SIZE: Final = 36
 CHECKSUM_OFFSET: Final = 9
@@ -51,7 +54,9 @@ class AcpiDescription(NamedTuple):
         apic_ids: local APIC id of each of ``max_cpus``; empty means 0, 1, 2, …
         cpu_nodes: NUMA node of each of ``max_cpus``.
         node_memory: bytes of RAM of each node; empty: there is no NUMA.
+        node_initiators: of each node, the one whose CPUs are nearest, if it has none itself; None: unknown.
         distances: of each node, to each; empty: unknown.
+        hmat: how fast memory of nodes is; None: there is no such table.
         low_memory: bytes of RAM from 0, of which the first nodes have their part.
         high_base: where RAM goes on.
         pm_base: I/O port of PM1a_EVT; PM1a_CNT is at +4, the PM timer at +8.
@@ -108,7 +113,9 @@ class AcpiDescription(NamedTuple):
     apic_ids: tuple[int, ...] = ()
     cpu_nodes: tuple[int, ...] = ()
     node_memory: tuple[int, ...] = ()
+    node_initiators: tuple[int | None, ...] = ()
     distances: tuple[tuple[int, ...], ...] = ()
+    hmat: "Hmat | None" = None
     low_memory: int = 0
     high_base: int = layout.HIGH_RAM_BASE
     pm_base: int | None = 0x600

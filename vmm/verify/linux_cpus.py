@@ -92,6 +92,10 @@ def _nodes(subject: Subject, config: MachineConfig, ram: RamPlaces, report: Gues
             subject, f"Linux: distances of node {number}", _numbers(far), _numbers(linux.distances),
             right=list(linux.distances) in (far, same),
         )  # fmt: skip
+    if config.numa.hmat is not None:
+        from vmm.verify import linux_hmat
+
+        linux_hmat.compare(subject, config.numa, config.numa.hmat, report)
 
 
 def _row(subject: Subject, name: str, offered: str, found: str, *, right: bool) -> None:

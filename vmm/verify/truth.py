@@ -22,6 +22,7 @@ from vmm.verify.values import Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from vmm.config.numa import Numa
     from vmm.tables.e820 import E820Entry
     from vmm.verify.collect import Collected
     from vmm.verify.evidence import Evidence
@@ -38,6 +39,7 @@ _MADT_ENTRIES: Final = 44
 _IO_APIC, _OVERRIDE = 1, 2
 _SRAT_ENTRIES: Final = 48
 """ACPI 6.5, table 5.50 and those behind it: three kinds of entries."""
+_SLIT_COUNT: Final = 36
 _DWORD_MEMORY: Final = struct.Struct("<BHBBBIIIII")
 _QWORD_MEMORY: Final = struct.Struct("<BHBBBQQQQQ")
 _CONSUMER: Final = 1
@@ -57,6 +59,7 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     _windows(subject, built.get("DSDT"), report.table("DSDT"), collected.facts)
     _ram(subject, collected, report)
     _nodes(subject, built.get("SRAT"), report.table("SRAT"), collected.facts)
+    _distances(subject, built.get("SLIT"), report.table("SLIT"), collected.config.numa)
     _looks(subject, report, collected.facts)
     return subject
 
@@ -183,6 +186,24 @@ def _nodes(subject: Subject, offered: bytes | None, found: bytes | None, facts: 
         _row(subject, "SRAT: APIC ids", offered_ids, _ids(listed), f"there are {_ids(facts.apic_ids)}", ok=right)
 
 
+def _distances(subject: Subject, offered: bytes | None, found: bytes | None, numa: Numa | None) -> None:
+    """What the SLIT says, a row for each node, held against what the machine was asked to have."""
+    if numa is None or not numa.distances:
+        return
+    own, there = _rows(offered), _rows(found)
+    for node, far in enumerate(numa.distances):
+        said, seen = (" ".join(map(str, rows[node])) if node < len(rows) else "-" for rows in (own, there))
+        _row(subject, f"SLIT: distances of node {node}", said, seen, " ".join(map(str, far)))
+
+
+def _rows(slit: bytes | None) -> list[bytes]:
+    """ACPI 6.5, table 5.59; none where it is not as long as it says."""
+    count = _number(slit or b"", _SLIT_COUNT, 8)
+    if slit is None or len(slit) != _SLIT_COUNT + 8 + count * count:
+        return []
+    return [slit[at : at + count] for at in range(_SLIT_COUNT + 8, len(slit), count)] if count else []
+
+
 def nodes_of(srat: bytes) -> dict[int, tuple[list[int], list[tuple[int, int]]]]:
     """APIC ids, and base and length of memory, by node; what is not enabled, or makes no sense, is left out."""
     nodes: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
@@ -230,7 +251,13 @@ def _looks(subject: Subject, report: GuestReport, facts: Facts) -> None:
             found, true = f"id {number}", f"id {number if number in facts.apic_ids else _ids(facts.apic_ids)}"
         else:
             found, true = f"{(seen.first >> 16 & 0xFF) + 1} inputs", f"{_IO_APIC_INPUTS} inputs"
-        name = what.name.replace("_", " ").replace("LOCAL", "local").replace("TIMER", "timer").replace("IO ", "I/O ").replace("X2", "x2")
+        name = (
+            what.name.replace("_", " ")
+            .replace("LOCAL", "local")
+            .replace("TIMER", "timer")
+            .replace("IO ", "I/O ")
+            .replace("X2", "x2")
+        )
         place = f"MSR {seen.where:#x}" if what is Look.X2APIC else f"at {seen.where:#x}"
         _row(subject, f"the guest's look: {name}", place, found, true)
 

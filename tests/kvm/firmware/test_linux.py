@@ -128,7 +128,16 @@ ARRANGED: dict[str, Any] = {
     "max_cpus": 12,
     "topology": "sockets=1,dies=2,cores=3,threads=2",
     "memory": "512M",
-    "numa": ("node,cpus=0-3,mem=320", "node,cpus=4-11,mem=192", "dist,src=0,dst=1,val=33"),
+    "numa": (
+        *("node,cpus=0-3,mem=320", "node,cpus=4-11,mem=128", "node,mem=64,initiator=1"),
+        *("dist,src=0,dst=1,val=33", "dist,src=0,dst=2,val=44", "dist,src=1,dst=2,val=15"),
+        "hmat-lb,initiator=0,target=1,hierarchy=memory,data-type=access-latency,latency=110",
+        "hmat-lb,initiator=1,target=2,hierarchy=memory,data-type=access-latency,latency=17",
+        "hmat-lb,initiator=1,target=2,hierarchy=memory,data-type=write-bandwidth,bandwidth=3G",
+        "hmat-lb,initiator=1,target=2,hierarchy=first-level,data-type=read-latency,latency=2",
+        "hmat-cache,node-id=2,size=2M,level=1,associativity=complex,policy=write-back,line=64",
+    ),
+    "hmat": True,
 }
 
 
@@ -139,9 +148,16 @@ def test_linux_arranges_cpus_and_nodes_as_asked(kernel: dict[str, Any]) -> None:
     assert rows["Linux: dies"] == "2 with 2-6 CPUs"
     assert rows["Linux: cores"] == "4 with 2 CPUs"
     assert rows["Linux: CPUs of node 1"] == "4 5 6 7"
-    assert rows["Linux: memory of node 1"] == "0x14000000-0x1fffffff"
-    assert rows["Linux: distances of node 1"] == "33 10"
-    assert {"SRAT", "SLIT"} <= {row.name for row in result.subject("ACPI tables").rows}
+    assert rows["Linux: memory of node 1"] == "0x14000000-0x1bffffff"
+    assert rows["Linux: distances of node 1"] == "33 10 15"
+    assert rows["Linux: initiators"] == "0 1 1"
+    assert rows["Linux: access latency"] == "0-1: 110 ns, 1-2: 17 ns"
+    assert rows["Linux: write bandwidth"] == "1-2: 3072 MiB/s"
+    assert rows["Linux: read latency, first-level cache"] == "1-2: 2 ns"
+    assert rows["Linux: memory side caches"] == "node 2 level 1: 2048 KiB, complex, write-back, 64"
+    stated = {row.name: (row.found, row.true) for row in result.subject("what tables state").rows}
+    assert stated["SLIT: distances of node 2"] == ("44 15 10", "44 15 10")
+    assert {"SRAT", "SLIT", "HMAT"} <= {row.name for row in result.subject("ACPI tables").rows}
 
 
 def test_linux_that_is_told_something_else_shows(kernel: dict[str, Any]) -> None:
@@ -151,11 +167,29 @@ def test_linux_that_is_told_something_else_shows(kernel: dict[str, Any]) -> None
         processors = start + acpi_tables.HEADER_SIZE + 12
         for index, node in ((3, 1), (4, 0)):  # the sum stays as it is
             tables[processors + 16 * index + 2] = node
+        exchange(tables, tables.index(b"SLIT") + acpi_tables.HEADER_SIZE + 8 + 1, 1, 1)
+        latencies = tables.index(b"HMAT") + acpi_tables.HEADER_SIZE + 4 + 3 * 40 + 32 + 4 * (2 + 3)
+        exchange(tables, latencies + 2 * 1, 2 * 4, 2)
         return files | {ACPI_FILE: bytes(tables)}
 
     result = verify(machine(kernel, "none", **ARRANGED), alter=swap, deadline=DEADLINE, with_linux=True)
     bad = {row.name: row.found for row in result.subject("processors").rows if not row.verdict.ok}
-    assert bad == {"Linux: CPUs of node 0": "0 1 2 4", "Linux: CPUs of node 1": "3 5 6 7"}
+    assert bad == {
+        "Linux: CPUs of node 0": "0 1 2 4",
+        "Linux: CPUs of node 1": "3 5 6 7",
+        "Linux: distances of node 0": "10 44 33",
+        "Linux: access latency": "0-1: 17 ns, 1-2: 110 ns",
+    }
+    stated = [row for row in result.subject("what tables state").rows if not row.verdict.ok]
+    assert [(row.name, row.found, row.true) for row in stated] == [
+        ("SLIT: distances of node 0", "10 44 33", "10 33 44")
+    ]
+
+
+def exchange(tables: bytearray, at: int, behind: int, size: int) -> None:
+    """Exchange two numbers, so that the sum stays as it is."""
+    one, other = slice(at, at + size), slice(at + behind, at + behind + size)
+    tables[one], tables[other] = tables[other], tables[one]
 
 
 def test_linux_complains_about_broken_aml(kernel: dict[str, Any]) -> None:
