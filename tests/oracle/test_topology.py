@@ -4,11 +4,12 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import pytest
+from cpuid_rom import image
 from qemu_qtest import Qemu
-from real_mode_rom import image
 
 from vmm.config.machine import MachineConfig
 from vmm.config.parts import RamPlaces, low_memory
@@ -27,6 +28,7 @@ from vmm.tables.smbios_options import split_structures
 pytestmark = pytest.mark.usefixtures("qemu_of_debian_12")
 
 GIB = 1 << 30
+CACHE_INFORMATION = 7
 MEMORY = 256 << 20
 STANDING = Standing(pm_base=0x600, gpe0=range(0x620, 0x630))
 
@@ -38,6 +40,8 @@ ARRANGED = [
     "cores=2,threads=2,sockets=3",
     "8,cores=2",
     "8,cores=2,sockets=2",
+    "7,maxcpus=9,sockets=3,cores=1,threads=3",
+    "45,sockets=3,dies=3,cores=5",
 ]
 REFUSED = ["4,threads=3", "5,sockets=2,cores=2", "2,clusters=2", "4,maxcpus=2", "7,dies=2"]
 
@@ -83,7 +87,9 @@ def test_cpus_are_arranged_as_in_qemu(tmp_path: Path, text: str) -> None:
     mine = tables.AcpiFiles(config, RamPlaces(MEMORY)).build(STANDING)[ACPI_FILE]
     assert apic_ids(table_of(mine, b"APIC")) == apic_ids(table_of(acpi, b"APIC"))
     assert topology.apic_id(smp.max_cpus - 1) + 1 == limit
+    assert b"PPTT" not in mine + acpi
     structures = tables.smbios_files(config, RamPlaces(MEMORY), 0)[SMBIOS_FILE]
+    assert CACHE_INFORMATION not in {each[0] for side in (structures, smbios) for each in split_structures(side)}
     own, theirs = sockets(structures), sockets(smbios)
     assert len(own) == len(theirs) == topology.sockets
     # QEMU says of all that they are populated, whatever there is at boot, and 7.2 counts the cores of one die.
@@ -299,7 +305,6 @@ def test_nodes_that_qemu_refuses_are_refused(texts: list[str]) -> None:
 
 # -- CPUID ------------------------------------------------------------------------------------------------------------
 
-# No more than fit in front of the reset vector.
 LEAVES = [
     *((0, 0), (1, 0), (4, 0), (4, 1), (4, 2), (4, 3), (7, 0)),
     *((0xB, 0), (0xB, 1), (0xB, 2), (0x1F, 0), (0x1F, 1), (0x1F, 2), (0x1F, 3)),
@@ -308,40 +313,30 @@ LEAVES = [
 ]
 INDEXED = {4, 7, 0xB, 0x1F, 0x8000001D}
 
-DUMP = (
-    "be 40 ff bd" + struct.pack("<H", len(LEAVES)).hex() + "2e 66 8b 04 2e 66 8b 4c 04 0f a2"  # mov si, table; cpuid
-    "66 52 66 51 66 53 66 50 56 89 e6 83 c6 02 ba 02 04 b9 10 00 f3 36 6e 5e 83 c4 10"  # print EAX, EBX, ECX, EDX
-    "83 c6 08 4d 75 d4 ba f9 0c b0 06 ee eb fe"  # the next; reset
-)
-
-
-def dumper() -> bytes:
-    """A ROM that prints what CPUID says in `LEAVES` on the BSP, in binary."""
-    code = bytes.fromhex(DUMP)
-    table = b"".join(struct.pack("<II", *leaf) for leaf in LEAVES)
-    return image((code.ljust(0x40, b"\xf4") + table).hex())
-
 
 @pytest.fixture(scope="module")
 def rom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rom") / "cpuid.bin"
-    path.write_bytes(dumper())
+    path.write_bytes(image(LEAVES))
     return path
 
 
 @cache
-def cpuid_in_qemu(rom: Path, model: str, smp: str) -> list[CpuidEntry]:
+def cpuid_in_qemu(rom: Path, model: str, smp: str) -> list[list[CpuidEntry]]:
+    """What each CPU says, in the order of APIC ids."""
     output = rom.with_suffix(".out")
     command = ["qemu-system-x86_64", "-M", "q35", "-nodefaults", "-display", "none", "-no-reboot", "-bios", str(rom)]
     command += ["-accel", "tcg", "-cpu", model, "-smp", smp, "-chardev", f"file,id=out,path={output}"]
     command += ["-device", "isa-debugcon,iobase=0x402,chardev=out"]
-    subprocess.run(command, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
     values = list(struct.iter_unpack("<4I", output.read_bytes()))
-    assert len(values) == len(LEAVES)
-    return [
+    entries = [
         CpuidEntry(*leaf, *value)._replace(indexed=leaf[0] in INDEXED)
-        for leaf, value in zip(LEAVES, values, strict=True)
+        for leaf, value in zip(cycle(LEAVES), values, strict=False)
     ]
+    cpus = [entries[at : at + len(LEAVES)] for at in range(0, len(entries), len(LEAVES))]
+    assert len(cpus[-1]) == len(LEAVES)
+    return sorted(cpus, key=lambda cpu: cpu[LEAVES.index((0xB, 0))].edx)
 
 
 class Host:
@@ -358,18 +353,21 @@ def fields(entries: list[CpuidEntry], smp: Topology, *, amd: bool) -> Iterator[t
     """What is about topology, and the same from both.
 
     QEMU 7.2 does not count dies where leaves 1, 0xb and 8000_0008 count a package's CPUs; QEMU 9 does. Its L1 caches of
-    Intel's belong to a thread, which QEMU 9.2 has changed, and its number of core ids there is no power of two.
+    Intel's belong to a thread, which QEMU 9.2 has changed. Numbers of ids in leaf 4 are compared as bits of ids, which
+    is what they are for: in QEMU they are counts, and need not be powers of two.
     """
     leaf = {entry[:2]: entry for entry in entries}
+    yield "1 EBX, id", leaf[1, 0].ebx >> 24
     if smp.cpus_per_socket > 1 and smp.dies == 1:
-        yield "1 EBX", leaf[1, 0].ebx >> 16
+        yield "1 EBX, count", leaf[1, 0].ebx >> 16 & 0xFF
     yield "HTT", leaf[1, 0].edx >> 28 & 1
     for number in range(4):
         entry = leaf[0x8000001D if amd else 4, number]
         if entry.eax & 31 and (amd or number > 1 or smp.threads == 1):
-            yield f"cache {number}", entry.eax >> 14 & 0xFFF
-        if entry.eax & 31 and not amd and smp.cores.bit_count() == 1 and smp.dies == 1:
-            yield f"cache {number}, cores", entry.eax >> 26
+            sharing = entry.eax >> 14 & 0xFFF
+            yield f"cache {number}", sharing if amd else sharing.bit_length()
+        if entry.eax & 31 and not amd and smp.dies == 1:
+            yield f"cache {number}, cores", (entry.eax >> 26).bit_length()
     for function in (0xB, 0x1F) if smp.dies > 1 else (0xB,):
         for level in range(3 if function == 0xB else 4):
             entry = leaf[function, level]
@@ -386,12 +384,23 @@ def fields(entries: list[CpuidEntry], smp: Topology, *, amd: bool) -> Iterator[t
 INTEL, AMD = "Skylake-Server-v1,level=0x1f", "EPYC-v1,level=0x1f,xlevel=0x8000001e"
 
 
+WIDTHS = [
+    *("4", "3,sockets=3", "7,sockets=1", "6,sockets=2", "6,threads=2", "9,sockets=3,cores=1,threads=3"),
+    *(
+        "30,sockets=3,cores=5,threads=2",
+        "12,sockets=1,dies=2,cores=3,threads=2",
+        "18,sockets=1,dies=3,cores=2,threads=3",
+    ),
+    *("12,sockets=2,dies=3,cores=1,threads=2", "45,sockets=3,dies=3,cores=5,threads=1"),
+]
+"""Powers of two and others, of each level."""
+
+
 @pytest.mark.parametrize("model", [INTEL, AMD])
-@pytest.mark.parametrize("text", ["4", "6,sockets=2", "6,threads=2", "12,sockets=1,dies=2,cores=3,threads=2"])
-def test_cpuid_says_what_qemu_says(rom: Path, model: str, text: str) -> None:
-    smp = parse_smp(text)
-    topology = smp.topology
-    theirs = dict(fields(cpuid_in_qemu(rom, model, text), topology, amd=model == AMD))
-    host = Host(cpuid_in_qemu(rom, model, "1"))
-    entries = cpuid_entries(host, 0, Guest(topology))  # type: ignore[arg-type]
-    assert dict(fields(entries, topology, amd=model == AMD)) == theirs
+@pytest.mark.parametrize("text", WIDTHS)
+def test_cpuid_of_each_cpu_says_what_qemu_says(rom: Path, model: str, text: str) -> None:
+    topology, amd = parse_smp(text).topology, model == AMD
+    host = Host(cpuid_in_qemu(rom, model, "1")[0])
+    theirs = [dict(fields(cpu, topology, amd=amd)) for cpu in cpuid_in_qemu(rom, model, text)]
+    own = [cpuid_entries(host, index, Guest(topology)) for index in range(topology.cpus)]  # type: ignore[arg-type]
+    assert [dict(fields(cpu, topology, amd=amd)) for cpu in own] == theirs
