@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -223,6 +224,29 @@ int sandbox_restrict_files(const char *const *paths, uint32_t count)
     }
     close(ruleset);
     return error;
+}
+
+static int lower_limit(int which, rlim_t value)
+{
+    struct rlimit limit;
+
+    if (getrlimit(which, &limit) != 0) {
+        return -errno;
+    }
+    /* RLIM_INFINITY is the greatest number. */
+    limit.rlim_max = value < limit.rlim_max ? value : limit.rlim_max;
+    limit.rlim_cur = limit.rlim_max;
+    return setrlimit(which, &limit) == 0 ? 0 : -errno;
+}
+
+int sandbox_lower_limits(uint64_t files, uint64_t memory)
+{
+    int error = lower_limit(RLIMIT_CORE, 0);
+
+    if (error == 0) {
+        error = lower_limit(RLIMIT_NOFILE, files);
+    }
+    return error != 0 ? error : lower_limit(RLIMIT_AS, memory);
 }
 
 /* Those that somebody who has taken over a thread would try, and those that a forgotten lazy import would. */

@@ -7,6 +7,7 @@ translator, gets no further than the files and descriptors that the run has open
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
 from contextlib import suppress
@@ -157,15 +158,12 @@ class Sandbox:
             _check(lib.sandbox_filter_thread(self._core, core_vcpu, self.files, len(self.files)), "seccomp")
 
     def _limit(self) -> None:
-        import resource  # only for this
-
-        mapped = int(os.read(self._statm, 64).split()[0]) * resource.getpagesize()
+        mapped = int(os.read(self._statm, 64).split()[0]) * mmap.PAGESIZE
         os.close(self._statm)
         free = os.dup(2)  # the lowest number that is free
         os.close(free)
-        _lower(resource.RLIMIT_CORE, 0)
-        _lower(resource.RLIMIT_NOFILE, free + _SPARE_FILES)
-        _lower(resource.RLIMIT_AS, mapped + _SPARE_MEMORY + self._threads * _MEMORY_PER_THREAD)
+        memory = mapped + _SPARE_MEMORY + self._threads * _MEMORY_PER_THREAD
+        _check(lib.sandbox_lower_limits(free + _SPARE_FILES, memory), "limits")
 
 
 def refused() -> str | None:
@@ -187,14 +185,6 @@ def _readable() -> list[str]:
         here = os.getcwd()
     modules = [path for path in sys.path if path not in {"", here}]
     return [*modules, *sys.modules["vmm"].__path__, f"{sys.base_prefix}/lib", *_LIBRARIES, *_FACTS]
-
-
-def _lower(which: int, value: int) -> None:
-    import resource
-
-    _, hard = resource.getrlimit(which)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (value, value))
 
 
 def _account(user: str) -> tuple[int, int]:

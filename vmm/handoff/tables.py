@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 from vmm import late, layout
 from vmm.config.machine import MachineType
 from vmm.config.parts import RamPlaces, low_memory
@@ -52,6 +50,8 @@ def place_ram(config: MachineConfig, addresses: Addresses) -> RamPlaces:
     ram = _places(config, config.memory, amd=amd)
     if (end := _used(config, ram)) <= 1 << bits:
         return ram
+    from bisect import bisect_left
+
     fits = bisect_left(range(config.memory // layout.MIB), True, key=is_beyond)
     raise ConfigError(
         f"-m {_size(config.memory)}: RAM and the PCI window behind it end at {end:#x}, and the guest's CPU has "

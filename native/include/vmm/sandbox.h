@@ -44,11 +44,14 @@ struct sandbox_disk {
  *   reads and writes `files` and sends interrupts, and does nothing else.
  * sandbox_restrict_files: the calling thread reads beneath `paths`, and
  *   writes nowhere.
+ * sandbox_lower_limits: this process opens no descriptor from number `files`
+ *   on, maps `memory` bytes at the most, and leaves no core; lower limits stay.
  */
 int sandbox_filter_process(const int *channels, uint32_t count);
 int sandbox_filter_thread(struct vmm_vm *vm, struct vmm_vcpu *vcpu, const int *files, uint32_t count);
 int sandbox_filter_disk(void *disk);
 int sandbox_restrict_files(const char *const *paths, uint32_t count);
+int sandbox_lower_limits(uint64_t files, uint64_t memory);
 
 /* The first call that was refused in this process, by any thread, or -1; and what a call is called, or NULL. */
 int sandbox_refused(void);

@@ -21,7 +21,8 @@ sys.exit(status)
 NOT_WANTED = {
     # Of others: for errors, texts, single options.
     *("capstone", "elftools", "jinja2", "rich"),
-    *("datetime", "fcntl", "ipaddress", "json", "locale", "math", "pathlib", "subprocess", "typing", "urllib", "uuid"),
+    *("bisect", "datetime", "fcntl", "ipaddress", "json", "locale"),
+    *("math", "pathlib", "resource", "subprocess", "typing", "urllib", "uuid"),
     # Our own, each for what the command line below does not ask for.
     *("vmm._softcpu", "vmm.softcpu.engine"),
     *("vmm.cli.foreign", "vmm.cli.progress", "vmm.cli.script", "vmm.cli.snapshots"),
