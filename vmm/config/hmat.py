@@ -31,6 +31,10 @@ _CACHE_LEVELS = 3
 _MOST = 0xFFFE
 """The largest entry of a table: 0xffff is "not reachable"."""
 
+_MOST_SIZE, _MOST_LINE = (1 << 64) - 1, 0xFFFF
+_MOST_LATENCY = _MOST_SIZE // 1000
+"""In nanoseconds: a table has a unit of picoseconds, in 64 bits."""
+
 _MIB = 1 << 20
 _LOCALITY = ("initiator", "target", "hierarchy", "data-type", "latency", "bandwidth")
 _CACHE = ("node-id", "size", "level", "associativity", "policy", "line")
@@ -96,7 +100,9 @@ class Hmat(NamedTuple):
             _check_initiator(nodes, number, node.initiator)
         for each in self.localities:
             words = f"-numa hmat-lb,initiator={each.initiator},target={each.target}"
-            _check_words(each, ("initiator", "target", "value"), {"hierarchy": HIERARCHIES, "data_type": DATA_TYPES})
+            _check_words(each, {"hierarchy": HIERARCHIES, "data_type": DATA_TYPES})
+            most = _MOST_LATENCY if each.is_latency else _MOST_SIZE
+            _check_numbers(each, {"initiator": _MOST_SIZE, "target": _MOST_SIZE, "value": most})
             for node_id in (each.initiator, each.target):
                 if not 0 <= node_id < count:
                     raise ConfigError(f"{words}: there is no node {node_id}; nodes are 0 to {count - 1}")
@@ -117,7 +123,8 @@ class Hmat(NamedTuple):
         known: dict[tuple[int, int], int] = {}
         for cache in sorted(self.caches, key=lambda cache: (cache.node, cache.level)):
             words = f"-numa hmat-cache,node-id={cache.node},level={cache.level}"
-            _check_words(cache, ("size", "line"), {"associativity": ASSOCIATIVITIES, "policy": POLICIES})
+            _check_words(cache, {"associativity": ASSOCIATIVITIES, "policy": POLICIES})
+            _check_numbers(cache, {"size": _MOST_SIZE, "line": _MOST_LINE})
             if not 0 <= cache.node < count:
                 raise ConfigError(f"{words}: there is no node {cache.node}; nodes are 0 to {count - 1}")
             about = {each.is_latency for each in self.localities if each.target == cache.node and each.value}
@@ -172,7 +179,7 @@ def parse_locality(text: str) -> Locality:
     _need(keys, (wanted,), option, text)
     value = keys[wanted]
     number = (
-        options.parse_int(value, f"{option}latency=", minimum=0, maximum=(1 << 64) // 1000 - 1)
+        options.parse_int(value, f"{option}latency=", minimum=0, maximum=_MOST_LATENCY)
         if wanted == "latency"
         else options.parse_size(value, f"{option}bandwidth=")
     )
@@ -196,7 +203,7 @@ def parse_cache(text: str) -> SideCache:
         level=options.parse_int(keys["level"], f"{option}level="),
         associativity=_one_of(keys, "associativity", ASSOCIATIVITIES, option),
         policy=_one_of(keys, "policy", POLICIES, option),
-        line=options.parse_int(keys["line"], f"{option}line=", minimum=0, maximum=0xFFFF),
+        line=options.parse_int(keys["line"], f"{option}line=", minimum=0, maximum=_MOST_LINE),
     )
 
 
@@ -211,13 +218,15 @@ def _one_of(keys: dict[str, str], key: str, words: tuple[str, ...], option: str)
     return keys[key]
 
 
-def _check_words(said: Locality | SideCache, numbers: tuple[str, ...], words: dict[str, tuple[str, ...]]) -> None:
-    """Refuse what a Python caller may have made."""
-    for name in numbers:
+def _check_numbers(said: Locality | SideCache, numbers: dict[str, int]) -> None:
+    for name, most in numbers.items():
         value = getattr(said, name)
         options.check_type(value, name, int)
-        if not 0 <= value < 1 << 54:
-            raise ConfigError(f"-numa hmat: {name} {value}: must be from 0 to {(1 << 54) - 1}")
+        if not 0 <= value <= most:
+            raise ConfigError(f"-numa hmat: {name} {value}: must be from 0 to {most}")
+
+
+def _check_words(said: Locality | SideCache, words: dict[str, tuple[str, ...]]) -> None:
     for name, known in words.items():
         if getattr(said, name) not in known:
             raise ConfigError(f"-numa hmat: {name} {getattr(said, name)!r}: must be one of {', '.join(known)}")
