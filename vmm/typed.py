@@ -73,6 +73,8 @@ else:
                 raise TypeError(f"{type(self).__name__} has no fields {sorted(named)}")
             return replaced
 
+        __replace__ = _replace  # copy.replace, since Python 3.13
+
         def _asdict(self):
             return dict(zip(self._fields, self, strict=True))
 

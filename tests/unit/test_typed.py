@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,8 @@ def test_copies_have_other_values(kind: Kind) -> None:
     one = kind(1, 2, "a")
     assert one._replace(size=3) == kind(1, 3, "a")
     assert type(one._replace(size=3)) is kind
+    assert hasattr(kind, "__replace__") or kind is Theirs  # since Python 3.13
+    assert getattr(copy, "replace", kind._replace)(one, size=3) == kind(1, 3, "a")
     assert one._asdict() == {"first": 1, "size": 2, "name": "a"}
     assert kind._make(iter([1, 2, "a"])) == one
     for other in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):  # noqa: S301  # our own
@@ -127,3 +130,12 @@ def test_a_class_below_it_can_check_values() -> None:
     assert not hasattr(Checked(1), "__dict__")
     with pytest.raises(ValueError, match="-1"):
         Checked(1, size=-1)
+
+
+def test_annotations_are_texts_wherever_it_is_used() -> None:
+    # Python 3.14 would not evaluate them before they are asked for, and the class would have no fields.
+    users = [
+        path for path in Path(typed.__file__).parent.rglob("*.py") if "vmm.typed import" in path.read_text("utf-8")
+    ]
+    assert len(users) > 50
+    assert [each for each in users if "from __future__ import annotations\n" not in each.read_text("utf-8")] == []
