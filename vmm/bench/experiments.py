@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, float, int], None]
 
-PAIRS = (("vmm", "bare-loop"), ("vmm", "qemu-kvm"), ("vmm-python", "vmm"), ("vmm", "qemu-tcg"), ("vmm", "vmm-cold"))
+PAIRS = (
+    *(("vmm", "bare-loop"), ("vmm", "qemu-kvm"), ("vmm-python", "vmm"), ("vmm", "qemu-tcg"), ("vmm", "vmm-cold")),
+    *(("vmm-softcpu", "vmm"), ("vmm-softcpu", "qemu-tcg")),
+)
 """What is compared with what, where both took part."""
 
 _ROUNDS_PART = 0.8

@@ -137,6 +137,22 @@ def test_a_disk_is_read_beside_qemu(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("kvm_device")
+def test_vmm_without_kvm_takes_part_where_it_is_named(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    for kind, words in (("boot", ("--case", "exit")), ("pio", ("--test", "in8-fwcfg"))):
+        named = ("--contender", "vmm", "--contender", "vmm-softcpu")
+        bench(kind, "--rounds", "1", *words, *named, "--json", str(report))
+        result = found(report)
+        assert all(list(case["measured"]) == ["vmm-softcpu", "vmm"] for case in result["cases"])
+        assert all((pair["of"], pair["to"]) == ("vmm-softcpu", "vmm") for c in result["cases"] for pair in c["ratios"])
+        assert any(target["of"] == "vmm-softcpu" for target in result["targets"])
+    bench("boot", "--rounds", "1", "--case", "exit", "--contender", "vmm", "--json", str(report))
+    result = found(report)
+    assert list(result["cases"][0]["measured"]) == ["vmm"]
+    assert not any(target["of"] == "vmm-softcpu" for target in result["targets"])
+
+
+@pytest.mark.usefixtures("kvm_device")
 def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     report = tmp_path / "boot.json"
@@ -162,11 +178,6 @@ def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest
         (["dma", "--seconds", "-1"], "--seconds -1: a number above 0"),
         (["dma", "--rounds", "many"], "--rounds many: a number above 0"),
         (["dma", "--seed", "x"], "--seed x: a whole number"),
-        pytest.param(
-            ["dma", "--json", "/nonexistent/x"],
-            "/nonexistent/x: cannot write: no such file or directory",
-            marks=pytest.mark.usefixtures("kvm_device"),
-        ),
     ],
 )
 def test_bad_usage_is_one_line(words: list[str], message: str) -> None:
@@ -174,3 +185,9 @@ def test_bad_usage_is_one_line(words: list[str], message: str) -> None:
     assert message in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert ended.stdout == ""
+
+
+@pytest.mark.usefixtures("kvm_device")
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured() -> None:
+    run = bench("dma", "--json", "/nonexistent/x", status=2)
+    assert run.stderr == "vmm: --json /nonexistent/x: cannot write: no such file or directory\n"
