@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm.config.hmat import DATA_TYPES, Hmat, Locality, SideCache, unit
 from vmm.config.machine import MachineConfig
 from vmm.config.numa import Numa, NumaNode
 from vmm.config.parts import RamPlaces
@@ -16,6 +15,7 @@ from vmm.handoff import tables
 from vmm.platform import Standing
 from vmm.run import snapshot_plain
 from vmm.tables.files import ACPI_FILE
+from vmm.tables.memory_attributes import DATA_TYPES, Hmat, Locality, SideCache, unit
 from vmm.verify import linux_hmat
 from vmm.verify.guest_report import GuestReport, Kind
 from vmm.verify.result import Subject

@@ -15,8 +15,8 @@ from vmm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm.config.hmat import Hmat, Locality, SideCache
     from vmm.config.topology import Topology
+    from vmm.tables.memory_attributes import Hmat, Locality, SideCache
 
 MAX_NODES = 128
 """QEMU: include/sysemu/numa.h."""
@@ -83,7 +83,7 @@ class Numa(NamedTuple):
         if isinstance(value, Numa) and not (hmat and value.hmat is None):
             return value
         if hmat:
-            from vmm.config.hmat import Hmat
+            from vmm.tables.memory_attributes import Hmat
         if isinstance(value, Numa):
             return value._replace(hmat=Hmat())
         parser = _Texts(topology, _backends(objects), hmat=hmat)
@@ -149,7 +149,11 @@ class Numa(NamedTuple):
             raise ConfigError(f"-numa: the nodes have {total >> 20} MiB together, and -m says {memory >> 20} MiB")
         _check_distances(self.distances, len(self.nodes))
         if self.hmat is not None:
-            self.hmat.check(self.nodes)
+            from vmm.config import hmat
+
+            for number, node in enumerate(self.nodes):
+                _check_initiator(self.nodes, number, node.initiator)
+            hmat.check(self.hmat, [bool(node.cpus) for node in self.nodes])
         elif any(node.initiator is not None for node in self.nodes):
             raise ConfigError(f"-numa node,initiator=: {_NO_HMAT}")
 
@@ -305,6 +309,19 @@ def _complete(given: dict[tuple[int, int], int], count: int) -> tuple[tuple[int,
             row.append(value)
         rows.append(tuple(row))
     return tuple(rows)
+
+
+def _check_initiator(nodes: tuple[NumaNode, ...], number: int, initiator: int | None) -> None:
+    if initiator is None:
+        return
+    options.check_type(initiator, "a node's initiator", int)
+    words = f"-numa node,nodeid={number},initiator={initiator}"
+    if not 0 <= initiator < len(nodes):
+        raise ConfigError(f"{words}: there is no node {initiator}; nodes are 0 to {len(nodes) - 1}")
+    if nodes[number].cpus and initiator != number:
+        raise ConfigError(f"{words}: node {number} has CPUs, and is its own initiator; leave initiator= out")
+    if not nodes[initiator].cpus:
+        raise ConfigError(f"{words}: node {initiator} has no CPU that could ask for memory")
 
 
 def _check_distances(distances: tuple[tuple[int, ...], ...], count: int) -> None:

@@ -18,7 +18,7 @@ _MODULES = frozenset(
         "vmm.bus",
         "vmm.config.cpu_model",
         "vmm.config.debugger",
-        "vmm.config.hmat",
+        "vmm.tables.memory_attributes",
         "vmm.config.interface",
         "vmm.config.items",
         "vmm.config.machine",

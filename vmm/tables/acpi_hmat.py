@@ -5,14 +5,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from vmm.config.hmat import ASSOCIATIVITIES, DATA_TYPES, HIERARCHIES, POLICIES, unit
 from vmm.tables.acpi_tables import table
+from vmm.tables.memory_attributes import ASSOCIATIVITIES, DATA_TYPES, HIERARCHIES, POLICIES, unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.config.hmat import Hmat, Locality, SideCache
     from vmm.tables.acpi_tables import AcpiDescription
+    from vmm.tables.memory_attributes import Hmat, Locality, SideCache
 
 _REVISION = 2
 _PROXIMITY, _LOCALITY, _CACHE = 0, 1, 2

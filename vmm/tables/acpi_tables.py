@@ -13,7 +13,7 @@ from vmm import layout
 from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vmm.config.hmat import Hmat
+    from vmm.tables.memory_attributes import Hmat
 
 HEADER_SIZE: Final = 36
 CHECKSUM_OFFSET: Final = 9

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vmm.config.hmat import ASSOCIATIVITIES, DATA_TYPES, HIERARCHIES, POLICIES
+from vmm.tables.memory_attributes import ASSOCIATIVITIES, DATA_TYPES, HIERARCHIES, POLICIES
 from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
-    from vmm.config.hmat import Hmat
     from vmm.config.numa import Numa
+    from vmm.tables.memory_attributes import Hmat
     from vmm.verify.guest_report import GuestReport
     from vmm.verify.result import Subject
 
