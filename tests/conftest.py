@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A test fails by what was changed, not by what is drawn or by how busy the host is; --hypothesis-profile=default draws.
+settings.register_profile("ours", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 # What GNU readline says of the terminal as soon as it is loaded is not for the commands that tests start.
 os.unsetenv("COLUMNS")

@@ -87,7 +87,7 @@ def test_numbers_are_no_texts() -> None:
         create(numa=Numa(NODES, hmat=Hmat((Locality(0, 0, "5"),))))  # type: ignore[arg-type]
 
 
-@given(st.integers(1, 0xFFFE), st.integers(0, 0xFFFE), st.integers(0, 12), st.booleans())
+@given(st.integers(1, 0xFFFE), st.integers(0, 0xFFFE), st.integers(0, 11), st.booleans())
 def test_a_table_says_what_was_said(near: int, far: int, scale: int, latency: bool) -> None:
     data_type, factor = (DATA_TYPES[1], 10**scale) if latency else (DATA_TYPES[4], MIB << scale)
     group = (Locality(0, 0, near * factor, data_type), Locality(0, 1, far * factor, data_type))
