@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -173,3 +174,12 @@ def test_smbios_strings_are_shown_in_the_encoding_that_they_are_given_in(string:
     words = smbios._words(bytes([11, 5, 0, 1, 1]) + data + b"\0\0")
     subject.add("type 11", words, words, Verdict.ARRIVED)
     assert subject.rows[0].found == f"{5 + len(data) + 2} bytes: {shown}"
+
+
+def test_cpus_that_had_no_time_to_start_are_a_reason() -> None:
+    seen = collected("seabios", None, message="120 s passed")
+    config = MachineConfig.create("seabios", cpus=300)
+    for started, said in ((199, True), (300, False)):
+        late = replace(seen, config=config, facts=seen.facts._replace(started=started))
+        text = " ".join(show.as_text(compare(late)).split())
+        assert ("; 199 of 300 CPUs had started: --timeout gives them longer" in text) == said

@@ -26,6 +26,7 @@ class Facts(NamedTuple):
         ram: (first, last) of each range with RAM behind it, by address, neighbours joined.
         memory: likewise with RAM, ROM or flash behind it.
         apic_ids: of every processor.
+        started: how many of them have executed anything.
         local_apic: where the local APICs are.
         io_apic: where the I/O APIC is.
         hpet_id: low half of the HPET's capability register.
@@ -37,6 +38,7 @@ class Facts(NamedTuple):
     ram: tuple[tuple[int, int], ...] = ()
     memory: tuple[tuple[int, int], ...] = ()
     apic_ids: tuple[int, ...] = ()
+    started: int = 0
     local_apic: int = layout.LAPIC_BASE
     io_apic: int = layout.IOAPIC_BASE
     hpet_id: int = BLOCK_ID
@@ -56,6 +58,7 @@ def facts_of(machine: Machine) -> Facts:
         ram=_joined([(region.gpa, region.gpa + region.size - 1) for region in regions if region.kind == "ram"]),
         memory=_joined([(region.gpa, region.gpa + region.size - 1) for region in regions]),
         apic_ids=tuple(machine.vcpus[index].vcpu_id for index in machine.present_cpus),
+        started=sum(seconds is not None for seconds in machine.started_s()),
         local_apic=first.get_msrs([_MSR_APIC_BASE])[_MSR_APIC_BASE] & _APIC_BASE,
         physical_bits=sizes & 0xFF,
     )

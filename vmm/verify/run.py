@@ -81,4 +81,6 @@ def _why_no_report(collected: Collected) -> str:
         what = f"{firmware} read the report guest, but did not start it, or it did not finish"
     lines = [line for line in collected.log.splitlines() if line.strip()]
     last = f"; the last line was {shortened(lines[-1].strip())!r}" if lines else ""
-    return what + last
+    started, cpus = collected.facts.started, collected.config.cpus
+    slow = f"; {started} of {cpus} CPUs had started: --timeout gives them longer" if 0 < started < cpus else ""
+    return what + last + slow
