@@ -7,7 +7,8 @@ chapter 11) and KVM do not is not asked for:
 - QEMU 7.2's registers keep all bits that are written, ours those that exist: only these are written here;
 - its error status register is not latched by a write, and nothing reaches the error entry: neither is read or unmasked;
 - it leaves the local vector table alone while software has the APIC disabled: it stays enabled here;
-- to it, a logical destination of all ones is no broadcast (11.6.2.2, "Cluster Model"): it is only physical here;
+- to it, a logical destination of all ones is no broadcast (11.6.2.2, "Cluster Model"): it is only physical here; to
+  10.0, any of cluster 15 names the others' CPUs, too;
 - as an MSR, QEMU 10.0's command has no upper half when it is read, and what can only be read or only be written, both.
 """
 
@@ -38,7 +39,7 @@ MASKED = 1 << 16
 LEVEL, ASSERT = 1 << 15, 1 << 14
 LOGICAL = 1 << 11
 LOWEST = 1 << 8
-BROADCAST = 0xFF
+BROADCAST, LAST_CLUSTER = 0xFF, 0xF0
 SELF, ALL, OTHERS = (which << 18 for which in (1, 2, 3))
 
 READ = (ID, VERSION, TPR, PPR, LDR, DFR, SPURIOUS, *ISR, *TMR, *IRR, COMMAND, COMMAND_HIGH)
@@ -73,7 +74,7 @@ class Walk:
     def command(self) -> int:
         """An interrupt to this CPU, to nobody, or to all."""
         choose = self._random.choice
-        mode = choose((0, 0, LOWEST)) | (0 if self._high == BROADCAST else choose((0, LOGICAL)))
+        mode = choose((0, 0, LOWEST)) | (0 if self._high >= LAST_CLUSTER else choose((0, LOGICAL)))
         trigger = choose((ASSERT, LEVEL | ASSERT))
         return choose((0, 0, SELF, SELF, ALL, OTHERS)) | mode | trigger | self.vector()
 
