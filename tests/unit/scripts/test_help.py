@@ -14,7 +14,7 @@ HAVE_HELP = sorted(
     file.name for file in SCRIPTS.iterdir() if file.is_file() and not file.suffix and file.name not in OF_VMM
 )
 
-PASS_ON = {"bench", "boot", "test", "test-anywhere", "test-sanitized", "test-svm-host"}
+PASS_ON = {"bench", "boot", "test", "test-anywhere", "test-sanitized", "test-svm-host", "test-without-kvm"}
 """What these do not know is for the program that they start."""
 
 

@@ -80,6 +80,22 @@ def test_failures_stop_nothing_and_are_named_at_the_end(tmp_path: Path) -> None:
     }
 
 
+def test_what_the_host_lacks_is_no_failure(tmp_path: Path) -> None:
+    status, lines = ended(
+        tmp_path,
+        """
+        stage lacking where_possible bash -c 'echo no namespaces; exit 4'
+        stage broken where_possible bash -c 'exit 1'
+        stage good where_possible true
+        finish
+        """,
+    )
+    assert status == 1
+    assert lines[-1] == "== failed: broken;"
+    at = [line.partition(" (")[0] for line in lines].index("== lacking: passed")
+    assert lines[at + 1 : at + 3] == ["no namespaces", "skipped"]
+
+
 def test_the_tests_that_failed_come_last_of_all(tmp_path: Path) -> None:
     status, lines = ended(
         tmp_path,
