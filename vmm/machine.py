@@ -1,4 +1,4 @@
-"""One virtual machine, put together from its parts.
+"""One virtual machine, and what can be done with it.
 
 ```python
 from vmm import Machine
@@ -11,64 +11,28 @@ with Machine("ovmf", cpus=3, memory="512M") as machine:
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
-from functools import cached_property, partial
-
-from vmm import layout
-from vmm._native import ffi, lib
-from vmm.bus import Bus, IoLock
-from vmm.coalesced import coalesce_consoles, is_coalesced
-from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig
-from vmm.config.outputs import Outputs
-from vmm.config.parts import Clock, Sandboxing
+from vmm.assembly import Assembly
+from vmm.config.machine import MachineConfig
+from vmm.config.parts import Sandboxing
 from vmm.config.spelled import SpelledOut
-from vmm.cpu import cpuid
-from vmm.cpu.processors import create_processors
-from vmm.devices.clock import VIRTUAL_START_NS, VIRTUAL_UTC_NS, GuestClock
-from vmm.handoff import interface, tables
-from vmm.kvm import pc_routes
 from vmm.legible import counted
-from vmm.memory import create_memory
-from vmm.platform import Parts, builder
-from vmm.run.console import Stream
-from vmm.run.expect import Console
-from vmm.run.lifetime import Lifetime, Power
-from vmm.run.observable import Observable
-from vmm.run.runner import Runner
-from vmm.run.threads import VcpuThreads, add_vcpus
-from vmm.sandbox import Sandbox
-from vmm.softcpu import decision
-from vmm.tables.boot_order import cmos_boot_bytes
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from typing import Any, Self, Unpack
     from uuid import UUID
 
     from vmm.config.items import FwCfgItem
     from vmm.config.keywords import MachineOptions
-    from vmm.config.listening import DebugSocket
-    from vmm.debug.debugger import Debugger
-    from vmm.debug.look import Look
-    from vmm.devices.fw_cfg import FwCfg
-    from vmm.devices.fwctl import Fwctl
-    from vmm.devices.vmcoreinfo import VmCoreInfo
-    from vmm.kvm.message_routes import MessageRoutes
-    from vmm.run.coverage import Coverage
-    from vmm.run.keys import TerminalType
-    from vmm.run.outcome import Outcome, ResetKind
-    from vmm.run.profile import Profiler
-    from vmm.run.reset import MachineReset
+    from vmm.config.outputs import Outputs
+    from vmm.handoff import interface
     from vmm.run.resumption import Resumption, Time
     from vmm.run.snapshot import Snapshot
-    from vmm.run.virtual_time import VirtualTime
-    from vmm.run.whole import Whole
-    from vmm.softcpu.engine import SoftwareCpu
 
 
-class Machine(Observable):
+class Machine(Assembly):
     """A machine, ready to run; a context manager that gives everything back.
 
     Args:
@@ -121,213 +85,7 @@ class Machine(Observable):
                 raise TypeError(f"a MachineConfig is whole: {', '.join(options)} cannot be given beside it")
         else:
             config = MachineConfig.create(config, **options)
-        self.config = config
-        self.vmcoreinfo: VmCoreInfo | None = None
-        self._reset_machine: MachineReset | None = None
-        own_code = customize is not None or alter is not None
-        # Each part is closed after those that were built on it, also where a later one cannot be built.
-        with nullcontext() if resumption is None or own_code else resumption.fitting(), ExitStack() as parts:
-            if outputs is None:
-                copy_disk = None if resumption is None else resumption.snapshot.copy_disk
-                outputs = parts.enter_context(Outputs(config, copy_disk=copy_disk))
-            self.serial = Stream("serial", outputs.serial.write if outputs.serial else None)
-            self.debugcon = Stream("debugcon", outputs.debugcon.write if outputs.debugcon else None)
-            self._clock = GuestClock()
-            virtual = self._clock if config.clock is Clock.VIRTUAL else None
-            if virtual is not None:
-                virtual.stand(VIRTUAL_START_NS)
-            self.kvm = parts.enter_context(decision.open_host(config.accel, virtual))
-            self.kvm.require()
-            cpuid.check_count(self.kvm, config.cpu_topology)
-            self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)
-            in_kvm = self.accelerator.name is Accelerator.KVM
-            places = tables.place_ram(config, cpuid.addresses(self.kvm, config, software_cpu=not in_kvm))
-            self.vm = parts.enter_context(self.kvm.create_vm())
-            self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
-            self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
-            # C's structures hold what a closed machine can still be asked, so they live as long as this object.
-            core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
-            self.vm.attach(core)
-            # Those that may be plugged in are made now, and wait: a process in its sandbox makes no vCPU.
-            room = config.max_cpus if config.can_plug_cpus else config.cpus
-            self._present = [index < config.cpus for index in range(room)]
-            self.sandbox = Sandbox(
-                config.sandbox,
-                core,
-                outputs.descriptors,
-                cpus=room,
-                user=config.user,
-                folders=() if config.symbols is None else (config.symbols,),
-            )
-            self.sandbox.close_files()
-            threads = self._threads = VcpuThreads(core, self.sandbox, self._present)
-            self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
-            ram = None if resumption is None else resumption.snapshot.map_ram()
-            if config.has_smm:
-                decision.check_smm(self.accelerator, self.kvm)
-            self.memory = create_memory(self.vm, core, config, ram, kvm_smm=in_kvm, high_base=places.high_base)
-            parts.callback(self.memory.close)
-            self.io_lock = IoLock(core)
-            self.ports = Bus("port", ffi.addressof(core, "ports"), self.io_lock, self._lifetime.fail)
-            self.mmio = Bus("MMIO", ffi.addressof(core, "mmio"), self.io_lock, self._lifetime.fail)
-            self.platform = builder(config.machine_type)(
-                Parts(
-                    ports=self.ports,
-                    mmio=self.mmio,
-                    memory=self.memory,
-                    ram_low=self.memory.low_size,
-                    ram_high=self.memory.high_size,
-                    firmware=config.firmware,
-                    cpus=config.cpus,
-                    apic_ids=tuple(map(config.cpu_topology.apic_id, range(room))) if config.can_plug_cpus else (),
-                    present=self._present,
-                    irq=self.vm.irq_line,
-                    msi=self.vm.signal_msi,
-                    power=Power(self._lifetime),
-                    clock=self._clock,
-                    serial=self.serial.write,
-                    debugcon=self.debugcon.write,
-                    variables=outputs.variables,
-                    hpet=config.hpet,
-                    s3=config.s3,
-                    pvpanic=config.pvpanic,
-                    smi=self._smi_sender(core) if config.has_smm else None,
-                    secure_flash=config.has_secure_flash,
-                    boot_order=config.boot.once or config.boot.order,
-                    core=core,
-                    disks=outputs.disks,
-                    shared=self.memory.shared,
-                    ioeventfd=self._ioeventfd if in_kvm else None,
-                    messages=None if self.memory.shared is None else self._message_routes(),
-                    coalesce=partial(self._coalesce, core) if in_kvm and is_coalesced(config, self.vm) else None,
-                    images={} if resumption is None else resumption.snapshot.map_images(),
-                    utc_ns=VIRTUAL_UTC_NS if config.clock is Clock.VIRTUAL else None,
-                )
-            )
-            parts.callback(self.platform.close)
-            self.sandbox.files += [disk.event_fd for disk in self.platform.disks]
-            self.sandbox.files += [fd for device in self.platform.vhost for fd in device.event_fds]
-            self.sandbox.channels = [device.channel for device in self.platform.vhost]
-            threads.helpers = [self.platform.timers.start, lambda _: self.platform.restrict_disks(self.vm.fd)]
-            threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
-            if resumption is not None:
-                with self.io_lock:
-                    resumption.place(self.platform)
-            self.softcpu: SoftwareCpu | None = None
-            if not in_kvm:
-                from vmm.softcpu.engine import create_softcpu
-
-                self.softcpu = create_softcpu(core, self.vm, self.memory, parts)
-            self.virtual_time: VirtualTime | None = None
-            if self.softcpu is not None and config.clock is Clock.VIRTUAL:
-                self.virtual_time = self._virtual_time(outputs, self.softcpu)
-            # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot
-            # that is added once it has chips waits for two ticks of the kernel.
-            self.vm.create_irqchip()
-            self.vm.create_pit2()
-            self.vm.set_gsi_routing(pc_routes())
-            self._processors = create_processors(self.vm, core, config, self.softcpu, parts, self._present)
-            self.vcpus = self._processors.vcpus
-            if self.virtual_time is not None:
-                self.virtual_time.begin()
-            add_vcpus(
-                threads,
-                self._processors,
-                self.memory,
-                self.softcpu,
-                self._lifetime,
-                self.platform.flush,
-                self._note_debug,
-                lambda: self._look,
-            )
-            self.interface_choice = config.interface_choice
-            self.fw_cfg: FwCfg | None = None
-            self.fwctl: Fwctl | None = None
-            if self.interface is Interface.QEMU:
-                self.fw_cfg = interface.build_fw_cfg(
-                    config,
-                    self.memory,
-                    core,
-                    self._processors,
-                    self.platform,
-                    self._lifetime.fail,
-                    on_vmcoreinfo=self._vmcoreinfo_written,
-                    customize=customize,
-                    alter=alter,
-                    known_files=() if resumption is None else resumption.known_files,
-                )
-                if self.virtual_time is not None:
-                    self.fw_cfg.go_by(self._clock)
-                interface.attach_fw_cfg(self.fw_cfg, self.ports, core, in_python=config.dispatch is Dispatch.PYTHON)
-            else:
-                self.fwctl = interface.build_fwctl(config)
-                self.fwctl.attach(self.ports)
-            handed = (config, self.memory, self._processors, self.fw_cfg, self.platform, self.io_lock)
-            self._hand_over = partial(interface.hand_over, *handed)
-            if resumption is None:
-                self._hand_over()
-            device = self.fw_cfg or self.fwctl
-            poll: Callable[[], None] | None = None
-            if self.softcpu is None:
-                wake = self.platform.timers.wake
-                poll = coalesce_consoles(config, core, self.vcpus[0], wake, parts, fw_cfg=self.fw_cfg is not None)
-            if config.trace is not None and device is not None:
-                from vmm.run.trace import start_log
-
-                poll = start_log(outputs.trace, device, core, self._processors.cores, lambda: self.started_ns, parts)
-            self._profiler: Profiler | None = None
-            if config.profile:
-                from vmm.run.profile import start_profiler
-
-                images = lambda: self._look.images  # noqa: E731  # what it needs is loaded once it is asked
-                cores = self._processors.cores
-                self._profiler, poll = start_profiler(core, cores, self._counts, images, poll, parts)
-            self._coverage: Coverage | None = None
-            if config.coverage:
-                from vmm.run.coverage import start_coverage
-
-                images = lambda: self._look.images  # noqa: E731
-                registers = lambda: self.registers().values  # noqa: E731
-                self._coverage, poll = start_coverage(
-                    core, images, registers, poll, parts, software_cpu=self.softcpu is not None
-                )
-            self._consoles = (Console(self.serial), Console(self.debugcon))
-            if resumption is not None:
-                resumption.resume(self._whole, str(self.accelerator.name))
-            runner = Runner(
-                self._lifetime,
-                threads,
-                self._consoles,
-                self.platform.serial.feed if self.virtual_time is None else self.virtual_time.feed,
-                self._explain,
-                self._reset_in_place,
-                None if self.virtual_time is None else self.virtual_time.watch,
-            )
-            super().__init__(runner, self.serial, poll, self._find_terminal, self._press_power_button)
-            self.debugger: Debugger | None = None
-            if outputs.listener is not None:
-                self.debugger = runner.debugger = self._debugged(outputs.listener, core, threads)
-                parts.callback(self.debugger.close)
-            self._parts = parts.pop_all()
-
-    @property
-    def _whole(self) -> Whole:
-        """What a snapshot is made of."""
-        from vmm.run.whole import Whole  # few runs come to that
-
-        return Whole(
-            vm=self.vm,
-            processors=self._processors,
-            softcpu=self.softcpu,
-            memory=self.memory,
-            platform=self.platform,
-            clock=self._clock,
-            io_lock=self.io_lock,
-            buses=(self.ports, self.mmio),
-            fw_cfg=self.fw_cfg,
-            fwctl=self.fwctl,
-            consoles=self._consoles,
-        )
+        super().__init__(config, customize=customize, alter=alter, outputs=outputs, resumption=resumption)
 
     def __new__(cls, config: MachineConfig | str = "ovmf", /, *_: Any, **options: Any) -> Self:
         """A machine, in this process or in another one (``sandbox="process"``).
@@ -472,106 +230,3 @@ class Machine(Observable):
 
         self._runner.check_alive()
         unplug_cpu(index, self.config, self._present, self.platform, self.io_lock)
-
-    def _find_terminal(self) -> TerminalType:
-        from vmm.run.console_terminal import find_terminal  # few machines are sent keys
-
-        return find_terminal(self.platform.flash, self.config.firmware.kind)
-
-    def _press_power_button(self) -> None:
-        if self.virtual_time is not None:
-            self.virtual_time.press_power_button()
-            return
-        with self.io_lock:
-            self.platform.pm.press_power_button()
-
-    def _virtual_time(self, outputs: Outputs, softcpu: SoftwareCpu) -> VirtualTime:
-        from vmm.run.virtual_time import VirtualTime, read_recording
-
-        def press() -> None:
-            with self.io_lock:
-                self.platform.pm.press_power_button()
-
-        replay = self.config.replay
-        time = VirtualTime(
-            self._clock,
-            softcpu,
-            self.platform.timers,
-            self.platform.serial.feed,
-            press,
-            self._lifetime.fail,
-            None if outputs.record is None else outputs.record.write,
-            None if replay is None else read_recording(bytes(replay.data)),
-        )
-        for stream in (self.serial, self.debugcon):
-            stream.instructions = lambda: time.instructions
-            stream.printed = time.note_output
-        self._lifetime.instructions = lambda: time.instructions
-        return time
-
-    def _ioeventfd(self, fd: int, address: int, wanted: bool) -> None:
-        self.vm.ioeventfd(fd, address, 2, deassign=not wanted)
-
-    def _message_routes(self) -> MessageRoutes:
-        from vmm.kvm.message_routes import MessageRoutes  # few machines have devices of other processes
-
-        return MessageRoutes(self.vm)
-
-    def _coalesce(self, core: Any, address: int, size: int, wanted: bool) -> bool:
-        (self.vm.coalesce_writes if wanted else self.vm.stop_coalescing)(address, size)
-        return not lib.vmm_vm_keeps_writes(core)
-
-    def _smi_sender(self, core: Any) -> Callable[[bool], None]:
-        from vmm.cpu.smi import send_smi
-
-        return lambda broadcast: send_smi(core, self.vcpus, self.softcpu, broadcast=broadcast)
-
-    def _reset_in_place(self, kind: ResetKind) -> None:
-        if self._reset_machine is None:
-            from vmm.run.reset import MachineReset  # few machines are reset
-
-            boot = self.config.boot
-            self._reset_machine = MachineReset(
-                self.vm,
-                self._processors,
-                self.softcpu,
-                (self.ports, self.mmio),
-                self.platform,
-                self.fw_cfg,
-                self._hand_over,
-                cmos_boot_bytes(boot.order) if boot.once else {},
-            )
-        self._reset_machine(kind)
-
-    def _debugged(self, listener: DebugSocket, core: Any, threads: VcpuThreads) -> Debugger:
-        from vmm.debug.debugger import Debugger
-
-        return Debugger(
-            self,
-            core,
-            self._processors.cores,
-            threads,
-            self._lifetime,
-            listener=listener,
-            hold=self.config.hold,
-            interprets=not decision.has_hardware_virtualization(),
-        )
-
-    def _note_debug(self, index: int) -> None:
-        if self.debugger is not None:
-            self.debugger.note_debug(index)
-
-    def _explain(self, outcome: Outcome) -> Outcome:
-        from vmm.run.failure import explained  # few runs fail
-
-        buses = (self.ports, self.mmio)
-        return explained(outcome, self._processors, buses, (self.debugcon, self.serial), lambda: self._look)
-
-    @cached_property
-    def _look(self) -> Look:
-        from vmm.debug.look import Look
-
-        return Look(self.memory, self.config.firmware, self.config.symbols)
-
-    def _vmcoreinfo_written(self, info: VmCoreInfo | None) -> None:
-        self.vmcoreinfo = info
