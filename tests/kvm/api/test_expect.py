@@ -12,6 +12,7 @@ import debian
 import pexpect
 import pytest
 from accelerators import PLAIN
+from moments import once_it_runs
 
 from vmm import ExpectError, Reason, SendError
 from vmm.errors import ConfigError
@@ -219,6 +220,5 @@ def test_ctrl_c_during_expect_is_ctrl_c(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     main = threading.main_thread().ident
     assert main is not None
-    threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+    with once_it_runs(machine, lambda: signal.pthread_kill(main, signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         machine.expect("never", deadline=GENEROUS)

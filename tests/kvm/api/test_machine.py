@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from accelerators import PLAIN
+from moments import once_it_runs
 
 import vmm
 from vmm import Machine, MachineConfig, Outcome, Reason, layout
@@ -107,16 +108,16 @@ def test_a_triple_fault_names_the_place(vmm_machine: MachineFactory) -> None:
 
 def test_stop_comes_from_another_thread(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine(guests.path("hang"), accel=PLAIN)
-    threading.Timer(0.2, machine.stop).start()
-    assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
+    with once_it_runs(machine, machine.stop):
+        assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
 
 
 def test_ctrl_c_ends_the_run_and_is_reported(vmm_machine: MachineFactory) -> None:
     machine = vmm_machine(guests.path("hang"), accel=PLAIN)
     main = threading.main_thread().ident
     assert main is not None
-    threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
-    outcome = machine.run(deadline=GENEROUS)
+    with once_it_runs(machine, lambda: signal.pthread_kill(main, signal.SIGINT)):
+        outcome = machine.run(deadline=GENEROUS)
     assert (outcome.reason, outcome.exit_status) == (Reason.INTERRUPTED, ExitStatus.INTERRUPTED)
 
 
