@@ -6,6 +6,7 @@ docs/specs/acpi_cpu_hotplug and hw/acpi/cpu.c, hw/acpi/cpu_hotplug.c in QEMU.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from vmm.bus import Device
@@ -18,6 +19,8 @@ _SELECTOR, _FLAGS, _COMMAND, _DATA, _REGISTERS = 0, 4, 5, 8, 12
 
 _PRESENT, _INSERTING, _REMOVING, _EJECT, _BY_FIRMWARE = (1 << bit for bit in range(5))
 """The flags; what happened is cleared by writing a one, the OS ejects, or firmware is to do so (which is kept)."""
+
+_KEPT = _INSERTING | _REMOVING | _BY_FIRMWARE
 
 _NEXT_EVENT, _OST_EVENT, _OST_STATUS, _APIC_ID, _COMMANDS = range(5)
 
@@ -107,14 +110,17 @@ class CpuHotplug(Device):
 
     def restore(self, state: dict[str, Any]) -> None:
         """As `state` gave it."""
-        present, flags = state["present"], state["flags"]
-        if not len(present) == len(flags) == len(self._present):
+        present, flags = list(map(bool, state["present"])), list(map(int, state["flags"]))
+        selector, command = int(state["selector"]), int(state["command"])
+        ost = [(int(event), int(status)) for event, status in state["ost"]]
+        if not len(present) == len(flags) == len(ost) == len(self._present):
             raise ValueError(f"{len(present)} processors instead of {len(self._present)}")
-        self._present[:] = map(bool, present)
-        self._flags[:] = map(int, flags)
+        fits = all(0 <= value < 1 << 32 for value in (selector, *chain(*ost))) and 0 <= command < _COMMANDS
+        if not fits or not present[0] or any(value & ~_KEPT for value in flags):
+            raise ValueError("registers of CPU hot-plug that none can have")
+        self._present[:], self._flags[:] = present, flags
         self._modern = bool(state["modern"])
-        self._selector, self._command = int(state["selector"]), int(state["command"])
-        self.ost = [(int(event), int(status)) for event, status in state["ost"]]
+        self._selector, self._command, self.ost = selector, command, ost
         self._counted(sum(self._present))
 
     def reset(self) -> None:
