@@ -73,3 +73,23 @@ def test_only_the_latest_are_kept() -> None:
             life.note_reset()
     assert life.reset_count == KEPT_RESETS + 5
     assert [reset.cause for reset in life.resets] == [str(number) for number in range(5, KEPT_RESETS + 5)]
+
+
+def test_threads_that_are_to_be_others_are_not_forgotten_while_somebody_looks() -> None:
+    class Asked(Lifetime):
+        """Is asked by another thread as soon as it was looked at for the first time."""
+
+        asked = looked = False
+
+        @property
+        def _restart_asked(self) -> bool:
+            now, self.asked = self.asked, self.asked or not self.looked
+            self.looked = True
+            return now
+
+        @_restart_asked.setter
+        def _restart_asked(self, asked: bool) -> None:
+            self.asked = asked
+
+    life = Asked(lambda: None)
+    assert [life.take_restart() for _ in range(3)] == [False, True, False]

@@ -137,7 +137,7 @@ class Debugger:
     def poll(self) -> None:
         """As `vmm.run.runner.Debugger.poll`."""
         asked = self._look()
-        if not self._stopped and not asked:
+        if not self._life.take_restart() and not self._stopped and not asked:
             return
         self._halt()
         hits = [hit for index in self._stopped if (hit := self._points.hit(index)) is not None]

@@ -252,8 +252,10 @@ class Lifetime:
 
     def take_restart(self) -> bool:
         """Whether that was asked for since the last call."""
-        asked, self._restart_asked = self._restart_asked, False
-        return asked
+        if not self._restart_asked:
+            return False  # without a write, which could take back what is asked for meanwhile
+        self._restart_asked = False
+        return True
 
     def fail(self, error: BaseException) -> None:
         """Let the caller of this run, and of every later one, see what a device or a thread of ours raised."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.cpu.reset import PowerOn, reset_vcpu
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
 from vmm.legible import counted
 from vmm.options import check_type
 from vmm.typed import TYPE_CHECKING
@@ -50,7 +50,13 @@ def plug_cpu(
         reset_vcpu(vcpu, PowerOn({}, vcpu.get_nested_state()))
         if softcpu is not None:
             softcpu.reset_vcpu(core)
-        threads.launch(chosen)
+        # Before that, for a run that begins now starts the threads of those that are there.
+        processors.present[chosen] = True
+        try:
+            threads.launch(chosen)
+        except HostError:
+            processors.present[chosen] = False
+            raise
         hotplug.plug(chosen)
     return chosen
 

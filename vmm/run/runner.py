@@ -212,7 +212,7 @@ class Runner:
                     life.finish(Reason.TIMEOUT, watch.timeout_message(deadline))
                 elif resets:
                     self._start(on_poll)
-                elif life.take_restart() and self.debugger is None:  # which starts and stops them by itself
+                elif self.debugger is None and life.take_restart():  # else the debugger does it
                     self._threads.stop()
                     self._threads.start(life.fail)
                 on_poll()

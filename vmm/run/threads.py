@@ -99,9 +99,10 @@ class VcpuThreads:
                     self.launch(index)
 
     def has(self, index: int) -> bool:
-        """Whether the thread of a vCPU runs, or is about to."""
+        """Whether the thread of a vCPU runs, or is about to, or still stops."""
         with self._roster:
-            return self._on_failure is not None and index in self._threads
+            thread = self._threads.get(index)
+            return thread is not None and (self._on_failure is not None or thread.is_alive())
 
     def launch(self, index: int) -> None:
         """Let one more vCPU run, if the others do; any thread may but a vCPU's.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import linux_machine
 import pytest
+import real_mode_rom
 
 from vmm.config.machine import MachineConfig
 from vmm.errors import ConfigError, ExitStatus
@@ -248,3 +250,78 @@ def test_a_script_plugs_one_in(tmp_path: Path) -> None:
     assert "2 asked for, 1 plugged in, 3 started" in run.stderr
     cpus = json.loads(report.read_text())["cpus"]
     assert (cpus["requested"], cpus["max"], cpus["plugged"], cpus["started"]) == (2, 3, [2], 3)
+
+
+def test_a_run_that_begins_while_one_is_plugged_in_has_its_thread(
+    vmm_machine: MachineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = vmm_machine("probe", cpus=1, max_cpus=2)
+    threads = machine._threads
+    launch = threads.launch
+
+    def begin_behind_it(index: int) -> None:
+        launch(index)
+        monkeypatch.undo()
+        threads.start(machine._lifetime.fail)
+
+    monkeypatch.setattr(threads, "launch", begin_behind_it)
+    machine.plug_cpu(1)
+    assert threads.has(1)
+    threads.stop()
+
+
+def test_none_is_plugged_in_whose_thread_still_stops(
+    vmm_machine: MachineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run may be about to end, or the others to go on without it."""
+    machine = vmm_machine("probe", cpus=2, max_cpus=3)
+    threads, kick = machine._threads, machine._threads.kick
+    left, kicked = threading.Event(), threading.Event()
+
+    def note() -> None:
+        kick()
+        kicked.set()
+
+    def linger() -> None:
+        left.wait()
+
+    threads._tasks[1] = linger
+    threads.start(machine._lifetime.fail)
+    monkeypatch.setattr(threads, "kick", note)
+    stops = threading.Thread(target=threads.stop)
+    stops.start()
+    try:
+        kicked.wait()
+        machine._present[1] = False  # as the guest lets go of it
+        with pytest.raises(ConfigError, match="CPU 1 was taken out just now, and still stops"):
+            machine.plug_cpu(1)
+    finally:
+        left.set()
+        stops.join()
+    assert machine.plug_cpu(1) == 1
+
+
+LETS_GO_OF_1 = (
+    "ba 00 af 66 31 c0 66 ef 66 b8 01 00 00 00 66 ef"  # registers, and selects CPU 1
+    "ba 04 af b0 08 ee eb fe"  # ejects it
+)
+
+
+@pytest.mark.parametrize("gdb", [None, "tcp::0"])
+def test_its_thread_stops_without_a_debugger_and_with_one(tmp_path: Path, gdb: str | None) -> None:
+    """Which starts and stops them by itself."""
+    rom = tmp_path / "rom"
+    rom.write_bytes(real_mode_rom.image(LETS_GO_OF_1))
+    again = False
+
+    def poll(machine: Machine) -> None:
+        nonlocal again
+        if machine.present_cpus == [0] and not again:
+            with suppress(ConfigError):  # its thread still stops
+                machine.plug_cpu(1)
+                again = True
+                machine.stop()
+
+    with Machine(str(rom), machine="pc", cpus=2, max_cpus=3, gdb=gdb) as machine:
+        assert machine.run(deadline=DEADLINE, on_poll=poll).reason is Reason.STOPPED
+        assert machine.present_cpus == [0, 1]
