@@ -104,7 +104,7 @@ class Monitor:
         if "/" in argument or not argument.isprintable() or os.path.lexists(argument or "."):
             return "the name of a new file is wanted: monitor snapshot here.snap"
         if self._machine.config.sandbox is Sandboxing.WHOLE:
-            return "this process may make no file: start it with --sandbox threads"
+            return "this process may make no file: start it with --sandbox off"
         try:
             with self._machine.snapshot_while_held() as snapshot:
                 snapshot.save(argument)

@@ -13,6 +13,8 @@ from debug_rig import PATIENCE, Client, Debugged
 from real_mode_rom import RESET, START, image
 
 from vmm import Reason
+from vmm.cli.machine_config import sandboxing
+from vmm.config.parts import Sandboxing
 from vmm.errors import ConfigError
 from vmm.kvm.structs import MpState
 from vmm.machine import Machine
@@ -243,6 +245,18 @@ def test_monitor_snapshot_keeps_the_machine_where_it_is_held(
         assert restored.vcpus[0].get_regs().rip + restored.vcpus[0].get_sregs().cs.base == int.from_bytes(
             bytes.fromhex(rip.decode()), "little"
         )
+
+
+def test_monitor_snapshot_says_how_a_process_may_make_files(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0", hold=True)
+    machine.config = machine.config._replace(sandbox=Sandboxing.WHOLE)
+    with Debugged(machine), Client(machine) as client:
+        answer = client.monitor("snapshot held")
+    refusal, _, remedy = answer.partition(": start it with ")
+    assert refusal == "this process may make no file"
+    option, value = remedy.split()
+    assert option == "--sandbox"
+    assert sandboxing(value, Sandboxing.WHOLE) is Sandboxing.OFF
 
 
 def test_kill_ends_the_run(vmm_machine: MachineFactory, tmp_path: Path) -> None:
