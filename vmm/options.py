@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 UNITS: Mapping[str, int] = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
 """Binary multiples by suffix letter, as QEMU's ``-m`` takes them; case does not matter."""
 
-# Compiled when they are needed, which most command lines do not. Python's int() refuses thousands of digits.
+# Compiled when they are needed, which most command lines do not. Python reads, and says, no thousands of digits.
 _SIZE = r"(?P<number>\d{1,40}(?:\.\d{1,40})?)\s*(?P<unit>[bkmgtpe]?)(?:i?b)?"
-_INTEGER = r"0[xX][0-9a-fA-F]+|\d{1,40}"
+_INTEGER = r"0[xX][0-9a-fA-F]{1,40}|\d{1,40}"
 
 
 def shown(option: str, value: object) -> str:
@@ -90,7 +90,9 @@ def parse_int(text: str | int, option: str, *, minimum: int | None = None, maxim
     else:
         raise ConfigError(f"{shown(option, text)}: not a whole number")
     if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-        raise ConfigError(f"{shown(option, text)}: must be from {minimum} to {maximum}")
+        most = "up" if maximum is None else f"to {maximum}"
+        limits = f"up to {maximum}" if minimum is None else f"from {minimum} {most}"
+        raise ConfigError(f"{shown(option, text)}: must be {limits}")
     return value
 
 

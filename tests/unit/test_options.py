@@ -48,6 +48,21 @@ def test_int_refused(text: str | int) -> None:
         parse_int(text, "-x", minimum=-1, maximum=16)
 
 
+@pytest.mark.parametrize("digits", ["9" * 5000, "0x" + "f" * 5000])
+def test_no_int_has_more_digits_than_can_be_said(digits: str) -> None:
+    with pytest.raises(ConfigError, match="not a whole number"):
+        parse_int(digits, "-x")
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [({"minimum": 0}, "from 0 up"), ({"maximum": -2}, "up to -2"), ({"minimum": 0, "maximum": 9}, "from 0 to 9")],
+)
+def test_int_says_the_limits_that_there_are(limits: dict[str, int], words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^-x -1: must be {words}$"):
+        parse_int("-1", "-x", **limits)
+
+
 def test_bool() -> None:
     assert parse_bool("on", "x")
     assert not parse_bool("off", "x")
