@@ -82,6 +82,21 @@ def test_what_python_says_wrongly_is_refused(hmat: Hmat, words: str) -> None:
         create(numa=Numa(NODES, hmat=hmat))
 
 
+@pytest.mark.parametrize(
+    ("hmat", "words"),
+    [
+        ("on", "hmat: must be Hmat, not str"),
+        (Hmat(iter(())), "localities of an HMAT: must be tuple, not tuple_iterator"),  # type: ignore[arg-type]
+        (Hmat((1,)), "one of the localities of an HMAT: must be Locality, not int"),  # type: ignore[arg-type]
+        (Hmat((), None), "caches of an HMAT: must be tuple, not NoneType"),  # type: ignore[arg-type]
+        (Hmat((), (SAID.localities[0],)), "one of the caches of an HMAT: must be SideCache"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_hmat_is_named(hmat: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        create(memory="256M", numa=Numa(NODES, hmat=hmat))
+
+
 def test_numbers_are_no_texts() -> None:
     with pytest.raises(TypeError, match="value: must be int, not str"):
         create(numa=Numa(NODES, hmat=Hmat((Locality(0, 0, "5"),))))  # type: ignore[arg-type]

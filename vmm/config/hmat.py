@@ -14,6 +14,7 @@ from vmm.tables.memory_attributes import (
     DATA_TYPES,
     HIERARCHIES,
     POLICIES,
+    Hmat,
     Locality,
     SideCache,
     unit,
@@ -21,8 +22,6 @@ from vmm.tables.memory_attributes import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from vmm.tables.memory_attributes import Hmat
 
 _CACHE_LEVELS = 3
 _MOST = 0xFFFE
@@ -42,7 +41,13 @@ def check(said: Hmat, has_cpus: Sequence[bool]) -> None:
 
     Raises:
         ConfigError: nodes that there are not, numbers that a table can't say, or the same said twice.
+        TypeError: something is of another type.
     """
+    options.check_type(said, "hmat", Hmat)
+    for name, kind in (("localities", Locality), ("caches", SideCache)):
+        options.check_type(getattr(said, name), f"{name} of an HMAT", tuple)
+        for one in getattr(said, name):
+            options.check_type(one, f"one of the {name} of an HMAT", kind)
     count = len(has_cpus)
     for each in said.localities:
         words = f"-numa hmat-lb,initiator={each.initiator},target={each.target}"
