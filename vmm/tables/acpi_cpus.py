@@ -131,8 +131,10 @@ def _methods(machine: AcpiDescription) -> list[bytes]:
                     aml.call("CTFY", second, aml.integer(_DEVICE_CHECK)),
                     aml.store(one, aml.path("CINS")),
                 ),
-                aml.else_(
-                    aml.if_(aml.equal(aml.path("CRMV"), zero), aml.break_()),
+                aml.else_(aml.if_(aml.equal(aml.path("CRMV"), zero), aml.break_())),
+                # Of one that came and is to go again, both are said, in this order: no other event may come.
+                aml.if_(
+                    aml.equal(aml.path("CRMV"), one),
                     aml.call("CTFY", second, aml.integer(_EJECT_REQUEST)),
                     aml.store(one, aml.path("CRMV")),
                 ),

@@ -325,3 +325,17 @@ def test_its_thread_stops_without_a_debugger_and_with_one(tmp_path: Path, gdb: s
     with Machine(str(rom), machine="pc", cpus=2, max_cpus=3, gdb=gdb) as machine:
         assert machine.run(deadline=DEADLINE, on_poll=poll).reason is Reason.STOPPED
         assert machine.present_cpus == [0, 1]
+
+
+def test_one_that_comes_and_is_to_go_at_once_goes(tmp_path: Path) -> None:
+    """There is one event of both, and none behind it."""
+
+    def poll(machine: Machine) -> None:
+        if machine.present_cpus == [0, 1]:
+            machine.stop()
+
+    with Machine(linux(tmp_path, "echo it waits\nread x\n")) as machine:
+        machine.expect("it waits", deadline=DEADLINE)
+        machine.plug_cpu(3)
+        machine.unplug_cpu(3)
+        assert machine.run(deadline=DEADLINE, on_poll=poll).reason is Reason.STOPPED
