@@ -20,6 +20,7 @@ from vmm import layout
 from vmm._native import ffi, lib
 from vmm.config.parts import RamPlaces
 from vmm.options import check_type
+from vmm.pin import Pinned
 from vmm.ram import HUGE_PAGE_SIZE, KeptRam, fresh_ram, shared_ram
 from vmm.typed import TYPE_CHECKING, NamedTuple
 
@@ -45,27 +46,11 @@ class Region(NamedTuple):
     slot: int
 
 
-class _Rom(NamedTuple):
-    """Host memory that is shown as ROM; the pin keeps it where it is."""
-
-    address: int
-    size: int
-    pin: Any
-
-    @classmethod
-    def of(cls, contents: Buffer) -> _Rom:
-        with ffi.from_buffer(contents) as buffer:
-            address, size = int(ffi.cast("uintptr_t", buffer)), len(buffer)
-        # The view's owner is pinned, for a view with a buffer taken from it crashes CPython's garbage collector when it
-        # comes across the view first (memory_clear in Objects/memoryobject.c).
-        return cls(address, size, ffi.from_buffer(contents.obj if isinstance(contents, memoryview) else contents))
-
-
 class _Parked(NamedTuple):
     """A KVM slot whose ROM is not in the table for now."""
 
     region: Region
-    rom: _Rom
+    rom: Pinned
 
 
 class GuestMemory:
@@ -132,7 +117,7 @@ class GuestMemory:
             self.shared = fd, (low, high) if self.high_size else (low,)
         self._regions: dict[int, Region] = {}
         self._mapped = 0
-        self._roms: dict[int, _Rom] = {}
+        self._roms: dict[int, Pinned] = {}
         self._kvm_smm = kvm_smm
         self._smm_slots: dict[int, int] = {}
         self._free_slots: list[int] = []
@@ -200,7 +185,7 @@ class GuestMemory:
         Raises:
             ValueError: the range overlaps a mapped one.
         """
-        rom = _Rom.of(contents)
+        rom = Pinned.of(contents)
         self._map(gpa, rom.size, rom.address, "rom", read_only=True)
         self._roms[gpa] = rom
 

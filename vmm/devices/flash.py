@@ -25,6 +25,7 @@ from vmm._native import ffi, lib
 from vmm.bus import Device, Front, IoLock
 from vmm.devices.signals import MemoryMapper
 from vmm.devices.timer import TimerService
+from vmm.pin import Pinned
 
 SECTOR_SIZE = 4096
 
@@ -150,9 +151,9 @@ class Flash(Device):
         self._programs = 0
         self.erases = 0
         # C's pointer into the contents, and what C does with it: see close.
-        self._bytes = ffi.from_buffer("uint8_t[]", contents, require_writable=not read_only)
+        address, size, self._pin = Pinned.of(contents, writable=not read_only)
         self._loop = ffi.new(
-            "struct flash_loop *", {"contents": self._bytes, "size": len(self._contents), "secure": secure}
+            "struct flash_loop *", {"contents": ffi.cast("uint8_t *", address), "size": size, "secure": secure}
         )
         self._write_back = write_back
         if write_back is not None:
@@ -234,7 +235,7 @@ class Flash(Device):
             self._memory.unmap(self._gpa)
             self._mapped = False
         self._loop.active = False
-        ffi.release(self._bytes)
+        ffi.release(self._pin)
         self._contents.release()
 
     # What reads give.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from vmm._native import ffi, lib
 from vmm.devices.fw_cfg_format import DIRECTORY_ENTRY, INDEX_MASK, Buffer, Key
 from vmm.errors import ConfigError
+from vmm.pin import Pinned
 from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ class Item(NamedTuple):
     name: str
     key: int
     contents: Any
-    """Owned ``uint8_t[]`` if writable, else a cffi view that keeps the caller's buffer alive."""
+    """Owned ``uint8_t[]`` if writable, else the caller's buffer."""
+    pin: Any
+    """Keeps the contents in place."""
     size: int
     writable: bool
     initial: bytes | None
@@ -99,16 +102,16 @@ def new_item(
     Raises:
         ConfigError: they are larger than an item can be.
     """
-    view = ffi.from_buffer(data)
-    size = len(view)
+    address, size, pin = Pinned.of(data)
     if size > 0xFFFFFFFF:
         raise ConfigError(f"fw_cfg item {name}: {size} bytes; an item holds 4294967295 at the most")
+    given = ffi.cast("uint8_t *", address)
     if not writable:
-        return Item(name, key, view, size, False, None, on_select, on_write)
-    initial = bytes(ffi.buffer(view))
+        return Item(name, key, given, pin, size, False, None, on_select, on_write)
+    initial = bytes(ffi.buffer(given, size))
     own = ffi.new("uint8_t[]", size)
     ffi.buffer(own)[:] = initial
-    return Item(name, key, own, size, True, initial, on_select, on_write)
+    return Item(name, key, own, own, size, True, initial, on_select, on_write)
 
 
 def directory(files: Iterable[Item]) -> bytes:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from typing_extensions import Buffer
-
 
 class Struct:
     """A struct of the kernel's with its names of fields, to be read, set, and printed.
@@ -166,9 +164,3 @@ def msrs_to_c(values: Mapping[int, int]) -> Any:
     for entry, (index, value) in zip(table.entries, values.items(), strict=True):
         entry.index, entry.data = index, value
     return table
-
-
-def address_of(memory: Buffer) -> tuple[int, Any]:
-    """Host address of a writable buffer, and what pins it there while it is kept."""
-    pin = ffi.from_buffer(memory, require_writable=True)
-    return int(ffi.cast("uintptr_t", pin)), pin

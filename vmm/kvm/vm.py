@@ -6,8 +6,9 @@ import mmap
 
 from vmm._native import ffi, lib
 from vmm.kvm.descriptor import Descriptor
-from vmm.kvm.structs import GsiRoute, IrqchipRoute, address_of
+from vmm.kvm.structs import GsiRoute, IrqchipRoute
 from vmm.kvm.vcpu import Vcpu
+from vmm.pin import Pinned
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ class Vm(Descriptor):
             KvmError: EEXIST where it overlaps another slot; EINVAL for what is not aligned, or for a change of size
                 or memory of an existing slot (delete it first).
         """
-        hva, pin = (memory, None) if isinstance(memory, int) else address_of(memory)
+        hva, pin = memory, None
+        if not isinstance(memory, int):
+            hva, _, pin = Pinned.of(memory, writable=True)
         flags = (lib.KVM_MEM_READONLY if read_only else 0) | (lib.KVM_MEM_LOG_DIRTY_PAGES if log_dirty_pages else 0)
         region = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, hva))
         subject = f"slot {slot}, {size:#x} bytes at GPA {gpa:#x}"
