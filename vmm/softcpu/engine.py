@@ -107,6 +107,7 @@ class SoftwareCpu:
         module = load()
         self._ffi, self._lib = module.ffi, module.lib
         self._at_end: Counters | None = None
+        self._trace_at_end: tuple[int, int] | None = None
         native = _as_pointer(self._ffi, "struct vmm_core *", ffi.addressof(lib.vmm_core))
         self._handle = self._lib.softcpu_new(_as_pointer(self._ffi, "struct vmm_vm *", core), native)
         if self._handle == self._ffi.NULL:
@@ -123,6 +124,7 @@ class SoftwareCpu:
         handle, self._handle = self._handle, self._ffi.NULL
         if handle != self._ffi.NULL:
             self._at_end = self._read_counters(handle)
+            self._trace_at_end = self._read_trace(handle)
             self._lib.softcpu_free(handle)
 
     def add_vcpu(self, core_vcpu: Any, cpuid: Sequence[CpuidEntry]) -> None:
@@ -245,9 +247,12 @@ class SoftwareCpu:
         self._lib.softcpu_note_input(self._handle)
 
     def trace_hash(self) -> tuple[int, int]:
-        """A hash over the guest's accesses and interrupts, each with its instruction, and how many there were."""
+        """A hash over the guest's accesses and interrupts, each with its instruction, and how many; as `counters`."""
+        return self._read_trace(self._handle) if self._trace_at_end is None else self._trace_at_end
+
+    def _read_trace(self, handle: Any) -> tuple[int, int]:
         found = self._ffi.new("uint64_t[2]")
-        self._lib.softcpu_read_trace(self._handle, found, found + 1)
+        self._lib.softcpu_read_trace(handle, found, found + 1)
         return int(found[0]), int(found[1])
 
     def counters(self) -> Counters:

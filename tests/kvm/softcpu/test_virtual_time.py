@@ -118,6 +118,13 @@ def test_a_power_button_that_nobody_waited_for_is_replayed(tmp_path: Path) -> No
         assert told(machine) == first
 
 
+def test_what_was_counted_can_be_asked_for_once_the_machine_is_closed() -> None:
+    with Machine("probe", clock="virtual") as machine:
+        machine.run(deadline=240)
+        at_end = told(machine)
+    assert told(machine) == at_end
+
+
 def test_no_snapshot() -> None:
     with Machine("probe", clock="virtual") as machine, pytest.raises(ConfigError, match="--clock virtual: no snapshot"):
         machine.snapshot()
