@@ -165,6 +165,7 @@ class Assembly(Observable):
             self.virtual_time: VirtualTime | None = None
             if self.softcpu is not None and config.clock is Clock.VIRTUAL:
                 self.virtual_time = self._virtual_time(outputs, self.softcpu)
+                parts.callback(self.virtual_time.close)
             # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot
             # that is added once it has chips waits for two ticks of the kernel.
             self.vm.create_irqchip()

@@ -113,12 +113,18 @@ class VirtualTime:
         self._record = record
         self._replay = None if replay is None else deque(replay)
         self._queue: deque[bytes | None] = deque()
+        self._closed = False
         self._lock = threading.Lock()
         self._look: Callable[[], object] | None = None
         self._look_timer = timers.timer(self._on_look)
         self._handle = ffi.new_handle(self)
         timers.drive(softcpu.set_due)
         softcpu.go_by(clock, self._handle)
+
+    def close(self) -> None:
+        """Take nothing more from other threads: the software CPU goes next."""
+        with self._lock:
+            self._closed = True
 
     def begin(self) -> None:
         """Before a run, once there are vCPUs: say what comes first."""
@@ -157,6 +163,7 @@ class VirtualTime:
 
         Raises:
             ConfigError: what was typed is replayed.
+            ValueError: the machine is closed.
         """
         self._enqueue(data)
 
@@ -168,8 +175,10 @@ class VirtualTime:
         if self._replay is not None:
             raise ConfigError("a replay has what was typed already; leave --send and the like out, or --replay")
         with self._lock:
+            if self._closed:
+                raise ValueError("the machine is closed")
             self._queue.append(typed)
-        self._softcpu.note_input()
+            self._softcpu.note_input()
 
     def run(self, takes: bool) -> None:
         """What is due now; the software CPU calls it."""

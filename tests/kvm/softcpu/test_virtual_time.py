@@ -125,6 +125,17 @@ def test_what_was_counted_can_be_asked_for_once_the_machine_is_closed() -> None:
     assert told(machine) == at_end
 
 
+def test_what_another_thread_types_as_the_machine_closes_is_refused() -> None:
+    with Machine("probe", clock="virtual") as machine:
+        virtual_time = machine.virtual_time
+        assert virtual_time is not None
+    # As a thread that found the machine open yet.
+    with pytest.raises(ValueError, match="the machine is closed"):
+        virtual_time.feed(b"x")
+    with pytest.raises(ValueError, match="the machine is closed"):
+        virtual_time.press_power_button()
+
+
 def test_no_snapshot() -> None:
     with Machine("probe", clock="virtual") as machine, pytest.raises(ConfigError, match="--clock virtual: no snapshot"):
         machine.snapshot()
