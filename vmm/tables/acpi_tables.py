@@ -22,13 +22,14 @@ _CREATOR_ID = b"VMM "
 _CREATOR_REVISION = 1
 
 FADT_REVISION: Final = 6
+_FADT_MINOR_REVISION, _MADT_REVISION = 5, 5
 FADT_FIRMWARE_CTRL: Final = 36
 FADT_DSDT: Final = 40
 FADT_X_DSDT: Final = 140
 
 _SYSTEM_IO = 1
 _LOCAL_APIC, _IO_APIC, _OVERRIDE, _LOCAL_APIC_NMI, _LOCAL_X2APIC, _X2APIC_NMI = 0, 1, 2, 4, 9, 10
-_APIC_ENABLED = 1
+_APIC_ENABLED, _APIC_ONLINE_CAPABLE = 1, 2
 _LEVEL_ACTIVE_HIGH = 0x000D
 
 
@@ -304,7 +305,7 @@ def fadt(machine: AcpiDescription, *, facs_offset: int, dsdt_offset: int) -> byt
         flags,
     )
     body += _register(machine.reset_port, 8, 1)
-    body += struct.pack("<BHBQQ", machine.reset_value, 0, 0, 0, dsdt_offset)
+    body += struct.pack("<BHBQQ", machine.reset_value, 0, _FADT_MINOR_REVISION, 0, dsdt_offset)
     none = bytes(12)
     body += _register(pm_event, 32, 2) + none
     body += _register(pm_control, 16, 2) + none
@@ -319,9 +320,13 @@ def local_apic(machine: AcpiDescription, index: int, *, present: bool) -> bytes:
     """Build the MADT's entry of a processor, which its ``_MAT`` is, too.
 
     APIC ids from 255 on need x2APIC entries (ACPI 5.2.12.12); the processor's
-    UID is its index, as the DSDT's processor devices say.
+    UID is its index, as the DSDT's processor devices say. One that may be
+    plugged in is called so (ACPI 6.3): Linux has no room for others, unless
+    tables are older and a hypervisor that it knows gave them
+    (acpi_is_processor_usable in arch/x86/kernel/acpi/boot.c).
     """
-    apic_id, flags = machine.apic_id(index), _APIC_ENABLED if present else 0
+    apic_id, absent = machine.apic_id(index), 0 if machine.cpu_hotplug is None else _APIC_ONLINE_CAPABLE
+    flags = _APIC_ENABLED if present else absent
     if apic_id < 255 and index < 255:
         return struct.pack("<BBBBI", _LOCAL_APIC, 8, index, apic_id, flags)
     return struct.pack("<BBHIII", _LOCAL_X2APIC, 16, 0, apic_id, flags, index)
@@ -340,7 +345,8 @@ def madt(machine: AcpiDescription) -> bytes:
     if any(machine.apic_id(index) >= 255 for index in range(machine.cpu_count)):
         entries += struct.pack("<BBHIB3x", _X2APIC_NMI, 12, 0, 0xFFFFFFFF, 1)
     pcat_compatible = 1
-    return table("APIC", 4, struct.pack("<II", machine.local_apic_base, pcat_compatible) + entries, machine.oem)
+    head = struct.pack("<II", machine.local_apic_base, pcat_compatible)
+    return table("APIC", _MADT_REVISION, head + entries, machine.oem)
 
 
 def mcfg(machine: AcpiDescription) -> bytes:
