@@ -83,4 +83,13 @@ def _why_no_report(collected: Collected) -> str:
     last = f"; the last line was {shortened(lines[-1].strip())!r}" if lines else ""
     started, cpus = collected.facts.started, collected.config.cpus
     slow = f"; {started} of {cpus} CPUs had started: --timeout gives them longer" if 0 < started < cpus else ""
-    return what + last + slow
+    return what + last + slow + _where(collected)
+
+
+def _where(collected: Collected) -> str:
+    """What the first CPU was doing at the end."""
+    seen = collected.outcome.evidence
+    if seen is None or not seen.vcpus:
+        return ""
+    after = f", after {seen.accesses[-1]}" if seen.accesses else ""
+    return f"; vCPU 0 was {seen.vcpus[0].where}{after}"

@@ -1,6 +1,7 @@
 """What firmware makes of our tables, asked from inside: OVMF and SeaBIOS, sizes and CPU counts, the user's own."""
 
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -409,3 +410,9 @@ def test_a_guest_that_never_reports_is_said(capsys: pytest.CaptureFixture[str]) 
     # Nothing is tried after the boot order's HALT, the report guest neither.
     assert main(["verify", "seabios", "-boot", "strict=on", "--timeout", "3"]) == 1
     assert "SeaBIOS read the report guest, but did not start it" in capsys.readouterr().out.replace("\n        ", " ")
+
+
+def test_where_no_report_comes_it_says_where_the_guest_is() -> None:
+    (report,) = verify(MachineConfig.create("ovmf"), deadline=0.3).subjects
+    (row,) = report.rows
+    assert re.search(r"; vCPU 0 was (at RIP 0x[0-9a-f]+.*, ring 0|not started)", row.reason), row
