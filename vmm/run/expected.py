@@ -38,12 +38,12 @@ class ExpectError(VmmError):
 
 
 class SendError(VmmError):
-    """Nobody will read what was to be typed: the guest has ended.
+    """Nobody will notice what was to be typed, pressed, or plugged in: the guest has ended.
 
     Args:
         outcome: how.
     """
 
     def __init__(self, outcome: Outcome) -> None:
-        super().__init__(f"nobody reads what is typed any more: {outcome.message}")
+        super().__init__(f"the guest has ended, and notices nothing any more: {outcome.message}")
         self.outcome = outcome

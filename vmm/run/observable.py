@@ -97,7 +97,7 @@ class Observable(Runnable):
         check_type(index, "index", int)
         present = self._processors.present
         if not (0 <= index < len(present) and present[index]):
-            raise IndexError(f"no vCPU {index}: the machine has {counted(sum(present), 'CPU')}, from 0")
+            raise IndexError(f"no vCPU {index}: the machine has {counted(sum(present), 'CPU')}; see present_cpus")
 
         if self._lifetime.running:
             raise RuntimeError("the machine is running; its registers can be read once run() has returned")
