@@ -153,6 +153,7 @@ class Assembly(Observable):
             self.sandbox.files += [fd for device in self.platform.vhost for fd in device.event_fds]
             self.sandbox.channels = [device.channel for device in self.platform.vhost]
             threads.helpers = [self.platform.timers.start, lambda _: self.platform.restrict_disks(self.vm.fd)]
+            threads.start_timers = self.platform.timers.start
             threads.foreign = lambda: own_code or self.ports.foreign or self.mmio.foreign
             if resumption is not None:
                 with self.io_lock:

@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import suppress
 
+from vmm import host_threads
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ _started = False
 
 
 def start() -> None:
-    """Have a thread that opens files for others; the caller may open files. May be called again."""
+    """Have a thread that opens files for others; the caller may open files. May be called again.
+
+    Raises:
+        HostError: the host gives no further thread.
+    """
     global _started  # noqa: PLW0603  # one for the process, as sys.modules is
     with _wanted:
         if not _started:
-            threading.Thread(target=_serve, name="vmm-modules", daemon=True).start()
+            host_threads.start(threading.Thread(target=_serve, name="vmm-modules", daemon=True), "modules")
             _started = True
 
 

@@ -97,7 +97,7 @@ class Sandbox:
         self._folders = list(folders)
         self._threads = cpus + 8
         self._user = None if user is None else _account(user)
-        self._entered = False
+        self._limited = self._entered = False
         self._statm = -1
 
     def close_files(self) -> None:
@@ -124,14 +124,15 @@ class Sandbox:
             foreign: whether the caller's code runs on the threads that serve the guest.
 
         Raises:
-            HostError: the kernel does not do it.
+            HostError: the kernel does not do it, or the host gives no further thread.
         """
         if self._auto:
             self.kind = Sandboxing.OFF if foreign else Sandboxing.THREADS
         if self._entered or self.kind is Sandboxing.OFF:
             return
-        self._entered = True
-        if self.kind is Sandboxing.WHOLE:
+        # Apart, for a host that then gives no thread can do so later.
+        if self.kind is Sandboxing.WHOLE and not self._limited:
+            self._limited = True
             # No file is made any more: what is compiled from now on is compiled again another time.
             sys.dont_write_bytecode = True
             # pyelftools loads pdb, and that, since Python 3.13, readline, which looks up the terminal as another user.
@@ -143,6 +144,7 @@ class Sandbox:
         late.start()
         for start in helpers:
             start(self.enter_thread)
+        self._entered = True
 
     def enter_thread(self, core_vcpu: Any = ffi.NULL) -> None:
         """Restrict the calling thread, which serves the guest.

@@ -1,7 +1,5 @@
 """Devices without a virtual machine: the real buses and guest memory of the C core, lines and power written down."""
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 from vmm._native import ffi, lib
@@ -61,9 +59,6 @@ class ManualTimers(TimerService):
     @now.setter
     def now(self, nanoseconds: int) -> None:
         self.clock.stand(nanoseconds)
-
-    def _start(self, first: Callable[[], None] | None = None) -> threading.Thread | None:
-        return None
 
     def advance(self, nanoseconds: int) -> None:
         """Let time pass, stopping at each deadline on the way."""

@@ -1,15 +1,20 @@
-"""Deadlines for devices: one thread, started with the first deadline, that calls back under io_lock."""
+"""Deadlines for devices: one thread, there since the first run, that calls back under io_lock."""
 
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from vmm import host_threads
 from vmm.devices.clock import GuestClock
 
 _LONGEST_WAIT_S = 3600.0
 """A guest may set a deadline centuries ahead, which is more than a lock's time-out takes."""
 
 _NEVER = float("inf")
+
+
+def _nothing() -> None:
+    pass
 
 
 class TimerService:
@@ -38,8 +43,6 @@ class TimerService:
         self._overtaken = False
         self._closed = False
         self._driver: Callable[[int], None] | None = None
-        self._first: Callable[[], None] | None = None
-        self._first_done = threading.Event()
 
     def timer(self, callback: Callable[[], None]) -> "Timer":
         """A timer that is not armed yet."""
@@ -51,19 +54,22 @@ class TimerService:
         """Have no thread: who calls `run_due` is told of deadlines that come before those that it knows."""
         self._driver = driver
 
-    def start(self, first: Callable[[], None]) -> None:
-        """Have the thread now, not with the first deadline; ``first`` is what it does before all that comes."""
-        with self._wake:
-            if self._closed or self._driver is not None:
-                return
-            if self._thread is None:
-                self._thread = self._start(first)
-                return
-            # There since the deadlines of a machine that was restored.
-            self._first = first
-            self._overtaken = True
-            self._wake.notify()
-        self._first_done.wait()
+    def start(self, first: Callable[[], None] = _nothing) -> None:
+        """Have the thread from now on; before a guest runs, whose devices could not do anything about there being none.
+
+        May be called again.
+
+        Args:
+            first: what the thread does before all else.
+
+        Raises:
+            HostError: the host gives no further thread.
+        """
+        if self._thread is not None or self._closed or self._driver is not None:
+            return
+        thread = threading.Thread(target=self._run, args=(first,), name="vmm-timers", daemon=True)
+        host_threads.start(thread, "the devices' timers")
+        self._thread = thread
 
     def close(self) -> None:
         """No more callbacks; waits for one that runs, so the caller must not hold io_lock."""
@@ -96,7 +102,7 @@ class TimerService:
         self.note_deadline(0)
 
     def note_deadline(self, deadline: int) -> None:
-        """A timer was armed."""
+        """A timer was armed; it calls back once there is the thread."""
         if self._driver is not None:
             self._driver(self.next_deadline())
             return
@@ -104,32 +110,18 @@ class TimerService:
             if deadline < self._waits_until:
                 self._overtaken = True
                 self._wake.notify()
-            if self._thread is None and not self._closed:
-                self._thread = self._start()
 
-    def _start(self, first: Callable[[], None] | None = None) -> threading.Thread | None:
-        thread = threading.Thread(target=self._run, args=(first,), name="vmm-timers", daemon=True)
-        thread.start()
-        return thread
-
-    def _run(self, first: Callable[[], None] | None) -> None:
-        if first is not None:
-            try:
-                first()
-            except BaseException as error:  # noqa: BLE001 - without it, the machine must not run
-                self._on_failure(error)
-                return
+    def _run(self, first: Callable[[], None]) -> None:
+        try:
+            first()
+        except BaseException as error:  # noqa: BLE001 - without it, the machine must not run
+            self._on_failure(error)
+            return
         while True:
             with self._wake:
                 self._waits_until = _NEVER
                 self._overtaken = False
-                later, self._first = self._first, None
             try:
-                if later is not None:
-                    try:
-                        later()
-                    finally:
-                        self._first_done.set()
                 wait = self.run_due()
             except BaseException as error:  # noqa: BLE001 - a defect of a device; it ends the machine, not this process
                 self._on_failure(error)

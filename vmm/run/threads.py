@@ -6,7 +6,7 @@ import threading
 import time
 from functools import partial
 
-from vmm import late
+from vmm import host_threads, late
 from vmm._native import lib
 from vmm.errors import HostError, KvmError
 from vmm.run.outcome import Reason, ResetKind
@@ -39,6 +39,7 @@ class VcpuThreads:
 
     Attributes:
         foreign: asked whether the caller's code runs on these threads.
+        start_timers: starts the thread of the devices' timers, where no sandbox has done it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class VcpuThreads:
         self._present = present
         self.helpers = helpers
         self.foreign: Callable[[], bool] = lambda: False
+        self.start_timers: Callable[[], None] = lambda: None
         self._vcpus: list[Any] = []
         self._tasks: list[Callable[[], None]] = []
         self._threads: dict[int, threading.Thread] = {}
@@ -90,6 +92,7 @@ class VcpuThreads:
             if self._closed:
                 return
             self._sandbox.enter(self.helpers, foreign=self.foreign())
+            self.start_timers()
             lib.vmm_vm_resume(self._core)
             with self._roster:
                 self._threads = {}
@@ -120,13 +123,10 @@ class VcpuThreads:
             # First, for its first instruction may lead to a device that looks.
             self._threads[index] = thread
             try:
-                thread.start()
-            except RuntimeError as error:
+                host_threads.start(thread, f"vCPU {index}", ", or ask for fewer CPUs")
+            except HostError:
                 del self._threads[index]
-                raise HostError(
-                    f"no thread for vCPU {index}: {error}; raise the limits of processes (ulimit -u) "
-                    "and of address space (ulimit -v), or ask for fewer CPUs"
-                ) from error
+                raise
 
     def _begin(self, vcpu: Any) -> None:
         """On a vCPU's thread, before all else."""

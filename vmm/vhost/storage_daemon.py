@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from vmm import host_threads
 from vmm.disks import overlay
 from vmm.disks.drives import Drive
 from vmm.disks.image import SECTOR, check_kind, lock_image, open_image
@@ -109,7 +110,13 @@ class _Daemon:
             self._thread = threading.Thread(
                 target=self._watch, args=(command, files, stop), name="vmm-storage", daemon=True
             )
-            self._thread.start()
+            try:
+                host_threads.start(self._thread, f"the disk of {drive.option}")
+            except HostError:
+                self.channel.close()
+                os.close(stop)
+                os.close(self._stop)
+                raise
             self._started.wait()
         if self._failure is not None:
             self.channel.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from vmm import host_threads
 from vmm._native import ffi, lib
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.transport import Backplane, VirtioFunction
@@ -108,7 +109,7 @@ class VhostUser(VirtioDevice):
         self._served_resets = self._ended_resets = 0
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name=f"vmm-{self.name}", daemon=True)
-        self._thread.start()
+        host_threads.start(self._thread, f"device {self.name}")
 
     @property
     def path(self) -> str:
