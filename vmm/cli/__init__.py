@@ -30,6 +30,9 @@ COMMANDS = {
 }
 """What each command is for."""
 
+STARTS_PROCESSES = {"bench", "verify", "sweep", "fetch-linux"}
+"""Commands that leave processes or files behind where a signal just ends them; what boots takes care of itself."""
+
 EXIT_STATUSES = """\
 exit status:
   0    the guest reached --until, or powered itself off where none was given
@@ -38,7 +41,7 @@ exit status:
   3    the deadline of --timeout passed first
   4    the host lacks something: /dev/kvm, a permission, a capability, room for all of the output or somebody who
        reads it; the message says what to do
-  130  interrupted (Ctrl-C)
+  130  interrupted (Ctrl-C, SIGTERM, SIGHUP)
 """
 
 
@@ -98,8 +101,13 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         say(f"vmm: unknown command '{name}'; known are {', '.join(COMMANDS)} (vmm --help tells more)")
         return ExitStatus.USAGE
-    status: int = module_of(name).run(rest)
-    return status
+    command = module_of(name)
+    if name not in STARTS_PROCESSES:
+        return int(command.run(rest))
+    from vmm.cli.interrupts import every_end_interrupts
+
+    with every_end_interrupts():
+        return int(command.run(rest))
 
 
 def module_of(command: str) -> ModuleType:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager, suppress
 
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,3 +48,21 @@ class Interrupts:
         if self._pending:
             raise KeyboardInterrupt
         self._pending = True
+
+
+@contextmanager
+def every_end_interrupts() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does, for what has processes and files to clean up.
+
+    They stay as they are where somebody handles or ignores them, and on threads that handle no signals.
+    """
+    saved = []
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                with suppress(ValueError):  # not the main thread
+                    saved.append((number, signal.signal(number, signal.default_int_handler)))
+        yield
+    finally:
+        for number, handler in saved:
+            signal.signal(number, handler)

@@ -48,7 +48,7 @@ exit status:
   32 + n  it returned the warning n: 34 is EFI_WARN_DELETE_FAILURE
   64 + n  it returned the error n: 65 is EFI_LOAD_ERROR, 78 EFI_NOT_FOUND, 85 EFI_ABORTED
   127     it returned something else; stderr has it
-  130     interrupted (Ctrl-C)
+  130     interrupted (Ctrl-C, SIGTERM, SIGHUP)
 """
 
 

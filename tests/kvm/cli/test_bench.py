@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +194,26 @@ def test_bad_usage_is_one_line(words: list[str], message: str) -> None:
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured() -> None:
     run = bench("dma", "--json", "/nonexistent/x", status=2)
     assert run.stderr == "vmm: --json /nonexistent/x: cannot write: no such file or directory\n"
+
+
+@needs_qemu
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_end_by_a_signal_leaves_no_rival_behind(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "vmm", "bench", "boot", "--case", "ovmf", "--contender", "qemu-tcg"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        until = time.monotonic() + 120
+        while "qemu" not in _command_lines(children) and time.monotonic() < until:
+            time.sleep(0.01)
+        rivals = [int(child) for child in children.read_text().split()]
+        assert "qemu" in _command_lines(children)
+        process.send_signal(number)
+        process.wait(60)
+    assert process.returncode == 130
+    assert not any(Path(f"/proc/{rival}").exists() for rival in rivals)
+
+
+def _command_lines(children: Path) -> str:
+    with suppress(OSError):  # one has ended meanwhile
+        return " ".join(Path(f"/proc/{child}/cmdline").read_text() for child in children.read_text().split())
+    return ""

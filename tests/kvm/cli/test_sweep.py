@@ -57,12 +57,13 @@ def test_any_executor_runs_cells_and_what_never_reports_is_a_result(tmp_path: Pa
     assert [json.loads(line)["outcome"] for line in ended.stdout.splitlines()] == ["no report"] * 2
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     results = tmp_path / "r.jsonl"
     words = [*SWEEP, "-smp", "1,2,3", "-m", "64M,96M,128M", "--jobs", "1", "--results", str(results)]
     with subprocess.Popen([*VMM, *words], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: len(lines(results)) >= 2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"interrupted; run the same again to go on from {results}" in said
