@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from vmm._native import lib
 from vmm.errors import HostError
 from vmm.typed import TYPE_CHECKING
 
@@ -20,10 +23,11 @@ def start(thread: threading.Thread, purpose: str, remedy: str = "") -> None:
     Raises:
         HostError: the host gives no further thread.
     """
+    remedy = f"; raise the limits of processes (ulimit -u) and of address space (ulimit -v){remedy}"
+    # Python waits for ever for a thread that has its stack and then no memory in which to say that it runs.
+    if error := lib.host_threads_room():
+        raise HostError(f"no thread for {purpose}: {os.strerror(error).lower()}{remedy}")
     try:
         thread.start()
     except RuntimeError as error:
-        raise HostError(
-            f"no thread for {purpose}: {error}; raise the limits of processes (ulimit -u) "
-            f"and of address space (ulimit -v){remedy}"
-        ) from error
+        raise HostError(f"no thread for {purpose}: {error}{remedy}") from error

@@ -9,6 +9,7 @@
 #include "vmm/flash.h"
 #include "vmm/fw_cfg.h"
 #include "vmm/guest_memory.h"
+#include "vmm/host_threads.h"
 #include "vmm/hpet.h"
 #include "vmm/io_table.h"
 #include "vmm/kvm_abi.h"
