@@ -1,5 +1,7 @@
 """Resets as the runs of a machine see them, without a machine."""
 
+import threading
+
 import pytest
 
 from vmm.run.lifetime import KEPT_RESETS, Lifetime
@@ -93,3 +95,28 @@ def test_threads_that_are_to_be_others_are_not_forgotten_while_somebody_looks() 
 
     life = Asked(lambda: None)
     assert [life.take_restart() for _ in range(3)] == [False, True, False]
+
+
+def test_a_run_waits_for_what_takes_a_moment() -> None:
+    life = Lifetime(lambda: None)
+    order: list[str] = []
+
+    def run() -> None:
+        with life.turn():
+            order.append("run")
+
+    with life.moment() as free, life.moment() as within:
+        assert free
+        assert not within
+        with pytest.raises(RuntimeError, match="already running"), life.turn():
+            pass
+        thread = threading.Thread(target=run)
+        thread.start()
+        order.append("moment")
+    thread.join()
+    assert order == ["moment", "run"]
+    with life.turn(), life.moment() as free:
+        assert not free
+    life.close()
+    with pytest.raises(ValueError, match="closed"), life.moment():
+        pass

@@ -7,7 +7,7 @@ from functools import partial
 
 from vmm._native import ffi, lib
 from vmm.cpu import cpuid
-from vmm.cpu.reset import reset_vcpu
+from vmm.cpu.reset import PowerOn, reset_vcpu
 from vmm.kvm.descriptor import kvm_error
 from vmm.typed import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class Processors:
         cores: the ``struct vmm_vcpu`` of each, which outlives KVM's part: a closed machine tells what it counted.
         times: the ``struct exit_times`` of each; empty where nobody asked.
         cpuid: what CPUID says on the last of them; on the others only their APIC ids differ.
+        power_on: what KVM gave them when they were new; None where none of them comes again.
         earlier_starts: index and CLOCK_MONOTONIC of first instructions before the last reset, as many as are kept.
     """
 
@@ -44,6 +45,7 @@ class Processors:
         self.cores: list[Any] = []
         self.times: list[Any] = []
         self.cpuid: list[CpuidEntry] = []
+        self.power_on: PowerOn | None = None
         self.earlier_starts: deque[tuple[int, int]] = deque(maxlen=_KEPT_STARTS)
 
     def add(self, vcpu: Vcpu, core: Any, times: Any, entries: list[CpuidEntry]) -> None:
@@ -150,4 +152,6 @@ def create_processors(
             softcpu.add_vcpu(core_vcpu, entries)
             vcpu.amend_sregs = partial(softcpu.amend_sregs, core_vcpu)
         processors.add(vcpu, core_vcpu, times, entries)
+    if config.can_plug_cpus:
+        processors.power_on = PowerOn.of(processors.vcpus[-1])
     return processors

@@ -70,6 +70,7 @@ class Lifetime:
         self._idle = threading.Event()
         self._idle.set()
         self._owner: int | None = None
+        self._brief = False
         self._began = 0.0
         self._stop_asked = False
         self._restart_asked = False
@@ -114,13 +115,12 @@ class Lifetime:
             ValueError: the machine is closed.
             RuntimeError: another thread runs it, or this one does already.
         """
-        with self._lock:
+        with self._between_runs():
             if self._closed:
                 raise ValueError("the machine is closed; run it inside its 'with' block")
             if self._owner is not None:
                 raise RuntimeError("the machine is already running: run() or expect() has not returned yet")
-            self._owner = threading.get_ident()
-            self._idle.clear()
+            self._own()
             self._wake.clear()
             self._guest_resets = 0
             self._began = time.monotonic()
@@ -132,8 +132,48 @@ class Lifetime:
         finally:
             with self._lock:
                 self._stop_asked = False
-                self._owner = None
-            self._idle.set()
+                self._disown()
+
+    @contextmanager
+    def moment(self) -> Iterator[bool]:
+        """Keep other threads, which wait, from running the machine meanwhile; False: one runs it.
+
+        Raises:
+            ValueError: the machine is closed.
+        """
+        with self._between_runs():
+            free = self._owner is None
+            if free and self._closed:
+                raise ValueError("the machine is closed")
+            if free:
+                self._own()
+                self._brief = True
+        try:
+            yield free
+        finally:
+            if free:
+                with self._lock:
+                    self._disown()
+
+    @contextmanager
+    def _between_runs(self) -> Iterator[None]:
+        """Have the lock, and not in a `moment` of another thread's."""
+        while True:
+            with self._lock:
+                if not self._brief or self.is_owner_calling():
+                    yield
+                    return
+            self._idle.wait()
+
+    def _own(self) -> None:
+        self._owner = threading.get_ident()
+        self._idle.clear()
+
+    def _disown(self) -> None:
+        # With the lock held: later, somebody else may be in a run.
+        self._owner = None
+        self._brief = False
+        self._idle.set()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -144,7 +184,7 @@ class Lifetime:
             RuntimeError: it is running.
             ConfigError: the guest has ended, or its reset is still to be carried out.
         """
-        with self._lock:
+        with self._between_runs():
             if self._closed:
                 raise ValueError("the machine is closed")
             if self._owner is not None:
@@ -153,14 +193,12 @@ class Lifetime:
                 raise ConfigError(f"the machine has ended: {self.final.message}; no snapshot")
             if self.reset_asked is not None:
                 raise ConfigError("the machine is about to be reset: no snapshot before it has run again")
-            self._owner = threading.get_ident()
-            self._idle.clear()
+            self._own()
         try:
             yield
         finally:
             with self._lock:
-                self._owner = None
-            self._idle.set()
+                self._disown()
 
     def note_start(self) -> None:
         """The guest is about to execute."""

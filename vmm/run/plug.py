@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.cpu.reset import PowerOn, reset_vcpu
+from vmm.cpu.reset import reset_vcpu
 from vmm.errors import ConfigError, HostError
 from vmm.legible import counted
 from vmm.options import check_type
@@ -40,14 +40,12 @@ def plug_cpu(
     if threads.is_one_calling():
         raise RuntimeError("plug_cpu() was called on the thread of a vCPU, by a device; call it from another thread")
     with io_lock:
-        hotplug, chosen = _choose(index, config, processors.present, platform)
-        if threads.has(chosen):
-            raise ConfigError(f"plug_cpu: CPU {chosen} was taken out just now, and still stops; try again")
+        hotplug, chosen = _choose(index, config, processors.present, platform, threads)
         vcpu, core = processors.vcpus[chosen], processors.cores[chosen]
         # While it was not there, the guest may have sent it interrupts, INITs, and SMIs, which KVM looks at when asked.
         vcpu.get_vcpu_events()
         processors.forget_start(chosen)
-        reset_vcpu(vcpu, PowerOn({}, vcpu.get_nested_state()))
+        reset_vcpu(vcpu, processors.power_on)
         if softcpu is not None:
             softcpu.reset_vcpu(core)
         # Before that, for a run that begins now starts the threads of those that are there.
@@ -87,7 +85,7 @@ def unplug_cpu(index: int, config: MachineConfig, present: list[bool], platform:
 
 
 def _choose(
-    index: int | None, config: MachineConfig, present: list[bool], platform: Platform
+    index: int | None, config: MachineConfig, present: list[bool], platform: Platform, threads: VcpuThreads
 ) -> tuple[CpuHotplug, int]:
     """Which one it is, if it may be, and what it is plugged into."""
     hotplug = platform.cpu_hotplug
@@ -100,11 +98,14 @@ def _choose(
     if index is None:
         if all(present):
             raise ConfigError(f"plug_cpu: all {counted(len(present), 'CPU')} that maxcpus gives room for are there")
-        index = present.index(False)
+        absent = [each for each, there in enumerate(present) if not there]
+        index = next((each for each in absent if not threads.has(each)), absent[0])
     if not 0 <= index < len(present):
         raise ConfigError(f"plug_cpu: there is no CPU {index}: maxcpus is {len(present)}, and they count from 0")
     if present[index]:
         raise ConfigError(f"plug_cpu: CPU {index} is there already")
+    if threads.has(index):
+        raise ConfigError(f"plug_cpu: CPU {index} was taken out just now, and still stops; try again")
     smi = platform.smi_features
     if smi is not None and (smi.broadcast or config.firmware.needs_smm) and not smi.announces_cpus:
         # QEMU, ich9_pm_device_pre_plug_cb in hw/acpi/ich9.c: it would take SMIs at an SMBASE in common RAM.

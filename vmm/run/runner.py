@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from vmm.errors import ConfigError
 from vmm.legible import shortened
 from vmm.options import check_type
@@ -106,9 +104,7 @@ class Runner:
         """
         if deadline is not None:
             check_type(deadline, "deadline", int, float)
-            import math
-
-            if math.isnan(deadline):
+            if not deadline <= float("inf"):
                 raise ConfigError("deadline: NaN is no number of seconds; None waits for ever")
         life = self._lifetime
         with life.turn():
@@ -163,12 +159,10 @@ class Runner:
         """
         life = self._lifetime
         life.reset(kind, cause)
-        if life.running:
-            return
-        # Another thread may begin a run meanwhile, which then does it.
-        with suppress(RuntimeError), life.turn():
-            self._carry_out_reset()
-            life.raise_failure()
+        with life.moment() as free:
+            if free:  # else who runs it does it
+                self._carry_out_reset()
+                life.raise_failure()
 
     def mark_read(self, stream: Stream) -> None:
         """Let no later run find what a console has shown."""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from vmm._native import ffi, lib
 
 from vmm import Machine, Reason
 from vmm.bus import Device
-from vmm.errors import DeviceError, ExitStatus
+from vmm.errors import DeviceError, ExitStatus, KvmError
 from vmm.firmware import guests
+from vmm.kvm import Vcpu
 from vmm.kvm.structs import Struct
 from vmm.pytest_plugin.plugin import MachineFactory
 from vmm.run.outcome import ResetKind
@@ -160,6 +162,57 @@ def test_kvms_state_is_that_of_a_new_machine(vmm_machine: MachineFactory, guest:
     machine.reset()
     found = kvm_state(machine)
     assert {name: value for name, value in found.items() if value != expected[name]} == {}
+
+
+def use_msrs(machine: Machine, vcpu: Vcpu) -> list[int]:
+    """Give every MSR of a vCPU that takes one another value; which ones did."""
+    used = []
+    for index in machine.kvm.msr_index_list():
+        before = vcpu.get_msrs([index])
+        for value in (0x5A5A5A5A5A5A5A5A, 0x12345000, 0xFFFF, 7, 2, 1, 0):
+            with suppress(KvmError):
+                if vcpu.set_msrs({index: value}) and vcpu.get_msrs([index]) != before:
+                    used.append(index)
+                    break
+    return used
+
+
+@pytest.mark.parametrize("accel", [PLAIN, "softcpu"])
+def test_a_cpu_that_comes_again_is_a_new_one(vmm_machine: MachineFactory, guest: str, accel: str) -> None:
+    machine = vmm_machine(guest, accel=accel, machine="q35", cpus=2, max_cpus=3)
+    expected, vcpu = kvm_state(machine), machine.vcpus[1]
+    assert set(use_msrs(machine, vcpu)) > {0x10, 0x174, 0x17A, 0x277}
+    area = vcpu.get_xsave()
+    area[32:48] = b"\x55" * 16
+    area[160:176] = b"\xaa" * 16
+    area[512] |= 3
+    vcpu.set_xsave(area)
+    debug = vcpu.get_debugregs()
+    debug.db[0], debug.dr7 = 0x1234, 0x401
+    vcpu.set_debugregs(debug)
+    lapic = vcpu.get_lapic()
+    ffi.buffer(lapic)[0x80] = b"\x40"  # task priority
+    vcpu.set_lapic(lapic)
+    vcpu.nmi()
+    registers = machine.platform.cpu_hotplug
+    assert registers is not None
+    with machine.io_lock:
+        registers.write(0, 4, 0)
+        registers.write(0, 4, 1)  # selects CPU 1
+        registers.write(4, 1, 1 << 3)  # ejects it
+    assert machine.present_cpus == [0]
+    assert machine.plug_cpu() == 1
+    found = kvm_state(machine)
+    assert {name: value for name, value in found.items() if value != expected[name]} == {}
+    clocks = [machine.vcpus[index].get_msrs([0x10])[0x10] for index in (0, 1, 0)]
+    assert clocks == sorted(clocks)
+
+
+def test_a_stop_that_was_asked_for_outlasts_a_reset(create: Callable[..., Machine]) -> None:
+    machine = create(SPIN)
+    machine.stop()
+    machine.reset()
+    assert machine.run(deadline=GENEROUS).reason is Reason.STOPPED
 
 
 @ACCELERATORS

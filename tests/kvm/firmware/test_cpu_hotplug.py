@@ -296,6 +296,9 @@ def test_none_is_plugged_in_whose_thread_still_stops(
         machine._present[1] = False  # as the guest lets go of it
         with pytest.raises(ConfigError, match="CPU 1 was taken out just now, and still stops"):
             machine.plug_cpu(1)
+        assert machine.plug_cpu() == 2
+        with pytest.raises(ConfigError, match="CPU 1 was taken out just now, and still stops"):
+            machine.plug_cpu()
     finally:
         left.set()
         stops.join()
