@@ -203,6 +203,7 @@ def run(words: list[str]) -> int:
             covered = machine.coverage()
         if arguments.quiet and outcome.exit_status:
             say(f"vmm: {outcome.message}")
+        strays = _strays_from_replay(machine, outcome)
         if report is not None:
             _write(report, profile, covered, outputs, quiet=arguments.quiet)
         if lost:
@@ -212,7 +213,18 @@ def run(words: list[str]) -> int:
     if outcome.reason is not Reason.REFUSED and (call := refused()):
         say(f"vmm: the sandbox refused {call}, outside of the guest's threads; the report may lack something")
         return outcome.exit_status or ExitStatus.GUEST_FAILED
-    return outcome.exit_status
+    return outcome.exit_status or (ExitStatus.GUEST_FAILED if strays else ExitStatus.OK)
+
+
+def _strays_from_replay(machine: Machine, outcome: Outcome) -> bool:
+    """Say so where a run was not the recorded one; whether that is more than an --until which showed earlier."""
+    replayed = None if machine.virtual_time is None else machine.virtual_time.replayed
+    if replayed is None or replayed.same:
+        return False
+    say(f"vmm: --replay: {replayed}")
+    from vmm.run.outcome import Reason
+
+    return not (replayed.exact and outcome.reason is Reason.UNTIL)
 
 
 def _report(machine: Machine, outcome: Outcome, outputs: Outputs, words: list[str]) -> Report:

@@ -257,7 +257,7 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         "--record",
         metavar="PATH",
         help="of --clock virtual: log what the guest gets from outside (what is typed, the power button), each with "
-        "its instruction: JSON lines",
+        "its instruction: JSON lines; - is stdout",
     )
     host.add_argument(
         "--replay", metavar="PATH", help="let the guest get what --record logged, at the same instructions"

@@ -83,7 +83,7 @@ class MachineOptions(TypedDict, total=False):
         accel: ``auto``, ``kvm``, ``kvm+softcpu`` or ``softcpu``.
         clock: ``host``, or ``virtual``: the guest's time goes by what it executes, on the software CPU alone, so that
             each run executes the same instructions.
-        record: path of a file for what such a guest gets from outside.
+        record: path of a file for what such a guest gets from outside; "-" for stdout.
         replay: such a file, which the guest gets everything from.
         coalesced: let KVM keep writes to fw_cfg's selector and to the debug port, without an exit, until somebody
             looks; True. Not with ``exit_times`` or ``trace``, which look at each.

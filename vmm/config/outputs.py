@@ -220,7 +220,11 @@ class Outputs:
         )
         if config.trace is not None and config.trace != STANDARD:
             self.trace = self._stream("--trace", config.trace, config.trace)
-        if config.record is not None:
+        if config.record == STANDARD:
+            name = shown("--record", STANDARD)
+            self._take(_STDOUT_ITSELF, "--record", name)
+            self.record = self._growing(name, _STDOUT, begins_empty=False)
+        elif config.record is not None:
             self.record = self._stream("--record", config.record, config.record)
 
     def _stream(self, option: str, path: str, target: str) -> GrowingFile:
@@ -230,7 +234,10 @@ class Outputs:
             if fd is None:
                 fd = self._create(path)
         fd, own = self._taken_as(fd, option, name)
-        stream = GrowingFile(name, fd, begins_empty=own and stat.S_ISREG(os.fstat(fd).st_mode))
+        return self._growing(name, fd, begins_empty=own and stat.S_ISREG(os.fstat(fd).st_mode))
+
+    def _growing(self, name: str, fd: int, *, begins_empty: bool) -> GrowingFile:
+        stream = GrowingFile(name, fd, begins_empty=begins_empty)
         self._streams.append(stream)
         return stream
 

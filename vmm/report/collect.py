@@ -114,6 +114,8 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
     }
     if machine.virtual_time is not None:
         report["virtual_time"] = _virtual_time(machine.virtual_time, report)
+        if (replayed := machine.virtual_time.replayed) is not None:
+            report["replay"] = {"inputs": replayed.recorded, "given": replayed.given, "same": replayed.same}
     if outcome.evidence is not None:
         from vmm.report.why import why
 

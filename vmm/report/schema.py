@@ -406,6 +406,17 @@ class VirtualTimeReport(TypedDict):
     """From outside: how often something was typed, or the power button pressed."""
 
 
+class ReplayReport(TypedDict):
+    """What became of a recording."""
+
+    inputs: int
+    """That it has."""
+    given: int
+    """That the guest got."""
+    same: bool
+    """Whether it got all of them, each where it was recorded: otherwise the run was not the recorded one."""
+
+
 class AcceleratorReport(TypedDict):
     """Who executed the guest's instructions, and how many where."""
 
@@ -482,6 +493,8 @@ class Report(TypedDict):
     accelerator: AcceleratorReport
     virtual_time: NotRequired[VirtualTimeReport]
     """With --clock virtual."""
+    replay: NotRequired[ReplayReport]
+    """With --replay."""
     profile: NotRequired[ProfileReport]
     """Of --profile."""
     sandbox: NotRequired[SandboxReport]

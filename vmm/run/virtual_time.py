@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from vmm._native import ffi
 from vmm.devices.clock import VIRTUAL_START_NS, GuestClock
 from vmm.errors import ConfigError
+from vmm.legible import counted
 
 if TYPE_CHECKING:
     from vmm.devices.timer import TimerService
@@ -46,6 +47,30 @@ class Input(NamedTuple):
         """Return it as a line of a recording."""
         event = {"press": POWER_BUTTON} if self.typed is None else {"type": self.typed.decode("latin-1")}
         return json.dumps({"instructions": self.instructions, "time_ns": self.time_ns} | event).encode() + b"\n"
+
+
+class Replayed(NamedTuple):
+    """What became of a recording.
+
+    Attributes:
+        recorded: how many inputs it has.
+        given: how many of them the guest got.
+        exact: whether each of these came where it was recorded.
+    """
+
+    recorded: int
+    given: int
+    exact: bool
+
+    @property
+    def same(self) -> bool:
+        """Whether the run was the recorded one, as far as its inputs tell."""
+        return self.exact and self.given == self.recorded
+
+    def __str__(self) -> str:
+        where = "" if self.exact else ", not all of them at the instructions of the recording"
+        run = "" if self.same else ": the run was not the recorded one"
+        return f"{self.given} of {counted(self.recorded, 'input')} given{where}{run}"
 
 
 def read_recording(data: bytes) -> list[Input]:
@@ -112,6 +137,8 @@ class VirtualTime:
         self._fail = fail
         self._record = record
         self._replay = None if replay is None else deque(replay)
+        self._recorded = 0 if replay is None else len(replay)
+        self._exact = True
         self._queue: deque[bytes | None] = deque()
         self._closed = False
         self._lock = threading.Lock()
@@ -139,6 +166,11 @@ class VirtualTime:
     def seconds(self) -> float:
         """How much time has passed for the guest, likewise."""
         return self._now() / 1e9
+
+    @property
+    def replayed(self) -> Replayed | None:
+        """What became of the recording; None: there is none."""
+        return None if self._replay is None else Replayed(self._recorded, self.inputs, self._exact)
 
     def trace(self) -> tuple[int, int]:
         """A hash over what the guest did outside of memory, and how often it did."""
@@ -200,7 +232,9 @@ class VirtualTime:
         replay = self._replay or deque()
         now = self._now()
         while replay and replay[0].instructions <= self.instructions and replay[0].time_ns <= now:
-            self._give(replay.popleft())
+            given = replay.popleft()
+            self._exact &= given[:2] == (self.instructions, now)
+            self._give(given)
 
     def _now(self) -> int:
         return self._clock() - VIRTUAL_START_NS

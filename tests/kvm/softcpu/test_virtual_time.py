@@ -1,5 +1,6 @@
 """Virtual time: the same instructions in every run, whatever else the host does meanwhile."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import vmm
 from softcpu_rig import SoftcpuRig
 from vmm._native import lib
 
@@ -16,7 +18,7 @@ from vmm.errors import ConfigError
 from vmm.report.collect import collect
 from vmm.report.schema import VirtualTimeReport
 from vmm.run.outcome import Reason
-from vmm.run.virtual_time import read_recording
+from vmm.run.virtual_time import Replayed, read_recording
 from vmm.softcpu import engine
 
 pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the software CPU is not built")
@@ -104,6 +106,8 @@ def test_what_was_typed_at_any_time_is_replayed(tmp_path: Path) -> None:
         assert dialogue(machine) == first
         with pytest.raises(ConfigError, match="a replay has what was typed already"):
             machine.send("x")
+        assert machine.virtual_time is not None
+        assert machine.virtual_time.replayed == Replayed(2, 2, exact=True)
 
 
 def test_a_power_button_that_nobody_waited_for_is_replayed(tmp_path: Path) -> None:
@@ -116,6 +120,50 @@ def test_a_power_button_that_nobody_waited_for_is_replayed(tmp_path: Path) -> No
     with Machine("seabios", clock="virtual", replay=recording) as machine:
         machine.run("No bootable device", 240)
         assert told(machine) == first
+
+
+SEABIOS = ("boot", "--clock", "virtual", "-q", "-serial", "none", "--timeout", "240")
+
+GIVEN = '{"instructions": 1000000, "time_ns": 0, "type": "x"}\n'
+AT_NO_TIME = '{"instructions": 4000000000000000000, "time_ns": 0, "press": "power-button"}\n'
+
+
+@pytest.mark.parametrize(
+    ("recording", "ends", "complaint", "status"),
+    [
+        (GIVEN + AT_NO_TIME, ("probe",), "0 of 2 inputs given: the run", 1),
+        (AT_NO_TIME, ("seabios", "--until", "SeaBIOS"), "0 of 1 input given: the run", 0),
+        (AT_NO_TIME, ("seabios", "--until", "never", "--timeout", "0.5"), "0 of 1 input given: the run", 3),
+        (
+            GIVEN,
+            ("seabios", "--until", "No bootable"),
+            "1 of 1 input given, not all of them at the instructions of the recording: the run",
+            1,
+        ),
+    ],
+)
+def test_a_run_that_is_not_the_recorded_one_says_so(
+    tmp_path: Path, recording: str, ends: tuple[str, ...], complaint: str, status: int
+) -> None:
+    """The last recording has an instruction at which nothing can come."""
+    path, report = tmp_path / "typed.jsonl", tmp_path / "report.json"
+    path.write_text(recording)
+    run = vmm(*SEABIOS, "--replay", path, "--json", report, *ends)
+    assert f"vmm: --replay: {complaint} was not the recorded one\n" in run.stderr
+    assert run.returncode == status, run.stderr
+    told = json.loads(report.read_text())["replay"]
+    given = int(complaint.split(maxsplit=1)[0])
+    assert told == {"inputs": recording.count("\n"), "given": given, "same": False}
+
+
+def test_a_recording_to_stdout_is_replayed(tmp_path: Path) -> None:
+    recorded = vmm(*SEABIOS, "seabios", "--record", "-", "--send", "SeaBIOS=x", "--until", "No bootable", cwd=tmp_path)
+    assert (recorded.returncode, list(tmp_path.iterdir())) == (0, []), recorded.stderr
+    path = tmp_path / "typed.jsonl"
+    path.write_text(recorded.stdout)
+    replayed = vmm(*SEABIOS, "seabios", "--replay", path, "--until", "No bootable", "--json", "-")
+    assert (replayed.returncode, replayed.stderr) == (0, "")
+    assert json.loads(replayed.stdout)["replay"] == {"inputs": 1, "given": 1, "same": True}
 
 
 def test_what_was_counted_can_be_asked_for_once_the_machine_is_closed() -> None:
