@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from vmm import host_threads
 from vmm.errors import ConfigError, DeviceError
 from vmm.isolation.channel import Lane, packed
 from vmm.machine import Machine
@@ -161,7 +162,7 @@ def main() -> None:
         _, config, resumed = lanes[0].receive()
     except EOFError:
         return
-    machines: list[Machine] = []
+    servers: list[_Server] = []
 
     def make() -> list[Any]:
         resumption = None
@@ -169,14 +170,14 @@ def main() -> None:
             state, sizes, new_generation, jump_ns = resumed
             snapshot = Snapshot(config, state, SnapshotMemory.around(int(sys.argv[3]), sizes))
             resumption = Resumption(snapshot, config, new_generation, jump_ns)
-        machines.append(Machine(config, resumption=resumption))
+        server = _Server(Machine(config, resumption=resumption))
+        for lane in lanes[1:]:
+            host_threads.start(threading.Thread(target=server.serve, args=(lane,), daemon=True), "callers")
+        servers.append(server)
         return ["value", None]
 
     _reply(lanes[0], make)
-    if machines:
-        server = _Server(machines[0])
-        for lane in lanes[1:]:
-            threading.Thread(target=server.serve, args=(lane,), daemon=True).start()
+    for server in servers:
         server.serve(lanes[0])
 
 

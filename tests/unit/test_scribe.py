@@ -85,3 +85,27 @@ def test_it_ends_with_the_process_that_it_writes_for(tmp_path: Path) -> None:
         subprocess.run(["sleep", "0.01"], check=True)
     else:
         pytest.fail("it goes on")
+
+
+def test_a_host_that_gives_no_process_is_told() -> None:
+    """Whose limit of processes does not count for root."""
+    program = """
+import os, resource
+from vmm.config.scribe import Scribe
+from vmm.errors import HostError
+
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+if os.geteuid() == 0:
+    os.setresuid(65534, 65534, 65534)
+before = os.dup(0)
+try:
+    Scribe([print])
+except HostError as error:
+    print(error)
+print(os.dup(0) == before + 1)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    refused, closed = run.stdout.splitlines()
+    assert refused.startswith("no process that writes reports: "), run.stderr
+    assert "(ulimit -u)" in refused
+    assert closed == "True"

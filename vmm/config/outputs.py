@@ -116,6 +116,9 @@ class Outputs:
         """Have another process write what needs a file to be opened: this one is about to lose the right to.
 
         To be called while there is one thread.
+
+        Raises:
+            HostError: the host gives no further process.
         """
         writers: list[Document | VariableFile | DebugSocket] = [
             document for document in self.documents.values() if document.opens

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from vmm.errors import HostError
+
 _REQUEST: Final = struct.Struct("<IQ")
 """Which place, and how many bytes follow."""
 
@@ -32,6 +34,9 @@ class Scribe:
 
     Attributes:
         descriptors: what `write` uses.
+
+    Raises:
+        HostError: the host gives no further process.
     """
 
     def __init__(self, places: Sequence[Callable[[bytes], None]]) -> None:
@@ -39,7 +44,15 @@ class Scribe:
         requests, self._to = os.pipe()
         self._answers, answers = os.pipe()
         self.descriptors = (self._to, self._answers)
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError as error:
+            for end in (requests, answers, *self.descriptors):
+                os.close(end)
+            raise HostError(
+                f"no process that writes reports: {(error.strerror or '').lower()}; raise the limits of processes "
+                "(ulimit -u) and of address space (ulimit -v), or use --sandbox off"
+            ) from None
         if self._pid == 0:
             status = 1
             try:

@@ -99,7 +99,7 @@ class SoftwareCpu:
         vm: the machine in KVM; gets a memory slot that its `GuestMemory` knows nothing of. One without KVM gets none.
 
     Raises:
-        HostError: see `load`; or there is no memory for it.
+        HostError: see `load`; or there is no memory, or thread, for it.
         KvmError: KVM refuses the slot.
     """
 
@@ -111,7 +111,10 @@ class SoftwareCpu:
         native = _as_pointer(self._ffi, "struct vmm_core *", ffi.addressof(lib.vmm_core))
         self._handle = self._lib.softcpu_new(_as_pointer(self._ffi, "struct vmm_vm *", core), native)
         if self._handle == self._ffi.NULL:
-            raise HostError("no memory for the software CPU: it needs 512 MiB of address space")
+            raise HostError(
+                "no memory or no thread for the software CPU, which needs 512 MiB of address space: raise the limits "
+                "of that (ulimit -v) and of processes (ulimit -u), or use -accel kvm"
+            )
         if core.chips:
             return
         stubs = mmap.mmap(-1, self._lib.SOFTCPU_STUB_PAGE_BYTES)
@@ -280,7 +283,7 @@ def create_softcpu(core: Any, vm: "Vm", memory: "GuestMemory", closers: ExitStac
         closers: take both back.
 
     Raises:
-        HostError: see `load`; or there is no memory for it.
+        HostError: see `load`; or there is no memory, or thread, for it.
         KvmError: KVM refuses a memory slot.
     """
     softcpu = SoftwareCpu(core, vm)

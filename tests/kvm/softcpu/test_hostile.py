@@ -246,7 +246,9 @@ with SoftcpuRig("main: report $7\\ndone") as rig:
     print(rig.values)
 """
     refused, fine = in_a_process_of_its_own(program).splitlines()
-    assert refused.startswith("no memory")
+    assert refused.startswith("no memory or no thread for the software CPU")
+    assert "(ulimit -v)" in refused
+    assert "scripts/setup" not in refused
     assert fine == "[7]"
 
 
