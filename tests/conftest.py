@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--moments", type=int, metavar="N", help="take N snapshots at random moments instead of a few")
     parser.addoption("--spoiled", type=int, default=20, metavar="N", help="return from SMM to N random states")
     parser.addoption("--snapshots", type=int, default=100, metavar="N", help="change a snapshot's file in N ways")
+    parser.addoption("--ends", type=int, default=10, metavar="N", help="have N guests print a byte and then do no more")
     parser.addoption("--restores", type=int, default=40, metavar="N", help="restore N machines and look for leaks")
 
 

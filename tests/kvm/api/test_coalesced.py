@@ -110,3 +110,23 @@ def test_a_closed_machine_still_tells_what_was_written() -> None:
         assert machine.run(deadline=60).reached
         used = machine.ports.ranges()
     assert machine.ports.ranges() == used
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        pytest.param("fa f4", Reason.UNTIL, id="halts for good"),
+        pytest.param("eb fe", Reason.UNTIL, id="spins"),
+        pytest.param(RESET, Reason.RESET, id="ends"),
+    ],
+)
+def test_the_last_byte_shows_whatever_the_guest_does_then(
+    tmp_path: Path, pytestconfig: pytest.Config, then: str, reason: Reason
+) -> None:
+    rom = tmp_path / "rom.bin"
+    rom.write_bytes(image("ba 02 04 b0 41 ee" + then))  # mov dx, 0x402; mov al, 'A'; out dx, al
+    with Machine(str(rom), machine="pc", accel=PLAIN, reboot=False) as machine:
+        for number in range(1, pytestconfig.getoption("--ends") + 1):
+            outcome = machine.run("A" if reason is Reason.UNTIL else None, deadline=60)
+            assert (outcome.reason, machine.debugcon.total) == (reason, number)
+            machine.reset()
