@@ -373,15 +373,34 @@ def test_general_detect() -> None:
     assert values_of(source) == [0x2000, 0x400]
 
 
-def test_data_breakpoint_at_a_frame() -> None:
-    # Pushed by the delivery of INT 0x40: #DB is what its handler begins with.
-    source = """
+EOI = "movl $0, 0xb0(%rbp)"
+
+
+@pytest.mark.usefixtures("both_kinds_of_chips")
+@pytest.mark.parametrize(
+    ("vector", "cause", "before_iret"),
+    [
+        pytest.param(0x40, "int $0x40", "", id="INT"),
+        pytest.param(6, "ud2", "addq $2, (%rsp)", id="UD"),
+        pytest.param(13, "mov $0x1234567, %ecx; rdmsr", "pop %rax; addq $2, (%rsp)", id="GP"),
+        pytest.param(14, "mov $0x7fffffff000, %rcx; movb (%rcx), %al", "pop %rax; addq $2, (%rsp)", id="PF"),
+        pytest.param(0x41, "sti; movl $0x44041, 0x300(%rbp); nop; pause; nop; cli", EOI, id="interrupt"),
+        pytest.param(0x41, "movl $0x44041, 0x300(%rbp); sti; hlt; cli", EOI, id="interrupt in HLT"),
+        pytest.param(2, "movl $0x44400, 0x300(%rbp); nop; pause; nop", "", id="NMI"),
+    ],
+)
+def test_data_breakpoint_at_a_frame(vector: int, cause: str, before_iret: str) -> None:
+    """Pushed by a delivery: #DB is what its handler begins with."""
+    source = f"""
     handler:
         report $0x40
+        {before_iret}
         iretq
     """
-    body = """
-        gate 0x40, handler
+    body = f"""
+        gate {vector}, handler
+        mov $0xfee00000, %rbp
+        movl $0x1ff, 0xf0(%rbp)             # the LAPIC is enabled
         mov %rsp, %rax
         and $-16, %rax
         sub $8, %rax
@@ -389,7 +408,7 @@ def test_data_breakpoint_at_a_frame() -> None:
         mov $0x90002, %eax                  # 8 bytes written
         mov %rax, %dr7
         lea handler(%rip), %r13
-        int $0x40
+        {cause}
         done
     """
     main = DATA_BREAKPOINTS.replace("    debug:", source + "    debug:")
