@@ -66,6 +66,7 @@ class GuestMemory:
         kvm_smm: vCPUs are KVM's in system management mode, too, in which they see a second set of slots.
         shared: whether other processes are to map it.
         high_base: where RAM that does not fit below the PCI hole begins.
+        room: bytes of addresses behind RAM that are kept for more of it.
 
     Attributes:
         size: as given.
@@ -90,6 +91,7 @@ class GuestMemory:
         kvm_smm: bool = False,
         shared: bool = False,
         high_base: int = layout.HIGH_RAM_BASE,
+        room: int = 0,
     ) -> None:
         self._vm = vm
         self._core = core  # owns the table
@@ -98,6 +100,7 @@ class GuestMemory:
         self.low_size = min(size, low_limit)
         self.high_size = size - self.low_size
         self.high_base = high_base
+        self._room = room
         fd = -1
         if ram is not None:
             self._mapping = ram.mapping
@@ -316,8 +319,8 @@ class GuestMemory:
 
     @property
     def places(self) -> RamPlaces:
-        """Where RAM is."""
-        return RamPlaces(self.low_size, self.high_size, self.high_base)
+        """Where RAM is, and may be."""
+        return RamPlaces(self.low_size, self.high_size, self.high_base, self._room)
 
     def regions(self) -> list[Region]:
         """What is mapped now, by rising address."""
@@ -400,4 +403,5 @@ def create_memory(
         kvm_smm=config.has_smm and kvm_smm,
         shared=config.shares_memory,
         high_base=high_base,
+        room=config.memory_room,
     )

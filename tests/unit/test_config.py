@@ -90,7 +90,7 @@ def test_bytes_of_the_command_line_that_are_no_text() -> None:
         ({"memory": 12345678}, "whole MiB"),
         ({"memory": "1P"}, "more than the 8 TiB"),
         ({"memory": "lots"}, "not a size"),
-        ({"memory": "1G,slots=2"}, "unknown key 'slots'"),
+        ({"memory": "1G,banks=2"}, "unknown key 'banks'"),
         ({"max_ram_below_4g": "8M"}, "max-ram-below-4g=8388608: must be whole MiB, from 16M to 4G"),
         ({"max_ram_below_4g": "5G"}, "must be whole MiB, from 16M to 4G"),
         ({"max_ram_below_4g": "x"}, "-machine max-ram-below-4g=x: not a size"),
@@ -298,9 +298,12 @@ def test_smp_refused(image: FirmwareImages, text: str) -> None:
 
 
 def test_memory() -> None:
-    assert parse_memory("512") == 512 << 20
-    assert parse_memory("size=2G") == 2 << 30
-    assert parse_memory(1 << 30) == 1 << 30
+    assert parse_memory("512") == (512 << 20, None, 0)
+    assert parse_memory("size=2G") == (2 << 30, None, 0)
+    assert parse_memory(1 << 30) == (1 << 30, None, 0)
+    assert parse_memory("slots=3,maxmem=2G,size=1G") == (1 << 30, 2 << 30, 3)
+    assert parse_memory("maxmem=2147483648") == (None, 2 << 30, 0)
+    assert parse_memory(1 << 30, "2G", 3) == parse_memory("1G,slots=3", 2 << 30) == (1 << 30, 2 << 30, 3)
 
 
 def test_fw_cfg_item_of_qemu_has_no_nul_and_of_bhyve_has() -> None:

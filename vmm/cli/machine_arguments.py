@@ -66,7 +66,13 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         help="memory-backend-ram,id=ID,size=SIZE: memory that -numa node,memdev=ID names; secret,id=ID,file=PATH: the "
         "passphrase of -drive file=…,format=luks,key-secret=ID or format=qcow2,encrypt.key-secret=ID, all of the file",
     )
-    add("-m", metavar="SIZE", default=DEFAULT_MEMORY, help="guest RAM: 512M, 4G; a bare number is MiB (default 256M)")
+    add(
+        "-m",
+        metavar="[size=]SIZE,...",
+        default=DEFAULT_MEMORY,
+        help="guest RAM: 512M, 4G; a bare number is MiB (default 256M). maxmem=SIZE[,slots=N] keeps addresses free for "
+        "memory that may be plugged in, up to so much RAM in so many pieces, and tells the guest of it; on q35 and pc",
+    )
     add(
         "-machine",
         "-M",

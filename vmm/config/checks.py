@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from vmm import layout, options
 from vmm.config.interface import check_options
-from vmm.config.parts import MAX_MEMORY, Accelerator, Clock, MachineType, SystemManagement
+from vmm.config.parts import (
+    MAX_ADDRESS,
+    MAX_MEMORY,
+    MAX_MEMORY_SLOTS,
+    Accelerator,
+    Clock,
+    MachineType,
+    SystemManagement,
+)
 from vmm.config.topology import MAX_CPUS
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareImages, FirmwareKind, Interface
@@ -16,7 +24,7 @@ if TYPE_CHECKING:
     from vmm.config.items import FwCfgItem, FwCtlItem
 
 _TYPES = {
-    **dict.fromkeys(("cpus", "max_cpus", "memory", "smbios_entry_point", "max_resets"), int),
+    **dict.fromkeys(("cpus", "max_cpus", "memory", "memory_slots", "smbios_entry_point", "max_resets"), int),
     **dict.fromkeys(
         (
             "fwctl_extensions",
@@ -65,6 +73,7 @@ def check(config: MachineFields) -> None:
     if config.hold and config.gdb is None:
         raise ConfigError("-S lets the machine wait for a debugger; give it a place too: -s, or -gdb tcp::1234")
     _check_memory(config)
+    _check_room(config)
     for item in config.fw_cfg:
         item.check()
     _check_interface(config)
@@ -139,6 +148,33 @@ def _check_memory(config: MachineFields) -> None:
     if most is not None and (most % layout.MIB or not config.firmware.minimum_memory <= most <= layout.FOUR_GIB):
         least = config.firmware.minimum_memory >> 20
         raise ConfigError(f"-machine max-ram-below-4g={most}: must be whole MiB, from {least}M to 4G")
+
+
+def _check_room(config: MachineFields) -> None:
+    """By the rules of QEMU (machine_set_mem in hw/core/machine.c, pc_memory_init in hw/i386/pc.c)."""
+    most, slots = config.max_memory, config.memory_slots
+    if most is None:
+        if slots:
+            raise ConfigError(f"-m slots={slots}: for memory that is plugged in; give maxmem=SIZE, too")
+        return
+    options.check_type(most, "max_memory", int)
+    if most < config.memory:
+        raise ConfigError(
+            f"-m maxmem={most}: must be at least the {config.memory} bytes of RAM that there are; "
+            "without a unit behind it, it is in bytes"
+        )
+    if not 0 <= slots <= MAX_MEMORY_SLOTS:
+        raise ConfigError(f"-m slots={slots}: must be from 0 to {MAX_MEMORY_SLOTS}")
+    if most == config.memory:
+        if slots:
+            raise ConfigError(f"-m slots={slots}: maxmem= is as much RAM as there is, which leaves nothing to plug in")
+        return
+    if most % layout.PAGE or most > MAX_ADDRESS:
+        raise ConfigError(f"-m maxmem={most}: must be whole pages of 4K, and no more than {MAX_ADDRESS >> 40}T")
+    if config.machine_type is MachineType.BHYVE:
+        raise ConfigError("-m maxmem=: for q35 and pc; bhyve plugs no memory in, and its firmware would not hear of it")
+    if config.numa is None:
+        raise ConfigError("-m maxmem=: memory that may be plugged in belongs to a NUMA node; give numa, too")
 
 
 def _check_acpi(config: MachineFields) -> None:
@@ -227,6 +263,7 @@ def _carried_by_fw_cfg(config: MachineFields) -> dict[str, bool]:
     """Options that reach the guest only through fw_cfg, and whether they were given."""
     return {
         "-kernel": config.kernel is not None and not config.direct,
+        "-m maxmem=": bool(config.memory_room),
         "-acpitable": bool(config.acpi_tables),
         "-dsdt": config.dsdt is not None,
         "-smbios": bool(config.smbios) and config.machine_type is not MachineType.BHYVE,

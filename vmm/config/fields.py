@@ -7,6 +7,7 @@ Sizes are in bytes unless a name says otherwise.
 
 from __future__ import annotations
 
+from vmm import layout
 from vmm.config.interface import InterfaceChoice, choose
 from vmm.config.parts import Accelerator, Clock, Dispatch, MachineType, Sandboxing, SystemManagement, Target, low_memory
 from vmm.config.topology import Topology
@@ -47,6 +48,10 @@ class MachineFields(NamedTuple):
     numa: Numa | None = None
     """NUMA nodes, each with all that it has; None: there is no NUMA."""
     memory: int = DEFAULT_MEMORY
+    max_memory: int | None = None
+    """What RAM may become as memory is plugged in; None: no more than it is."""
+    memory_slots: int = 0
+    """In how many pieces."""
     max_ram_below_4g: int | None = None
     """Where RAM is cut below 4 GiB at the latest; None: where the board cuts it."""
     machine: MachineType = MachineType.AUTO
@@ -193,6 +198,13 @@ class MachineFields(NamedTuple):
     def can_plug_cpus(self) -> bool:
         """Whether CPUs can be plugged in: bhyve's board has nothing that would tell the guest."""
         return self.max_cpus > self.cpus and self.machine_type is not MachineType.BHYVE
+
+    @property
+    def memory_room(self) -> int:
+        """Bytes of addresses for memory that may be plugged in, as in QEMU with 1 GiB more for each slot."""
+        if self.max_memory is None or self.max_memory == self.memory:
+            return 0
+        return self.max_memory - self.memory + self.memory_slots * layout.GIB
 
     @property
     def resets(self) -> bool:

@@ -41,7 +41,10 @@ class MachineOptions(TypedDict, total=False):
         numa: NUMA nodes: `vmm.config.numa.NumaNode` each, a whole `vmm.config.numa.Numa`, or ``-numa`` texts.
         objects: ``-object`` texts: memory that ``-numa`` texts name.
         hmat: say in an HMAT how fast memory of nodes is; False.
-        memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB.
+        memory: ``"512M"`` (a bare number in a string is MiB), or an ``int`` of bytes; 256 MiB. Or ``-m``'s whole text.
+        max_memory: what RAM may become as memory is plugged in, ``"2G"`` or bytes: the guest is told to keep addresses
+            free, though no memory is ever plugged in here; as much as there is.
+        memory_slots: in how many pieces, each of which may have to be on whole GiB; 0.
         max_ram_below_4g: where RAM is cut below 4 GiB at the latest; where the board cuts it.
         machine: ``auto``, ``q35``, ``pc`` or ``bhyve``.
         fwcfg: what answers at ports 0x510 and 0x511: ``auto``, ``qemu`` (fw_cfg) or ``bhyve`` (fwctl).
@@ -113,6 +116,8 @@ class MachineOptions(TypedDict, total=False):
     hmat: bool | None
     objects: Iterable[str] | str | None
     memory: str | int | None
+    max_memory: str | int | None
+    memory_slots: int | None
     max_ram_below_4g: str | int | None
     machine: MachineType | str | None
     fwcfg: Interface | str | None

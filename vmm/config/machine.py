@@ -121,6 +121,8 @@ class MachineConfig(MachineFields):
         objects: Iterable[str] | str = (),
         hmat: bool = False,
         memory: str | int = DEFAULT_MEMORY,
+        max_memory: str | int | None = None,
+        memory_slots: int | None = None,
         max_ram_below_4g: str | int | None = None,
         machine: MachineType | str = MachineType.AUTO,
         fwcfg: Interface | str = Interface.AUTO,
@@ -177,11 +179,14 @@ class MachineConfig(MachineFields):
         cpus = 1 if cpus is None else cpus
         if topology == Topology(cores=cpus if max_cpus is None else max_cpus):
             topology = None  # as if nobody had said so
+        size, most, slots = parse_memory(memory, max_memory, memory_slots)
         fields: dict[str, Any] = {
             "cpus": cpus,
             "max_cpus": cpus if max_cpus is None else max_cpus,
             "topology": topology,
-            "memory": parse_memory(memory),
+            "memory": DEFAULT_MEMORY if size is None else size,
+            "max_memory": most,
+            "memory_slots": slots,
             "max_ram_below_4g": None
             if max_ram_below_4g is None
             else options.parse_size(max_ram_below_4g, "-machine max-ram-below-4g="),
@@ -249,6 +254,10 @@ class MachineConfig(MachineFields):
             from vmm.config.cpu_model import CpuModel
 
             fields["cpu"] = CpuModel.parse(cpu)
+        if objects and not numa:
+            raise ConfigError("-object: memory backends are for -numa node,memdev=ID; without -numa, -m says it all")
+        if not numa and most not in {None, fields["memory"]}:
+            numa = "node"  # as in QEMU: guests take no more memory where an SRAT does not say that it may come
         if numa:
             from vmm.config.numa import Numa
 
@@ -257,8 +266,6 @@ class MachineConfig(MachineFields):
             fields["numa"] = nodes.completed(arranged, fields["memory"])
         elif hmat:
             raise ConfigError("-machine hmat=on: the HMAT is about NUMA nodes; give -numa node, or leave it out")
-        elif objects:
-            raise ConfigError("-object: memory backends are for -numa node,memdev=ID; without -numa, -m says it all")
         if e820:
             from vmm.tables.e820 import E820Entry
 

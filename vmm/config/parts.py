@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 MAX_MEMORY = 1 << 43
 """8 TiB: all above the PCI hole is one memory slot, which has fewer than 2**31 pages (Linux, KVM_MEM_MAX_NR_PAGES)."""
 
+MAX_MEMORY_SLOTS = 256
+"""For memory that is plugged in: QEMU, include/hw/acpi/acpi.h, ACPI_MAX_RAM_SLOTS."""
+
+MAX_ADDRESS = 1 << 52
+"""Intel SDM volume 3, 4.1.4: no processor of this architecture has more physical addresses."""
 
 Q35_MOST: Final = 0xB000_0000
 Q35_SPLIT: Final = 0x8000_0000
@@ -144,30 +149,65 @@ class Target(NamedTuple):
         raise ConfigError(f"{options.shown(option, value)}: not a target; known are stdio, none and file:PATH")
 
 
-def parse_memory(value: str | int, option: str = "-m") -> int:
-    """Return guest RAM in bytes, from QEMU's ``[size=]SIZE`` (a bare number is MiB) or from an ``int`` of bytes.
+class MemorySize(NamedTuple):
+    """Bytes of RAM, None where nobody said; the most that it may become as memory is plugged in; in how many slots."""
+
+    size: int | None
+    most: int | None = None
+    slots: int = 0
+
+
+def parse_memory(value: str | int, most: str | int | None = None, slots: int | None = None) -> MemorySize:
+    """Read QEMU's ``[size=]SIZE[,slots=N][,maxmem=SIZE]``, or an ``int`` of bytes.
+
+    Args:
+        value: a bare number is MiB for the size and bytes for maxmem, as in QEMU.
+        most: maxmem, where it is not in the text.
+        slots: likewise.
 
     Raises:
-        ConfigError: not a size.
+        ConfigError: not a size, something is said twice, or slots and not for how much.
     """
-    if not isinstance(value, str):
-        options.check_type(value, option, int)
-        return value
-    size = options.parse_keys(value, option, known=("size",), implied="size")["size"]
-    return options.parse_size(size, option, unit="m")
+    options.check_type(value, "-m", str, int)
+    keys: dict[str, str | int] = {"size": value}
+    if isinstance(value, str):
+        keys = {**options.parse_keys(value, "-m", known=("size", "slots", "maxmem"), implied="size")}
+    for key, name, given, kinds in (
+        ("maxmem", "max_memory", most, (str, int)),
+        ("slots", "memory_slots", slots, (int,)),
+    ):
+        if given is not None:
+            options.check_type(given, name, *kinds)
+            if key in keys:
+                raise ConfigError(f"-m {value}: {key}= is there, and {name} is given, too; give one of them")
+            keys[key] = given
+    if "slots" in keys and "maxmem" not in keys:
+        raise ConfigError(f"-m slots={keys['slots']}: for memory that is plugged in; give maxmem=SIZE, too")
+    return MemorySize(
+        options.parse_size(keys["size"], "-m", unit="m") if "size" in keys else None,
+        options.parse_size(keys["maxmem"], "-m maxmem=") if "maxmem" in keys else None,
+        options.parse_int(keys.get("slots", 0), "-m slots="),
+    )
 
 
 class RamPlaces(NamedTuple):
-    """Where RAM is: bytes from 0, bytes of the rest, and where that begins."""
+    """Where RAM is: bytes from 0, bytes of the rest, where that begins; and bytes of room for more of it."""
 
     low: int
     high: int = 0
     high_base: int = layout.HIGH_RAM_BASE
+    room: int = 0
 
     @property
     def end(self) -> int:
         """The first address behind all of it; `high_base` where there is nothing above."""
         return self.high_base + self.high
+
+    @property
+    def hotplug(self) -> range:
+        """Where memory may be plugged in: from a whole GiB on (QEMU, pc_get_device_memory_range in hw/i386/pc.c)."""
+        start = -(-self.end // layout.GIB) * layout.GIB
+        return range(start, start + self.room)
 
 
 def low_memory(machine: MachineType, size: int, most: int | None = None) -> int:

@@ -22,7 +22,7 @@ from vmm.devices.hpet import BLOCK_ID, MINIMUM_TICKS
 from vmm.handoff import tables
 from vmm.tables import e820
 from vmm.tables.boot_order import check_paths, encode_boot_order
-from vmm.tables.files import ACPI_FILES, E820_FILE, SMBIOS_FILES, WRITABLE_FILES
+from vmm.tables.files import ACPI_FILES, E820_FILE, RESERVED_END_FILE, SMBIOS_FILES, WRITABLE_FILES
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def build_fw_cfg(
         feature_control=processors.feature_control,
         system_states=SYSTEM_STATES_S3 if config.s3 else SYSTEM_STATES,
     )
+    if ram.room:
+        fw_cfg.add_file(RESERVED_END_FILE, tables.reserved_end(ram).to_bytes(8, "little"))
     if platform.smi_features is not None:
         platform.smi_features.add_to(fw_cfg)
     own = {item.name for item in config.fw_cfg}

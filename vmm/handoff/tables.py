@@ -33,34 +33,42 @@ BHYVE_PCI_HOLE_64 = (32 * layout.GIB, 32 * layout.GIB)
 
 
 def place_ram(config: MachineConfig, addresses: Addresses) -> RamPlaces:
-    """Where the machine's RAM is.
+    """Where the machine's RAM is, and may be.
 
     Args:
         config: the machine.
         addresses: what its CPUs say.
 
     Raises:
-        ConfigError: RAM, or the PCI window behind it, is where the CPU has no addresses.
+        ConfigError: RAM, the room for more of it, or the PCI window behind that is where the CPU has no addresses.
     """
     amd, bits = addresses
+    size, room = config.memory, config.memory_room
 
-    def is_beyond(mib: int) -> bool:
-        return _used(config, _places(config, mib * layout.MIB, amd=amd)) > 1 << bits
+    def end_of(size: int, room: int) -> int:
+        return _used(config, _places(config, size, room, amd=amd))
 
-    ram = _places(config, config.memory, amd=amd)
-    if (end := _used(config, ram)) <= 1 << bits:
-        return ram
+    if end_of(size, room) <= 1 << bits:
+        return _places(config, size, room, amd=amd)
     from bisect import bisect_left
 
-    fits = bisect_left(range(config.memory // layout.MIB), True, key=is_beyond)
-    raise ConfigError(
-        f"-m {_size(config.memory)}: RAM and the PCI window behind it end at {end:#x}, and the guest's CPU has "
-        f"addresses of {bits} bits, up to {1 << bits:#x}; "
-        + (
-            f"ask for -m {_size((fits - 1) * layout.MIB)} or less"
-            if fits > 1
-            else "ask for more of them: -cpu host,phys-bits=N"
+    if (end := end_of(size, 0)) > 1 << bits:
+        beyond = bisect_left(range(size // layout.MIB), True, key=lambda mib: end_of(mib * layout.MIB, 0) > 1 << bits)
+        option, what = f"-m {_size(size)}", "RAM and the PCI window behind it"
+        remedy = (
+            f"-m {_size((beyond - 1) * layout.MIB)} or less" if beyond > 1 else "more of them: -cpu host,phys-bits=N"
         )
+    else:
+        end, slots = end_of(size, room), config.memory_slots * layout.GIB
+        beyond = bisect_left(
+            range(room // layout.MIB), True, key=lambda mib: end_of(size, mib * layout.MIB) > 1 << bits
+        )
+        option, most = f"-m maxmem={_size(size + room - slots)}", (beyond - 1) * layout.MIB - slots
+        what = "the room for more RAM, with 1G for each slot, and the PCI window behind it"
+        remedy = f"maxmem={_size(size + most)} or less" if most > 0 else "fewer slots"
+    raise ConfigError(
+        f"{option}: {what} end at {end:#x}, and the guest's CPU has addresses of {bits} bits, up to {1 << bits:#x}; "
+        f"ask for {remedy}"
     )
 
 
@@ -69,10 +77,10 @@ def _size(size: int) -> str:
     return f"{size // layout.GIB}G" if size % layout.GIB == 0 else f"{size // layout.MIB}M"
 
 
-def _places(config: MachineConfig, size: int, *, amd: bool) -> RamPlaces:
+def _places(config: MachineConfig, size: int, room: int, *, amd: bool) -> RamPlaces:
     """As QEMU does (pc_memory_init in hw/i386/pc.c): what would reach AMD's hole is behind it as a whole."""
     low = low_memory(config.machine_type, size, config.max_ram_below_4g)
-    ram = RamPlaces(low, size - low)
+    ram = RamPlaces(low, size - low, room=room)
     beyond = amd and config.machine_type is not MachineType.BHYVE and _used(config, ram) > layout.HYPERTRANSPORT.start
     return ram._replace(high_base=layout.HYPERTRANSPORT.stop) if beyond else ram
 
@@ -80,6 +88,11 @@ def _places(config: MachineConfig, size: int, *, amd: bool) -> RamPlaces:
 def _used(config: MachineConfig, ram: RamPlaces) -> int:
     """The first address that nothing may have."""
     return pci_windows(config.machine_type, ram, None)[-1][1] + 1
+
+
+def reserved_end(ram: RamPlaces) -> int:
+    """What etc/reserved-memory-end says where memory may be plugged in: the whole GiB behind that."""
+    return -(-ram.hotplug.stop // layout.GIB) * layout.GIB
 
 
 def e820_map(config: MachineConfig, ram: RamPlaces) -> tuple[e820.E820Entry, ...]:
@@ -233,6 +246,7 @@ def acpi_description(config: MachineConfig, ram: RamPlaces, standing: Standing) 
         hmat=None if numa is None else numa.hmat,
         low_memory=ram.low,
         high_base=ram.high_base,
+        hotplug=ram.hotplug,
         pm_base=standing.pm_base,
         pm_size=pm.size,
         pm_timer_bits=pm.timer_bits,
@@ -268,13 +282,13 @@ def pci_windows(machine: MachineType, ram: RamPlaces, ecam: range | None) -> tup
 
     Args:
         machine: the board.
-        ram: where RAM is.
+        ram: where RAM is, and may be.
         ecam: where PCIe configuration space is.
     """
     hole, (align, size) = range(ram.low, PCI_HOLE_END), PCI_HOLES_64.get(machine, BHYVE_PCI_HOLE_64)
     if machine is MachineType.BHYVE:
         hole = layout.BHYVE_BARS
-    start = -(-ram.end // align) * align
+    start = -(-ram.hotplug.stop // align) * align
     windows = []
     for window in (hole, range(start, start + size)):
         parts = [window]

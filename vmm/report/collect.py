@@ -122,6 +122,14 @@ def collect(machine: Machine, outcome: Outcome, origin: OriginReport | None = No
         report["why"] = why(outcome.evidence)
     if origin is not None:
         report["origin"] = origin
+    if config.max_memory is not None and (room := machine.memory.places.hotplug):
+        slots = config.memory_slots
+        report["memory"]["room"] = {
+            "gpa": room.start,
+            "size": len(room),
+            "max_memory": config.max_memory,
+            "slots": slots,
+        }
     if config.vmgenid is not None:
         from uuid import UUID
 

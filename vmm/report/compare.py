@@ -187,7 +187,9 @@ def _machine(report: Report) -> Iterator[tuple[str, object]]:
     yield "board", report["machine"]
     yield "interface", report["firmware"]["interface"]
     yield "accelerator", report["accelerator"]["name"]
-    yield "RAM", f"{report['memory']['size']} bytes"
+    memory = report["memory"]
+    yield "RAM", f"{memory['size']} bytes"
+    yield "room for RAM", f"{memory['room']['max_memory']} bytes" if "room" in memory else NOTHING
     yield "CPUs asked for", cpus["requested"]
     yield "CPUs started", cpus["started"]
     yield "CPUs in the MADT", NOTHING if madt is None else len(madt["enabled"])

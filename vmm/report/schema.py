@@ -167,11 +167,24 @@ class RegionReport(TypedDict):
     read_only: bool
 
 
+class MemoryRoomReport(TypedDict):
+    """Guest physical addresses where memory may be plugged in."""
+
+    gpa: int
+    size: int
+    max_memory: int
+    """What RAM may become."""
+    slots: int
+    """In how many pieces."""
+
+
 class MemoryReport(TypedDict):
     """The guest's memory."""
 
     size: int
     """Of RAM."""
+    room: NotRequired[MemoryRoomReport]
+    """Where more may be plugged in, if it may."""
     regions: list[RegionReport]
     """What was mapped when the run ended, by address."""
 

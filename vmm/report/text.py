@@ -82,7 +82,9 @@ def rows(report: Report) -> Iterator[tuple[str, str]]:
     if firmware["variables"] is not None:
         kept = "written back" if firmware["variables_persist"] else "a private copy, discarded"
         yield "variables", f"{firmware['variables']} ({kept})"
-    yield "machine", f"{report['machine']}, {size(report['memory']['size'])} of RAM"
+    memory = report["memory"]
+    more = f", room for {size(memory['room']['max_memory'])}" if "room" in memory else ""
+    yield "machine", f"{report['machine']}, {size(memory['size'])} of RAM{more}"
     yield "interface", f"{INTERFACE_NAMES[firmware['interface']]} ({firmware['interface_why']})"
     if report["resets"]["count"]:
         yield "resets", _reset_words(report["resets"])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription
 
 _LOCAL_APIC, _MEMORY, _LOCAL_X2APIC = 0, 1, 2
-_ENABLED = 1
+_ENABLED, _HOT_PLUGGABLE = 1, 2
 
 
 def memory_ranges(sizes: tuple[int, ...], low: int, high_base: int) -> list[tuple[int, int, int]]:
@@ -41,9 +41,10 @@ def memory_ranges(sizes: tuple[int, ...], low: int, high_base: int) -> list[tupl
 
 
 def srat(machine: AcpiDescription) -> bytes:
-    """Build the SRAT: CPUs, memory, and empty entries up to two more than there are nodes.
+    """Build the SRAT: CPUs, memory, empty entries up to two more than there are nodes, where memory may be plugged in.
 
-    Those are QEMU's (build_srat in hw/i386/acpi-build.c), for guests of old.
+    The order, and the empty ones for guests of old, are QEMU's (build_srat in hw/i386/acpi-build.c); so is the node of
+    the last, which Windows likes to be the highest.
     """
     entries = b""
     for index in range(machine.cpu_count):
@@ -56,6 +57,9 @@ def srat(machine: AcpiDescription) -> bytes:
     for base, length, node in ranges:
         entries += _memory(base, length, node, _ENABLED)
     entries += _memory(0, 0, 0, 0) * (len(machine.node_memory) + 2 - len(ranges))
+    if machine.hotplug:
+        flags = _ENABLED | _HOT_PLUGGABLE
+        entries += _memory(machine.hotplug.start, len(machine.hotplug), len(machine.node_memory) - 1, flags)
     return table("SRAT", 1, struct.pack("<I8x", 1) + entries, machine.oem)
 
 

@@ -60,6 +60,7 @@ class AcpiDescription(NamedTuple):
         hmat: how fast memory of nodes is; None: there is no such table.
         low_memory: bytes of RAM from 0, of which the first nodes have their part.
         high_base: where RAM goes on.
+        hotplug: where memory of the last node may be plugged in; empty: nowhere.
         pm_base: I/O port of PM1a_EVT; PM1a_CNT is at +4, the PM timer at +8.
             OVMF programs 0x600 on q35 and 0xb000 on pc, SeaBIOS 0x600 on both.
             None where it is decoded nowhere.
@@ -119,6 +120,7 @@ class AcpiDescription(NamedTuple):
     hmat: "Hmat | None" = None
     low_memory: int = 0
     high_base: int = layout.HIGH_RAM_BASE
+    hotplug: range = range(0)
     pm_base: int | None = 0x600
     pm_size: int = 0x10
     pm_timer_bits: int = 32

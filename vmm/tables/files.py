@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 E820_FILE: Final = "etc/e820"
 
+RESERVED_END_FILE: Final = "etc/reserved-memory-end"
+"""u64 little-endian: firmware gives no address below it to devices (QEMU, pc_memory_init in hw/i386/pc.c)."""
+
 RSDP_FILE: Final = "etc/acpi/rsdp"
 ACPI_FILE: Final = "etc/acpi/tables"
 LOADER_FILE: Final = "etc/table-loader"

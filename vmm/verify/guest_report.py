@@ -131,6 +131,16 @@ class LinuxNode(NamedTuple):
     distances: tuple[int, ...]
 
 
+class LinuxBlocks(NamedTuple):
+    """What Linux takes memory in and out by: bytes of each, 0 where it does neither, and the numbers of those there."""
+
+    size: int
+    numbers: tuple[int, ...]
+
+
+_NO_BLOCKS = LinuxBlocks(0, ())
+
+
 @dataclass
 class GuestReport:
     """All that a guest told."""
@@ -155,6 +165,7 @@ class GuestReport:
     linux_cpus: dict[int, LinuxCpu] = field(default_factory=dict)
     linux_nodes: dict[int, LinuxNode] = field(default_factory=dict)
     """By Linux's numbers; empty under others."""
+    linux_blocks: LinuxBlocks = _NO_BLOCKS
     variables: dict[str, bytes] = field(default_factory=dict)
     """UEFI's global variables whose names begin with Boot."""
     items: list[ItemRead] = field(default_factory=list)

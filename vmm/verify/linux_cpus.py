@@ -1,4 +1,4 @@
-"""What Linux makes of processors and NUMA nodes: sysfs, held against what was asked for.
+"""What Linux makes of processors, NUMA nodes and memory: sysfs, held against what was asked for.
 
 The guest is not trusted: lines that make no sense are as if they were not there.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vmm.verify.guest_report import LinuxCpu, LinuxNode
+from vmm.verify.guest_report import LinuxBlocks, LinuxCpu, LinuxNode
 from vmm.verify.values import Verdict
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _NEAR, _FAR = 10, 20
 
 _APIC_ID = re.compile(rb"processor\s*: (\d{1,5})\napicid\s*: (\d{1,10})\n")
 _MEMORY = re.compile(r"SRAT: Node (\d{1,5}) PXM \d{1,10} \[mem (0x[0-9a-f]{1,16})-(0x[0-9a-f]{1,16})\]")
+
+_ROOM = re.compile(_MEMORY.pattern + " hotplug")
+_BLOCK = re.compile(rb"/sys/devices/system/memory/memory(\d{1,12})\b")
 
 
 def decode(files: dict[str, bytes]) -> tuple[dict[int, LinuxCpu], dict[int, LinuxNode]]:
@@ -41,6 +44,15 @@ def decode(files: dict[str, bytes]) -> tuple[dict[int, LinuxCpu], dict[int, Linu
         if len(words) >= 4 and all(word.isdigit() and len(word) < 18 for word in (words[0], *words[2:])):
             nodes[int(words[0])] = LinuxNode(_list(words[1]), int(words[2]), tuple(map(int, words[3:])))
     return cpus, nodes
+
+
+def blocks(files: dict[str, bytes]) -> LinuxBlocks:
+    """Blocks of memory, in each of which Linux has some."""
+    line = files.get("blocks", b"")
+    size = re.match(rb"[0-9a-f]{1,12} ", line)
+    if size is None:
+        return LinuxBlocks(0, ())
+    return LinuxBlocks(int(size[0], 16), tuple(sorted({int(match[1]) for match in _BLOCK.finditer(line)})))
 
 
 def _list(text: bytes) -> tuple[int, ...]:
@@ -92,10 +104,38 @@ def _nodes(subject: Subject, config: MachineConfig, ram: RamPlaces, report: Gues
             subject, f"Linux: distances of node {number}", _numbers(far), _numbers(linux.distances),
             right=list(linux.distances) in (far, same),
         )  # fmt: skip
+    if ram.room:
+        _room(subject, ram, len(nodes) - 1, report)
     if config.numa.hmat is not None:
         from vmm.verify import linux_hmat
 
         linux_hmat.compare(subject, config.numa, config.numa.hmat, report)
+
+
+def _room(subject: Subject, ram: RamPlaces, node: int, report: GuestReport) -> None:
+    """Where memory may be plugged in, and that none is there: Linux has blocks for RAM alone."""
+    log = [_ROOM.fullmatch(re.sub(r"^ACPI: ", "", text)) for _, text in report.log]
+    found = [(int(match[1]), int(match[2], 16), int(match[3], 16) + 1) for match in log if match is not None]
+    wanted = [(node, ram.hotplug.start, ram.hotplug.stop)]
+    shown, seen = (", ".join(f"node {n} {_spans([(a, end)])}" for n, a, end in rooms) for rooms in (wanted, found))
+    _row(subject, "Linux: room for memory", shown, seen or "none", right=found == wanted)
+    size, numbers = report.linux_blocks
+    if size:
+        parts = [(first, end) for first, end in ((0, ram.low), (ram.high_base, ram.end)) if first < end]
+        asked = {number for first, end in parts for number in range(first // size, -(-end // size))}
+        runs = [
+            _spans(_joined((number * size, number * size + size) for number in all_of))
+            for all_of in (sorted(asked), numbers)
+        ]
+        _row(subject, "Linux: blocks of memory", *runs, right=asked == {*numbers})
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for first, end in spans:
+        follows = joined and joined[-1][1] == first
+        joined.append((joined.pop()[0] if follows else first, end))
+    return joined
 
 
 def _row(subject: Subject, name: str, offered: str, found: str, *, right: bool) -> None:

@@ -63,6 +63,10 @@ for node in /sys/devices/system/node/node[0-9]*; do
   echo "${node##*/node} ${cpus:-,} $memory $distances"
 done >/tmp/nodes 2>/dev/null
 send nodes /tmp/nodes
+# Of memory, the bytes of a block (in hex) and the blocks that there are.
+read -r size 2>/dev/null </sys/devices/system/memory/block_size_bytes
+echo $size /sys/devices/system/memory/memory[0-9]* >/tmp/blocks
+send blocks /tmp/blocks
 uname -r >/tmp/uname
 send uname /tmp/uname
 for table in $(find /sys/firmware/acpi/tables /sys/firmware/dmi/tables -type f 2>/dev/null); do

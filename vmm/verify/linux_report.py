@@ -80,6 +80,7 @@ def decode(stream: bytes) -> GuestReport:
     _acpi(report, files, messages)
     _smbios(report, files)
     report.linux_cpus, report.linux_nodes = linux_cpus.decode(files)
+    report.linux_blocks = linux_cpus.blocks(files)
     try:
         count = int(files.get("nproc", b""))
         report.items = _items(files)

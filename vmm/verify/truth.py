@@ -9,9 +9,10 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from vmm import layout
+from vmm.handoff.tables import reserved_end
 from vmm.tables import e820
 from vmm.tables.e820 import E820Type
-from vmm.tables.files import E820_FILE
+from vmm.tables.files import E820_FILE, RESERVED_END_FILE
 from vmm.tables.in_ram import processors
 from vmm.verify.acpi import offered_tables
 from vmm.verify.guest_report import GuestReport, Look
@@ -39,6 +40,8 @@ _MADT_ENTRIES: Final = 44
 _IO_APIC, _OVERRIDE = 1, 2
 _SRAT_ENTRIES: Final = 48
 """ACPI 6.5, table 5.50 and those behind it: three kinds of entries."""
+_HOT_PLUGGABLE: Final = 3
+"""ACPI 6.5, table 5.53: bits of a range that is enabled, and where nothing is until memory is plugged in."""
 _SLIT_COUNT: Final = 36
 _DWORD_MEMORY: Final = struct.Struct("<BHBBBIIIII")
 _QWORD_MEMORY: Final = struct.Struct("<BHBBBQQQQQ")
@@ -56,9 +59,10 @@ def compare(collected: Collected, report: GuestReport, evidence: Evidence) -> Su
     true = dict(truths(collected.facts))
     for name, found in statements(report.table):
         _row(subject, name, offered.get(name, "-"), found, true.get(name, _NOWHERE))
-    _windows(subject, built.get("DSDT"), report.table("DSDT"), collected.facts)
+    _windows(subject, built.get("DSDT"), report.table("DSDT"), collected)
     _ram(subject, collected, report)
     _nodes(subject, built.get("SRAT"), report.table("SRAT"), collected.facts)
+    _room(subject, built.get("SRAT"), report.table("SRAT"), collected)
     _distances(subject, built.get("SLIT"), report.table("SLIT"), collected.config.numa)
     _looks(subject, report, collected.facts)
     return subject
@@ -139,14 +143,15 @@ def windows(dsdt: bytes | None) -> list[tuple[int, int]]:
     return result
 
 
-def _windows(subject: Subject, offered: bytes | None, found: bytes | None, facts: Facts) -> None:
+def _windows(subject: Subject, offered: bytes | None, found: bytes | None, collected: Collected) -> None:
+    facts, room = collected.facts, collected.ram.hotplug
     standing = facts.standing
     taken = [(first, last, "memory") for first, last in facts.memory]
     taken += [
         (place, place + 0xFFF, name) for place, name in ((facts.local_apic, "local APIC"), (facts.io_apic, "I/O APIC"))
     ]
-    for place, name in ((standing.ecam, "ECAM"), (standing.hpet, "HPET")):
-        if place is not None:
+    for place, name in ((standing.ecam, "ECAM"), (standing.hpet, "HPET"), (room, "room for memory")):
+        if place:
             taken.append((place.start, place.stop - 1, name))
     own = windows(offered)
     for first, last in windows(found):
@@ -186,6 +191,26 @@ def _nodes(subject: Subject, offered: bytes | None, found: bytes | None, facts: 
         _row(subject, "SRAT: APIC ids", offered_ids, _ids(listed), f"there are {_ids(facts.apic_ids)}", ok=right)
 
 
+def _room(subject: Subject, offered: bytes | None, found: bytes | None, collected: Collected) -> None:
+    """Where memory may be plugged in, as the SRAT says and as firmware is told, held against what is kept free."""
+    room, numa, facts = collected.ram.hotplug, collected.config.numa, collected.facts
+    true = _room_words([(len(numa.nodes) - 1, room.start, len(room))] if room and numa is not None else [])
+    own, there = (_room_words(hotplug_of(srat or b"")) for srat in (offered, found))
+    problems = [f"memory at {first:#x}" for first, last in facts.memory if first < room.stop and room.start <= last]
+    problems += _beyond(room.stop - 1, facts) if room else []
+    if (offered or found) and {true, own, there} != {"-"}:
+        words = ", ".join([true, *problems])
+        _row(subject, "SRAT: room for memory", own, there, words, ok=there == true and not problems)
+    if room:
+        said = _number(collected.published.get(RESERVED_END_FILE, b""), 0, 8)
+        end = reserved_end(collected.ram)
+        _row(subject, RESERVED_END_FILE, f"{said:#x}", "-", f"{end:#x}", ok=said == end)
+
+
+def _room_words(ranges: list[tuple[int, int, int]]) -> str:
+    return ", ".join(f"node {node} {_span(base, base + length - 1)}" for node, base, length in ranges) or "-"
+
+
 def _distances(subject: Subject, offered: bytes | None, found: bytes | None, numa: Numa | None) -> None:
     """What the SLIT says, a row for each node, held against what the machine was asked to have."""
     if numa is None or not numa.distances:
@@ -207,18 +232,31 @@ def _rows(slit: bytes | None) -> list[bytes]:
 def nodes_of(srat: bytes) -> dict[int, tuple[list[int], list[tuple[int, int]]]]:
     """APIC ids, and base and length of memory, by node; what is not enabled, or makes no sense, is left out."""
     nodes: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
-    at = _SRAT_ENTRIES
-    while at + 2 <= len(srat) and 2 <= srat[at + 1] <= len(srat) - at:
-        entry = srat[at : at + srat[at + 1]]
-        at += len(entry)
+    for entry in _srat_entries(srat):
         kind = entry[0], len(entry)
         if kind == (0, 16) and _number(entry, 4, 4) & 1:
             nodes.setdefault(entry[2] | _number(entry, 9, 3) << 8, ([], []))[0].append(entry[3])
-        elif kind == (1, 40) and _number(entry, 28, 4) & 1:
+        elif kind == (1, 40) and _number(entry, 28, 4) & _HOT_PLUGGABLE == 1:
             nodes.setdefault(_number(entry, 2, 4), ([], []))[1].append((_number(entry, 8, 8), _number(entry, 16, 8)))
         elif kind == (2, 24) and _number(entry, 12, 4) & 1:
             nodes.setdefault(_number(entry, 4, 4), ([], []))[0].append(_number(entry, 8, 4))
     return nodes
+
+
+def hotplug_of(srat: bytes) -> list[tuple[int, int, int]]:
+    """Node, base and length of each range in which memory may be plugged in; what makes no sense is left out."""
+    return [
+        (_number(entry, 2, 4), _number(entry, 8, 8), _number(entry, 16, 8))
+        for entry in _srat_entries(srat)
+        if (entry[0], len(entry)) == (1, 40) and _number(entry, 28, 4) & _HOT_PLUGGABLE == _HOT_PLUGGABLE
+    ]
+
+
+def _srat_entries(srat: bytes) -> Iterator[bytes]:
+    at = _SRAT_ENTRIES
+    while at + 2 <= len(srat) and 2 <= srat[at + 1] <= len(srat) - at:
+        yield srat[at : at + srat[at + 1]]
+        at += srat[at + 1]
 
 
 def _unbacked(entry: E820Entry, facts: Facts) -> Iterator[str]:
