@@ -146,8 +146,8 @@ def test_no_config_is_unchecked(image: FirmwareImages, fields: dict[str, object]
     [
         ({"cpus": 2.0}, "cpus: must be int, not float: 2.0"),
         ({"max_cpus": "2"}, "max_cpus: must be int, not str"),
-        ({"memory": 2.0}, "-m: must be int, not float"),
-        ({"memory": True}, "-m: must be int, not bool"),
+        ({"memory": 2.0}, "-m: must be str or int, not float"),
+        ({"memory": True}, "-m: must be str or int, not bool"),
         ({"direct": "off"}, "direct: must be bool, not str"),
         ({"uuid": 5}, "-uuid: must be str, not int"),
         ({"serial": 1}, "-serial: must be str, not int"),

@@ -16,6 +16,7 @@ from vmm.verify.values import Verdict
 pytestmark = pytest.mark.needs_kvm
 
 Files = dict[str, bytes]
+GIB = 1 << 30
 ELSEWHERE = 0xFED4_0000
 """Where nothing is."""
 
@@ -101,6 +102,37 @@ def test_what_is_not_so_is_found(name: str) -> None:
     assert untrue.items() >= seen.items()
     assert rows[name].found != rows[name].true
     assert rows[name].reason
+
+
+def window_over_room(files: Files) -> Files:
+    """Let the window behind the room begin in its last GiB."""
+    tables = files[ACPI_FILE]
+    at = tables.index(b"\x8a\x2b\x00\x00")
+    first, last = struct.unpack_from("<QQ", tables, at + 14)
+    offset = at - start_of(tables, b"DSDT")
+    sizes = struct.pack("<Q", last + 1 - first + GIB)
+    return patched(b"DSDT", offset + 14, struct.pack("<Q", first - GIB), also=(offset + 38, sizes))(files)
+
+
+HOTPLUG = 48 + 16 + 3 * 40
+"""Where the SRAT has the range, behind one processor and what is there of memory."""
+BROKEN_ROOM = {
+    "memory that is there": (patched(b"SRAT", HOTPLUG + 28, u32(1)), {"SRAT: RAM of node 0", "SRAT: room for memory"}),
+    "another place": (patched(b"SRAT", HOTPLUG + 12, u32(2)), {"SRAT: room for memory"}),
+    "another node": (patched(b"SRAT", HOTPLUG + 2, u32(1)), {"SRAT: room for memory"}),
+    "a window over it": (window_over_room, {"DSDT: PCI window 0x140000000-0x97fffffff"}),
+}
+
+
+@pytest.mark.parametrize("case", [None, *BROKEN_ROOM])
+def test_where_memory_may_be_plugged_in(case: str | None) -> None:
+    alter, wrong = BROKEN_ROOM[case] if case else (None, set())
+    rows = stated("seabios", alter, machine="q35", memory="256M", max_memory="1280M", memory_slots=1)
+    assert {row for row in rows if rows[row].verdict is Verdict.UNTRUE} == wrong
+    assert rows["SRAT: room for memory"].true == "node 0 0x100000000-0x17fffffff"
+    assert rows["etc/reserved-memory-end"].offered == "0x180000000"
+    if case == "a window over it":
+        assert rows[next(iter(wrong))].true == "room for memory at 0x100000000"
 
 
 def test_ram_that_is_not_there_is_found() -> None:
