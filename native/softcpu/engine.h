@@ -124,6 +124,8 @@ int bounded_kvm_run(struct softcpu_vcpu *vcpu, uint32_t ticks);
 /* helpers.c */
 /* Control register 4's bits that the guest's CPUID offers. */
 target_ulong engine_cr4_allowed(const CPUX86State *env);
+
+/* ports.c */
 /* RIP of the port access that is being served, for the core's access log. */
 uint64_t engine_io_rip(struct vmm_vcpu *core);
 

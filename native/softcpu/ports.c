@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* IN and OUT: they replace Unicorn's helpers of the same names by way of the linker. */
+#include "engine.h"
+
+/* Unicorn lets every program do I/O; the privilege check is here. */
+static void check_port_permission(CPUX86State *env, uint32_t port, uint32_t size, uintptr_t return_address)
+{
+    uint32_t cpl = env->hflags & HF_CPL_MASK;
+    uint32_t iopl = (env->eflags >> IOPL_SHIFT) & 3;
+
+    if (!(env->cr[0] & CR0_PE_MASK) || (cpl <= iopl && !(env->eflags & VM_MASK))) {
+        return;
+    }
+    cpu_restore_state(env_cpu(env), return_address, true);
+    switch (size) {
+    case 1:
+        helper_check_iob(env, port);
+        break;
+    case 2:
+        helper_check_iow(env, port);
+        break;
+    default:
+        helper_check_iol(env, port);
+        break;
+    }
+}
+
+/* Bytes of the OUT at RIP, or 0 if it is anything else (OUTS) or crosses a page. */
+static uint32_t out_length(CPUX86State *env)
+{
+    target_ulong rip = env->segs[R_CS].base + env->eip;
+    const uint8_t *code = tlb_vaddr_to_host(env, rip, MMU_DATA_LOAD, cpu_mmu_index(env, true));
+    uint32_t room = (uint32_t)(TARGET_PAGE_SIZE - (rip & ~TARGET_PAGE_MASK));
+
+    for (uint32_t at = 0; code != NULL && at + 1 < room && at < 14; at++) {
+        uint8_t byte = code[at];
+        bool rex = (env->hflags & HF_CS64_MASK) && (byte & 0xf0) == 0x40;
+
+        if (byte == 0xe6 || byte == 0xe7) {
+            return at + 2;
+        }
+        if (byte == 0xee || byte == 0xef) {
+            return at + 1;
+        }
+        if (!rex && byte != 0x66 && byte != 0x67) {
+            break;
+        }
+    }
+    return 0;
+}
+
+static void restore_rip(void *opaque)
+{
+    struct softcpu_vcpu *vcpu = opaque;
+
+    cpu_restore_state(CPU(&vcpu->cpu), vcpu->io_return, true);
+}
+
+uint64_t engine_io_rip(struct vmm_vcpu *core)
+{
+    struct softcpu_vcpu *vcpu = core->engine;
+
+    if (vcpu->io_return != 0) {
+        lock_assert_owner(vcpu);
+        /* The caller holds the core's io_lock: the way out of the engine must not lead past it. */
+        rescue_run(vcpu->softcpu, restore_rip, vcpu);
+    }
+    return vcpu->cpu.env.eip;
+}
+
+static void port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write,
+                        uintptr_t return_address)
+{
+    check_port_permission(&vcpu->cpu.env, port, size, return_address);
+    virtual_time_spend(vcpu);
+    vcpu->io_return = return_address;
+    if (chips_have_port(port)) {
+        chips_port_access(vcpu, port, size, value, is_write, return_address);
+    } else {
+        vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, 1, (uint8_t *)value, is_write);
+    }
+    vcpu->io_return = 0;
+    virtual_time_trace(vcpu, is_write ? TRACED_OUT : TRACED_IN, port | size << 16, *value);
+}
+
+static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
+{
+    struct softcpu_vcpu *vcpu = owner_of(env);
+    uint32_t length;
+
+    port_access(vcpu, port & 0xffff, size, &value, true, return_address);
+    if (!memory_has_work(vcpu->softcpu) && !smm_has_smi(vcpu)) {
+        return;
+    }
+    /*
+     * The device moved memory, stored over code, or sent an SMI: end this block here, its next instruction may be gone,
+     * or not yet be due.
+     */
+    memory_after_device(vcpu);
+    cpu_restore_state(env_cpu(env), return_address, true);
+    length = out_length(env);
+    if (length != 0) {
+        env->eip += length;
+        if (!(env->hflags & HF_CS64_MASK)) {
+            env->eip = (env->hflags & HF_CS32_MASK) ? (uint32_t)env->eip : (uint16_t)env->eip;
+        }
+        env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
+        engine_leave(vcpu, LEAVE_AGAIN);
+    }
+}
+
+static uint32_t port_read(CPUX86State *env, uint32_t port, uint32_t size, uintptr_t return_address)
+{
+    struct softcpu_vcpu *vcpu = owner_of(env);
+    uint32_t value = 0;
+
+    port_access(vcpu, port & 0xffff, size, &value, false, return_address);
+    memory_after_device(vcpu);
+    return value;
+}
+
+void WRAP(helper_outb)(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_write(env, port, 1, data & 0xff, GETPC());
+}
+
+void WRAP(helper_outw)(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_write(env, port, 2, data & 0xffff, GETPC());
+}
+
+void WRAP(helper_outl)(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_write(env, port, 4, data, GETPC());
+}
+
+target_ulong WRAP(helper_inb)(CPUX86State *env, uint32_t port)
+{
+    return port_read(env, port, 1, GETPC());
+}
+
+target_ulong WRAP(helper_inw)(CPUX86State *env, uint32_t port)
+{
+    return port_read(env, port, 2, GETPC());
+}
+
+target_ulong WRAP(helper_inl)(CPUX86State *env, uint32_t port)
+{
+    return port_read(env, port, 4, GETPC());
+}
