@@ -179,8 +179,9 @@ static void add_to_register(target_ulong *reg, target_ulong mask, target_ulong v
  * REP INS whose next element goes to a linear address; sizes: MemOps, of an
  * element, and above two bits of the registers. Moves as many elements as KVM
  * would for one access of the device, and returns how many: they are over, and
- * counted as instructions. 0: the next one needs the whole way, which also
- * brings its page into the TLB, or faults.
+ * counted as instructions, and the block ends, so that what the device changed
+ * is seen to. 0: the next one needs the whole way, which also brings its page
+ * into the TLB, or faults.
  */
 target_ulong helper_rep_ins(CPUX86State *env, target_ulong address, uint32_t sizes)
 {
@@ -204,7 +205,6 @@ target_ulong helper_rep_ins(CPUX86State *env, target_ulong address, uint32_t siz
     vcpu->io_return = GETPC();
     vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, (uint32_t)count, to, false);
     vcpu->io_return = 0;
-    memory_after_device(vcpu);
     add_to_register(&env->regs[R_EDI], mask, count * size);
     add_to_register(&env->regs[R_ECX], mask, -count);
     CPU(&vcpu->cpu)->random_seed += count - 1;

@@ -28,7 +28,7 @@ def both_ways(source: str) -> tuple[list[int], bytes, list[int]]:
 
 
 def test_addresses_that_wrap() -> None:
-    """At 64 KiB and 4 GiB: not in the middle of a run; what a register has above its 16 bits stays."""
+    """At 64 KiB and 4 GiB, a page's end or not: no run goes past it. What a register has above its 16 bits stays."""
     source = f"""
     .macro moves address, operation, rcx, rdi
         mov ${PORT}, %edx
@@ -39,6 +39,7 @@ def test_addresses_that_wrap() -> None:
         report %edi
     .endm
     main:
+        movw $0x808, gdt + 0x5a(%rip)       # its base
         leave_long_mode
         moves addr16, insb, 0x56780020, 0x1234fc00
         moves addr16, insb, 0x56780420, 0x1234fc10
@@ -46,12 +47,16 @@ def test_addresses_that_wrap() -> None:
         moves addr16, insl, 0x00000000, 0xfff0
         moves , insb, 0x20, 0xfffffff0
         moves , insw, 0x120, 0x9e01
+        mov $0x58, %eax
+        mov %eax, %es
+        moves addr16, insb, 0x700, 0xfe00
+        moves , insl, 0x100, 0xfffffe00
         done
     """
     values, _, runs = both_ways(source)
     assert values == [
         *(0x56780000, 0x1234FC20, 0x56780000, 0x12340030, 0x56780000, 0x12340151, 0, 0xFFF0),
-        *(0, 0x10, 0, 0xA041),
+        *(0, 0x10, 0, 0xA041, 0, 0x500, 0, 0x200),
     ]
     assert sum(runs) > 0x400
 
