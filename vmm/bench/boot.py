@@ -31,8 +31,10 @@ from vmm.bench.contenders import (
     run,
 )
 from vmm.bench.start import STAGES
+from vmm.errors import HostError
 from vmm.firmware import guests, search
 from vmm.run.console import strip_escapes
+from vmm.verify import linux_guest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +62,7 @@ class BootCase:
         deadline_s: how long it may take; one that takes longer has failed.
         guest_disk: boot what `scripts/make-guest` has made; only if it is asked for.
         secure: OVMF is the one with Secure Boot, SMM and keys that this host's descriptors name; likewise.
+        linux: the firmware is given the kernel that `vmm fetch-linux` has fetched; likewise.
     """
 
     key: str
@@ -74,11 +77,12 @@ class BootCase:
     deadline_s: float = DEADLINE_S
     guest_disk: bool = False
     secure: bool = False
+    linux: bool = False
 
     @property
     def is_extra(self) -> bool:
         """Whether it needs what may not be there."""
-        return self.guest_disk or self.secure
+        return self.guest_disk or self.secure or self.linux
 
 
 def _machine_once(limit_s: float) -> float:
@@ -147,7 +151,17 @@ SECBOOT = BootCase(
     weight=10,
     secure=True,
 )
-CASES = (EXIT, START, WARM_EXIT, SEABIOS, OVMF, DEBIAN, SECBOOT)
+LINUX = BootCase(
+    "linux",
+    "Linux to its /init, by SeaBIOS",
+    "seabios",
+    "bench: /init runs",
+    milestones=(("Booting from ROM", "SeaBIOS starts the kernel"),),
+    weight=8,
+    deadline_s=120.0,
+    linux=True,
+)
+CASES = (EXIT, START, WARM_EXIT, SEABIOS, OVMF, DEBIAN, SECBOOT, LINUX)
 
 
 @dataclass(frozen=True)
@@ -177,6 +191,8 @@ def measure(contender: Contender, limit_s: float, case: BootCase) -> BootRun:
             shutil.copyfile(located.variables, variables)
         disk = _guest_disk() if case.guest_disk else None
         command = contender.boot_command(located, case.memory_mib, variables, disk, smm=case.secure)
+        if case.linux:
+            command += _linux(Path(scratch, "initrd"))
         return _run_until(contender, command, case, limit_s)
 
 
@@ -192,6 +208,16 @@ def _guest_disk() -> Path:
     if not disks:
         raise ContenderFailedError("there is no disk with Debian; scripts/make-guest of a clone makes it")
     return disks[0]
+
+
+def _linux(initrd: Path) -> list[str]:
+    """Write a RAM disk whose /init says that it runs; return the options that boot it, which QEMU and vmm share."""
+    try:
+        files = linux_guest.LinuxFiles.find()
+    except HostError as error:
+        raise ContenderFailedError(str(error)) from None
+    initrd.write_bytes(linux_guest.build_script_initramfs(files, "echo bench: /init runs", modules=()))
+    return ["-kernel", str(files.kernel), "-initrd", str(initrd), "-append", linux_guest.COMMAND_LINE]
 
 
 def _run_to_its_end(contender: Contender, command: list[str], limit_s: float) -> BootRun:

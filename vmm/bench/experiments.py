@@ -60,6 +60,7 @@ TARGETS = {
         Target("ovmf", "vmm", "qemu-tcg", 0.8, "OVMF next to QEMU's TCG"),
         Target("seabios", "vmm-softcpu", "qemu-tcg", 1.0, "SeaBIOS without KVM next to QEMU's TCG"),
         Target("ovmf", "vmm-softcpu", "qemu-tcg", 0.4, "OVMF without KVM next to QEMU's TCG"),
+        Target("linux", "vmm-softcpu", "qemu-tcg", 0.9, "Linux without KVM next to QEMU's TCG"),
         Target("debian", "vmm", "qemu-tcg", 0.7, "Debian's boot next to QEMU's TCG"),
         Target("secboot", "vmm", "qemu-tcg", 0.7, "OVMF with SMM and Secure Boot next to QEMU's TCG"),
     ),

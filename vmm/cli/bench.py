@@ -31,7 +31,8 @@ nothing else (the floor), and QEMU. All take turns in random order, round after 
   exits  what else leaves a guest, one by one, likewise: CPUID, MSRs, MMIO, HLT and timer, interrupts between CPUs,
          first writes to RAM; under the names of kvm-unit-tests' vmexit where it has them
   boot   whole processes: a guest that exits at once, SeaBIOS, OVMF; a Machine() in a warm Python; with --case debian
-         the disk that scripts/make-guest makes, to its login; with --case secboot OVMF with SMM and Secure Boot
+         the disk that scripts/make-guest makes, to its login; with --case secboot OVMF with SMM and Secure Boot; with
+         --case linux the kernel that vmm fetch-linux gets, to its /init
   disk   what a Linux guest's reads take, past all caches: dd, and 4 KiB here and there, 1 and 32 at a time; QEMU's
          virtio-blk with cache=none,aio=threads. Needs vmm fetch-linux
   snapshot

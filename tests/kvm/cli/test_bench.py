@@ -155,6 +155,18 @@ def test_vmm_without_kvm_takes_part_where_it_is_named(tmp_path: Path) -> None:
     assert not any(target["of"] == "vmm-softcpu" for target in result["targets"])
 
 
+@needs_qemu
+def test_linux_is_booted_beside_qemu(tmp_path: Path) -> None:
+    report = tmp_path / "boot.json"
+    named = ("--contender", "vmm-softcpu", "--contender", "qemu-tcg")
+    bench("boot", "--rounds", "1", "--case", "linux", *named, "--json", str(report))
+    result = found(report)
+    assert result["failed"] == {}
+    (case,) = result["cases"]
+    assert list(case["measured"]) == ["vmm-softcpu", "qemu-tcg"]
+    assert [target["to"] for target in result["targets"] if target["case"] == "linux"] == ["qemu-tcg"]
+
+
 @pytest.mark.usefixtures("kvm_device")
 def test_a_contender_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
