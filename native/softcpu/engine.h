@@ -112,6 +112,10 @@ bool rescue_run(struct softcpu *softcpu, void (*step)(void *opaque), void *opaqu
 /* lock.c */
 int lock_init(struct softcpu *softcpu);
 void lock_destroy(struct softcpu *softcpu);
+/*
+ * Wait for the turn. Also back without it once a stop is requested, as lock_yield is: whoever comes back looks for one
+ * before all else. Releasing is right in both cases.
+ */
 void lock_acquire(struct softcpu_vcpu *vcpu);
 void lock_release(struct softcpu_vcpu *vcpu);
 /* In builds with a sanitizer: end the process unless the vCPU owns the lock; what calls into the engine begins with it. */

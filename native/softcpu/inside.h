@@ -168,6 +168,7 @@ struct softcpu_vcpu {
     uint32_t tb_flushes;
 
     /* Queue of the lock. */
+    bool queued;
     struct softcpu_vcpu *next_waiting;
     pthread_cond_t turn;
 

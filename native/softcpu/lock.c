@@ -2,6 +2,9 @@
 /*
  * Which vCPU executes: a first-come-first-served lock, and the ticker that makes the
  * owner look up once a millisecond (to hand over, to see a stop, an interrupt).
+ *
+ * At a stop, nobody waits for a turn any more: where the host is busy, each of hundreds
+ * would have to wait for a processor of the host before the next one does.
  */
 #include "engine.h"
 
@@ -24,6 +27,62 @@ static void kick_bounded_stays(struct softcpu *softcpu)
     }
 }
 
+/* Needs lock_mutex, as all that follow but for the ticker and the calls from outside. */
+static void enqueue(struct softcpu_vcpu *vcpu)
+{
+    struct softcpu *softcpu = vcpu->softcpu;
+
+    vcpu->queued = true;
+    vcpu->next_waiting = NULL;
+    if (softcpu->first_waiting == NULL) {
+        softcpu->first_waiting = vcpu;
+    } else {
+        softcpu->last_waiting->next_waiting = vcpu;
+    }
+    softcpu->last_waiting = vcpu;
+    __atomic_fetch_add(&softcpu->waiting, 1, __ATOMIC_RELAXED);
+}
+
+static struct softcpu_vcpu *dequeue(struct softcpu *softcpu)
+{
+    struct softcpu_vcpu *vcpu = softcpu->first_waiting;
+
+    if (vcpu != NULL) {
+        softcpu->first_waiting = vcpu->next_waiting;
+        vcpu->queued = false;
+        __atomic_fetch_sub(&softcpu->waiting, 1, __ATOMIC_RELAXED);
+    }
+    return vcpu;
+}
+
+static void send_all_away(struct softcpu *softcpu)
+{
+    struct softcpu_vcpu *vcpu;
+
+    while ((vcpu = dequeue(softcpu)) != NULL) {
+        pthread_cond_signal(&vcpu->turn);
+    }
+}
+
+/* Returns without lock_mutex: whoever is woken needs it, and would sleep again at once. */
+static void hand_over(struct softcpu *softcpu)
+{
+    struct softcpu_vcpu *next = dequeue(softcpu);
+
+    __atomic_store_n(&softcpu->owner, next, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&softcpu->lock_mutex);
+    if (next != NULL) {
+        pthread_cond_signal(&next->turn);
+    }
+}
+
+static void wait_for_turn(struct softcpu_vcpu *vcpu)
+{
+    while (vcpu->queued) {
+        pthread_cond_wait(&vcpu->turn, &vcpu->softcpu->lock_mutex);
+    }
+}
+
 static void *tick(void *opaque)
 {
     struct softcpu *softcpu = opaque;
@@ -37,6 +96,9 @@ static void *tick(void *opaque)
         }
         if (softcpu->owner != NULL && (!virtual_time_is_on(softcpu->owner) || vmm_stop_requested(softcpu->vm))) {
             engine_ask_to_leave(softcpu->owner);
+        }
+        if (vmm_stop_requested(softcpu->vm)) {
+            send_all_away(softcpu);
         }
         kick_bounded_stays(softcpu);
         pthread_mutex_unlock(&softcpu->lock_mutex);
@@ -77,40 +139,6 @@ void lock_destroy(struct softcpu *softcpu)
     pthread_mutex_destroy(&softcpu->lock_mutex);
 }
 
-/* Needs lock_mutex, as the next two. */
-static void enqueue(struct softcpu_vcpu *vcpu)
-{
-    struct softcpu *softcpu = vcpu->softcpu;
-
-    vcpu->next_waiting = NULL;
-    if (softcpu->first_waiting == NULL) {
-        softcpu->first_waiting = vcpu;
-    } else {
-        softcpu->last_waiting->next_waiting = vcpu;
-    }
-    softcpu->last_waiting = vcpu;
-    __atomic_fetch_add(&softcpu->waiting, 1, __ATOMIC_RELAXED);
-}
-
-static void hand_over(struct softcpu *softcpu)
-{
-    struct softcpu_vcpu *next = softcpu->first_waiting;
-
-    __atomic_store_n(&softcpu->owner, next, __ATOMIC_RELAXED);
-    if (next != NULL) {
-        softcpu->first_waiting = next->next_waiting;
-        __atomic_fetch_sub(&softcpu->waiting, 1, __ATOMIC_RELAXED);
-        pthread_cond_signal(&next->turn);
-    }
-}
-
-static void wait_for_turn(struct softcpu_vcpu *vcpu)
-{
-    while (vcpu->softcpu->owner != vcpu) {
-        pthread_cond_wait(&vcpu->turn, &vcpu->softcpu->lock_mutex);
-    }
-}
-
 void lock_acquire(struct softcpu_vcpu *vcpu)
 {
     struct softcpu *softcpu = vcpu->softcpu;
@@ -119,7 +147,7 @@ void lock_acquire(struct softcpu_vcpu *vcpu)
     if (softcpu->owner == NULL) {
         __atomic_store_n(&softcpu->owner, vcpu, __ATOMIC_RELAXED);
         pthread_cond_signal(&softcpu->ticker_wake);
-    } else {
+    } else if (!vmm_stop_requested(softcpu->vm)) {
         enqueue(vcpu);
         wait_for_turn(vcpu);
     }
@@ -131,7 +159,10 @@ void lock_release(struct softcpu_vcpu *vcpu)
     struct softcpu *softcpu = vcpu->softcpu;
 
     pthread_mutex_lock(&softcpu->lock_mutex);
-    hand_over(softcpu);
+    if (softcpu->owner == vcpu) {
+        hand_over(softcpu);
+        return;
+    }
     pthread_mutex_unlock(&softcpu->lock_mutex);
 }
 
@@ -162,6 +193,7 @@ void lock_yield(struct softcpu_vcpu *vcpu)
          */
         enqueue(vcpu);
         hand_over(softcpu);
+        pthread_mutex_lock(&softcpu->lock_mutex);
         wait_for_turn(vcpu);
     }
     pthread_mutex_unlock(&softcpu->lock_mutex);

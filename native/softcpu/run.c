@@ -240,7 +240,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
         return false;
     }
     lock_acquire(vcpu);
-    loaded = state_load(vcpu) && debug_begin(vcpu);
+    loaded = !stop_requested(vcpu) && state_load(vcpu) && debug_begin(vcpu);
     lock_release(vcpu);
     if (!loaded) {
         return false;

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from softcpu_rig import NOT_HERE, SoftcpuRig, values_of
+from vmm._native import lib
 
 from vmm.softcpu.decision import has_hardware_virtualization
 
@@ -179,6 +180,43 @@ def test_init_takes_a_cpu_out_of_a_loop() -> None:
     3:  jmp 3b
     """
     assert values_of(source, cpus=2) == [22]
+
+
+def test_a_stop_needs_no_turn() -> None:
+    """Whoever waits for one leaves, though another CPU is in the middle of an access that takes long."""
+    source = """
+    main:
+        test %ebx, %ebx
+        jnz spin
+        start_others
+        wait_for_cpus 4
+        action 0
+    spin:
+        pause
+        jmp spin
+    """
+    with SoftcpuRig(source, cpus=4) as rig:
+        assert rig.softcpu is not None
+        reached, left = threading.Event(), threading.Event()
+
+        def take_long() -> None:
+            reached.set()
+            left.wait(240)
+
+        rig.actions[0] = take_long
+        lib.vmm_vm_resume(rig.core)
+        first, *others = (threading.Thread(target=rig.softcpu.run, args=(core,)) for core in rig.cores)
+        for thread in (first, *others):
+            thread.start()
+        assert reached.wait(60)
+        rig.stop()
+        for thread in others:
+            thread.join(20)
+        waiting = [thread.is_alive() for thread in others]
+        left.set()
+        for thread in (first, *others):
+            thread.join(60)
+        assert waiting == [False] * 3
 
 
 def test_counters_may_be_read_while_cpus_run() -> None:
