@@ -80,7 +80,7 @@ class Assembly(Observable):
             virtual = self._clock if config.clock is Clock.VIRTUAL else None
             if virtual is not None:
                 virtual.stand(VIRTUAL_START_NS)
-            self.kvm = parts.enter_context(decision.open_host(config.accel, virtual))
+            self.kvm = parts.enter_context(decision.open_host(config.accel, virtual, config.max_cpus))
             self.kvm.require()
             cpuid.check_count(self.kvm, config.cpu_topology)
             self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_CPUS = 1024
 """KVM_MAX_VCPUS of Linux 5.15 and later, unless the host itself has more."""
 
+XAPIC_IDS = 255
+"""APIC ids of xAPIC mode, which CPUs are in at reset; 255 itself means all (SDM volume 3, 11.6.2.1)."""
+
 _LEVELS = ("sockets", "dies", "clusters", "cores", "threads")
 
 
@@ -92,6 +95,11 @@ class Topology(NamedTuple):
             | place.core << self.core_offset
             | place.thread
         )
+
+    @property
+    def has_wide_ids(self) -> bool:
+        """Whether xAPIC has too few ids for it."""
+        return self.apic_id(self.cpus - 1) >= XAPIC_IDS
 
     def index_of(self, place: Place) -> int:
         """The reverse of `place`."""

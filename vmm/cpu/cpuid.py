@@ -37,12 +37,13 @@ _EDX_ARCH_CAPABILITIES = 1 << 29
 _ECX_CMP_LEGACY = 1 << 1
 _ECX_TOPOEXT = 1 << 22
 
+_HYPERVISOR = 0x40000000
+_KVM = struct.unpack("<3I", b"KVMKVMKVM".ljust(12, b"\0"))
+"""Documentation/virt/kvm/x86/cpuid.rst of Linux; the leaf behind it says which of its services there are."""
+
 _ADDRESS_SIZES = 0x80000008
 _MADE = (0xB, 0x1F)
 """Leaves that are made anew."""
-
-XAPIC_IDS = 255
-"""APIC ids of xAPIC mode, which CPUs are in at reset; 255 itself means all (SDM volume 3, 11.6.2.1)."""
 
 _SMT_LEVEL, _CORE_LEVEL, _DIE_LEVEL = 1 << 8, 2 << 8, 5 << 8
 """ECX of leaves 0xb and 0x1f (SDM volume 2, CPUID)."""
@@ -122,7 +123,7 @@ def cpuid_entries(kvm: Kvm, index: int, guest: Guest) -> list[CpuidEntry]:
     basic_max = max((entry.eax for entry in entries if entry.function == 0), default=0)
     if topology.dies > 1:
         basic_max = max(basic_max, 0x1F)
-    elif topology.threads > 1 or topology.apic_id(topology.cpus - 1) >= XAPIC_IDS:
+    elif topology.threads > 1 or topology.has_wide_ids:
         basic_max = max(basic_max, 0xB)
     kept = (entry for entry in entries if entry.function not in _MADE)
     # Linux takes nodes of what is older than Zen for those of its MSR C001_100C, and divides its cores by them.
@@ -132,6 +133,11 @@ def cpuid_entries(kvm: Kvm, index: int, guest: Guest) -> list[CpuidEntry]:
         if function <= basic_max:
             result += _extended_topology(function, index, topology)
     return result if guest.model is None else [_with_model(entry, guest.model, entries) for entry in result]
+
+
+def offers_x2apic(entries: list[CpuidEntry]) -> bool:
+    """Whether a CPU with these leaves has x2APIC mode."""
+    return any(entry.function == 1 and entry.ecx & _ECX_X2APIC for entry in entries)
 
 
 def feature_control(entries: list[CpuidEntry]) -> int | None:
@@ -245,7 +251,9 @@ def _software_cpu(topology: Topology) -> list[CpuidEntry]:
     AMD's family 15 makes guests expect none of the MSRs of later ones, and XSAVE, AVX, PCID, SMEP, SMAP, x2APIC,
     RDTSCP and 1 GiB pages are what the engine, or the way KVM and it share a CPU, does not have. The TSC is the host's,
     so it is invariant; TSC_DEADLINE is how an idle guest's next timer is known without asking KVM. Where CPUs
-    share cores or packages have dies, which that family could not say, it has AMD's later leaves for that, too.
+    share cores or packages have dies, which that family could not say, it has AMD's later leaves for that, too. Where
+    APIC ids need x2APIC, it has that, and says that it is KVM's without any service: Linux takes x2APIC without
+    remapping of interrupts only from a hypervisor that it knows (try_to_enable_x2apic in arch/x86/kernel/apic/apic.c).
     """
     signature = 0x00060FB1  # family 15, model 0x6b, stepping 1 (APM: Fn0000_0001_EAX)
     # FPU DE PSE TSC MSR PAE MCE CX8 APIC, SEP MTRR PGE MCA CMOV PAT PSE36, CLFSH, MMX FXSR SSE SSE2
@@ -253,7 +261,7 @@ def _software_cpu(topology: Topology) -> list[CpuidEntry]:
     sse3_cmpxchg16b = 1 << 0 | 1 << 13
     shared_features = features & 0x0183F3FF & ~(1 << 11)
     syscall_nx_long_mode = 1 << 11 | 1 << 20 | 1 << 29
-    wide = topology.apic_id(topology.cpus - 1) >= XAPIC_IDS
+    wide = topology.has_wide_ids
     extended = topology.threads > 1 or topology.dies > 1 or wide
     last = 0x8000001E if extended else _ADDRESS_SIZES
     vendor = struct.unpack("<3I", _AMD)
@@ -274,5 +282,6 @@ def _software_cpu(topology: Topology) -> list[CpuidEntry]:
         (0x80000007, 0, 0, 0, 1 << 8),  # invariant TSC
         (_ADDRESS_SIZES, 48 << 8 | SOFTWARE_CPU_ADDRESS_BITS, 0, 0, 0),
         *([(0x8000001E, 0, 0, 0, 0)] if extended else []),
+        *([(_HYPERVISOR, _HYPERVISOR + 1, *_KVM), (_HYPERVISOR + 1, 0, 0, 0, 0)] if wide else []),
     ]
     return [CpuidEntry(function, 0, eax, ebx, ecx, edx) for function, eax, ebx, ecx, edx in leaves]

@@ -134,7 +134,7 @@ def create_processors(
     """
     processors = Processors(present)
     topology = config.cpu_topology
-    if topology.apic_id(config.max_cpus - 1) >= cpuid.XAPIC_IDS:
+    if topology.has_wide_ids:
         vm.use_x2apic_ids()
     guest = cpuid.Guest(topology, config.cpu, software_cpu=softcpu is not None)
     for index in range(len(present)):

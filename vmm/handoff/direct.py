@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from vmm import layout
 from vmm.config.machine import MachineType
-from vmm.cpu.reset import MSR_MTRR_DEF_TYPE
+from vmm.cpu import cpuid
+from vmm.cpu.reset import APIC_BASE_X2APIC, MSR_MTRR_DEF_TYPE
 from vmm.devices.fw_cfg_format import Key
 from vmm.errors import ConfigError
 from vmm.handoff.kernel import HEADER_MAGIC, LOAD_FLAGS, LOADED_HIGH, PROTOCOL, load_kernel
@@ -109,6 +110,8 @@ def prepare(
     memory.write(GDT, struct.pack("<4Q", 0, 0, _FLAT_CODE, _FLAT_DATA))
     for vcpu in vcpus:
         vcpu.set_msrs({MSR_MTRR_DEF_TYPE: _WRITE_BACK})
+        if config.cpu_topology.has_wide_ids and cpuid.offers_x2apic(vcpu.get_cpuid2()):
+            _enter_x2apic_mode(vcpu)
     _enter_protected_mode(vcpus[0], entry)
 
 
@@ -222,6 +225,13 @@ def _memory_map(offered: Iterable[E820Entry], low_size: int, top: int, ecam: ran
         # Linux uses ECAM only where the memory map or the DSDT reserves it.
         ours.append(E820Entry(ecam.start, len(ecam), E820Type.RESERVED))
     return tuple(sorted(ours + others))
+
+
+def _enter_x2apic_mode(vcpu: Vcpu) -> None:
+    """As firmware does where xAPIC has too few ids: Linux takes an id above 254 from the MADT in that mode alone."""
+    sregs = vcpu.get_sregs()
+    sregs.apic_base |= APIC_BASE_X2APIC
+    vcpu.set_sregs(sregs)
 
 
 def _enter_protected_mode(vcpu: Vcpu, entry: int) -> None:

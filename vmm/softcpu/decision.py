@@ -20,6 +20,10 @@ CPUINFO = "/proc/cpuinfo"
 INTERPRETED_BELOW = 10_000_000
 """Instructions a second: well above the kernel's emulator (10^6), well below any CPU, entry and exit included."""
 
+MOST_BESIDE_KVM = 32
+"""CPUs of one machine. Some 15 system calls go to KVM's interrupt controllers for each tick of each CPU's timer: with
+twice as many CPUs, Linux takes twice as long to start as with chips of our own, with four times as many nine times."""
+
 _PROBE_ITERATIONS = 2048
 
 
@@ -85,12 +89,13 @@ def check_smm(accelerator: Decision, kvm: Kvm) -> None:
         )
 
 
-def open_host(wanted: Accelerator, clock: GuestClock | None = None) -> Kvm:
+def open_host(wanted: Accelerator, clock: GuestClock | None = None, cpus: int = 1) -> Kvm:
     """Open KVM, or what takes its place where the software CPU does without.
 
     Args:
         wanted: by the user.
         clock: what the time of machines goes by, with the software CPU alone; None: it goes on with the host's.
+        cpus: how many the machine can have.
 
     Raises:
         HostError: KVM cannot be used, and the software CPU is not to do without it, or was not built.
@@ -103,13 +108,17 @@ def open_host(wanted: Accelerator, clock: GuestClock | None = None) -> Kvm:
         return _fall_back(wanted, error)
     try:
         kvm.require()
+        decided = decide(wanted, kvm) if wanted is Accelerator.AUTO and cpus > MOST_BESIDE_KVM else None
     except HostError as error:
         kvm.close()
         return _fall_back(wanted, error)
     except BaseException:
         kvm.close()
         raise
-    return kvm
+    if decided is None or decided.name is not Accelerator.KVM_SOFTCPU:
+        return kvm
+    kvm.close()
+    return _without_kvm(f"{decided.why}, and {cpus} CPUs are more than it serves well")
 
 
 def _fall_back(wanted: Accelerator, error: HostError) -> Kvm:

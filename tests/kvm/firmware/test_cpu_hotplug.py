@@ -75,6 +75,17 @@ def test_linux_uses_a_cpu_that_is_plugged_in(tmp_path: Path, firmware: str, boar
                     assert again.present_cpus == [0, 1, 2, 3]
 
 
+def test_linux_uses_a_cpu_whose_id_xapic_does_not_have(tmp_path: Path) -> None:
+    """Without firmware that would have turned x2APIC on."""
+    script = f"{USES_IT}\ngrep ^apicid /proc/cpuinfo"
+    with Machine(linux(tmp_path, script, max_cpus=256, accel="softcpu")) as machine:
+        machine.expect("it waits", deadline=DEADLINE)
+        machine.plug_cpu(255)
+        machine.expect(r"online 0-2\.\s+it ran on 2\.", deadline=DEADLINE)
+        machine.expect(r"apicid\s*: 0\s+apicid\s*: 1\s+apicid\s*: 255\s", deadline=DEADLINE)
+        assert machine.run(deadline=DEADLINE).reason is Reason.POWER_OFF
+
+
 LETS_IT_GO = (
     USES_IT
     + f"""

@@ -62,6 +62,16 @@ def test_linux_finds_everything(kernel: dict[str, Any], firmware: str, cpus: int
     assert {"RSDP", "FACS", "DSDT", "FACP", "APIC", "WAET", "etc/vmcoreinfo", "etc/e820", ACPI_FILE} <= rows.keys()
 
 
+def test_linux_finds_many_cpus_in_x2apic_mode(kernel: dict[str, Any]) -> None:
+    """Of a machine with room for id 255, without firmware that would have turned that mode on."""
+    collected = collect(machine(kernel, "none", cpus=64, max_cpus=256), deadline=DEADLINE, linux=True)
+    report = collected.report
+    assert report is not None, collected.failure
+    assert not wrong(compare(collected))
+    assert report.processors == (64, 64)
+    assert "x2apic: enabled by BIOS, switching to x2apic ops" in [text for _, text in report.log]
+
+
 @pytest.mark.parametrize("firmware", ["none", "ovmf"])
 def test_every_byte(kernel: dict[str, Any], firmware: str) -> None:
     item = bytes(range(256)) * 20

@@ -64,6 +64,23 @@ def test_auto_measures_where_the_flags_are_silent(kvm: Kvm, tmp_path: Path, monk
     assert decision.decide(Accelerator.AUTO, kvm).name is Accelerator.KVM
 
 
+@pytest.mark.parametrize(("cpus", "beside_kvm"), [(decision.MOST_BESIDE_KVM, True), (256, False)])
+def test_auto_does_without_kvm_where_a_machine_has_many_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, beside_kvm: bool
+) -> None:
+    monkeypatch.setattr(decision, "CPUINFO", cpuinfo(tmp_path / "cpuinfo", "vmxnet"))
+    monkeypatch.setattr(decision, "INTERPRETED_BELOW", 2 * 10**12)
+    with decision.open_host(Accelerator.AUTO, cpus=cpus) as host:
+        decided = decision.decide(Accelerator.AUTO, host)
+    assert decided.name is (Accelerator.KVM_SOFTCPU if beside_kvm else Accelerator.SOFTCPU)
+    assert ("256 CPUs" in decided.why) is not beside_kvm
+    with decision.open_host(Accelerator.KVM_SOFTCPU, cpus=cpus) as host:
+        assert decision.decide(Accelerator.KVM_SOFTCPU, host).name is Accelerator.KVM_SOFTCPU
+    monkeypatch.setattr(decision, "INTERPRETED_BELOW", 0)
+    with decision.open_host(Accelerator.AUTO, cpus=cpus) as host:
+        assert decision.decide(Accelerator.AUTO, host).name is Accelerator.KVM
+
+
 @pytest.mark.parametrize("wanted", [Accelerator.KVM, Accelerator.KVM_SOFTCPU])
 def test_what_is_asked_for_is_decided(kvm: Kvm, wanted: Accelerator) -> None:
     assert decision.decide(wanted, kvm).name is wanted
