@@ -193,14 +193,14 @@ class Machine(Assembly):
         Firmware counts it at the next reset, at which it stays.
 
         Args:
-            index: which of those that ``max_cpus`` leaves room for; None: the first that is not there.
+            index: which of those that ``max_cpus`` leaves room for; None: the first that is not there, nor still stops.
 
         Returns:
             Its index.
 
         Raises:
-            ConfigError: it is there, or there is no room for it, or firmware's system management mode would not know
-                it.
+            ConfigError: it is there, or still stops, or there is no room for it, or firmware's system management mode
+                would not know it.
             SendError: the guest has ended.
             HostError: the host gives no further thread.
             ValueError: the machine is closed.

@@ -165,9 +165,11 @@ def test_kvms_state_is_that_of_a_new_machine(vmm_machine: MachineFactory, guest:
 
 
 def use_msrs(machine: Machine, vcpu: Vcpu) -> list[int]:
-    """Give every MSR of a vCPU that takes one another value; which ones did."""
+    """Give every MSR of a vCPU that takes one another value, but for Hyper-V's, which no guest has; which ones did."""
     used = []
     for index in machine.kvm.msr_index_list():
+        if index >> 8 == 0x400000:
+            continue
         before = vcpu.get_msrs([index])
         for value in (0x5A5A5A5A5A5A5A5A, 0x12345000, 0xFFFF, 7, 2, 1, 0):
             with suppress(KvmError):
@@ -177,6 +179,7 @@ def use_msrs(machine: Machine, vcpu: Vcpu) -> list[int]:
     return used
 
 
+@pytest.mark.hw_long
 @pytest.mark.parametrize("accel", [PLAIN, "softcpu"])
 def test_a_cpu_that_comes_again_is_a_new_one(vmm_machine: MachineFactory, guest: str, accel: str) -> None:
     machine = vmm_machine(guest, accel=accel, machine="q35", cpus=2, max_cpus=3)
