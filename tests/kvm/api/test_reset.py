@@ -165,10 +165,13 @@ def test_kvms_state_is_that_of_a_new_machine(vmm_machine: MachineFactory, guest:
 
 
 def use_msrs(machine: Machine, vcpu: Vcpu) -> list[int]:
-    """Give every MSR of a vCPU that takes one another value, but for Hyper-V's, which no guest has; which ones did."""
+    """Give every MSR of a vCPU that takes one another value; which ones did.
+
+    But for Hyper-V's, which no guest has, and KVM's TSC: from outside, it is written for all vCPUs to come.
+    """
     used = []
     for index in machine.kvm.msr_index_list():
-        if index >> 8 == 0x400000:
+        if index >> 8 == 0x400000 or (index == 0x10 and machine.softcpu is None):
             continue
         before = vcpu.get_msrs([index])
         for value in (0x5A5A5A5A5A5A5A5A, 0x12345000, 0xFFFF, 7, 2, 1, 0):
@@ -184,7 +187,7 @@ def use_msrs(machine: Machine, vcpu: Vcpu) -> list[int]:
 def test_a_cpu_that_comes_again_is_a_new_one(vmm_machine: MachineFactory, guest: str, accel: str) -> None:
     machine = vmm_machine(guest, accel=accel, machine="q35", cpus=2, max_cpus=3)
     expected, vcpu = kvm_state(machine), machine.vcpus[1]
-    assert set(use_msrs(machine, vcpu)) > {0x10, 0x174, 0x17A, 0x277}
+    assert set(use_msrs(machine, vcpu)) >= {0x174, 0x17A, 0x277}
     area = vcpu.get_xsave()
     area[32:48] = b"\x55" * 16
     area[160:176] = b"\xaa" * 16
