@@ -30,9 +30,19 @@ def each_qemu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def qemu_of_debian_12(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the test with QEMU 7.2, whichever is installed."""
+    _run("version 7.2", "qemu-bookworm", monkeypatch)
+
+
+@pytest.fixture
+def qemu_of_debian_13(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test with QEMU 10.0, whichever is installed."""
+    _run("version 10.0", "qemu-trixie", monkeypatch)
+
+
+def _run(version: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
-    if "version 7.2" not in said:
-        monkeypatch.setenv("PATH", str(fetched("qemu-bookworm")), prepend=os.pathsep)
+    if version not in said:
+        monkeypatch.setenv("PATH", str(fetched(name)), prepend=os.pathsep)
 
 
 @pytest.fixture(params=OTHERS)

@@ -22,7 +22,10 @@ CASES = [
     ("pc", "2,maxcpus=5", "registers"),
     ("q35", "2,maxcpus=12,sockets=2,cores=3,threads=2", "registers"),
     ("pc", "3,maxcpus=6,sockets=2,cores=3", "bitmap"),
-    pytest.param("q35", "1,maxcpus=257", "bitmap", marks=pytest.mark.needs_kvm),
+    # QEMU 10 shows the insertion of a CPU that the bitmap has no bit for; 7.2 drops it, and so do we.
+    pytest.param(
+        "q35", "1,maxcpus=257", "bitmap", marks=[pytest.mark.needs_kvm, pytest.mark.usefixtures("qemu_of_debian_12")]
+    ),
 ]
 
 

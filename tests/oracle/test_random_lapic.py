@@ -14,7 +14,6 @@ chapter 11) and KVM do not is not asked for:
 
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -161,11 +160,19 @@ class Walk:
                     yield Step(LOAD, self._random.choice(READ))
 
 
-def on_qemu(rom: Path, *, cpu: str, directory: Path | None = None) -> list[int]:
-    program = shutil.which("qemu-system-x86_64", path=directory)
-    assert program
+def on_qemu(rom: Path, *, cpu: str) -> list[int]:
     report = rom.with_suffix(".qemu")
-    command = [program, "-nodefaults", "-display", "none", "-no-reboot", "-bios", str(rom), "-machine", "pc"]
+    command = [
+        "qemu-system-x86_64",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-bios",
+        str(rom),
+        "-machine",
+        "pc",
+    ]
     command += ["-accel", "tcg", "-cpu", cpu, "-chardev", f"file,id=debugcon,path={report}"]
     command += ["-device", "isa-debugcon,iobase=0x402,chardev=debugcon"]
     subprocess.run(command, capture_output=True, timeout=120, check=True)
@@ -204,7 +211,8 @@ def test_in_memory(seed: int, tmp_path: Path, vmm_machine: Callable[..., Any]) -
 
 @pytest.mark.needs_kvm
 @pytest.mark.parametrize("seed", SEEDS)
-def test_as_msrs(seed: int, other_qemu: Path, tmp_path: Path, vmm_machine: Callable[..., Any]) -> None:
+@pytest.mark.usefixtures("qemu_of_debian_13")
+def test_as_msrs(seed: int, tmp_path: Path, vmm_machine: Callable[..., Any]) -> None:
     """x2APIC, which QEMU has from 9.0 on, and we for APIC IDs that need it."""
-    qemu = partial(on_qemu, cpu="qemu64,+x2apic", directory=other_qemu)
+    qemu = partial(on_qemu, cpu="qemu64,+x2apic")
     compare(seed, Walk.msr_steps, tmp_path / "lapic.rom", qemu, partial(on_ours, vmm_machine, max_cpus=260))
