@@ -19,7 +19,7 @@ from vmm.verify import linux_cpus, truth
 from vmm.verify.collect import Collected
 from vmm.verify.evidence import Evidence
 from vmm.verify.facts import Facts
-from vmm.verify.guest_report import GuestReport, Kind, LinuxBlocks, Located
+from vmm.verify.guest_report import GuestReport, Kind, LinuxBlocks, LinuxNode, Located
 from vmm.verify.result import Subject
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
@@ -190,6 +190,19 @@ def test_what_linux_says_is_held_against_the_machine() -> None:
     assert wrong["blocks of memory"] == ("0x0-0x7ffffff, 0x100000000-0x107ffffff", False)
     # Linux that takes no memory in has no blocks, and is not asked for any.
     assert "blocks of memory" not in shown([f"{range_of} hotplug"], LinuxBlocks(0, ()))
+
+
+def test_a_node_that_has_nothing_but_room_is_none_to_linux() -> None:
+    config = MachineConfig.create("probe", memory="128M,maxmem=1152M", numa=["node,mem=128,cpus=0", "node"])
+    report = GuestReport(kind=Kind.LINUX, linux_nodes={0: LinuxNode((0,), 130_000, (10,))})
+    subject = Subject("processors")
+    linux_cpus.compare(subject, config, ROOM, report)
+    rows = {row.name: row for row in subject.rows}
+    assert rows["Linux: distances of node 0"].verdict.ok
+    assert rows["Linux: distances of node 1"].verdict.ok
+    report.linux_nodes.clear()
+    linux_cpus.compare(missing := Subject("processors"), config, ROOM, report)
+    assert not next(row for row in missing.rows if row.name == "Linux: distances of node 0").verdict.ok
 
 
 def shown(log: list[str], blocks: LinuxBlocks) -> dict[str, tuple[str, bool]]:

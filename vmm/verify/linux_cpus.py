@@ -102,7 +102,7 @@ def _nodes(subject: Subject, config: MachineConfig, ram: RamPlaces, report: Gues
         same = [value for other, value in enumerate(far) if nodes[other].memory or nodes[other].cpus]
         _row(
             subject, f"Linux: distances of node {number}", _numbers(far), _numbers(linux.distances),
-            right=list(linux.distances) in (far, same),
+            right=list(linux.distances) in (far, same if node.memory or node.cpus else []),
         )  # fmt: skip
     if ram.room:
         _room(subject, ram, len(nodes) - 1, report)
