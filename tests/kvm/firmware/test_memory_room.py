@@ -32,15 +32,15 @@ def test_ovmf_gives_devices_what_is_behind_the_room(tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     disk.write_bytes(bytes(1 << 20))
     places = []
-    for memory in ("256M", "256M,slots=3,maxmem=900G"):
-        with Machine("ovmf", memory=memory, cpu="host,phys-bits=40", drives=disk) as machine:
+    for memory in ("256M", "256M,slots=3,maxmem=450G"):
+        with Machine("ovmf", memory=memory, cpu="host,phys-bits=39", drives=disk) as machine:
             machine.expect("Shell>", deadline=DEADLINE)
             places.append(wide_bar(machine))
             assert machine.fw_cfg is not None
             read = {item.name for item in machine.fw_cfg.items() if item.read_to_end}
             assert (RESERVED_END_FILE in read) == ("maxmem" in memory)
             room = machine.memory.places.hotplug
-    assert room == range(4 * GIB, 4 * GIB + 900 * GIB - (256 << 20) + 3 * GIB)
+    assert room == range(4 * GIB, 4 * GIB + 450 * GIB - (256 << 20) + 3 * GIB)
     assert 4 * GIB <= places[0] < room.stop <= places[1]
 
 
