@@ -27,6 +27,7 @@ from vmm.bench.contenders import (
     ContenderFailedError,
     InThisProcess,
     environment,
+    interrupts_held,
     last_words,
     run,
 )
@@ -229,13 +230,20 @@ def _run_to_its_end(contender: Contender, command: list[str], limit_s: float) ->
 def _run_until(contender: Contender, command: list[str], case: BootCase, limit_s: float) -> BootRun:
     with tempfile.TemporaryFile() as errors:
         began = time.monotonic()
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment()
-        ) as process:
-            try:
-                timeline = _Dialogue(process, case).follow(began, limit_s)
-            finally:
-                _end(process)
+        with contextlib.ExitStack() as closers:
+            with interrupts_held():
+                process = closers.enter_context(
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                        bufsize=0,
+                        env=environment(),
+                    )
+                )
+                closers.callback(_end, process)
+            timeline = _Dialogue(process, case).follow(began, limit_s)
         if timeline is None:
             errors.seek(0)
             said = last_words(errors.read())

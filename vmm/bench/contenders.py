@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from vmm.errors import ConfigError, HostError
 from vmm.firmware import guests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vmm.firmware.search import Located
 
@@ -250,6 +252,22 @@ QEMU_TCG = Qemu("qemu-tcg", "QEMU, TCG", "tcg")
 def environment() -> dict[str, str]:
     """Return the environment of contenders: this one, with Python's bytecode kept, as an installed program's is."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let signals that interrupt wait for the end of what starts a process: then there is somebody to end it."""
+    came: list[int] = []
+    held = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.default_int_handler]
+    for number in held:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number in held:
+            signal.signal(number, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def run(contender: Contender, command: list[str], limit_s: float) -> str:

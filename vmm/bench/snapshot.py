@@ -26,6 +26,7 @@ from vmm.bench.contenders import (
     ContenderFailedError,
     InThisProcess,
     environment,
+    interrupts_held,
 )
 from vmm.firmware import search
 from vmm.machine import Machine
@@ -176,17 +177,18 @@ class _QemuAtPrompt:
             command = [f"{word},snapshot=on" if word.endswith(str(variables)) else word for word in command]
             monitor = scratch / "monitor"
             command += ["-monitor", f"unix:{monitor},server=on,wait=off"]
-            process = closers.enter_context(
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    bufsize=0,
-                    env=environment(),
+            with interrupts_held():
+                process = closers.enter_context(
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                        bufsize=0,
+                        env=environment(),
+                    )
                 )
-            )
-            closers.callback(process.kill)
+                closers.callback(process.kill)
             assert process.stdin is not None  # noqa: S101  # Popen was given pipes
             assert process.stdout is not None  # noqa: S101
             self._input: IO[bytes] = process.stdin
