@@ -22,10 +22,7 @@ CASES = [
     ("pc", "2,maxcpus=5", "registers"),
     ("q35", "2,maxcpus=12,sockets=2,cores=3,threads=2", "registers"),
     ("pc", "3,maxcpus=6,sockets=2,cores=3", "bitmap"),
-    # QEMU 10 shows the insertion of a CPU that the bitmap has no bit for; 7.2 drops it, and so do we.
-    pytest.param(
-        "q35", "1,maxcpus=257", "bitmap", marks=[pytest.mark.needs_kvm, pytest.mark.usefixtures("qemu_of_debian_12")]
-    ),
+    pytest.param("q35", "1,maxcpus=257", "bitmap", marks=pytest.mark.needs_kvm),
 ]
 
 
@@ -61,7 +58,12 @@ def statuses(qemu: Qemu) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("board", "smp", "face"), CASES)
-def test_each_access_is_answered_as_by_qemu(tmp_path: Path, board: str, smp: str, face: str) -> None:
+def test_each_access_is_answered_as_by_qemu(
+    request: pytest.FixtureRequest, tmp_path: Path, board: str, smp: str, face: str
+) -> None:
+    if "257" in smp:
+        # QEMU 10 shows the insertion of a CPU that the bitmap has no bit for; 7.2 drops it, and so do we.
+        request.getfixturevalue("qemu_of_debian_12")
     ports = PORTS[board]
     ours = Ours(ports, smp)
     random_ = random.Random(f"{board} {smp}")
