@@ -166,12 +166,36 @@ static void put_two_byte_opcode(struct random *random, uint32_t bits, bool addre
     }
 }
 
+/* REP INS of some elements: to data, over the guest's programs, or to wherever EDI is. */
+static void put_string_input(struct random *random, uint32_t bits, struct instruction *to)
+{
+    uint32_t size = bits == 16 ? 2 : 4;
+
+    if (!one_in(random, 8)) {
+        put(to, 0xb9, 1);
+        put(to, one_in(random, 8) ? random_next(random) : random_below(random, 0x1200), size);
+    }
+    if (!one_in(random, 8)) {
+        put(to, 0xbf, 1);
+        put(to, one_in(random, 4) ? 0x10000 + random_below(random, 0x8000) : immediate(random), size);
+    }
+    if (one_in(random, 4)) {
+        put(to, one_in(random, 2) ? 0x67 : 0x66, 1);
+    }
+    put(to, 0xf3, 1);
+    put(to, 0x6c + random_below(random, 2), 1);
+}
+
 static struct instruction make(struct random *random, uint32_t bits)
 {
     static const uint8_t prefixes[] = {0x66, 0xf2, 0xf3, 0xf0, 0x67, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65};
     struct instruction instruction = {.size = 0};
     bool addresses_16 = bits == 16;
 
+    if (one_in(random, 50)) {
+        put_string_input(random, bits, &instruction);
+        return instruction;
+    }
     while (one_in(random, 2) && instruction.size < 4) {
         uint8_t prefix = prefixes[random_below(random, one_in(random, 2) ? 4 : sizeof(prefixes))];
 
