@@ -211,7 +211,9 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured() -> 
 @needs_qemu
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_end_by_a_signal_leaves_no_rival_behind(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "vmm", "bench", "boot", "--case", "ovmf", "--contender", "qemu-tcg"]
+    # The tests may have been started with SIGHUP ignored, by nohup.
+    command = ["env", f"--default-signal={number.name.removeprefix('SIG')}", sys.executable, "-m", "vmm"]
+    command += ["bench", "boot", "--case", "ovmf", "--contender", "qemu-tcg"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         until = time.monotonic() + 120
