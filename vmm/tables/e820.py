@@ -121,7 +121,8 @@ def build_map(
         high_base: where the rest of RAM begins, 4 GiB or beyond.
 
     Raises:
-        ConfigError: a size out of range, or a hole that is not in RAM; `check_map` looks at the entries.
+        ConfigError: a size out of range, or a hole that is not in RAM or overlaps another; `check_map` looks at the
+            entries.
     """
     if not 0 < low_size < FOUR_GIB:
         raise ConfigError(f"RAM below the PCI hole is {low_size:#x} bytes: must be above 0 and below 4 GiB")
@@ -135,6 +136,7 @@ def build_map(
     for hole in holes:
         if hole.length <= 0 or not any(entry.base <= hole.base and hole.end <= entry.end for entry in ram):
             raise ConfigError(f"e820 entry {hole}: not in RAM, which is {' and '.join(map(str, ram))}")
+    _check_overlaps(holes)
     entries = [part for entry in ram for part in without(entry, holes)]
     if not any(entry.base < FOUR_GIB for entry in entries):
         raise ConfigError(f"e820 entry {holes[0]}: no RAM is left below 4 GiB")
@@ -182,8 +184,12 @@ def check_map(entries: Sequence[E820Entry], *, holes: bool = False) -> None:
                 f"e820 entry {entry}: RAM below 4 GiB must be the one entry that starts at 0, "
                 "firmware takes its end as the size of low memory; use -m, type=reserved, or type=hole to cut that one"
             )
-    ordered = sorted(entries)
-    for before, after in itertools.pairwise(ordered):
+    _check_overlaps(sorted(entries))
+
+
+def _check_overlaps(entries: Iterable[E820Entry]) -> None:
+    """Refuse two entries, by address, that overlap."""
+    for before, after in itertools.pairwise(entries):
         if after.base < before.end:
             raise ConfigError(f"e820 entries overlap: {before} and {after}")
 

@@ -119,6 +119,13 @@ def test_holes_are_in_ram_and_leave_some(hole: E820Entry, reason: str) -> None:
         e820.build_map(128 << 20, 0, [hole])
 
 
+def test_two_holes_that_overlap_are_both_named() -> None:
+    holes = [E820Entry(0xAF000, 0x1000, e820.HOLE), E820Entry(0xA0000, 0x60000, e820.HOLE)]
+    with pytest.raises(ConfigError, match="overlap: 0xa0000-0xfffff hole and 0xaf000-0xaffff hole"):
+        e820.build_map(128 << 20, 0, holes)
+    assert len(e820.build_map(128 << 20, 0, [holes[0], holes[1]._replace(length=0xF000)])) == 2
+
+
 @given(
     entry=st.tuples(st.integers(0, 100), st.integers(1, 100)),
     others=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 60)), max_size=6),
