@@ -142,6 +142,15 @@ def test_what_changes_nothing_is_taken_with_a_note(line: str) -> None:
             "-machine accel=tcg: the accelerators are -accel auto, kvm, kvm+softcpu and softcpu",
         ),
         ("-machine q35,foo=on", "-machine foo=on: no such property here; known are type, fwcfg"),
+        ("-machine microvm", "-machine microvm: not known; known are auto, q35, pc, bhyve"),
+        ("-netdev user,id=n", "-netdev user,id=n: there is no network but another program's: -netdev vhost-user"),
+        ("-netdev id=n,type=tap", "-netdev id=n,type=tap: there is no network but another program's"),
+        ("-chardev pty,id=c", "-chardev pty,id=c: only for vhost-user: socket,id=ID,path=SOCKET"),
+        ("-drive file=a,if=ide", "-drive file=a,if=ide: the only disks are virtio ones"),
+        ("-drive if=virtio,media=cdrom,file=a", "file=a: there are no CD drives; an image of a CD boots as a disk"),
+        ("-accel tcg", "-accel tcg: the accelerators are -accel auto, kvm, kvm+softcpu and softcpu"),
+        ("-serial pty", "-serial pty: not a target; known are stdio, none and file:PATH"),
+        ("-debugcon tcp::1,server", "-debugcon tcp::1,server: not a target; known are stdio, none and file:PATH"),
         ("-global cfi.pflash01.width=1", "devices have no such properties"),
         ("-serial stdio -serial file:x", "-serial file:x: there is one such port"),
         ("-trace x", "-trace x: instructions are not logged; --trace PATH"),
@@ -158,6 +167,34 @@ def test_what_changes_nothing_is_taken_with_a_note(line: str) -> None:
 )
 def test_what_cannot_be_served_is_refused_by_name(line: str, reason: str) -> None:
     assert reason in refused(line)[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("-netdev type=vhost-user,id=n,chardev=c", "netdev", ["type=vhost-user,id=n,chardev=c"]),
+        ("-chardev backend=socket,id=c,path=pty", "chardev", ["backend=socket,id=c,path=pty"]),
+        ("-drive file=a,,if=ide,if=none,id=d", "drive", ["file=a,,if=ide,if=none,id=d"]),
+        ("-drive file=media=cdrom,media=disk", "drive", ["file=media=cdrom,media=disk"]),
+        ("-accel accel=kvm+softcpu,coalesced=off", "accel", "accel=kvm+softcpu,coalesced=off"),
+        ("-serial null", "serial", "null"),
+        ("-debugcon file:tcp:x", "debugcon", "file:tcp:x"),
+    ],
+)
+def test_values_that_only_look_like_those_of_others_are_taken(line: str, field: str, value: object) -> None:
+    arguments = parse(f"{line} -cpu host")
+    assert getattr(arguments, field) == value
+    assert len(arguments.notes) == 1
+
+
+def test_the_document_shows_what_is_said() -> None:
+    """Of values that cannot be served, too, all at once."""
+    lines = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8").splitlines()
+    command = next(line for line in lines if line.startswith("vmm boot probe -cpu host"))
+    said = [f"vmm: {line}" for line in refused(command.removeprefix("vmm boot "))]
+    assert len(said) == 3
+    at = lines.index(said[0])
+    assert lines[at - 1 : at + 4] == ["```", *said, "```"]
 
 
 def test_all_that_cannot_be_served_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,12 @@ such words; it is loaded only for a command line that has one, or that names dev
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from vmm.config.cpu_model import CpuModel
-from vmm.config.parts import KNOWN_DEVICES
+from vmm.config.parts import KNOWN_DEVICES, MachineType, Target, parse_choice
 from vmm.disks.drives import from_bhyve
 from vmm.errors import ConfigError
 from vmm.options import split_commas
@@ -45,7 +47,10 @@ USB = "there is no USB"
 AUDIO = "there is no sound"
 LOG = "instructions are not logged; --trace PATH logs what the guest does with fw_cfg"
 MIGRATION = "no machine moves to another host; --snapshot-at keeps one in a file, from which --from goes on"
+CD = "there are no CD drives; an image of a CD boots as a disk"
+ACCELERATORS = "the accelerators are -accel auto, kvm, kvm+softcpu and softcpu"
 CONSOLES = "a console's target stands behind -serial or -debugcon: stdio, file:PATH or none"
+CHARDEVS = "only for vhost-user: socket,id=ID,path=SOCKET; consoles are -serial's and -debugcon's"
 DIRECTORIES = "a shared directory is -device vhost-user-fs-pci, with virtiofsd behind it"
 FOREGROUND = "vmm stays in the foreground; the shell's & puts it into the background"
 PRIVILEGES = "--user and --sandbox say as whom, and how restricted, the machine runs"
@@ -161,12 +166,21 @@ _DEVICES = {
     rf"(?!(driver=)?({_OWN_DEVICES})(,|$)).*": DEVICES,
 }
 
+_VALUES = {
+    "-device": _DEVICES,
+    "-netdev": {r"(?!(type=)?vhost-user(,|$)).*": NETWORK},
+    "-chardev": {r"(?!(backend=)?socket(,|$)).*": CHARDEVS},
+    "-drive": {r"(.*[^,],)?if=(?!(pflash|virtio|none)(,|$)).*": DISKS, r"(.*[^,],)?media=cdrom(,.*)?": CD},
+    "-accel": {r"(?!(accel=)?(auto|kvm|kvm\+softcpu|softcpu)(,|$)).*": ACCELERATORS},
+}
+"""Regular expressions of values that our own words have elsewhere, and why they can't be served."""
+
 _MACHINE_HARMLESS = (
     r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|i8042)=off|vmport=auto|(pit|kernel-irqchip)=on"
     r"|(dump-guest-core|mem-merge|suppress-vmdesc)=o\w+"
 )
 _SWITCHED_OFF = {"-no-hpet": "hpet=off", "-no-acpi": "acpi=off"}
-_MACHINE_REFUSED = {"accel": "the accelerators are -accel auto, kvm, kvm+softcpu and softcpu"}
+_MACHINE_REFUSED = {"accel": ACCELERATORS}
 _MACHINE_TYPES = {"pc-q35-": "q35", "pc-i440fx-": "pc"}
 """What QEMU's versioned machines begin with."""
 
@@ -208,11 +222,7 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         elif word == "-cpu" and value is not None and re.fullmatch(_WHOLE_HOST, value):
             result.notes.append(f"{text} changes nothing: the guest sees the host's processor, as KVM offers it")
         elif word == "-cpu" and value is not None:
-            try:
-                CpuModel.parse(value)
-                result.options.append((word, value))
-            except ConfigError as error:
-                result.refusals.append(str(error))
+            _parsed(word, value, CpuModel.parse, result)
         elif word == "-object" and value is not None and re.match(_OF_A_DISK, value):
             result.options.append((word, value))
         elif word == "-object" and value is not None and not numa:
@@ -221,8 +231,8 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
                 result.notes.append(f"{text} changes nothing: {words}")
             else:
                 result.refusals.append(f"{text}: {words}")
-        elif word == "-device" and value is not None:
-            why = next((why for names, why in _DEVICES.items() if re.fullmatch(names, value)), None)
+        elif word in _VALUES and value is not None:
+            why = next((why for values, why in _VALUES[word].items() if re.fullmatch(values, value, re.DOTALL)), None)
             _take(word, value, why, result)
         elif word == "-machine" and value is not None:
             _machine(value, machine_keys, result)
@@ -253,6 +263,16 @@ def _take(word: str, value: str, why: str | None, result: Sorted) -> None:
         result.refusals.append(f"{word} {value}: {why}")
 
 
+def _parsed(word: str, value: str, parse: Callable[[str], object], result: Sorted) -> None:
+    """Take a value that its reader takes."""
+    try:
+        parse(value)
+    except ConfigError as error:
+        result.refusals.append(str(error))
+    else:
+        result.options.append((word, value))
+
+
 def _console(word: str, value: str, result: Sorted, *, again: bool) -> None:
     if again and value == "none":
         result.notes.append(f"{word} {value} changes nothing: there is one such port")
@@ -262,7 +282,7 @@ def _console(word: str, value: str, result: Sorted, *, again: bool) -> None:
         result.options.append((word, "stdio"))
         result.notes.append(f"{word} {value} means only stdio: {MONITOR}")
     else:
-        result.options.append((word, value))
+        _parsed(word, value, partial(Target.parse, option=word), result)
 
 
 def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> None:
@@ -275,7 +295,10 @@ def _machine(value: str, keys: tuple[str, ...], result: Sorted) -> None:
             board = next((board for start, board in _MACHINE_TYPES.items() if name.startswith(start)), None)
             if board is not None:
                 result.notes.append(f"-machine {name} is {board}: boards have no versions here")
-            kept.append(f"type={board or name}")
+            try:
+                kept.append(f"type={board or parse_choice(MachineType, name, '-machine')}")
+            except ConfigError as error:
+                result.refusals.append(str(error))
         elif key in keys or not re.fullmatch(r"[\w.-]+", key):
             kept.append(part.replace(",", ",,"))
         elif re.fullmatch(_MACHINE_HARMLESS, part):

@@ -27,8 +27,10 @@ _ATTACHED = r"(-[cm])(\d.*)"
 _COLUMNS = r"( +\S.*?) {2,}(\S.*)"
 """Something, a gap, and what it means."""
 
-_WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive", "-cpu", "-object"})
+_WITH_FOREIGN_VALUES = frozenset({"-machine", "-device", "-drive", "-cpu", "-object", "-chardev", "-netdev"})
 _CONSOLES = frozenset({"-serial", "-debugcon"})
+_OWN_TARGETS = frozenset({"stdio", "none", "null", "file"})
+_OWN_ACCELERATORS = frozenset({"auto", "kvm", "kvm+softcpu", "softcpu"})
 
 
 _LEAST_WIDTH = 20
@@ -263,7 +265,8 @@ class Parser(argparse.ArgumentParser):
         consoles = [name for name, _ in options if name in _CONSOLES]
         return len(consoles) > len(set(consoles)) or any(
             name in _WITH_FOREIGN_VALUES
-            or value == "mon:stdio"
+            or (name in _CONSOLES and (value or "").partition(":")[0] not in _OWN_TARGETS)
+            or (name == "-accel" and (value or "").partition(",")[0] not in _OWN_ACCELERATORS)
             or self._action(name) is None
             or (name, bool(value)) == ("-s", True)
             for name, value in options
