@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from command_line import VMM, vmm
 
@@ -48,6 +49,19 @@ def test_a_sweep_finds_where_seabios_gives_up(tmp_path: Path) -> None:
     assert re.search("SeaBIOS has room for (32|128) entries", page.read_text())
     again = vmm(*SWEEP, "-smp", "1,2", "--e820", "0,8", "--results", results, "--json", "-", "--executor", "no:such")
     assert (again.returncode, again.stdout) == (0, "")  # all of it has results
+
+
+def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
+    words = [*VMM, *SWEEP, "-smp", "1,2", "--jobs", "1", "--results", str(tmp_path / "r.jsonl")]
+    # rich draws no bar on what calls itself a dumb terminal.
+    environment = os.environ | {"TERM": "xterm"}
+    with pexpect.spawn(
+        words[0], words[1:], env=environment, encoding="utf-8", timeout=120, dimensions=(25, 120)
+    ) as terminal:
+        terminal.expect("2/2.*seabios 2: arrived")
+        terminal.expect("2 cells: 2 arrived")
+        terminal.expect(pexpect.EOF)
+    assert terminal.exitstatus == 0
 
 
 def test_any_executor_runs_cells_and_what_never_reports_is_a_result(tmp_path: Path) -> None:
