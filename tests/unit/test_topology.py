@@ -15,6 +15,7 @@ from vmm.config.topology import Place, Smp, Topology, parse_smp
 from vmm.cpu.cpuid import Addresses
 from vmm.devices.fw_cfg_items import numa as numa_item
 from vmm.errors import ConfigError
+from vmm.firmware.images import FirmwareKind
 from vmm.handoff import tables
 from vmm.handoff.interface import cpu_nodes
 from vmm.platform import Standing
@@ -309,6 +310,17 @@ def test_a_machine_beyond_its_cpus_addresses_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         places(memory, amd=amd, bits=bits, machine=machine)
+
+
+def test_ovmf_takes_a_window_of_32_gib_on_every_board() -> None:
+    config = MachineConfig.create("probe", memory=991 * GIB, machine="pc")
+    ovmf = config._replace(firmware=config.firmware._replace(kind=FirmwareKind.OVMF))
+    for amd in (False, True):
+        addresses = Addresses(amd, 40)
+        assert tables.place_ram(ovmf, addresses).end == 992 * GIB
+        assert tables.place_ram(config._replace(memory=1009 * GIB), addresses).end == 1010 * GIB
+        with pytest.raises(ConfigError, match=r"-m 992G: .* end at 0x10800000000, .* 40 bits, .*ask for -m 991G or"):
+            tables.place_ram(ovmf._replace(memory=992 * GIB), addresses)
 
 
 def test_what_is_said_to_fit_fits_exactly() -> None:

@@ -31,6 +31,10 @@ pci-hole64-size."""
 BHYVE_PCI_HOLE_64 = (32 * layout.GIB, 32 * layout.GIB)
 """bhyve: usr.sbin/bhyve/pci_emul.c, PCI_EMUL_MEMSIZE64."""
 
+OVMF_PCI_HOLE_64 = (32 * layout.GIB, 32 * layout.GIB)
+"""What OVMF takes behind RAM whatever the board has: edk2, OvmfPkg/Library/PlatformInitLib/MemDetect.c,
+PlatformGetFirstNonAddress. It maps all of that, and hangs without a word where the CPU has no such addresses."""
+
 
 def place_ram(config: MachineConfig, addresses: Addresses) -> RamPlaces:
     """Where the machine's RAM is, and may be.
@@ -46,7 +50,9 @@ def place_ram(config: MachineConfig, addresses: Addresses) -> RamPlaces:
     size, room = config.memory, config.memory_room
 
     def end_of(size: int, room: int) -> int:
-        return _used(config, _places(config, size, room, amd=amd))
+        ram = _places(config, size, room, amd=amd)
+        own = _behind(ram, OVMF_PCI_HOLE_64).stop if config.firmware.kind is FirmwareKind.OVMF else 0
+        return max(_used(config, ram), own)
 
     if end_of(size, room) <= 1 << bits:
         return _places(config, size, room, amd=amd)
@@ -88,6 +94,13 @@ def _places(config: MachineConfig, size: int, room: int, *, amd: bool) -> RamPla
 def _used(config: MachineConfig, ram: RamPlaces) -> int:
     """The first address that nothing may have."""
     return pci_windows(config.machine_type, ram, None)[-1][1] + 1
+
+
+def _behind(ram: RamPlaces, hole: tuple[int, int]) -> range:
+    """A window of this alignment and size behind all RAM that there may be."""
+    align, size = hole
+    start = -(-ram.hotplug.stop // align) * align
+    return range(start, start + size)
 
 
 def reserved_end(ram: RamPlaces) -> int:
@@ -285,12 +298,9 @@ def pci_windows(machine: MachineType, ram: RamPlaces, ecam: range | None) -> tup
         ram: where RAM is, and may be.
         ecam: where PCIe configuration space is.
     """
-    hole, (align, size) = range(ram.low, PCI_HOLE_END), PCI_HOLES_64.get(machine, BHYVE_PCI_HOLE_64)
-    if machine is MachineType.BHYVE:
-        hole = layout.BHYVE_BARS
-    start = -(-ram.hotplug.stop // align) * align
+    hole = layout.BHYVE_BARS if machine is MachineType.BHYVE else range(ram.low, PCI_HOLE_END)
     windows = []
-    for window in (hole, range(start, start + size)):
+    for window in (hole, _behind(ram, PCI_HOLES_64.get(machine, BHYVE_PCI_HOLE_64))):
         parts = [window]
         if ecam is not None and ecam.start < window.stop and window.start < ecam.stop:
             parts = [range(window.start, ecam.start), range(ecam.stop, window.stop)]
