@@ -183,7 +183,7 @@ def use_msrs(machine: Machine, vcpu: Vcpu) -> list[int]:
 
 
 @pytest.mark.hw_long
-@pytest.mark.parametrize("accel", [PLAIN, "softcpu"])
+@pytest.mark.parametrize("accel", sorted({PLAIN, "softcpu"}))
 def test_a_cpu_that_comes_again_is_a_new_one(vmm_machine: MachineFactory, guest: str, accel: str) -> None:
     machine = vmm_machine(guest, accel=accel, machine="q35", cpus=2, max_cpus=3)
     expected, vcpu = kvm_state(machine), machine.vcpus[1]
