@@ -2,6 +2,7 @@
 
 import locale
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +35,10 @@ def pytest_configure() -> None:
     # A shell's background job has it ignored, and so have all that it starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A login session has 1,024 files at first and may have more, which 1,024 CPUs need. Not all that it may have: there
+    # are programs that close each of them.
+    files, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, min(4096, most_files)), most_files))
     # Of a locale that the host lacks bash warns on each script's stderr, where tests look for the script's own words.
     before = locale.setlocale(locale.LC_ALL)
     try:

@@ -136,7 +136,9 @@ def test_where_the_time_of_a_boot_goes(tmp_path: Path) -> None:
     found = report["profile"]
     phases = [phase["name"] for phase in found["phases"]]
     assert phases == ["SEC", "PEI", "DXE", "BDS", "shell"]
-    assert all(phase["samples"] and phase["accesses"] for phase in found["phases"])
+    assert all(phase["accesses"] for phase in found["phases"])
+    # The others may be over between two samples, on a busy host above all.
+    assert all(phase["samples"] for phase in found["phases"] if phase["name"] in {"SEC", "DXE"})
     assert sum(phase["samples"] for phase in found["phases"]) == found["samples"]
     assert sum(stack["samples"] for stack in found["stacks"]) == found["samples"]
     read = sum(item["bytes_read"] for item in report["fw_cfg"]["items"])
