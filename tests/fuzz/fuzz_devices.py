@@ -199,6 +199,6 @@ def gdb(chance: random.Random) -> None:
         packet = chance.choice(said)
         session.answer(packet if chance.randrange(3) == 0 else spoiled(chance, packet))
     with suppress(VmmError):
-        points.arm(sorted(wanted), ())
+        points.arm(wanted, ())
     points.disarm()
     machine.reset()

@@ -166,7 +166,7 @@ class Debugger:
     def _go(self) -> None:
         self._held = False
         self._target.forget()
-        self._points.arm(sorted(self._wanted), self._resume.stepping)
+        self._points.arm(self._wanted, self._resume.stepping)
         self._threads.start(self._life.fail, self._resume.running | self._resume.stepping)
 
     def _halt(self) -> None:

@@ -79,7 +79,7 @@ class SoftwarePoints:
         self._armed: list[Point] = []
 
     def check(self, points: Iterable[Point], index: int) -> None:
-        """Whether the machine can have these together; ``index`` is the vCPU by whose page tables addresses are meant.
+        """Whether the machine can have these together; the last is new, its address one of vCPU ``index``'s page tables.
 
         Raises:
             PointError: it cannot.
@@ -87,11 +87,14 @@ class SoftwarePoints:
         _check_count(points)
 
     def arm(self, points: Iterable[Point], stepping: Iterable[int]) -> None:
-        """The machine is about to run, the vCPUs in ``stepping`` for one instruction."""
+        """The machine is about to run with these, in the order in which they were checked.
+
+        The vCPUs in ``stepping`` run for one instruction.
+        """
         stepping = set(stepping)
         for index, core in enumerate(self._cores):
             core.debug.control = lib.KVM_GUESTDBG_SINGLESTEP if index in stepping else 0
-        wanted = list(points)
+        wanted = sorted(points)  # gdb takes them away at each stop and sets them again, in any order
         if wanted == self._armed:
             return
         self._armed = wanted
@@ -130,10 +133,12 @@ class KvmPoints:
         _check_count(points)
         _, rest = self._place(points)
         for point in rest:
+            if point in self._gpas and point != points[-1]:
+                continue
             gpa = self._target.gpa(index, point.address)
             if gpa is None or not self._is_ram(gpa):
                 raise PointError(f"no RAM at {point.address:#x}, and all {_SLOTS} debug registers are taken")
-            self._gpas.setdefault(point, gpa)
+            self._gpas[point] = gpa
 
     def arm(self, points: Iterable[Point], stepping: Iterable[int]) -> None:
         """As `SoftwarePoints.arm`."""

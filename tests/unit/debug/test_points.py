@@ -5,6 +5,7 @@ from device_rig import MIB, Rig
 from vmm._native import lib
 
 from vmm.debug.points import KvmPoints, Point, PointError, PointKind
+from vmm.debug.session import Session
 from vmm.debug.target import Target
 
 GPA = 2 * MIB
@@ -12,10 +13,12 @@ CODE = b"\x90" * 8
 
 
 class Unpaged(Target):
-    """A machine without vCPUs; linear addresses are guest physical ones."""
+    """A machine without vCPUs; linear addresses are guest physical ones, or as far from them as is said."""
+
+    moved = 0
 
     def gpa(self, index: int, linear: int) -> int | None:
-        return linear
+        return linear + self.moved
 
 
 @pytest.fixture
@@ -42,6 +45,31 @@ def test_what_finds_no_debug_register_is_planted_and_taken_out(points: KvmPoints
     assert rig.memory.read(GPA, 8) == CODE[:4] + b"\xcc\xcc" + CODE[:2]
     points.disarm()
     assert rig.memory.read(GPA, 8) == CODE
+
+
+def test_who_has_a_debug_register_is_settled_by_who_came_first(rig: Rig) -> None:
+    wanted: list[Point] = []
+    target = Unpaged([], [], rig.memory)
+    points = KvmPoints(target, interprets=False)
+    session = Session(target, wanted, points.check, lambda _: 64, lambda *_: "")
+    for index in reversed(range(6)):
+        assert session.answer(b"Z0,%x,1" % (GPA + index)) == b"OK"
+    points.arm(wanted, ())
+    assert rig.memory.read(GPA, 8) == b"\xcc\xcc" + CODE[2:]
+    points.disarm()
+
+
+def test_a_breakpoint_that_is_set_again_is_where_its_address_leads_now(rig: Rig) -> None:
+    target = Unpaged([], [], rig.memory)
+    points = KvmPoints(target, interprets=False)
+    wanted = breakpoints(5)
+    points.check(wanted, 0)
+    target.moved = 0x1000
+    points.check(wanted, 0)
+    points.arm(wanted, ())
+    assert rig.memory.read(GPA, 8) == CODE
+    assert rig.memory.read(GPA + 0x1004, 1) == b"\xcc"
+    points.disarm()
 
 
 def test_a_guest_that_switches_its_ram_off_harms_nobody(points: KvmPoints, rig: Rig) -> None:
