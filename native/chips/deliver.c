@@ -106,16 +106,25 @@ uint32_t deliver(struct chips *chips, const struct message *message)
 #define MSI_ADDRESS 0xfee00000u
 #define MSI_ADDRESS_BITS 0xfff00000u
 
+uint32_t long_destination(const struct chips *chips, uint32_t low, uint32_t high)
+{
+    bool for_remapping = (high & 1) != 0;
+
+    return low | (chips->wide_messages && !for_remapping ? (high >> 1 & 0x7f) << 8 : 0);
+}
+
 /*
  * Intel SDM volume 3, 11.11: figures 11-14 and 11-15. Where the machine wants it so, bits 40 and up of the address are
- * more of the destination, as with KVM_X2APIC_API_USE_32BIT_IDS (Documentation/virt/kvm/api.rst).
+ * more of the destination, as with KVM_X2APIC_API_USE_32BIT_IDS (Documentation/virt/kvm/api.rst). Guests that know
+ * nothing of those have bits 5 to 11.
  */
 uint32_t deliver_msi(struct chips *chips, uint64_t address, uint32_t data)
 {
     uint32_t high = (uint32_t)(address >> 32);
+    uint32_t low = (uint32_t)address >> 12 & 0xff;
     const struct message message = {
         .delivery = (enum delivery)(data >> 8 & 7),
-        .destination = (chips->wide_messages ? high & ~0xffu : 0) | ((uint32_t)address >> 12 & 0xff),
+        .destination = high == 0 ? long_destination(chips, low, (uint32_t)address >> 4) : (high & ~0xffu) | low,
         .vector = data & 0xff,
         .logical = address >> 2 & 1,
         .level = data >> 15 & 1,

@@ -113,7 +113,7 @@ struct chips {
     struct pit_ticks ticks;
     bool has_irqchip;
     bool has_pit;
-    bool wide_messages; /* a message's destination goes on in the high half of its address */
+    bool wide_messages; /* destinations have more than 8 bits */
     uint32_t lines; /* GSIs as devices drive them */
     uint64_t clock_offset; /* of kvmclock to that */
     uint32_t bsp;
@@ -135,6 +135,12 @@ void wake_for_pic(struct chips *chips);
 /* The 8254's next interrupt comes at another time: whoever would sleep longer looks again. */
 void wake_for_pit(struct chips *chips, uint64_t due);
 uint32_t deliver(struct chips *chips, const struct message *message);
+/*
+ * A destination of 15 bits, from the field that xAPIC has and from the byte that a unit for remapping interrupts would
+ * look at: the bit that would ask for that, and bits 8 to 14 (KVM_FEATURE_MSI_EXT_DEST_ID in
+ * Documentation/virt/kvm/x86/cpuid.rst; struct IO_APIC_route_entry in arch/x86/include/asm/io_apic.h of Linux).
+ */
+uint32_t long_destination(const struct chips *chips, uint32_t low, uint32_t high);
 /* How many took it. */
 uint32_t deliver_msi(struct chips *chips, uint64_t address, uint32_t data);
 /* A wire of a device's, or the 8254's. */

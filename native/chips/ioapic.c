@@ -25,7 +25,7 @@ static bool send(struct chips *chips, uint32_t pin)
     const ioapic_entry entry = chips->ioapic.redirtbl[pin];
     const struct message message = {
         .delivery = (enum delivery)entry.fields.delivery_mode,
-        .destination = entry.fields.dest_id,
+        .destination = long_destination(chips, entry.fields.dest_id, (uint32_t)(entry.bits >> 48)),
         .vector = entry.fields.vector,
         .logical = entry.fields.dest_mode,
         .level = entry.fields.trig_mode,

@@ -116,6 +116,18 @@ bool lapic_accept(struct processor *processor, uint8_t vector, bool level)
     return true;
 }
 
+/* 255 may be a CPU's own id, as with KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK (Documentation/virt/kvm/api.rst). */
+static bool is_for_all(const struct processor *processor, const struct message *message)
+{
+    bool from_device = message->sender == NULL;
+
+    if (message->wide) {
+        return message->destination == WIDE_BROADCAST;
+    }
+    return message->destination == BROADCAST &&
+           !(from_device && processor->chips->wide_messages && is_x2apic(processor));
+}
+
 bool lapic_is_named(const struct processor *processor, const struct message *message)
 {
     uint32_t destination = message->destination;
@@ -134,11 +146,12 @@ bool lapic_is_named(const struct processor *processor, const struct message *mes
     default:
         break;
     }
-    if (destination == (message->wide ? WIDE_BROADCAST : BROADCAST)) {
+    if (is_for_all(processor, message)) {
         return true;
     }
     if (!message->logical) {
-        return destination == own_id(processor);
+        /* A CPU that was plugged in is in xAPIC mode: its id is how it is reached there, too, as with KVM. */
+        return destination == (destination > BROADCAST ? processor->id : own_id(processor));
     }
     if (is_x2apic(processor)) {
         uint32_t own = x2apic_logical_id(processor);

@@ -1,5 +1,6 @@
 """Our chips alone: a machine without KVM, memory and guest, whose time stands until it is told to go on."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -17,16 +18,23 @@ SPURIOUS_ON = 0x1FF
 
 
 class ChipsRig:
-    """Args: how many CPUs there are, after power-on; CPU 0 is the one that memory accesses come from."""
+    """CPUs after power-on; CPU 0 is the one that memory accesses come from.
 
-    def __init__(self, cpus: int = 1) -> None:
+    Args:
+        cpus: how many there are.
+        wide_ids: their APIC ids, of 32 bits, instead of 0, 1 and so on of 8.
+    """
+
+    def __init__(self, cpus: int = 1, wide_ids: Sequence[int] = ()) -> None:
         self.vm = ChipsSystem("a test").create_vm()
         self._clock = lib.chips_clock(self.vm._handle)
         self._clock.stands = True
         self._clock.offset_ns = 1_000_000_000
         self.vm.create_irqchip()
         self.vm.create_pit2()
-        self.vcpus = [self.vm.create_vcpu(index) for index in range(cpus)]
+        if wide_ids:
+            self.vm.use_x2apic_ids()
+        self.vcpus = [self.vm.create_vcpu(number) for number in wide_ids or range(cpus)]
         for vcpu in self.vcpus:
             reset_vcpu(vcpu)
         self._calls = lib.chips_calls

@@ -212,3 +212,42 @@ def test_a_message() -> None:
         assert rig.vm.signal_msi(LAPIC | 1 << 12, 0x51)
         assert not rig.vm.signal_msi(LAPIC | 7 << 12, 0x51)
         assert [rig.take(0), rig.take(1)] == [None, 0x51]
+
+
+WIDE_IDS = (0, 1, 255, 300)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "takers"),
+    [
+        (0, 0, [0]),
+        (300 & 0xFF, 300 >> 8 << 1, [300]),
+        (255, 0, [255]),  # no broadcast where it is an id
+        (1, 1 << 1, []),  # 257 is nobody's
+        (0, 0x7F << 1, []),
+        (1, 1 << 1 | 1, [1]),  # as remapping wants it, which is not there
+    ],
+)
+def test_destinations_of_15_bits(low: int, high: int, takers: list[int]) -> None:
+    """By a message, and by the I/O APIC."""
+    with ChipsRig(wide_ids=WIDE_IDS) as rig:
+        for cpu in range(len(WIDE_IDS)):
+            base = rig.read_msr(0x1B, cpu)
+            assert base is not None
+            assert rig.write_msr(0x1B, base | 0xC00, cpu)
+            assert rig.write_msr(0x80F, 0x1FF, cpu)
+        rig.vm.signal_msi(LAPIC | low << 12 | high << 4, 0x51)
+        assert [number for cpu, number in enumerate(WIDE_IDS) if rig.take(cpu) == 0x51] == takers
+        route(rig, 20, low << 56 | high << 48 | 0x61)
+        rig.vm.irq_line(20, True)
+        assert [number for cpu, number in enumerate(WIDE_IDS) if rig.take(cpu) == 0x61] == takers
+
+
+def test_destinations_have_8_bits_where_ids_do() -> None:
+    with ChipsRig(2) as rig:
+        for cpu in range(2):
+            start_lapic(rig, cpu)
+        assert rig.vm.signal_msi(LAPIC | 1 << 12 | 1 << 5, 0x51)
+        assert [rig.take(0), rig.take(1)] == [None, 0x51]
+        assert rig.vm.signal_msi(LAPIC | 0xFF << 12, 0x61)
+        assert [rig.take(0), rig.take(1)] == [0x61, 0x61]

@@ -180,6 +180,16 @@ def test_x2apic() -> None:
         assert rig.read_msr(0x80B) is None
 
 
+def test_a_cpu_in_xapic_mode_is_started_by_an_id_that_mode_has_not() -> None:
+    """As one that was plugged in; 44 is what xAPIC has of 300."""
+    with ChipsRig(wide_ids=(0, 44, 300)) as rig:
+        base = rig.read_msr(APIC_BASE)
+        assert base is not None
+        assert rig.write_msr(APIC_BASE, base | X2APIC_ON)
+        assert rig.write_msr(0x830, 300 << 32 | INIT | ASSERT)
+        assert [rig.take(cpu) for cpu in range(3)] == [None, None, -1]
+
+
 def test_errors_are_told() -> None:
     with ChipsRig() as rig:
         start_lapic(rig)

@@ -41,6 +41,9 @@ FEATURES = {
 
 XSAVE's features have: KVM and CPUID must agree on it."""
 
+DETAILS = {"svm": 0x8000000A}
+"""Leaves that are about one feature: reserved, zeros, without it (AMD's APM volume 3, E.4.9; QEMU does so, too)."""
+
 _HARMLESS = {"migratable": ("on", "off"), "host-phys-bits": ("on",)}
 _OTHER_NAMES = {"tsc_deadline": "tsc-deadline", "xd": "nx"}
 MODELS = ("host", "max")

@@ -39,6 +39,7 @@ _ECX_TOPOEXT = 1 << 22
 
 _HYPERVISOR = 0x40000000
 _KVM = struct.unpack("<3I", b"KVMKVMKVM".ljust(12, b"\0"))
+_KVM_MSI_EXT_DEST_ID = 1 << 15
 """Documentation/virt/kvm/x86/cpuid.rst of Linux; the leaf behind it says which of its services there are."""
 
 _ADDRESS_SIZES = 0x80000008
@@ -59,11 +60,13 @@ class Guest(NamedTuple):
         topology: how they are arranged.
         model: what is different from the host's processor.
         software_cpu: a software CPU runs the guest's instructions: offer what that has, whatever the host's CPU is.
+        own_chips: interrupts are delivered by native/chips, which reach every APIC id, and not by KVM.
     """
 
     topology: Topology = Topology()
     model: CpuModel | None = None
     software_cpu: bool = False
+    own_chips: bool = False
 
 
 def check_count(kvm: Kvm, topology: Topology) -> None:
@@ -115,7 +118,7 @@ def cpuid_entries(kvm: Kvm, index: int, guest: Guest) -> list[CpuidEntry]:
     """
     topology = guest.topology
     if guest.software_cpu:
-        entries = _software_cpu(topology)
+        entries = _software_cpu(topology, own_chips=guest.own_chips)
     else:
         deadline_timer = kvm.check_extension(lib.KVM_CAP_TSC_DEADLINE_TIMER) > 0
         entries = [_of_a_guest(entry, deadline_timer=deadline_timer) for entry in kvm.supported_cpuid()]
@@ -224,7 +227,7 @@ def _extended_topology(function: int, index: int, topology: Topology) -> list[Cp
 
 def _with_model(entry: CpuidEntry, model: CpuModel, offered: list[CpuidEntry]) -> CpuidEntry:
     """``entry`` with the features and the address bits that ``-cpu`` asks for."""
-    from vmm.config.cpu_model import FEATURES
+    from vmm.config.cpu_model import DETAILS, FEATURES
 
     if entry.function == _ADDRESS_SIZES and model.phys_bits is not None:
         there = entry.eax & 0xFF
@@ -242,18 +245,22 @@ def _with_model(entry: CpuidEntry, model: CpuModel, offered: list[CpuidEntry]) -
             raise ConfigError(f"-cpu +{name}: this host's CPU, or KVM, does not have it for guests; leave it out")
         if not wanted and entry[:2] == (place.function, place.subleaf):
             entry = entry._replace(**{place.register: getattr(entry, place.register) & ~(1 << place.bit)})
+        if not wanted and entry.function == DETAILS.get(name):
+            entry = entry._replace(eax=0, ebx=0, ecx=0, edx=0)
     return entry
 
 
-def _software_cpu(topology: Topology) -> list[CpuidEntry]:
+def _software_cpu(topology: Topology, *, own_chips: bool) -> list[CpuidEntry]:
     """An early 64-bit AMD CPU, of which the software CPU has every instruction.
 
     AMD's family 15 makes guests expect none of the MSRs of later ones, and XSAVE, AVX, PCID, SMEP, SMAP, x2APIC,
     RDTSCP and 1 GiB pages are what the engine, or the way KVM and it share a CPU, does not have. The TSC is the host's,
     so it is invariant; TSC_DEADLINE is how an idle guest's next timer is known without asking KVM. Where CPUs
     share cores or packages have dies, which that family could not say, it has AMD's later leaves for that, too. Where
-    APIC ids need x2APIC, it has that, and says that it is KVM's without any service: Linux takes x2APIC without
-    remapping of interrupts only from a hypervisor that it knows (try_to_enable_x2apic in arch/x86/kernel/apic/apic.c).
+    APIC ids need x2APIC, it has that, and says that it is KVM's: Linux takes x2APIC without remapping of interrupts only
+    from a hypervisor that it knows (try_to_enable_x2apic in arch/x86/kernel/apic/apic.c). Of KVM's services it has none
+    but destinations of 15 bits in interrupts of devices, without which Linux leaves out ids above 255 there. KVM's own
+    I/O APIC has no such destinations.
     """
     signature = 0x00060FB1  # family 15, model 0x6b, stepping 1 (APM: Fn0000_0001_EAX)
     # FPU DE PSE TSC MSR PAE MCE CX8 APIC, SEP MTRR PGE MCA CMOV PAT PSE36, CLFSH, MMX FXSR SSE SSE2
@@ -262,6 +269,7 @@ def _software_cpu(topology: Topology) -> list[CpuidEntry]:
     shared_features = features & 0x0183F3FF & ~(1 << 11)
     syscall_nx_long_mode = 1 << 11 | 1 << 20 | 1 << 29
     wide = topology.has_wide_ids
+    services = _KVM_MSI_EXT_DEST_ID if own_chips else 0
     extended = topology.threads > 1 or topology.dies > 1 or wide
     last = 0x8000001E if extended else _ADDRESS_SIZES
     vendor = struct.unpack("<3I", _AMD)
@@ -282,6 +290,6 @@ def _software_cpu(topology: Topology) -> list[CpuidEntry]:
         (0x80000007, 0, 0, 0, 1 << 8),  # invariant TSC
         (_ADDRESS_SIZES, 48 << 8 | SOFTWARE_CPU_ADDRESS_BITS, 0, 0, 0),
         *([(0x8000001E, 0, 0, 0, 0)] if extended else []),
-        *([(_HYPERVISOR, _HYPERVISOR + 1, *_KVM), (_HYPERVISOR + 1, 0, 0, 0, 0)] if wide else []),
+        *([(_HYPERVISOR, _HYPERVISOR + 1, *_KVM), (_HYPERVISOR + 1, services, 0, 0, 0)] if wide else []),
     ]
     return [CpuidEntry(function, 0, eax, ebx, ecx, edx) for function, eax, ebx, ecx, edx in leaves]

@@ -136,7 +136,8 @@ def create_processors(
     topology = config.cpu_topology
     if topology.has_wide_ids:
         vm.use_x2apic_ids()
-    guest = cpuid.Guest(topology, config.cpu, software_cpu=softcpu is not None)
+    own_chips = vm.kvm.stands_in is not None
+    guest = cpuid.Guest(topology, config.cpu, software_cpu=softcpu is not None, own_chips=own_chips)
     for index in range(len(present)):
         vcpu = closers.enter_context(vm.create_vcpu(topology.apic_id(index), index))
         entries = cpuid.cpuid_entries(vm.kvm, index, guest)

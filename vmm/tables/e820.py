@@ -191,7 +191,9 @@ def _check_overlaps(entries: Iterable[E820Entry]) -> None:
     """Refuse two entries, by address, that overlap."""
     for before, after in itertools.pairwise(entries):
         if after.base < before.end:
-            raise ConfigError(f"e820 entries overlap: {before} and {after}")
+            ram = E820Type.RAM in {before.type, after.type}
+            remedy = "type=hole for the same range takes it out of RAM first" if ram else "move or shorten one"
+            raise ConfigError(f"e820 entries overlap: {before} and {after}; {remedy}")
 
 
 def encode(entries: Iterable[E820Entry]) -> bytes:

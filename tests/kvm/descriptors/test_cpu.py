@@ -4,6 +4,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from vmm._native import ffi, lib
@@ -396,6 +397,21 @@ def test_the_software_cpu_has_x2apic_where_ids_need_it(kvm: Kvm) -> None:
         found = leaves(entries_of(kvm, cores - 1, Guest(Topology(cores=cores), software_cpu=True)))
         assert found[1, 0].ecx >> 21 & 1 == has
         assert not has or found[0xB, 0].edx == cores - 1
+
+
+@pytest.mark.parametrize(("own_chips", "services"), [(True, 1 << 15), (False, 0)])
+def test_long_destinations_are_offered_where_there_are_some(kvm: Kvm, own_chips: bool, services: int) -> None:
+    for cores, offered in ((4, None), (300, services)):
+        guest = Guest(Topology(cores=cores), software_cpu=True, own_chips=own_chips)
+        found = leaves(entries_of(kvm, 0, guest)).get((0x40000001, 0))
+        assert (None if found is None else found.eax) == offered
+
+
+@pytest.mark.parametrize(("text", "details"), [("host", (1, 8, 0, 0x19B)), ("host,svm=off", (0, 0, 0, 0))])
+def test_without_svm_there_is_nothing_about_it(text: str, details: tuple[int, ...]) -> None:
+    host: Any = FakeHost([CpuidEntry(0x80000001, 0, 0, 0, 1 << 2, 0), CpuidEntry(0x8000000A, 0, 1, 8, 0, 0x19B)])
+    found = leaves(entries_of(host, 0, Guest(Topology(), CpuModel.parse(text))))
+    assert found[0x8000000A, 0][2:6] == details
 
 
 @pytest.mark.parametrize("software_cpu", [False, True])

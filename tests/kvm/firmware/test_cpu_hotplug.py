@@ -75,14 +75,24 @@ def test_linux_uses_a_cpu_that_is_plugged_in(tmp_path: Path, firmware: str, boar
                     assert again.present_cpus == [0, 1, 2, 3]
 
 
-def test_linux_uses_a_cpu_whose_id_xapic_does_not_have(tmp_path: Path) -> None:
-    """Without firmware that would have turned x2APIC on."""
-    script = f"{USES_IT}\ngrep ^apicid /proc/cpuinfo"
-    with Machine(linux(tmp_path, script, max_cpus=256, accel="softcpu")) as machine:
+INTERRUPTS_IT = f"""{USES_IT}
+grep ^apicid /proc/cpuinfo
+echo 2 > /proc/irq/4/smp_affinity_list
+while [ "$(awk '$1 == "4:" {{print $4}}' /proc/interrupts)" = 0 ]; do echo .; done
+echo "the port interrupts it."
+"""
+"""Its columns are the CPUs that are online."""
+
+
+@pytest.mark.parametrize("number", [255, 300])
+def test_linux_uses_a_cpu_whose_id_xapic_does_not_have(tmp_path: Path, number: int) -> None:
+    """Without firmware that would have turned x2APIC on; for interrupts of devices, too."""
+    with Machine(linux(tmp_path, INTERRUPTS_IT, max_cpus=number + 1, accel="softcpu")) as machine:
         machine.expect("it waits", deadline=DEADLINE)
-        machine.plug_cpu(255)
+        machine.plug_cpu(number)
         machine.expect(r"online 0-2\.\s+it ran on 2\.", deadline=DEADLINE)
-        machine.expect(r"apicid\s*: 0\s+apicid\s*: 1\s+apicid\s*: 255\s", deadline=DEADLINE)
+        machine.expect(rf"apicid\s*: 0\s+apicid\s*: 1\s+apicid\s*: {number}\s", deadline=DEADLINE)
+        machine.expect(r"the port interrupts it\.", deadline=DEADLINE)
         assert machine.run(deadline=DEADLINE).reason is Reason.POWER_OFF
 
 

@@ -126,6 +126,21 @@ def test_two_holes_that_overlap_are_both_named() -> None:
     assert len(e820.build_map(128 << 20, 0, [holes[0], holes[1]._replace(length=0xF000)])) == 2
 
 
+@pytest.mark.parametrize(
+    ("entries", "remedy"),
+    [
+        ([E820Entry(0x1000, 0x1000, 2)], "0x0-0x7ffffff ram and 0x1000-0x1fff reserved; type=hole for the same range"),
+        ([E820Entry(GIB, 9, 2), E820Entry(GIB + 8, 1, 4)], "and 0x40000008-0x40000008 nvs; move or shorten one"),
+    ],
+)
+def test_entries_that_overlap_say_what_to_do(entries: list[E820Entry], remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        e820.check_map(e820.build_map(128 << 20, 0, entries))
+    holes = [entry._replace(type=e820.HOLE) for entry in entries if entry.base < GIB]
+    if holes:
+        e820.check_map(e820.build_map(128 << 20, 0, [*entries, *holes]), holes=True)
+
+
 @given(
     entry=st.tuples(st.integers(0, 100), st.integers(1, 100)),
     others=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 60)), max_size=6),
