@@ -79,7 +79,7 @@ class SoftwarePoints:
         self._armed: list[Point] = []
 
     def check(self, points: Iterable[Point], index: int) -> None:
-        """Whether the machine can have these together; the last is new, its address one of vCPU ``index``'s page tables.
+        """Whether the machine can have these together; the last is new, in the page tables of vCPU ``index``.
 
         Raises:
             PointError: it cannot.
