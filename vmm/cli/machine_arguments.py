@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.cli.parser import AddUp
-from vmm.config.fields import DEFAULT_MAX_RESETS, DEFAULT_MEMORY
+from vmm.config.fields import DEFAULT_MAX_RESETS
 from vmm.config.parts import Sandboxing
 from vmm.typed import TYPE_CHECKING
 
@@ -69,7 +69,6 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
     add(
         "-m",
         metavar="[size=]SIZE,...",
-        default=DEFAULT_MEMORY,
         help="guest RAM: 512M, 4G; a bare number is MiB (default 256M). maxmem=SIZE[,slots=N] keeps addresses free for "
         "memory that may be plugged in, up to so much RAM in so many pieces, and tells the guest of it; on q35 and pc",
     )

@@ -34,7 +34,8 @@ reason, from evidence.
 
 With the word linux in front, the guest is Debian's kernel (vmm fetch-linux gets it once): what Linux found in dmesg
 and /sys/firmware, what it says about our tables, its vmcoreinfo note, and whether it can power the machine off. It
-starts through OVMF or SeaBIOS, or with -direct without firmware.
+starts through OVMF or SeaBIOS, or with -direct without firmware. For more than 128 CPUs, RAM is more than 256M by
+default: 1M for each, and 128.
 """
 
 EPILOG = """
@@ -82,6 +83,10 @@ def run(words: list[str]) -> int:
             closers.enter_context(_linux(arguments))
         with inputs.patience(deadline):
             config = config_from(arguments)
+        if with_linux and arguments.m is None and config.numa is None:
+            from vmm.verify import linux_guest
+
+            config = config._replace(memory=linux_guest.memory_for(config.max_cpus))
         if config.drives:
             from vmm.verify.taken import leave_disks
 

@@ -257,10 +257,10 @@ def _software_cpu(topology: Topology, *, own_chips: bool) -> list[CpuidEntry]:
     RDTSCP and 1 GiB pages are what the engine, or the way KVM and it share a CPU, does not have. The TSC is the host's,
     so it is invariant; TSC_DEADLINE is how an idle guest's next timer is known without asking KVM. Where CPUs
     share cores or packages have dies, which that family could not say, it has AMD's later leaves for that, too. Where
-    APIC ids need x2APIC, it has that, and says that it is KVM's: Linux takes x2APIC without remapping of interrupts only
-    from a hypervisor that it knows (try_to_enable_x2apic in arch/x86/kernel/apic/apic.c). Of KVM's services it has none
-    but destinations of 15 bits in interrupts of devices, without which Linux leaves out ids above 255 there. KVM's own
-    I/O APIC has no such destinations.
+    APIC ids need x2APIC, it has that, and says that it is KVM's: Linux takes x2APIC without remapping of interrupts
+    only from a hypervisor that it knows (try_to_enable_x2apic in arch/x86/kernel/apic/apic.c). Of KVM's services it has
+    none but destinations of 15 bits in interrupts of devices, without which Linux leaves out ids above 255 there. KVM's
+    own I/O APIC has no such destinations.
     """
     signature = 0x00060FB1  # family 15, model 0x6b, stepping 1 (APM: Fn0000_0001_EAX)
     # FPU DE PSE TSC MSR PAE MCE CX8 APIC, SEP MTRR PGE MCA CMOV PAT PSE36, CLFSH, MMX FXSR SSE SSE2

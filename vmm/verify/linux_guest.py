@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vmm import directories
+from vmm.config.fields import DEFAULT_MEMORY
 from vmm.errors import HostError
 from vmm.inputs import is_file
 from vmm.verify import initramfs
@@ -93,6 +94,14 @@ class LinuxFiles:
                 "(a static one) there yourself"
             )
         return cls(*paths)
+
+
+def memory_for(cpus: int) -> int:
+    """Return how much RAM it needs, in bytes, with room for so many CPUs.
+
+    Of Debian's 6.1, 256 CPUs do not start in 256 MiB, and do in 384.
+    """
+    return max(DEFAULT_MEMORY, (128 + cpus) << 20)
 
 
 @contextmanager

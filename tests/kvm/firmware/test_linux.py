@@ -1,5 +1,6 @@
 """Debian's Linux finds what we built: through OVMF's and SeaBIOS's kernel loaders, and started without firmware."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import vmm
 
 from vmm.config.machine import MachineConfig, MachineType
 from vmm.run.outcome import Reason
@@ -70,6 +72,15 @@ def test_linux_finds_many_cpus_in_x2apic_mode(kernel: dict[str, Any]) -> None:
     assert not wrong(compare(collected))
     assert report.processors == (64, 64)
     assert "x2apic: enabled by BIOS, switching to x2apic ops" in [text for _, text in report.log]
+
+
+@pytest.mark.parametrize(
+    ("words", "size"), [(["-smp", "2,maxcpus=200"], 328), (["-smp", "128"], 256), (["-smp", "200", "-m", "256M"], 256)]
+)
+def test_many_cpus_come_with_the_memory_that_linux_needs(words: list[str], size: int) -> None:
+    """It would print nothing otherwise."""
+    ended = vmm("verify", "linux", "-direct", *words, "--timeout", "0.01", "--json", "-")
+    assert json.loads(ended.stdout)["machine"].endswith(f" {size} MiB"), ended.stderr
 
 
 @pytest.mark.parametrize("firmware", ["none", "ovmf"])
