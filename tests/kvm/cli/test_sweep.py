@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +131,44 @@ def dask(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
             process.wait()
 
 
+def stop_in_a_cell(worker: subprocess.Popen[bytes]) -> tuple[int, list[str]] | None:
+    """Stop a worker that runs a cell, and return that cell's process and its words; one that runs none goes on."""
+    worker.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+    for children in Path(f"/proc/{worker.pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            words = Path(f"/proc/{child}/cmdline").read_text().split("\0")  # of one that has ended, none
+            if "verify" in words:
+                return child, words[words.index("verify") + 1 : words.index("--timeout")]
+    worker.send_signal(signal.SIGCONT)
+    return None
+
+
 @pytest.mark.timeout(300)
 def test_dasks_workers_run_cells_and_one_may_die(
     tmp_path: Path, dask: tuple[str, list[subprocess.Popen[bytes]]]
 ) -> None:
+    """In the middle of a cell, which the other one then runs."""
     address, workers = dask
     results = tmp_path / "r.jsonl"
     words = [*SWEEP, "-smp", "1,2,3", "-m", "64M,96M", "--jobs", "6", "--executor", f"dask://{address}"]
     with subprocess.Popen([*VMM, *words, "--results", str(results)], stdout=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: len(lines(results)) >= 2, 120)
-        workers[0].kill()
+        lost: list[list[str]] = []
+
+        def kill_one() -> bool:
+            for worker in workers:
+                if not lost and (found := stop_in_a_cell(worker)) is not None:
+                    cell, cell_words = found
+                    lost.append(cell_words)
+                    worker.kill()
+                    with suppress(ProcessLookupError):  # as where its host dies
+                        os.killpg(cell, signal.SIGKILL)
+            return bool(lost)
+
+        wait_for(kill_one, 120)
+        assert lost[0] not in [one["words"] for one in lines(results)]
         out, _ = process.communicate(timeout=120)
     assert len(lines(results)) == 6
+    assert lost[0] in [one["words"] for one in lines(results)]
     assert out == "6 cells: 6 arrived\n"
     assert process.returncode == 0
