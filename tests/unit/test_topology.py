@@ -256,6 +256,7 @@ def test_cpu_words() -> None:
         40, (("svm", False), ("nx", True), ("la57", False))
     )
     assert CpuModel.parse("max,migratable=off,host-phys-bits=on") == CpuModel()
+    assert CpuModel.parse("max,migratable=no,+invtsc,kvm=on") == CpuModel(None, (("invtsc", True),))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +266,7 @@ def test_cpu_words() -> None:
         ("host,phys-bits=53", "-cpu phys-bits=53: must be from 32 to 52"),
         ("host,sse=off", r"'sse=off' can't be changed here; known are phys-bits=N and hypervisor, x2apic"),
         ("host,host-phys-bits=off", "can't be changed here"),
+        ("host,kvm=off", "'kvm=off' can't be changed here"),
         ("host,nx=maybe", "write on or off"),
     ],
 )

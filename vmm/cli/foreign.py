@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from vmm.cli.machine_arguments import ACCEL_KEYS
 from vmm.config.cpu_model import CpuModel
-from vmm.config.parts import KNOWN_DEVICES, MachineType, Target, parse_choice
+from vmm.config.parts import KNOWN_DEVICES, Accelerator, MachineType, Target, parse_choice
 from vmm.disks.drives import from_bhyve
 from vmm.errors import ConfigError
 from vmm.options import split_commas
@@ -48,6 +49,7 @@ AUDIO = "there is no sound"
 LOG = "instructions are not logged; --trace PATH logs what the guest does with fw_cfg"
 MIGRATION = "no machine moves to another host; --snapshot-at keeps one in a file, from which --from goes on"
 CD = "there are no CD drives; an image of a CD boots as a disk"
+FOLDERS = "a folder as a disk is --esp DIR, a copy: what the guest writes there is gone with it"
 ACCELERATORS = "the accelerators are -accel auto, kvm, kvm+softcpu and softcpu"
 CONSOLES = "a console's target stands behind -serial or -debugcon: stdio, file:PATH or none"
 CHARDEVS = "only for vhost-user: socket,id=ID,path=SOCKET; consoles are -serial's and -debugcon's"
@@ -59,7 +61,8 @@ NO_CONFIG = "there are no configuration files"
 MEMORY = "RAM is memory without a file, taken when the guest first touches it"
 DEVICES = f"no such device here; known are {KNOWN_DEVICES}"
 
-_WHOLE_HOST = r"(host|max)(,migratable=o\w+)?"
+_ON = r"(on|yes|true)"
+_WHOLE_HOST = rf"(host|max)(,(migratable=(no|off|false|{_ON})|(kvm|host-phys-bits)={_ON}))*"
 _SHARED_RAM = r"memory-backend-(memfd|file),.*share=on.*"
 _RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
 _S3 = r"(ICH9-LPC|PIIX4_PM)\.disable_s[34]=(1|on)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s[34],value=(1|on)"
@@ -170,8 +173,11 @@ _VALUES = {
     "-device": _DEVICES,
     "-netdev": {r"(?!(type=)?vhost-user(,|$)).*": NETWORK},
     "-chardev": {r"(?!(backend=)?socket(,|$)).*": CHARDEVS},
-    "-drive": {r"(.*[^,],)?if=(?!(pflash|virtio|none)(,|$)).*": DISKS, r"(.*[^,],)?media=cdrom(,.*)?": CD},
-    "-accel": {r"(?!(accel=)?(auto|kvm|kvm\+softcpu|softcpu)(,|$)).*": ACCELERATORS},
+    "-drive": {
+        r"(.*[^,],)?file=fat:.*": FOLDERS,
+        r"(.*[^,],)?if=(?!(pflash|virtio|none)(,|$)).*": DISKS,
+        r"(.*[^,],)?media=cdrom(,.*)?": CD,
+    },
 }
 """Regular expressions of values that our own words have elsewhere, and why they can't be served."""
 
@@ -179,6 +185,7 @@ _MACHINE_HARMLESS = (
     r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|i8042)=off|vmport=auto|(pit|kernel-irqchip)=on"
     r"|(dump-guest-core|mem-merge|suppress-vmdesc)=o\w+"
 )
+_ACCEL_HARMLESS = {"kernel-irqchip=on", "thread=multi"}
 _SWITCHED_OFF = {"-no-hpet": "hpet=off", "-no-acpi": "acpi=off"}
 _MACHINE_REFUSED = {"accel": ACCELERATORS}
 _MACHINE_TYPES = {"pc-q35-": "q35", "pc-i440fx-": "pc"}
@@ -234,6 +241,8 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
         elif word in _VALUES and value is not None:
             why = next((why for values, why in _VALUES[word].items() if re.fullmatch(values, value, re.DOTALL)), None)
             _take(word, value, why, result)
+        elif word == "-accel" and value is not None:
+            _accel(value, result, again=word in given)
         elif word == "-machine" and value is not None:
             _machine(value, machine_keys, result)
         elif word == "-s" and value is not None:
@@ -254,6 +263,28 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
             result.options.append((word, value))
         given.add(word)
     return result
+
+
+def _accel(value: str, result: Sorted, *, again: bool) -> None:
+    kept: list[str] = []
+    for position, part in enumerate(split_commas(value)):
+        key, separator, name = part.partition("=")
+        if not separator and position == 0:
+            key, name = "accel", part
+        if key == "accel" and name not in set(Accelerator):
+            if again:
+                result.notes.append(f"-accel {value} changes nothing: the one before it is there")
+            else:
+                result.refusals.append(f"-accel {value}: {ACCELERATORS}")
+            return
+        if key in ACCEL_KEYS:
+            kept.append(part)
+        elif part in _ACCEL_HARMLESS:
+            result.notes.append(f"-accel {part} changes nothing here")
+        else:
+            result.refusals.append(f"-accel {part}: no such property here; known are {', '.join(ACCEL_KEYS)}")
+    if kept:
+        result.options.append(("-accel", ",".join(kept)))
 
 
 def _take(word: str, value: str, why: str | None, result: Sorted) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.cli.machine_arguments import MACHINE_KEYS
+from vmm.cli.machine_arguments import ACCEL_KEYS, MACHINE_KEYS
 from vmm.config.machine import MachineConfig
 from vmm.config.parts import Sandboxing, Target
 from vmm.config.topology import Smp, parse_smp
@@ -41,7 +41,7 @@ def config_from(arguments: argparse.Namespace) -> MachineConfig:
     if arguments.bhyve_cpus is not None:
         smp = parse_smp(arguments.bhyve_cpus, "-c")
     machine = _machine_keys(arguments.machine)
-    accel = parse_keys(arguments.accel, "-accel", known=("accel", "coalesced"), implied="accel")
+    accel = parse_keys(arguments.accel, "-accel", known=ACCEL_KEYS, implied="accel")
     files, interface = _firmware(arguments)
     wanted = {interface or "auto", machine.get("fwcfg", "auto")} - {"auto"}
     if len(wanted) > 1:

@@ -266,7 +266,7 @@ class Parser(argparse.ArgumentParser):
         return len(consoles) > len(set(consoles)) or any(
             name in _WITH_FOREIGN_VALUES
             or (name in _CONSOLES and (value or "").partition(":")[0] not in _OWN_TARGETS)
-            or (name == "-accel" and (value or "").partition(",")[0] not in _OWN_ACCELERATORS)
+            or (name == "-accel" and value not in _OWN_ACCELERATORS)
             or self._action(name) is None
             or (name, bool(value)) == ("-s", True)
             for name, value in options

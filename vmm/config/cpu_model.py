@@ -44,7 +44,7 @@ XSAVE's features have: KVM and CPUID must agree on it."""
 DETAILS = {"svm": 0x8000000A}
 """Leaves that are about one feature: reserved, zeros, without it (AMD's APM volume 3, E.4.9; QEMU does so, too)."""
 
-_HARMLESS = {"migratable": ("on", "off"), "host-phys-bits": ("on",)}
+_HARMLESS = {"migratable": (True, False), "host-phys-bits": (True,), "kvm": (True,)}
 _OTHER_NAMES = {"tsc_deadline": "tsc-deadline", "xd": "nx"}
 MODELS = ("host", "max")
 PHYSICAL_BITS = range(32, 53)
@@ -89,7 +89,7 @@ class CpuModel(NamedTuple):
                 )
             elif name in FEATURES:
                 features[name] = options.parse_bool(text, f"-cpu {name}")
-            elif text not in _HARMLESS.get(name, ()):
+            elif name not in _HARMLESS or options.parse_bool(text, f"-cpu {name}") not in _HARMLESS[name]:
                 raise ConfigError(
                     f"-cpu {value}: '{part}' can't be changed here; known are phys-bits=N and {', '.join(FEATURES)}"
                 )
