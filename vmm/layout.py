@@ -45,6 +45,18 @@ bhyve searches 0xf0000-0xfffff."""
 LEGACY_END = 0x100000
 """IBM PC: first address above the area that 20 address bits reach."""
 
+Q35_LOW_RAM = 0xB000_0000
+Q35_LOW_RAM_CUT = 0x8000_0000
+"""QEMU, pc_q35_init in hw/i386/pc_q35.c: RAM that reaches to 2816 MiB is cut at 2 GiB, so that both parts are whole
+GiB; less than that stays below."""
+
+PC_LOW_RAM = 0xE000_0000
+PC_LOW_RAM_CUT = 0xC000_0000
+"""QEMU, pc_init1 in hw/i386/pc_piix.c: RAM that reaches to 3.5 GiB is cut at 3 GiB, likewise."""
+
+BHYVE_LOW_RAM = 3 * GIB
+"""bhyve: lib/libvmmapi/vmmapi.c, vm_open: lowmem_limit."""
+
 FOUR_GIB = 4 * GIB
 
 HIGH_RAM_BASE = FOUR_GIB

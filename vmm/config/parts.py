@@ -27,15 +27,6 @@ MAX_MEMORY_SLOTS = 256
 MAX_ADDRESS = 1 << 52
 """Intel SDM volume 3, 4.1.4: no processor of this architecture has more physical addresses."""
 
-Q35_MOST: Final = 0xB000_0000
-Q35_SPLIT: Final = 0x8000_0000
-"""QEMU, pc_q35_init in hw/i386/pc_q35.c: RAM that reaches to 2816 MiB is cut at 2 GiB, so that both parts are whole
-GiB; less than that stays below."""
-
-PC_MOST: Final = 0xE000_0000
-PC_SPLIT: Final = 0xC000_0000
-"""QEMU, pc_init1 in hw/i386/pc_piix.c: RAM that reaches to 3.5 GiB is cut at 3 GiB, likewise."""
-
 KNOWN_DEVICES: Final = (
     "virtio-blk-pci, virtio-net-pci, vhost-user-blk-pci and its like, pvpanic, vmgenid and vmcoreinfo"
 )
@@ -47,9 +38,6 @@ _PROPERTIES: Final[Mapping[str, frozenset[str]]] = {
     "pvpanic": frozenset({"ioport", "events"}),
 }
 """Of the devices that are no disks, by name."""
-
-BHYVE_MOST: Final = 3 * layout.GIB
-"""bhyve: lib/libvmmapi/vmmapi.c, vm_open: lowmem_limit."""
 
 
 class MachineType(StrEnum):
@@ -219,13 +207,14 @@ def low_memory(machine: MachineType, size: int, most: int | None = None) -> int:
         most: as ``-machine max-ram-below-4g=``; what a board has no room for below 4 GiB goes above in any case.
     """
     if machine is MachineType.BHYVE:
-        limit = min(BHYVE_MOST, most or BHYVE_MOST)
+        limit = min(layout.BHYVE_LOW_RAM, most or layout.BHYVE_LOW_RAM)
     elif machine is MachineType.Q35:
-        limit = min(Q35_SPLIT if size >= Q35_MOST else Q35_MOST, most or Q35_MOST)
+        whole = layout.Q35_LOW_RAM
+        limit = min(layout.Q35_LOW_RAM_CUT if size >= whole else whole, most or whole)
     else:
-        limit = min(PC_MOST, most or PC_MOST)
+        limit = min(layout.PC_LOW_RAM, most or layout.PC_LOW_RAM)
         if size >= limit:
-            limit = min(limit, PC_SPLIT)
+            limit = min(limit, layout.PC_LOW_RAM_CUT)
     return min(size, limit)
 
 
