@@ -191,9 +191,9 @@ def _check_overlaps(entries: Iterable[E820Entry]) -> None:
     """Refuse two entries, by address, that overlap."""
     for before, after in itertools.pairwise(entries):
         if after.base < before.end:
-            ram = E820Type.RAM in {before.type, after.type}
-            remedy = "type=hole for the same range takes it out of RAM first" if ram else "move or shorten one"
-            raise ConfigError(f"e820 entries overlap: {before} and {after}; {remedy}")
+            in_ram = (before.type == E820Type.RAM) != (after.type == E820Type.RAM)
+            remedy = ", or cut the machine's RAM there by a type=hole of the same range" if in_ram else ""
+            raise ConfigError(f"e820 entries overlap: {before} and {after}; move or shorten one{remedy}")
 
 
 def encode(entries: Iterable[E820Entry]) -> bytes:
