@@ -131,7 +131,7 @@ def test_two_holes_that_overlap_are_both_named() -> None:
     [
         (
             [E820Entry(0x1000, 0x1000, 2)],
-            "0x0-0x7ffffff ram and 0x1000-0x1fff reserved; move .* type=hole of the same range$",
+            "ram and 0x1000-0x1fff reserved; move .* type=hole of the same range$",
         ),
         ([E820Entry(GIB, 9, 2), E820Entry(GIB + 8, 1, 4)], "and 0x40000008-0x40000008 nvs; move or shorten one$"),
     ],
