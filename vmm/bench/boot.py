@@ -6,7 +6,6 @@ has come through the pipe, or until the process is gone where there is nothing t
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
@@ -26,10 +25,9 @@ from vmm.bench.contenders import (
     Contender,
     ContenderFailedError,
     InThisProcess,
-    environment,
-    interrupts_held,
     last_words,
     run,
+    started,
 )
 from vmm.bench.start import STAGES
 from vmm.errors import HostError
@@ -44,9 +42,6 @@ CONTENDERS = (VMM_C, QEMU_KVM, QEMU_TCG)
 
 DEADLINE_S = 30.0
 """How long a boot of firmware may take."""
-
-GRACE_S = 5.0
-"""How long a process may take to go when it is asked to."""
 
 
 @dataclass(frozen=True)
@@ -230,19 +225,7 @@ def _run_to_its_end(contender: Contender, command: list[str], limit_s: float) ->
 def _run_until(contender: Contender, command: list[str], case: BootCase, limit_s: float) -> BootRun:
     with tempfile.TemporaryFile() as errors:
         began = time.monotonic()
-        with contextlib.ExitStack() as closers:
-            with interrupts_held():
-                process = closers.enter_context(
-                    subprocess.Popen(
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=errors,
-                        bufsize=0,
-                        env=environment(),
-                    )
-                )
-                closers.callback(_end, process)
+        with started(command, stdin=subprocess.PIPE, stderr=errors) as process:
             timeline = _Dialogue(process, case).follow(began, limit_s)
         if timeline is None:
             errors.seek(0)
@@ -288,15 +271,6 @@ class _Dialogue:
             if self._until.search(self._text, answered):
                 return [*timeline, (now, "done")]
         return None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        process.terminate()
-        try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def select_cases(names: Sequence[str]) -> tuple[BootCase, ...]:

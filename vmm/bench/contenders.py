@@ -6,6 +6,7 @@ Each is a process of its own, so that all pay for what they need.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,11 +23,15 @@ from vmm.firmware import guests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import IO
 
     from vmm.firmware.search import Located
 
 DEADLINE_S = 120.0
 """How long one run may take if nobody asks for less: far more than any does."""
+
+GRACE_S = 5.0
+"""How long a process may take to go when it is asked to."""
 
 QEMU = "qemu-system-x86_64"
 
@@ -255,7 +260,24 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def interrupts_held() -> Iterator[None]:
+def started(command: list[str], *, stdin: int, stderr: int | IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a contender with its stdout on a pipe; whatever happens, it is gone when the context ends.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    with contextlib.ExitStack() as closers:
+        with _interrupts_held():
+            process = subprocess.Popen(
+                command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, bufsize=0, env=environment()
+            )
+            closers.enter_context(process)
+            closers.callback(_end, process)
+        yield process
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
     """Let signals that interrupt wait for the end of what starts a process: then there is somebody to end it."""
     came: list[int] = []
     held = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.default_int_handler]
@@ -270,6 +292,17 @@ def interrupts_held() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+
+
 def run(contender: Contender, command: list[str], limit_s: float) -> str:
     """Run a command to its end; return its stdout.
 
@@ -278,23 +311,17 @@ def run(contender: Contender, command: list[str], limit_s: float) -> str:
     """
     limit_s = min(limit_s, DEADLINE_S)
     try:
-        ended = subprocess.run(
-            command,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            timeout=limit_s,
-            env=environment(),
-        )
+        with started(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            output, errors = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired as error:
         lines = [line.strip() for line in (error.stdout or b"").decode(errors="replace").splitlines() if line.strip()]
         said = f"its last line was '{lines[-1]}'" if lines else "it printed nothing"
         raise ContenderFailedError(f"{contender.name}: no end after {limit_s:.0f} s; {said}") from None
     except OSError as error:
         raise ContenderFailedError(f"{contender.name}: {command[0]}: {error.strerror}") from None
-    if ended.returncode != 0:
-        raise ContenderFailedError(f"{contender.name}: exit status {ended.returncode}: {last_words(ended.stderr)}")
-    return ended.stdout.decode("ascii", errors="replace")
+    if process.returncode != 0:
+        raise ContenderFailedError(f"{contender.name}: exit status {process.returncode}: {last_words(errors)}")
+    return output.decode("ascii", errors="replace")
 
 
 def last_words(output: bytes) -> str:

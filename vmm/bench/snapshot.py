@@ -25,8 +25,7 @@ from vmm.bench.contenders import (
     Contender,
     ContenderFailedError,
     InThisProcess,
-    environment,
-    interrupts_held,
+    started,
 )
 from vmm.firmware import search
 from vmm.machine import Machine
@@ -177,18 +176,7 @@ class _QemuAtPrompt:
             command = [f"{word},snapshot=on" if word.endswith(str(variables)) else word for word in command]
             monitor = scratch / "monitor"
             command += ["-monitor", f"unix:{monitor},server=on,wait=off"]
-            with interrupts_held():
-                process = closers.enter_context(
-                    subprocess.Popen(
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL,
-                        bufsize=0,
-                        env=environment(),
-                    )
-                )
-                closers.callback(process.kill)
+            process = closers.enter_context(started(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL))
             assert process.stdin is not None  # noqa: S101  # Popen was given pipes
             assert process.stdout is not None  # noqa: S101
             self._input: IO[bytes] = process.stdin
