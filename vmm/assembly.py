@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.bus import Bus, IoLock
-from vmm.coalesced import coalesce_consoles, is_coalesced
+from vmm.coalesced import drain, is_coalesced, keep_writes
 from vmm.config.machine import Accelerator, Dispatch, Interface, MachineConfig
 from vmm.config.outputs import Outputs
 from vmm.config.parts import Clock
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vmm.devices.fw_cfg import FwCfg
     from vmm.devices.fwctl import Fwctl
     from vmm.devices.vmcoreinfo import VmCoreInfo
+    from vmm.kvm.ahead import VmAhead
     from vmm.kvm.message_routes import MessageRoutes
     from vmm.run.coverage import Coverage
     from vmm.run.keys import TerminalType
@@ -64,6 +65,7 @@ class Assembly(Observable):
         alter: interface.Alter | None,
         outputs: Outputs | None,
         resumption: Resumption | None,
+        ahead: VmAhead | None,
     ) -> None:
         self.config = config
         self.vmcoreinfo: VmCoreInfo | None = None
@@ -86,7 +88,12 @@ class Assembly(Observable):
             self.accelerator = decision.decide(config.accel, self.kvm, interpretable=config.firmware.interpretable)
             in_kvm = self.accelerator.name is Accelerator.KVM
             places = tables.place_ram(config, cpuid.addresses(self.kvm, config, software_cpu=not in_kvm))
-            self.vm = parts.enter_context(self.kvm.create_vm())
+            if self.kvm.stands_in is not None:
+                ahead = None
+            self.vm = parts.enter_context(self.kvm.create_vm() if ahead is None else ahead.vm)
+            keeps_writes = in_kvm and is_coalesced(config, self.vm)
+            if ahead is not None and keeps_writes:
+                keep_writes(config, self.vm)
             self.vm.set_identity_map_address(layout.KVM_IDENTITY_MAP_ADDRESS)
             self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
             # C's structures hold what a closed machine can still be asked, so they live as long as this object.
@@ -143,7 +150,7 @@ class Assembly(Observable):
                     shared=self.memory.shared,
                     ioeventfd=self._ioeventfd if in_kvm else None,
                     messages=None if self.memory.shared is None else self._message_routes(),
-                    coalesce=partial(self._coalesce, core) if in_kvm and is_coalesced(config, self.vm) else None,
+                    coalesce=partial(self._coalesce, core) if keeps_writes else None,
                     images={} if resumption is None else resumption.snapshot.map_images(),
                     utc_ns=VIRTUAL_UTC_NS if config.clock is Clock.VIRTUAL else None,
                 )
@@ -167,10 +174,13 @@ class Assembly(Observable):
             if self.softcpu is not None and config.clock is Clock.VIRTUAL:
                 self.virtual_time = self._virtual_time(outputs, self.softcpu)
                 parts.callback(self.virtual_time.close)
-            # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot
-            # that is added once it has chips waits for two ticks of the kernel.
-            self.vm.create_irqchip()
-            self.vm.create_pit2()
+            if ahead is None:
+                # After the memory slots: where KVM frees its I/O buses by call_srcu, as Linux 6.18 does, the first slot
+                # that is added once it has chips waits for two ticks of the kernel. Those have passed since `ahead`.
+                self.vm.create_irqchip()
+                self.vm.create_pit2()
+                if keeps_writes:
+                    keep_writes(config, self.vm)
             self.vm.set_gsi_routing(pc_routes())
             self._processors = create_processors(self.vm, core, config, self.softcpu, parts, self._present)
             self.vcpus = self._processors.vcpus
@@ -214,9 +224,8 @@ class Assembly(Observable):
                 self._hand_over()
             device = self.fw_cfg or self.fwctl
             poll: Callable[[], None] | None = None
-            if self.softcpu is None:
-                wake = self.platform.timers.wake
-                poll = coalesce_consoles(config, core, self.vcpus[0], wake, parts, fw_cfg=self.fw_cfg is not None)
+            if keeps_writes:
+                poll = drain(core, self.vcpus[0], self.platform.timers.wake, parts)
             if config.trace is not None and device is not None:
                 from vmm.run.trace import start_log
 
@@ -237,6 +246,9 @@ class Assembly(Observable):
                 self._coverage, poll = start_coverage(
                     core, images, registers, poll, parts, software_cpu=self.softcpu is not None
                 )
+            if ahead is not None:
+                poll = ahead.watch(poll)
+                ahead.settle()
             self._consoles = (Console(self.serial), Console(self.debugcon))
             if resumption is not None:
                 resumption.resume(self._whole, str(self.accelerator.name))

@@ -8,10 +8,11 @@ from __future__ import annotations
 from vmm import layout
 from vmm._native import ffi, lib
 from vmm.config.parts import MachineType
+from vmm.firmware.images import Interface
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from contextlib import ExitStack
     from typing import Any
 
@@ -25,46 +26,27 @@ def is_coalesced(config: MachineConfig, vm: Vm) -> bool:
     return asked and bool(vm.check_extension(lib.KVM_CAP_COALESCED_PIO))
 
 
-def coalesce_consoles(
-    config: MachineConfig, core: Any, vcpu: Vcpu, wake: Callable[[], object], parts: ExitStack, *, fw_cfg: bool
-) -> Callable[[], None] | None:
-    """Coalesce the debug port and the selector of fw_cfg, unless every access is to be seen.
-
-    Returns what is to be called every few milliseconds of a run; None where each write leaves KVM.
-
-    Args:
-        config: of the machine.
-        core: the machine, a ``struct vmm_vm *``.
-        vcpu: as for `coalesce`, and so are wake and parts.
-        wake: see there.
-        parts: see there.
-        fw_cfg: whether the machine has it.
-    """
-    if not is_coalesced(config, vcpu.vm):
-        return None
+def keep_writes(config: MachineConfig, vm: Vm) -> None:
+    """Have KVM keep writes to the debug port and to the selector of fw_cfg, once `drain` says who takes them."""
     bhyve = config.machine_type is MachineType.BHYVE
     ports = [layout.PORT_DEBUG_BOCHS if bhyve else layout.PORT_DEBUG_QEMU]
-    if fw_cfg:
+    if config.interface_choice.interface is Interface.QEMU:
         ports.append(layout.PORT_FW_CFG_NOTES)
-    return coalesce(core, vcpu, ports, wake, parts)
+    for each in ports:
+        vm.coalesce_writes(each.start, len(each), port=True)
 
 
-def coalesce(
-    core: Any, vcpu: Vcpu, ports: Sequence[range], wake: Callable[[], object], parts: ExitStack
-) -> Callable[[], None]:
-    """Let KVM keep writes to ports that have no effect before somebody looks.
+def drain(core: Any, vcpu: Vcpu, wake: Callable[[], object], parts: ExitStack) -> Callable[[], None]:
+    """Take the writes that KVM keeps.
 
     Returns what is to be called every few milliseconds of a run, so that they don't wait for ever.
 
     Args:
         core: the machine, a ``struct vmm_vm *``.
         vcpu: any of it; all share the ring.
-        ports: which writes.
         wake: lets a thread take io_lock soon that mostly sleeps: on a busy host a vCPU's would wait long for its turn.
         parts: takes care of the end.
     """
-    for each in ports:
-        vcpu.vm.coalesce_writes(each.start, len(each), port=True)
     lib.vmm_vm_coalesce(core, vcpu.coalesced_ring)
     parts.callback(lib.vmm_vm_coalesce, core, ffi.NULL)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmm.config.keywords import MachineOptions
     from vmm.config.outputs import Outputs
     from vmm.handoff import interface
+    from vmm.kvm.ahead import VmAhead
     from vmm.run.resumption import Resumption, Time
     from vmm.run.snapshot import Snapshot
 
@@ -42,6 +43,7 @@ class Machine(Assembly):
         alter: sees and may change the files of tables that fw_cfg offers.
         outputs: the files that the config names, opened already; they stay the caller's.
         resumption: what it goes on from; `Machine.restore` gives it.
+        ahead: a VM of KVM that was made before; it stays the caller's.
 
     Attributes:
         config: what the machine is.
@@ -78,6 +80,7 @@ class Machine(Assembly):
         alter: interface.Alter | None = None,
         outputs: Outputs | None = None,
         resumption: Resumption | None = None,
+        ahead: VmAhead | None = None,
         **options: Unpack[MachineOptions],
     ) -> None:
         if isinstance(config, MachineConfig):
@@ -85,7 +88,7 @@ class Machine(Assembly):
                 raise TypeError(f"a MachineConfig is whole: {', '.join(options)} cannot be given beside it")
         else:
             config = MachineConfig.create(config, **options)
-        super().__init__(config, customize=customize, alter=alter, outputs=outputs, resumption=resumption)
+        super().__init__(config, customize=customize, alter=alter, outputs=outputs, resumption=resumption, ahead=ahead)
 
     def __new__(cls, config: MachineConfig | str = "ovmf", /, *_: Any, **options: Any) -> Self:
         """A machine, in this process or in another one (``sandbox="process"``).

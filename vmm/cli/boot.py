@@ -13,7 +13,7 @@ from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments
 from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import Outputs
-from vmm.config.parts import Clock, Sandboxing, TargetKind
+from vmm.config.parts import Accelerator, Clock, Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.run.expect import compile_pattern
 from vmm.typed import TYPE_CHECKING
@@ -175,21 +175,30 @@ def run(words: list[str]) -> int:
     _check_page(arguments)
     _check_clock(config, arguments, steps, at)
     copy_disk = None if resumption is None else resumption.snapshot.copy_disk
-    with Outputs(config, _documents(arguments), copy_disk) as outputs:
+    with Outputs(config, _documents(arguments), copy_disk) as outputs, contextlib.ExitStack() as closers:
         if at is not None:
             at.check(outputs)
+        if config.sandbox is Sandboxing.WHOLE:
+            outputs.separate()
+        ahead = None
+        if config.accel is not Accelerator.SOFTCPU:
+            from vmm.kvm.ahead import VmAhead
+
+            if (ahead := VmAhead.begun()) is not None:
+                closers.enter_context(ahead)
         # Slow to load: what is wrong so far is said without it.
         from vmm.cli.interrupts import Interrupts
         from vmm.machine import Machine
         from vmm.run.outcome import Reason
         from vmm.sandbox import refused
 
-        if config.sandbox is Sandboxing.WHOLE:
-            outputs.separate()
         if not arguments.quiet:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
-        with Interrupts() as interrupts, Machine(config, outputs=outputs, resumption=resumption) as machine:
+        with (
+            Interrupts() as interrupts,
+            Machine(config, outputs=outputs, resumption=resumption, ahead=ahead) as machine,
+        ):
             if resumption is not None:
                 resumption.snapshot.close()
             if machine.sandbox.missing and not arguments.quiet:

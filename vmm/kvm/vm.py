@@ -309,6 +309,17 @@ class Vm(Descriptor):
         """
         self._ioctl("KVM_SET_PIT2", state)
 
+    def keep_pit_ticks(self, *, keep: bool) -> None:
+        """KVM_REINJECT_CONTROL: whether ticks that come while one waits to be taken follow it, as after `create_pit2`.
+
+        Without, they are lost, as hardware's are. To keep none any more, KVM waits some 15 ms until nobody looks at
+        whether ticks are taken.
+
+        Raises:
+            KvmError: ENXIO without `create_pit2`.
+        """
+        self._ioctl("KVM_REINJECT_CONTROL", ffi.new("struct kvm_reinject_control *", {"pit_reinject": keep}))
+
     def get_clock(self) -> int:
         """KVM_GET_CLOCK: nanoseconds of kvmclock, as the guest sees it."""
         return int(self._get("KVM_GET_CLOCK", "struct kvm_clock_data").clock)

@@ -322,7 +322,7 @@ def test_the_public_surface_is_shown() -> None:
         "SendError",
         "Snapshot",
     ]
-    own = ["config", "customize", "alter", "outputs", "resumption"]
+    own = ["config", "customize", "alter", "outputs", "resumption", "ahead"]
     assert list(inspect.signature(vmm.Machine).parameters) == [*own, *vmm.MachineOptions.__annotations__]
     create = inspect.signature(vmm.MachineConfig.create)
     assert list(create.parameters) == ["firmware", *vmm.MachineOptions.__annotations__]

@@ -92,6 +92,11 @@ def test_set_pit2_without_one(vm: Vm) -> None:
     refused(errno.ENXIO, lambda: vm.set_pit2(ffi.new("struct kvm_pit_state2 *")))
 
 
+def test_keep_pit_ticks_without_one(vm: Vm) -> None:
+    vm.create_irqchip()
+    refused(errno.ENXIO, lambda: vm.keep_pit_ticks(keep=False))
+
+
 def test_clock(vm: Vm) -> None:
     vm.set_clock(3_600_000_000_000)
     first = vm.get_clock()
@@ -158,6 +163,7 @@ CALLS: dict[str, Callable[[Vm], object]] = {
     "create_pit2": lambda vm: vm.create_pit2(),
     "get_pit2": lambda vm: vm.get_pit2(),
     "set_pit2": lambda vm: vm.set_pit2(ffi.new("struct kvm_pit_state2 *")),
+    "keep_pit_ticks": lambda vm: vm.keep_pit_ticks(keep=True),
     "get_clock": lambda vm: vm.get_clock(),
     "set_clock": lambda vm: vm.set_clock(0),
     "set_boot_cpu_id": lambda vm: vm.set_boot_cpu_id(0),
