@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import ConfigError, HostError, KvmError, VmmError
-from vmm.firmware import search
+from vmm.firmware import load, search
 from vmm.installation import version
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def sandbox_facts() -> Info:
 
 def firmware_facts() -> Iterator[tuple[str, Info]]:
     """Yield for each name that stands for firmware what it is here."""
-    for name in search.NAMES:
+    for name in load.NAMES:
         try:
             located = search.locate(name)
         except ConfigError as error:

@@ -75,6 +75,13 @@ def patience(seconds: float | None) -> Iterator[None]:
         _gives_up_at = before
 
 
+def as_path(text: str | Path) -> Path:
+    """Return a path that a user wrote; who has none need not load `pathlib`."""
+    from pathlib import Path
+
+    return Path(text)
+
+
 def read_file(path: str | Path, what: str, *, limit: int) -> bytes:
     """Return what a file or a pipe holds.
 

@@ -93,9 +93,9 @@ def _operands(file: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return the operands of each command: attributes of their actions."""
     from vmm.cli.bench import KINDS  # few ask for completion
     from vmm.cli.verify import LINUX
-    from vmm.firmware import guests, search
+    from vmm.firmware import guests, load
 
-    named = _names_and_files("_vmm_firmware", dict.fromkeys([*search.NAMES, *guests.names()]), file)
+    named = _names_and_files("_vmm_firmware", dict.fromkeys([*load.NAMES, *guests.names()]), file)
     verified = _names_and_files("_vmm_verified", [LINUX, "ovmf", "seabios"], file)
     return {
         "boot": [{"complete": named}],

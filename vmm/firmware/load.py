@@ -24,6 +24,9 @@ from vmm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+NAMES = ("ovmf", "seabios", "bhyve", "probe")
+"""What may stand for a path."""
+
 ELF_MAGIC = b"\x7fELF"
 
 
@@ -92,7 +95,7 @@ def find(firmware: str | Path, variables: str | Path | None = None, *, persist: 
 
 
 def named_file(firmware: str | Path) -> str | Path | None:
-    """Return the file that a path or the name of a guest of ours stands for; None for a name of firmware.
+    """Return the file that a path or the name of a guest of ours stands for; None for a name of other firmware.
 
     Raises:
         ConfigError: it is none of these.
@@ -101,10 +104,8 @@ def named_file(firmware: str | Path) -> str | Path | None:
         raise ConfigError("'': an empty name of firmware; is a variable unset?")
     if not isinstance(firmware, str) or "/" in firmware:
         return firmware
-    from vmm.firmware.search import NAMES
-
     if firmware in NAMES:
-        return None
+        return guests.file(firmware) if firmware == FirmwareKind.PROBE else None
     if os.path.exists(firmware):
         return firmware
     if firmware not in guests.names():
@@ -112,7 +113,7 @@ def named_file(firmware: str | Path) -> str | Path | None:
         near = suggestion(firmware, (*NAMES, *guests.names()))
         meant = near and f"; did you mean {near}?"
         raise ConfigError(f"{firmware}: neither a file nor a name of firmware {known}{meant}")
-    return guests.path(firmware)
+    return guests.file(firmware)
 
 
 def variables_size(code: bytes) -> int:

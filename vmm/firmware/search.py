@@ -12,9 +12,6 @@ from vmm import directories, inputs, installation
 from vmm.errors import ConfigError
 from vmm.firmware import guests
 
-NAMES = ("ovmf", "seabios", "bhyve", "probe")
-"""What may stand for a path."""
-
 DESCRIPTOR_DIRECTORIES = ("$XDG_CONFIG_HOME/qemu/firmware", "/etc/qemu/firmware", "/usr/share/qemu/firmware")
 """In order of precedence: a file hides those of the same name in later directories."""
 
@@ -87,7 +84,7 @@ class Descriptor(NamedTuple):
 
 
 def locate(name: str) -> Located:
-    """Return the files that a name of :data:`NAMES` stands for.
+    """Return the files that a name of :data:`vmm.firmware.load.NAMES` stands for.
 
     Raises:
         ConfigError: none of the places has it; the text says what to do.

@@ -7,9 +7,8 @@ and lets go of it (``_EJ0``). Source: ACPI 6.5, 5.6.6, 6.2.10, 6.3; docs/specs/a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm.tables import acpi_tables, aml
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription

@@ -7,10 +7,9 @@ processors, ``\_S3`` and ``\_S5``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm import layout
 from vmm.tables import acpi_cpus, acpi_interrupts, acpi_tables, aml, resources
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription

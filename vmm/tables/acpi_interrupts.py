@@ -8,9 +8,8 @@ All this is there if a PCI device has an interrupt pin.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm.tables import aml, resources
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription

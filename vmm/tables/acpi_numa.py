@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from vmm import layout
 from vmm.tables.acpi_tables import table
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.tables.acpi_tables import AcpiDescription

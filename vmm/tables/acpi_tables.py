@@ -5,14 +5,18 @@ names another source. All fields are little-endian. Addresses that firmware
 fills in are left as 0, or as the offset that ADD_POINTER adds the base to.
 """
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm import layout
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
     from vmm.tables.memory_attributes import Hmat
 
 HEADER_SIZE: Final = 36
@@ -117,7 +121,7 @@ class AcpiDescription(NamedTuple):
     node_memory: tuple[int, ...] = ()
     node_initiators: tuple[int | None, ...] = ()
     distances: tuple[tuple[int, ...], ...] = ()
-    hmat: "Hmat | None" = None
+    hmat: Hmat | None = None
     low_memory: int = 0
     high_base: int = layout.HIGH_RAM_BASE
     hotplug: range = range(0)

@@ -6,14 +6,19 @@ files, joined by ``:``, are one table. Fields given beside ``file=`` replace the
 header's. Length and checksum are always made right, and what was wrong is said.
 """
 
+from __future__ import annotations
+
+import os
 import struct
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
 
 from vmm import inputs, options
 from vmm.errors import ConfigError
 from vmm.tables.acpi_tables import CHECKSUM_OFFSET, HEADER_SIZE, Oem, checksum
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 _OPTION = "-acpitable"
 _DSDT_OPTION = "-dsdt"
@@ -53,7 +58,7 @@ class UserTable(NamedTuple):
         return self.data[:4].decode("latin-1")
 
     @classmethod
-    def parse(cls, value: "UserTable | str | bytes | Path") -> "UserTable":
+    def parse(cls, value: UserTable | str | bytes | Path) -> UserTable:
         """Read an ``-acpitable`` option and its files; bytes are a whole table, a Path is the file of one.
 
         Raises:
@@ -64,13 +69,14 @@ class UserTable(NamedTuple):
             return value
         if isinstance(value, bytes):
             return repair_table(value)
-        if isinstance(value, Path):
-            return repair_table(_read([value]), source=str(value))._replace(paths=(value,))
+        if isinstance(value, os.PathLike):
+            path = inputs.as_path(value)
+            return repair_table(_read([path]), source=str(value))._replace(paths=(path,))
         fields = options.parse_keys(value, _OPTION, known=(*_FIELDS, "file", "data"))
         if ("file" in fields) == ("data" in fields):
             raise ConfigError(f"{_OPTION} {value}: give one of file= and data=")
         names = fields.get("file") or fields.get("data") or ""
-        paths = tuple(map(Path, names.split(":")))
+        paths = tuple(map(inputs.as_path, names.split(":")))
         content = _read(paths)
         overrides = {name: text for name, text in fields.items() if name in _FIELDS}
         if "data" in fields:
@@ -151,8 +157,9 @@ def read_dsdt(value: UserTable | bytes | Path | str) -> UserTable:
     elif isinstance(value, bytes):
         table = repair_table(value, option=_DSDT_OPTION)
     else:
-        data = inputs.read_file(Path(value), _DSDT_OPTION, limit=inputs.TABLE_LIMIT)
-        table = repair_table(data, source=str(value), option=_DSDT_OPTION)._replace(paths=(Path(value),))
+        path = inputs.as_path(value)
+        data = inputs.read_file(path, _DSDT_OPTION, limit=inputs.TABLE_LIMIT)
+        table = repair_table(data, source=str(value), option=_DSDT_OPTION)._replace(paths=(path,))
     if table.data[:4] != _DSDT:
         raise ConfigError(f"{_DSDT_OPTION}: the table is {table.signature}; -acpitable adds one that is no DSDT")
     return table

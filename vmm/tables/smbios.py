@@ -9,15 +9,20 @@ nothing if the anchor's table length isn't the size of the other item.
 Handles are QEMU's: type times 256, except 0x1000 and up for the memory types.
 """
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Self
 
 from vmm import late
 from vmm.errors import ConfigError
 from vmm.layout import HIGH_RAM_BASE
 from vmm.tables.files import SMBIOS_ANCHOR_FILE, SMBIOS_FILE
 from vmm.tables.smbios_options import END_OF_TABLE, OEM_STRINGS, SmbiosOption
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 _OPTIONAL: Final = frozenset((0, 2))
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30

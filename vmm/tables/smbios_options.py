@@ -1,12 +1,17 @@
 """``-smbios`` as QEMU has it: fields of a structure type, or structures from a file."""
 
+from __future__ import annotations
+
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
 
 from vmm import inputs, options
 from vmm.errors import ConfigError
+from vmm.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+    from typing import Any, Final, Self
 
 _OPTION = "-smbios"
 HEADER_SIZE: Final = 4
@@ -87,7 +92,7 @@ class SmbiosOption(NamedTuple):
         if "file" in names:
             if len(pairs) > 1:
                 raise ConfigError(f"{_OPTION} {value}: file= stands alone, the file has the type and all fields")
-            path = Path(pairs[0][1])
+            path = inputs.as_path(pairs[0][1])
             content = inputs.read_file(path, _OPTION, limit=inputs.TABLE_LIMIT)
             return cls._of_structures(content, f"file={path}")._replace(paths=(path,))
         if names.count("type") != 1:
@@ -101,7 +106,7 @@ class SmbiosOption(NamedTuple):
         for key in keys:
             if keys.count(key) > 1 and number != OEM_STRINGS:
                 raise ConfigError(f"{_OPTION} type={number}: field '{key}' is given twice")
-        return cls(number, tuple(fields), paths=tuple(Path(text) for key, text in pairs if key == "path"))
+        return cls(number, tuple(fields), paths=tuple(inputs.as_path(text) for key, text in pairs if key == "path"))
 
     @classmethod
     def _of_structures(cls, content: bytes, source: str) -> Self:
@@ -156,7 +161,7 @@ def _convert(number: int, key: str, value: Any) -> tuple[str, bytes | int]:
         return key, int(match[1]) << 8 | int(match[2])
     if key == "path":
         what += str(value)
-        key, value = "value", inputs.read_file(Path(value), what, limit=inputs.TABLE_LIMIT)
+        key, value = "value", inputs.read_file(inputs.as_path(value), what, limit=inputs.TABLE_LIMIT)
     options.check_type(value, what, str, bytes)
     data = options.typed_bytes(value) if isinstance(value, str) else value
     if b"\0" in data:

@@ -7,9 +7,12 @@ OvmfPkg/Include/IndustryStandard/QemuLoader.h, SeaBIOS src/fw/romfile_loader.h).
 This module builds and decodes scripts; ``loader_rules`` runs them as firmware does.
 """
 
+from __future__ import annotations
+
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+
+from vmm.typed import NamedTuple
 
 RECORD_SIZE = 128
 NAME_SIZE = 56
