@@ -84,9 +84,12 @@ def headline(result: Json) -> str:
     import matplotlib as mpl
 
     single = next((case for case in result["cases"] if not case["bytes"] and case["measured"]), None)
-    swept = [case for case in result["cases"] if case["bytes"] and case["measured"]]
-    swept = [case for case in swept if case["key"].partition("/")[0] == swept[0]["key"].partition("/")[0]]
-    if single is None or len(swept) < 2:
+    tests: dict[str, list[Json]] = {}
+    for case in result["cases"]:
+        if case["bytes"] and case["measured"]:
+            tests.setdefault(case["key"].partition("/")[0], []).append(case)
+    swept = next((cases for cases in tests.values() if len(cases) > 1), None)
+    if single is None or swept is None:
         raise ConfigError("--svg needs a single access and a test of many sizes, as vmm bench pio has")
     with mpl.rc_context(_STYLE | {"savefig.transparent": False}):
         figure, axes = _figure(WIDTH, 3.4, 1, 2)

@@ -20,7 +20,10 @@ def made_up() -> Callable[..., Result]:
     def make(kind: str = "pio", *, factor: float = 1.01, rounds: int = 20, noise: Noise | None = None) -> Result:
         chance = random.Random(6)
         result = Result(kind, 1, facts(), dict(NAMES), targets=list(TARGETS[kind]), rounds=rounds, elapsed_s=60.0)
-        keys = {"pio": ["in8-fwcfg", "insb-up/1024", "insb-up/4096"], "dma": ["dma-read/16", "dma-read/67108864"]}
+        keys = {
+            "pio": ["in8-fwcfg", "out8-log/10000", "insb-up/1024", "insb-up/4096"],
+            "dma": ["dma-read/16", "dma-read/67108864"],
+        }
         for key in keys.get(kind, ["exit", "seabios", "ovmf"]):
             case = CaseResult(key, f"case {key}", "ms" if kind == "boot" else "ns")
             case.bytes_moved = int(key.partition("/")[2] or 0)
