@@ -54,6 +54,7 @@ def test_what_the_host_lacks_is_for_others_to_say(monkeypatch: pytest.MonkeyPatc
     assert VmAhead.begun() is None
 
 
+@pytest.mark.hw
 @pytest.mark.parametrize("made", [VmAhead, nullcontext])
 def test_ticks_that_a_guest_is_late_to_take_are_kept(tmp_path: Path, made: Callable[[], Any]) -> None:
     rom = tmp_path / "rom.bin"
