@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from accelerators import PLAIN
 from command_line import VMM, vmm
+from real_mode_rom import image
 
 from vmm.firmware import guests
 
@@ -144,9 +145,10 @@ def test_refused_instruction_is_named() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_run_is_still_reported(number: signal.Signals, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [*VMM, "boot", str(guests.path("silent")), "-debugcon", "none", "--json", str(report)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_vcpu(process.pid)
+    command = [*says_so_and_waits(tmp_path), "--json", str(report)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == "A"
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -184,12 +186,21 @@ main()
 def test_a_run_that_is_killed_leaves_the_report_of_the_last_one(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     report.write_text("yesterday's")
-    command = [*VMM, "boot", str(guests.path("silent")), "-debugcon", "none", "--json", str(report)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        wait_for_vcpu(process.pid)
+    command = [*says_so_and_waits(tmp_path), "--json", str(report)]
+    there = set(tmp_path.iterdir())
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == "A"
         process.kill()
     assert report.read_text() == "yesterday's"
-    assert list(tmp_path.iterdir()) == [report]
+    assert set(tmp_path.iterdir()) == there
+
+
+def says_so_and_waits(folder: Path) -> list[str]:
+    """The command that boots a guest which says A on the debug port, once it runs, and never ends."""
+    rom = folder / "rom.bin"
+    rom.write_bytes(image("ba 02 04 b0 41 ee fa f4"))  # mov dx, 0x402; mov al, 'A'; out dx, al; cli; hlt
+    return [*VMM, "boot", str(rom), "-machine", "pc", "-serial", "none", "-debugcon", "stdio"]
 
 
 def wait_for_vcpu(pid: int) -> None:

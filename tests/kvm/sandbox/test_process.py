@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -216,9 +217,10 @@ def filters(pid: int) -> list[int]:
     """How many seccomp filters each thread of a process has; the kernel's own one, which KVM adds, is left out."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        status = dict(line.split(":\t", 1) for line in (task / "status").read_text(encoding="ascii").splitlines())
-        if not status["Name"].startswith("kvm-"):
-            found.append(int(status["Seccomp_filters"]))
+        with suppress(FileNotFoundError, ProcessLookupError):  # the one that a VM made ahead has has ended
+            status = dict(line.split(":\t", 1) for line in (task / "status").read_text(encoding="ascii").splitlines())
+            if not status["Name"].startswith("kvm-"):
+                found.append(int(status["Seccomp_filters"]))
     return sorted(found)
 
 
