@@ -246,12 +246,12 @@ class Assembly(Observable):
                 self._coverage, poll = start_coverage(
                     core, images, registers, poll, parts, software_cpu=self.softcpu is not None
                 )
-            if ahead is not None:
-                poll = ahead.watch(poll)
-                ahead.settle()
             self._consoles = (Console(self.serial), Console(self.debugcon))
             if resumption is not None:
                 resumption.resume(self._whole, str(self.accelerator.name))
+            if ahead is not None:
+                ahead.settle()
+                poll = ahead.watch(poll)
             runner = Runner(
                 self._lifetime,
                 threads,

@@ -15,6 +15,7 @@ from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import Outputs
 from vmm.config.parts import Accelerator, Clock, Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
+from vmm.firmware.images import FirmwareKind
 from vmm.run.expect import compile_pattern
 from vmm.typed import TYPE_CHECKING
 
@@ -181,7 +182,8 @@ def run(words: list[str]) -> int:
         if config.sandbox is Sandboxing.WHOLE:
             outputs.separate()
         ahead = None
-        if config.accel is not Accelerator.SOFTCPU:
+        # A kernel without firmware counts the ticks of the PIT as soon as it has programmed it.
+        if config.accel is not Accelerator.SOFTCPU and config.firmware.kind is not FirmwareKind.NONE:
             from vmm.kvm.ahead import VmAhead
 
             if (ahead := VmAhead.begun()) is not None:

@@ -51,12 +51,13 @@ class VmAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.settle()
+        self._thread.join()
         self._parts.close()
 
     def settle(self) -> None:
         """Wait until nothing happens to the VM any more, by itself; to be called before a guest runs."""
         self._thread.join()
+        self._look()  # one that goes on may have programmed it already
 
     def watch(self, poll: Callable[[], None] | None) -> Callable[[], None]:
         """Return what is to be called every few milliseconds of a run, and calls ``poll`` too.
@@ -65,13 +66,16 @@ class VmAhead:
         """
 
         def look() -> None:
-            if not self._programmed and self._channel() != self._as_made:
-                self.vm.keep_pit_ticks(keep=True)
-                self._programmed = True
+            self._look()
             if poll is not None:
                 poll()
 
         return look
+
+    def _look(self) -> None:
+        if not self._programmed and self._channel() != self._as_made:
+            self.vm.keep_pit_ticks(keep=True)
+            self._programmed = True
 
     def _channel(self) -> bytes:
         """Of the three counters, the one that interrupts."""

@@ -15,6 +15,7 @@ from vmm import Machine
 from vmm.kvm import Kvm
 from vmm.kvm.ahead import VmAhead
 from vmm.run.outcome import Reason
+from vmm.run.resumption import prepare
 
 pytestmark = [pytest.mark.needs_kvm, pytest.mark.usefixtures("kvm_device")]
 
@@ -29,7 +30,7 @@ LATE = (
     "e8 23 00  83 fb 08  72 f8"  # with interrupts off: call period; cmp bx, 8; jb
     "31 db  fb"  # xor bx, bx; sti
     "e8 18 00  89 f0  29 d8  83 f8 05  7d 0a"  # next: call period; mov ax, si; sub ax, bx; cmp ax, 5; jge kept
-    "81 fb 90 01  72 ee"  # cmp bx, 400; jb next
+    "81 fb 64 00  72 ee"  # cmp bx, 100; jb next
     "b0 4c  eb 02"  # mov al, 'L'; jmp say
     "b0 4b  ee  fa f4"  # kept: mov al, 'K'; say: out dx, al; cli; hlt
     "30 c0 e6 43  e4 40 88 c4 e4 40 86 c4"  # period: mov al, 0; out 0x43, al; the count into ax
@@ -64,6 +65,27 @@ def test_ticks_that_a_guest_is_late_to_take_are_kept(tmp_path: Path, made: Calla
         machine.memory.write(0x500, b"\1")
         assert machine.run(until="K|L", deadline=60).reason is Reason.UNTIL
         assert machine.debugcon.text() == "AK"
+
+
+class Blind(VmAhead):
+    """Has not looked yet when the guest runs."""
+
+    def watch(self, poll: Callable[[], None] | None) -> Callable[[], None]:
+        return poll or (lambda: None)
+
+
+def test_a_guest_that_goes_on_has_programmed_the_pit_already(tmp_path: Path) -> None:
+    rom = tmp_path / "rom.bin"
+    rom.write_bytes(image(LATE))
+    with Machine(str(rom), machine="pc", accel=PLAIN) as machine:
+        assert machine.run(until="A", deadline=60).reason is Reason.UNTIL
+        snapshot = machine.snapshot()
+    with snapshot, Blind() as ahead:
+        resumption = prepare(snapshot, (), None, "stopped")
+        with Machine(resumption.config, resumption=resumption, ahead=ahead) as machine:
+            machine.memory.write(0x500, b"\1")
+            assert machine.run(until="K|L", deadline=60).reason is Reason.UNTIL
+            assert machine.debugcon.text() == "AK"
 
 
 @pytest.mark.parametrize("accel", ["kvm", "softcpu"])
