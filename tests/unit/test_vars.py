@@ -63,6 +63,10 @@ def test_enrolling_turns_secure_boot_on(empty: Path, capsys: pytest.CaptureFixtu
         (["set", "{}", "x"], "the value is either --hex BYTES or --data PATH"),
         (["set", "{}", "x", "--hex", "0"], "--hex 0: not pairs of hexadecimal digits"),
         (["set", "{}", "x", "--hex", "00", "--guid", "y"], "--guid y"),
+        (["set", "{}", "x", "--hex", ""], "x without a value would be none: vmm vars delete takes it away"),
+        (["set", "{}", "", "--hex", "00"], "'' is no name"),
+        (["set", "{}", "\U0001f600", "--hex", "00"], "UEFI's have characters up to U+FFFF"),
+        (["set", "{}", "a\udcff", "--hex", "00"], "is no name"),
         (["delete", "{}", "x"], "it has no variable x"),
         (["delete", "{}"], "vars delete: of what?"),
         (["enroll", "{}", "/etc/passwd"], "/etc/passwd: no certificate"),
@@ -96,3 +100,42 @@ def test_more_than_there_is_room_for(empty: Path, capsys: pytest.CaptureFixture[
             break
     assert status == 2
     assert "there is no room for that in the store" in capsys.readouterr().err
+
+
+def damaged(full: bytes, where: str) -> bytes:
+    """A store whose third variable, of four, cannot be read."""
+    at = full.index(b"\xaa\x55\x3f", full.index("Second\0".encode("utf-16-le")))
+    header = bytearray(full[at : at + 60])
+    name = full[at + 60 :][:4]
+    if where == "magic":
+        header[0] ^= 1
+    elif where == "size":
+        header[36:40] = (0x01FFFFF0).to_bytes(4, "little")
+    elif where == "unwritten":
+        header[36:40] = b"\xff" * 4
+    elif where == "name":
+        name = b"\x00\xd8\x00\xd8"
+    return full[:at] + bytes(header) + name + full[at + 64 :]
+
+
+@pytest.mark.parametrize("where", ["magic", "size", "unwritten", "name"])
+def test_a_damaged_store_is_neither_listed_nor_written(
+    empty: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    for name in ("First", "Second", "Third", "Vierte"):
+        assert main(["vars", "set", str(empty), name, "--hex", "00112233"]) == 0
+    before = damaged(empty.read_bytes(), where)
+    empty.write_bytes(before)
+    capsys.readouterr()
+    for words in (["list"], ["set", "Timeout", "--hex", "0000"], ["delete", "First"]):
+        assert main(["vars", words[0], str(empty), *words[1:]]) == 2
+        said = capsys.readouterr().err
+        assert "the store is damaged" in said or "would lose variables of it" in said
+        assert said.count("\n") == 1
+    assert empty.read_bytes() == before
+
+
+def test_a_store_that_was_cut_short_is_refused(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty.write_bytes(empty.read_bytes()[:100_000])
+    assert main(["vars", "list", str(empty)]) == 2
+    assert "has 100000 bytes, and its store of variables would end at 262144" in capsys.readouterr().err

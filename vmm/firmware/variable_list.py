@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 LARGEST = 16 << 20
 """Bytes of a VARS file, as of all firmware."""
 
-_ENTRY = struct.Struct("<HB")
+_ENTRY = struct.Struct("<HBxL28xLL16x")
+"""A variable's header: what begins each, state, attributes, and the bytes of name and value, which follow."""
 _IS_ENTRY = 0x55AA
 _IS_VALID = 0x3F
+_ERASED = b"\xff"
+_UNWRITTEN = 0xFFFFFFFF
 
 _NEW = 0x7
 """Non-volatile, for boot services and run time (UEFI 2.10, 8.2.1)."""
@@ -49,6 +52,14 @@ def _load() -> tuple[Any, Any]:
     return edk2, efi
 
 
+def _is_name(data: bytes) -> bool:
+    """Whether these bytes are a variable's name: UTF-16, with a NUL behind it and nowhere else."""
+    try:
+        return data.decode("utf-16-le").find("\0") == len(data) // 2 - 1 > 0
+    except UnicodeDecodeError:
+        return False
+
+
 class VariableList:
     """What is in a file.
 
@@ -69,20 +80,38 @@ class VariableList:
             self._store = edk2.Edk2VarStore(str(path))
         except (SystemExit, struct.error, ValueError) as error:  # virt-firmware ends the process where it finds none
             raise ConfigError(f"{path}: no store of UEFI variables is in it (a VARS file of OVMF's has one)") from error
+        count = self._count()
         self.variables: Any = self._store.get_varlist()
-        if self._count() != len(self.variables):
-            raise ConfigError(f"{path}: two of its variables have one name, of which virt-firmware would lose one")
+        if count != len(self.variables):
+            raise ConfigError(
+                f"{path}: virt-firmware would lose variables of it: two have one name, or one was not written to its end"
+            )
 
     def _count(self) -> int:
-        """How many there are, whatever their names."""
-        data, at, count = self._store.filedata, self._store.start, 0
-        while at + 60 <= self._store.end:
-            magic, state = _ENTRY.unpack_from(data, at)
-            if magic != _IS_ENTRY:
+        """How many there are, whatever their names.
+
+        Raises:
+            ConfigError: something in the store is no variable; virt-firmware would take that for the end, and write the
+                file anew without what comes behind.
+        """
+        data, at, end, count = self._store.filedata, self._store.start, self._store.end, 0
+        if end > len(data):
+            raise ConfigError(f"{self._path}: has {len(data)} bytes, and its store of variables would end at {end}")
+        while at + _ENTRY.size <= end:
+            magic, state, attributes, name, size = _ENTRY.unpack_from(data, at)
+            if state == 0xFF or _UNWRITTEN in {attributes, name, size}:
+                name = size = 0  # as edk2 goes on behind a header that was not written to its end (VariableParsing.c)
+            behind = at + _ENTRY.size + name + size
+            is_valid = state == _IS_VALID
+            if magic != _IS_ENTRY or behind > end or (is_valid and not _is_name(data[at + _ENTRY.size :][:name])):
                 break
-            name, size = struct.unpack_from("<LL", data, at + 36)
-            count += state == _IS_VALID
-            at = at + 60 + name + size + 3 & ~3
+            count += is_valid
+            at = behind + 3 & ~3
+        if data[at:end].strip(_ERASED):
+            raise ConfigError(
+                f"{self._path}: what is at {at:#x} is no variable: the store is damaged; a copy of the firmware's "
+                "own VARS file is an empty one"
+            )
         return count
 
     def list(self) -> list[Listed]:
@@ -96,10 +125,16 @@ class VariableList:
         """Give a variable this value; a new one is non-volatile, and for boot and run time.
 
         Raises:
-            ConfigError: the GUID is none, or not that of the variable there is.
+            ConfigError: no value, no name that UEFI has, or a GUID that is none or not that of the variable there is.
         """
         from virt.firmware.efi import efivar
 
+        if not data:
+            raise ConfigError(f"{self._path}: {name} without a value would be none: vmm vars delete takes it away")
+        if not name or any("\ud800" <= letter <= "\udfff" or letter > "\uffff" for letter in name):
+            raise ConfigError(
+                f"{self._path}: {name!r} is no name: UEFI's have characters up to U+FFFF, one at the least"
+            )
         known = self.variables.get(name)
         try:
             attributes = None if name in efivar.efivar_defaults or name.startswith("Boot") else _NEW
