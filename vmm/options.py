@@ -143,6 +143,16 @@ def split_commas(text: str) -> list[str]:
     return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
 
 
+def implied_value(text: str, key: str) -> str:
+    """Return what a list says of the key that its first part may leave out; "" if nothing.
+
+    As in QEMU, ``key=`` may stand anywhere: ``-netdev id=n,type=vhost-user`` is ``-netdev vhost-user,id=n``.
+    """
+    parts = split_commas(text)
+    named = (value for name, separator, value in (part.partition("=") for part in parts) if separator and name == key)
+    return next(named, "" if "=" in parts[0] else parts[0])
+
+
 def parse_pairs(
     text: str,
     option: str,

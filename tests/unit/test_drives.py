@@ -95,8 +95,8 @@ def test_what_makes_no_sense(texts: list[str], devices: list[str], message: str)
     [
         ((Drive(Path("a"), folder=True, cache=Cache.NONE),), "--esp a: cache=none is for images"),
         (
-            (Drive(Path("a"), bootindex=1), Drive(Path("b"), bootindex=1)),
-            "-drive file=b: bootindex=1 is taken by -drive file=a",
+            (Drive(Path("a"), bootindex=10), Drive(Path("b"), bootindex=10)),
+            "-drive file=b: bootindex=10 is taken by -drive file=a",
         ),
         ((Drive(Path("a"), slot=16), Drive(Path("b"), slot=16)), "-drive file=b: addr=10 is taken by -drive file=a"),
         ((Drive(Path("a")), Drive(Path("./a"), read_only=True)), "-drive file=a: the image is another disk's already"),

@@ -154,7 +154,9 @@ def test_memory_by_backend() -> None:
 
 
 def test_distances_that_are_given_one_way_are_those_of_the_other() -> None:
-    three = nodes("node", "node", "node", *(f"dist,src={a},dst={b},val={20 + b}" for a, b in ((0, 1), (0, 2), (1, 2))))
+    three = nodes(
+        "node", "node", "node", *(f"src={a},dst={b},val={20 + b},type=dist" for a, b in ((0, 1), (0, 2), (1, 2)))
+    )
     assert three.distances == ((10, 21, 22), (21, 10, 22), (22, 22, 10))
     assert nodes("node", "node").distances == ()
 

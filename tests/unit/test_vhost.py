@@ -316,6 +316,22 @@ def test_what_makes_no_sense(chardevs: list[str], devices: list[str], message: s
         parse_vhost_devices(chardevs, devices)
 
 
+def test_the_kind_may_stand_anywhere_as_in_qemu() -> None:
+    config = MachineConfig.create(
+        guests.path("probe"),
+        drives=["if=none,id=d0,file=disk.img"],
+        chardevs=["path=s,id=c0,backend=socket", "id=c1,path=t,backend=socket"],
+        netdevs=["id=n0,chardev=c0,type=vhost-user"],
+        devices=[
+            "netdev=n0,driver=virtio-net-pci",
+            "id=b,chardev=c1,driver=vhost-user-blk-pci",
+            "drive=d0,driver=virtio-blk-pci,serial=x",
+        ],
+    )
+    assert [(device.socket, device.kind) for device in config.vhost] == [(Path("s"), NETWORK), (Path("t"), BLOCK)]
+    assert [drive.serial for drive in config.drives] == ["x"]
+
+
 def test_nobody_listens(tmp_path: Path) -> None:
     config = MachineConfig.create(
         guests.path("probe"),

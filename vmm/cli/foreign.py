@@ -14,7 +14,7 @@ from vmm.config.cpu_model import CpuModel
 from vmm.config.parts import KNOWN_DEVICES, Accelerator, MachineType, Target, parse_choice
 from vmm.disks.drives import from_bhyve
 from vmm.errors import ConfigError
-from vmm.options import split_commas
+from vmm.options import implied_value, split_commas
 
 ANY = r".*"
 """Every value, or none, changes nothing here."""
@@ -63,7 +63,7 @@ DEVICES = f"no such device here; known are {KNOWN_DEVICES}"
 
 _ON = r"(on|yes|true)"
 _WHOLE_HOST = rf"(host|max)(,(migratable=(no|off|false|{_ON})|(kvm|host-phys-bits)={_ON}))*"
-_SHARED_RAM = r"memory-backend-(memfd|file),.*share=on.*"
+_SHARED_RAM = frozenset(("memory-backend-memfd", "memory-backend-file"))
 _RTC = r"(base=utc|clock=host|driftfix=(none|slew))"
 _S3 = r"(ICH9-LPC|PIIX4_PM)\.disable_s[34]=(1|on)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s[34],value=(1|on)"
 _S3_ON = r"(ICH9-LPC|PIIX4_PM)\.disable_s3=(0|off)|driver=(ICH9-LPC|PIIX4_PM),property=disable_s3,value=(0|off)"
@@ -152,8 +152,6 @@ WORDS: dict[str, Word] = {
 _BHYVE_SLOT = re.compile(r"\d+(:\d+){0,2},(?P<device>.*)")
 """What stands behind bhyve's -s; QEMU's has no value."""
 
-_OF_A_DISK = r"(qom-type=)?secret,"
-
 _OWN_DEVICES = "vmgenid|vmcoreinfo|pvpanic|virtio-(blk|net)(-pci(-non-transitional)?)?|vhost-user-(blk|fs|device)-pci"
 
 _DEVICES = {
@@ -166,13 +164,13 @@ _DEVICES = {
     r"isa-debugcon.*|isa-serial.*": CONSOLES,
     r"virtio-9p.*": DIRECTORIES,
     r"isa-debug-exit.*": "there is no such port; a guest ends the run by powering off",
-    rf"(?!(driver=)?({_OWN_DEVICES})(,|$)).*": DEVICES,
+    rf"(?!({_OWN_DEVICES})$).*": DEVICES,
 }
 
 _VALUES = {
     "-device": _DEVICES,
-    "-netdev": {r"(?!(type=)?vhost-user(,|$)).*": NETWORK},
-    "-chardev": {r"(?!(backend=)?socket(,|$)).*": CHARDEVS},
+    "-netdev": {r"(?!vhost-user$).*": NETWORK},
+    "-chardev": {r"(?!socket$).*": CHARDEVS},
     "-drive": {
         r"(.*[^,],)?file=fat:.*": FOLDERS,
         r"(.*[^,],)?if=(?!(pflash|virtio|none)(,|$)).*": DISKS,
@@ -180,6 +178,9 @@ _VALUES = {
     },
 }
 """Regular expressions of values that our own words have elsewhere, and why they can't be served."""
+
+_IMPLIED = {"-device": "driver", "-netdev": "type", "-chardev": "backend", "-accel": "accel"}
+"""Of which key's value those expressions are, where it is not all of them."""
 
 _MACHINE_HARMLESS = (
     r"accel=kvm(:.*)?|(usb|vmport|graphics|nvdimm|i8042)=off|vmport=auto|(pit|kernel-irqchip)=on"
@@ -230,16 +231,17 @@ def sort(options: list[tuple[str, str | None]], machine_keys: tuple[str, ...]) -
             result.notes.append(f"{text} changes nothing: the guest sees the host's processor, as KVM offers it")
         elif word == "-cpu" and value is not None:
             _parsed(word, value, CpuModel.parse, result)
-        elif word == "-object" and value is not None and re.match(_OF_A_DISK, value):
+        elif word == "-object" and value is not None and implied_value(value, "qom-type") == "secret":
             result.options.append((word, value))
         elif word == "-object" and value is not None and not numa:
             words = "RAM is shared where a device needs it; there are no objects beside -numa's and secret"
-            if re.fullmatch(_SHARED_RAM, value):
+            if implied_value(value, "qom-type") in _SHARED_RAM and "share=on" in split_commas(value):
                 result.notes.append(f"{text} changes nothing: {words}")
             else:
                 result.refusals.append(f"{text}: {words}")
         elif word in _VALUES and value is not None:
-            why = next((why for values, why in _VALUES[word].items() if re.fullmatch(values, value, re.DOTALL)), None)
+            what = implied_value(value, _IMPLIED[word]) if word in _IMPLIED else value
+            why = next((why for values, why in _VALUES[word].items() if re.fullmatch(values, what, re.DOTALL)), None)
             _take(word, value, why, result)
         elif word == "-accel" and value is not None:
             _accel(value, result, again=word in given)

@@ -8,7 +8,7 @@ from vmm.config.parts import Sandboxing, Target
 from vmm.config.topology import Smp, parse_smp
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind
-from vmm.options import parse_bool, parse_int, parse_keys, split_commas
+from vmm.options import implied_value, parse_bool, parse_int, parse_keys, split_commas
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def disks_from(arguments: argparse.Namespace) -> list[str]:
 
 
 def _is_secret(text: str) -> bool:
-    return split_commas(text)[0].removeprefix("qom-type=") == "secret"
+    return implied_value(text, "qom-type") == "secret"
 
 
 def _secret(text: str) -> tuple[str, str]:

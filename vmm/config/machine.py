@@ -224,7 +224,8 @@ class MachineConfig(MachineFields):
             "symbols": symbols_from(symbols),
         }
         shown = several(devices, "devices", str)
-        if drives or any(text.removeprefix("driver=").startswith("virtio-blk") for text in shown):
+        drivers = {options.implied_value(text, "driver") for text in shown}
+        if drives or any(driver.startswith("virtio-blk") for driver in drivers):
             from pathlib import Path
 
             from vmm.disks.drives import Drive, is_disk, parse_drives
@@ -233,7 +234,7 @@ class MachineConfig(MachineFields):
             fields["drives"] = parse_drives(given, filter(is_disk, shown))
             shown = tuple(text for text in shown if not is_disk(text))
         others = ("vhost-user-", "virtio-net")
-        if chardevs or netdevs or any(text.removeprefix("driver=").startswith(others) for text in shown):
+        if chardevs or netdevs or any(driver.startswith(others) for driver in drivers):
             from vmm.vhost.devices import is_vhost_user, parse_vhost_devices
 
             sockets, networks = several(chardevs, "chardevs", str), several(netdevs, "netdevs", str)

@@ -179,8 +179,8 @@ class _Texts:
         if isinstance(value, NumaNode):
             self.nodes[len(self.nodes)] = value
             return
-        kind, _, rest = value.partition(",")
-        kind = kind.removeprefix("type=")
+        kind = options.implied_value(value, "type")
+        rest = ",".join(part for part in value.split(",") if part not in {kind, f"type={kind}"})
         option = f"-numa {kind},"
         if kind == "node":
             self._node(value, options.parse_pairs(rest, option, known=_NODE) if rest else [])

@@ -245,7 +245,7 @@ def _identity(path: Path) -> object:
 
 def is_disk(device: str) -> bool:
     """Whether a ``-device`` text names a disk."""
-    return device.partition(",")[0].removeprefix("driver=") in DEVICES
+    return options.implied_value(device, "driver") in DEVICES
 
 
 def parse_drives(drives: Iterable[Drive | Path | str], devices: Iterable[str]) -> tuple[Drive, ...]:
@@ -345,9 +345,10 @@ def check_together(drives: Iterable[Drive], others: Iterable[Placed] = ()) -> No
     indices: dict[int, Placed] = {}
     slots: dict[int, Placed] = {}
     for each in (*drives, *others):
-        for what, number, taken in (("bootindex", each.bootindex, indices), ("addr", each.slot, slots)):
+        places = (("bootindex={}", each.bootindex, indices), ("addr={:x}", each.slot, slots))
+        for what, number, taken in places:
             if number is not None and taken.setdefault(number, each) is not each:
-                raise ConfigError(f"{each.option}: {what}={number:x} is taken by {taken[number].option}")
+                raise ConfigError(f"{each.option}: {what.format(number)} is taken by {taken[number].option}")
 
 
 def from_bhyve(text: str) -> tuple[str, str] | None:

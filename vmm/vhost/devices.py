@@ -91,14 +91,13 @@ def parse_vhost_devices(
 
 
 def _driver(device: str) -> str:
-    return device.partition(",")[0].removeprefix("driver=")
+    return options.implied_value(device, "driver")
 
 
 def _netdev(text: str) -> tuple[str, str]:
     """Return the id of a network, and of the chardev behind it."""
     what = f"-netdev {text}"
-    kind = text.partition(",")[0].removeprefix("type=")
-    if kind != "vhost-user":
+    if options.implied_value(text, "type") != "vhost-user":
         raise ConfigError(
             f"{what}: there is no network here but that of a backend: -netdev vhost-user,id=ID,chardev=ID, for example "
             "of passt --vhost-user"
@@ -127,8 +126,7 @@ def _card(text: str, socket: Path, mac: int) -> VhostDevice:
 
 def _socket(text: str) -> tuple[str, Path]:
     what = f"-chardev {text}"
-    backend = text.partition(",")[0].removeprefix("backend=")
-    if backend != "socket":
+    if options.implied_value(text, "backend") != "socket":
         raise ConfigError(
             f"{what}: only for vhost-user: socket,id=ID,path=SOCKET; consoles are -serial's and -debugcon's"
         )
