@@ -92,6 +92,7 @@ class Debugger:
         self._bits_of_firmware = 64 if machine.config.firmware.kind in _64_BIT else 32
         self._hold = hold
         self._held = False
+        self._asked = False
         self._awaited = False
         self._told_bits = 0
         self._inbox: deque[bytes] = deque()
@@ -205,19 +206,24 @@ class Debugger:
         connection, session = self._connection, self._session
         if connection is None or session is None:
             return False
-        asked = False
+        self._obey_all(connection, session)
         for event in connection.receive():
             if event.kind is Kind.PACKET:
                 self._inbox.append(event.text)
+                self._obey_all(connection, session)
             elif event.kind is Kind.BROKEN:
                 connection.send(b"-")
-            asked |= event.kind is Kind.INTERRUPT
+            elif event.kind is Kind.INTERRUPT and not self._held:
+                self._asked = True
+        if connection.closed or len(self._inbox) > _INBOX:
+            self._leave()
+        return self._asked
+
+    def _obey_all(self, connection: Connection, session: Session) -> None:
+        """What was said, while the machine is held; the rest waits until it is held again."""
         while self._held and self._inbox:
             self._obey(connection, session, self._inbox.popleft())
             self._reset_if_asked()
-        if connection.closed or len(self._inbox) > _INBOX:
-            self._leave()
-        return asked
 
     def _reset_if_asked(self) -> None:
         """A reset of a machine that is held: it stays held, at its first instruction."""
@@ -263,7 +269,7 @@ class Debugger:
                 "'disconnect' and connect again, maybe after 'monitor code', to have it otherwise\n"
             )
         self._say(packet)
-        self._awaited = False
+        self._awaited = self._asked = False
 
     def _print(self, text: str) -> None:
         self._say(b"O" + text.encode("ascii", "replace").hex().encode())
@@ -285,7 +291,7 @@ class Debugger:
         self._wanted.clear()
         self._inbox.clear()
         self._resume = self._everybody
-        self._awaited = self._held = False
+        self._awaited = self._asked = self._held = False
 
 
 def _nothing() -> None:

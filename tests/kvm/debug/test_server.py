@@ -141,6 +141,18 @@ def test_a_debugger_that_goes_lets_the_machine_go_on(vmm_machine: MachineFactory
             assert machine.debugger is not None
 
 
+def test_ctrl_c_right_behind_a_continue_is_heard(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
+    with Debugged(machine), Client(machine) as client:
+        assert client.ask(b"QStartNoAckMode") == b"OK"
+        client.socket.sendall(b"$vCont;c#a8\x03")  # read at once
+        assert client.reply() == b"T02thread:1;"
+        client.socket.sendall(b"\x03$vCont;c#a8")  # of a machine that stands still, that says nothing
+        assert client.is_idle()
+        client.interrupt()
+        assert client.reply() == b"T02thread:1;"
+
+
 def test_a_second_debugger_is_told_to_go(vmm_machine: MachineFactory, tmp_path: Path) -> None:
     machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
     assert machine.debugger is not None
