@@ -14,11 +14,15 @@ from vmm._native import lib
 
 if TYPE_CHECKING:
     from vmm.debug.target import Target
+    from vmm.kvm import Vcpu
 
 _INT3 = b"\xcc"
+_DB_VECTOR = 1
 _BP_VECTOR = 3
 _SLOTS = 4
 _DR6_SLOTS = 0xF
+_DR6_OTHERS = 0xE000
+"""What else raises #DB: access to debug registers, a single step, a task switch (SDM volume 3, 17.2.3)."""
 _DR7_FIXED = 0x400
 
 
@@ -79,7 +83,7 @@ class SoftwarePoints:
         self._armed: list[Point] = []
 
     def check(self, points: Iterable[Point], index: int) -> None:
-        """Whether the machine can have these together; the last is new, in the page tables of vCPU ``index``.
+        """Whether the machine can have these together; the last is new, its address as vCPU ``index`` translates it.
 
         Raises:
             PointError: it cannot.
@@ -125,15 +129,19 @@ class KvmPoints:
         self._interprets = interprets
         self._slots: list[Point] = []
         self._gpas: dict[Point, int] = {}
-        self._planted: dict[int, tuple[Point, bytes]] = {}
+        self._stepping: set[int] = set()
+        self._planted: dict[int, bytes] = {}
+        self._soft: dict[int, Point] = {}
 
     def check(self, points: Iterable[Point], index: int) -> None:
         """As `SoftwarePoints.check`."""
         points = list(points)
         _check_count(points)
         _, rest = self._place(points)
+        # What was taken away, or has a debug register now, may be somewhere else by the time that it needs an INT3.
+        self._gpas = {point: self._gpas[point] for point in rest if point in self._gpas and point != points[-1]}
         for point in rest:
-            if point in self._gpas and point != points[-1]:
+            if point in self._gpas:
                 continue
             gpa = self._target.gpa(index, point.address)
             if gpa is None or not self._is_ram(gpa):
@@ -146,13 +154,14 @@ class KvmPoints:
         self._slots = [point for point, _, _ in slots]
         memory = self._target.memory
         self._planted = {}
-        for point in rest:
-            gpa = self._gpas[point]
+        self._soft = {point.address: point for point in rest}
+        # Two linear addresses may lead to one byte.
+        for gpa in {self._gpas[point] for point in rest}:
             # Where the guest has switched RAM off since, it executes none.
             with suppress(ValueError):
                 byte = memory.read(gpa, 1)
                 memory.write(gpa, _INT3)
-                self._planted[gpa] = point, byte
+                self._planted[gpa] = byte
         registers = {number: address for number, (_, address, _) in enumerate(slots)}
         registers[7] = _DR7_FIXED
         for number, (point, _, length) in enumerate(slots):
@@ -160,9 +169,10 @@ class KvmPoints:
             size = {1: 0, 2: 1, 4: 3, 8: 2}[length]
             registers[7] |= 2 << 2 * number | (size << 2 | access) << 16 + 4 * number
         control = (lib.KVM_GUESTDBG_USE_HW_BP if slots else 0) | (lib.KVM_GUESTDBG_USE_SW_BP if rest else 0)
-        stepping = set(stepping)
+        self._stepping = set(stepping)
         for index, (vcpu, core) in enumerate(zip(self._target.vcpus, self._target.cores, strict=True)):
-            wanted = control | (lib.KVM_GUESTDBG_SINGLESTEP | lib.KVM_GUESTDBG_BLOCKIRQ if index in stepping else 0)
+            wanted = control
+            wanted |= lib.KVM_GUESTDBG_SINGLESTEP | lib.KVM_GUESTDBG_BLOCKIRQ if index in self._stepping else 0
             wanted |= lib.KVM_GUESTDBG_ENABLE if wanted else 0
             core.debug.control = wanted
             for number, value in registers.items():
@@ -172,7 +182,7 @@ class KvmPoints:
     def disarm(self) -> None:
         """The machine has stopped."""
         memory = self._target.memory
-        for gpa, (_, byte) in self._planted.items():
+        for gpa, byte in self._planted.items():
             # The guest may have stored something else there meanwhile, or switched this RAM off.
             with suppress(ValueError):
                 if memory.read(gpa, 1) == _INT3:
@@ -183,17 +193,21 @@ class KvmPoints:
         vcpu = self._target.vcpus[index]
         arch = vcpu.run.debug.arch
         if arch.exception == _BP_VECTOR:
-            planted = {point.address: point for point, _ in self._planted.values()}
-            if arch.pc in planted:
-                return Hit(index, planted[arch.pc])
-            events = vcpu.get_vcpu_events()
-            events.exception.injected, events.exception.nr, events.exception.has_error_code = 1, _BP_VECTOR, 0
-            vcpu.set_vcpu_events(events)
+            if arch.pc in self._soft:
+                return Hit(index, self._soft[arch.pc])
+            _raise(vcpu, _BP_VECTOR)
             return None
         for number, point in enumerate(self._slots):
             if arch.dr6 & _DR6_SLOTS & 1 << number:
                 return Hit(index, point)
-        return Hit(index)
+        if index in self._stepping:
+            return Hit(index)
+        # Points make KVM report each #DB, a guest's that traces itself, too.
+        registers = vcpu.get_debugregs()
+        registers.dr6 |= arch.dr6 & _DR6_OTHERS
+        vcpu.set_debugregs(registers)
+        _raise(vcpu, _DB_VECTOR)
+        return None
 
     def _place(self, points: Iterable[Point]) -> tuple[list[tuple[Point, int, int]], list[Point]]:
         """What each debug register has (point, address, length), and which points become an INT3."""
@@ -223,6 +237,13 @@ class KvmPoints:
             region.gpa <= gpa < region.gpa + region.size and not region.read_only
             for region in self._target.memory.regions()
         )
+
+
+def _raise(vcpu: "Vcpu", vector: int) -> None:
+    """Let the guest have an exception that was its own."""
+    events = vcpu.get_vcpu_events()
+    events.exception.injected, events.exception.nr, events.exception.has_error_code = 1, vector, 0
+    vcpu.set_vcpu_events(events)
 
 
 def _check_count(points: Iterable[Point]) -> None:

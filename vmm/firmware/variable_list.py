@@ -84,7 +84,7 @@ class VariableList:
         self.variables: Any = self._store.get_varlist()
         if count != len(self.variables):
             raise ConfigError(
-                f"{path}: virt-firmware would lose variables of it: two have one name, or one was not written to its end"
+                f"{path}: virt-firmware would lose variables of it: two have one name, or one was never written whole"
             )
 
     def _count(self) -> int:

@@ -177,5 +177,25 @@ def test_what_finds_no_debug_register_becomes_an_int3_while_the_machine_runs(mac
     kvm.arm([], [])
 
 
+@pytest.mark.usefixtures("kvm_device")
+def test_a_guest_that_traces_itself_gets_its_exceptions_beside_points(machine: Machine) -> None:
+    kvm = KvmPoints(target_of(machine), interprets=False)
+    wanted = points(HARDWARE)
+    kvm.check(wanted, 0)
+    kvm.arm(wanted, [1])
+    for vcpu in machine.vcpus:
+        arch = vcpu.run.debug.arch
+        arch.exception, arch.pc, arch.dr6 = 1, 0x7000, 0xFFFF4FF0  # DR6.BS: single step
+    assert kvm.hit(1) == Hit(1), "the debugger's step"
+    assert kvm.hit(0) is None, "the guest's own"
+    assert machine.vcpus[0].get_debugregs().dr6 & 0xE000 == 0x4000
+    events = machine.vcpus[0].get_vcpu_events()
+    assert (events.exception.nr, events.exception.has_error_code) == (1, 0)
+    machine.vcpus[0].set_vcpu_events(events)
+    machine.vcpus[0].run.debug.arch.dr6 = 0xFFFF0FF1
+    assert kvm.hit(0) == Hit(0, wanted[0])
+    kvm.arm([], [])
+
+
 def test_structures_have_room() -> None:
     assert len(ffi.new("struct vmm_vm *").debug_points) == lib.VMM_DEBUG_POINTS

@@ -72,6 +72,56 @@ def test_a_breakpoint_that_is_set_again_is_where_its_address_leads_now(rig: Rig)
     points.disarm()
 
 
+def test_two_addresses_of_one_byte_leave_nothing_behind(rig: Rig) -> None:
+    class Twice(Unpaged):
+        def gpa(self, index: int, linear: int) -> int | None:
+            return linear % (1 << 32)
+
+    points = KvmPoints(Twice([], [], rig.memory), interprets=False)
+    wanted = [*breakpoints(5), Point(PointKind.SOFTWARE, (1 << 32) + GPA + 4, 1)]
+    points.check(wanted[:-1], 0)
+    points.check(wanted, 0)
+    points.arm(wanted, ())
+    assert rig.memory.read(GPA, 8) == CODE[:4] + b"\xcc" + CODE[:3]
+    points.disarm()
+    assert rig.memory.read(GPA, 8) == CODE
+
+
+def test_a_breakpoint_that_gives_up_its_debug_register_is_looked_up_anew(rig: Rig) -> None:
+    target = Unpaged([], [], rig.memory)
+    points = KvmPoints(target, interprets=False)
+    first = breakpoints(5)
+    for count in range(1, 6):
+        points.check(first[:count], 0)
+    # The fifth had an INT3; set again as the fourth it has a debug register, until one is wanted that has to have one.
+    target.moved = 0x1000
+    again = first[1:]
+    for count in range(1, 5):
+        points.check(again[:count], 0)
+    again.append(Point(PointKind.HARDWARE, GPA, 1))
+    points.check(again, 0)
+    points.arm(again, ())
+    assert rig.memory.read(GPA, 8) == CODE
+    assert rig.memory.read(GPA + 0x1004, 1) == b"\xcc"
+    points.disarm()
+
+
+def test_what_is_refused_leaves_the_others_as_they_were(rig: Rig) -> None:
+    class Partly(Unpaged):
+        def gpa(self, index: int, linear: int) -> int | None:
+            return None if linear == GPA + 3 else linear
+
+    points = KvmPoints(Partly([], [], rig.memory), interprets=False)
+    wanted = breakpoints(6)
+    for count in range(1, 7):
+        points.check(wanted[:count], 0)
+    with pytest.raises(PointError, match="no RAM at 0x200003"):
+        points.check([*wanted, Point(PointKind.HARDWARE, GPA, 1)], 0)
+    points.arm(wanted, ())
+    assert rig.memory.read(GPA, 8) == CODE[:4] + b"\xcc\xcc" + CODE[:2]
+    points.disarm()
+
+
 def test_a_guest_that_switches_its_ram_off_harms_nobody(points: KvmPoints, rig: Rig) -> None:
     start = next(region.gpa for region in rig.memory.regions() if region.gpa <= GPA < region.gpa + region.size)
     wanted = breakpoints(6)
