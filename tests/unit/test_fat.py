@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm.disks.fat import head_of_file
+from vmm.disks.fat import head_of_file, long_names
 
 LONG = "a file with a long name.efi"
 
@@ -43,6 +43,9 @@ def test_a_file_is_found_by_either_name(tmp_path: Path, form: tuple[str, ...]) -
     for name in ("BOOTX64.EFI", "bootx64.efi", LONG, "AFILEW~1.EFI", "file number 39"):
         assert head_of_file(read, ["EFI", "Boot", name], 5000) == (bytes(range(256)) * 40)[:5000], name
     assert len(head_of_file(read, ["EFI", "BOOT", "first"], 1 << 20) or b"") == 256 * 40
+    assert LONG in long_names(read, ["efi", "BOOT"])
+    assert "BOOTX64.EFI" not in long_names(read, ["efi", "BOOT"]), "a short name is enough for it"
+    assert [long_names(read, path) for path in ([], ["EFI"], ["nowhere"], ["EFI", "BOOT", "first"])] == [set()] * 4
     for path in (["EFI"], ["EFI", "BOOT"], ["EFI", "none", "x"], ["LABEL"], ["EFI", "BOOT", "first", "x"], []):
         assert head_of_file(read, path, 100) is None
 
@@ -56,3 +59,4 @@ def test_nothing_on_a_volume_makes_it_raise(volume: Path, changes: list[tuple[in
     for whole in (bytes(data), bytes(data[:end])):
         found = head_of_file(reader(whole), ["EFI", "BOOT", "BOOTX64.EFI"], 4096)
         assert found is None or len(found) <= 4096
+        assert len(long_names(reader(whole), ["EFI", "BOOT"])) < 1 << 16

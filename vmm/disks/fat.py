@@ -1,4 +1,4 @@
-"""The beginning of a file on a FAT volume, for a report that says what is wrong with it.
+"""The beginning of a file on a FAT volume, for a report that says what is wrong with it; and the names in a folder.
 
 The volume is the guest's, or made for it: whatever it has in it, nothing is raised, and no more than a bound is read.
 
@@ -38,6 +38,19 @@ def head_of_file(read: Read, path: Sequence[str], size: int) -> bytes | None:
         return None
 
 
+def long_names(read: Read, path: Sequence[str]) -> set[str]:
+    """Return the long names that are in a folder; none where there is no such folder, or no FAT volume.
+
+    Args:
+        read: the volume.
+        path: the names of the folders that lead there, and its own; empty for the root.
+    """
+    try:
+        return {long for _, long, _ in _named(_Volume(read).folder(path) or b"")} - {""}
+    except (struct.error, ValueError, ZeroDivisionError):
+        return set()
+
+
 class _Volume:
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -56,18 +69,28 @@ class _Volume:
         self._bits = 12 if clusters < _FAT12_CLUSTERS else 16 if clusters < _FAT16_CLUSTERS else 32
 
     def head(self, path: Sequence[str], size: int) -> bytes | None:
+        entries = self.folder(path[:-1])
+        found = None if entries is None or not path else self._found(entries, path[-1], 0)
+        return None if found is None else self._contents(found[0], min(found[1], size))
+
+    def folder(self, path: Sequence[str]) -> bytes | None:
+        """Return a folder's entries; None: there is no such one."""
         entries = self._contents(self._root, _DIRECTORY_BYTES)
-        for number, name in enumerate(path):
-            found = next((entry for named, entry in _named(entries) if name.lower() in named), None)
-            is_last = number == len(path) - 1
-            if found is None or bool(found[11] & _DIRECTORY) is is_last:
+        for name in path:
+            found = self._found(entries, name, _DIRECTORY)
+            if found is None:
                 return None
-            high, low, length = struct.unpack_from("<20xH4xHI", found)
-            start = low | (high << 16 if self._bits == 32 else 0)
-            if is_last:
-                return self._contents(start, min(length, size))
-            entries = self._contents(start, _DIRECTORY_BYTES)
-        return None
+            entries = self._contents(found[0], _DIRECTORY_BYTES)
+        return entries
+
+    def _found(self, entries: bytes, name: str, kind: int) -> tuple[int, int] | None:
+        """Return the first cluster and the bytes of what has a name, if it is of that kind."""
+        wanted = name.lower()
+        entry = next((entry for short, long, entry in _named(entries) if wanted in {short, long.lower()} - {""}), None)
+        if entry is None or entry[11] & _DIRECTORY != kind:
+            return None
+        high, low, length = struct.unpack_from("<20xH4xHI", entry)
+        return low | (high << 16 if self._bits == 32 else 0), length
 
     def _contents(self, start: int, size: int) -> bytes:
         if start == 0:
@@ -90,8 +113,8 @@ class _Volume:
             cluster = value & 0x0FFF_FFFF
 
 
-def _named(entries: bytes) -> Iterator[tuple[set[str], bytes]]:
-    """Each entry that is a file or a folder, and what it may be called, in lower case."""
+def _named(entries: bytes) -> Iterator[tuple[str, str, bytes]]:
+    """Each entry that is a file or a folder: its short name, in lower case, its long one, if it has one, and itself."""
     long = b""
     for at in range(0, len(entries) - _ENTRY + 1, _ENTRY):
         entry = entries[at : at + _ENTRY]
@@ -102,6 +125,6 @@ def _named(entries: bytes) -> Iterator[tuple[set[str], bytes]]:
             continue
         if entry[0] != 0xE5 and not entry[11] & _VOLUME_LABEL:
             stem, suffix = (part.decode("cp437").rstrip(" ").lower() for part in (entry[:8], entry[8:11]))
-            whole = long.decode("utf-16-le", "replace").partition("\0")[0].lower()
-            yield {f"{stem}.{suffix}" if suffix else stem, whole} - {""}, entry
+            whole = long.decode("utf-16-le", "replace").partition("\0")[0]
+            yield f"{stem}.{suffix}" if suffix else stem, whole, entry
         long = b""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from vmm.disks import gpt
+from vmm.disks.fat import long_names
 from vmm.errors import ConfigError, HostError
 from vmm.legible import legible, shortened
 
@@ -57,7 +58,8 @@ def image_of(folder: Path, option: str) -> int:
     """
     top = [folder] if folder.is_file() else _entries(folder, option)
     _check_names(top, option)
-    sizes = list(_sizes(top, option, ()))
+    odd: list[Path] = []
+    sizes = list(_sizes(top, option, (), odd))
     copied = sum(sizes)
     size = copied + copied // 8 + len(sizes) * (_LARGEST_CLUSTER + _NAME_BYTES) + _SLACK
     size = max(_LEAST, -(-size // _MIB) * _MIB)
@@ -81,6 +83,7 @@ def image_of(folder: Path, option: str) -> int:
         _mtools(fd, "mformat", ["-F", "-c", str(cluster), *geometry, "-m", "0xf8", "-v", _LABEL, "::"], option)
         # Absolute, for a word that begins with a dash or has a colon is something else.
         _mtools(fd, "mcopy", ["-s", "-m", "-Q", *(os.path.abspath(path) for path in top), "::"], option)  # noqa: PTH100
+        _check_long_names(fd, odd, len(top[0].parts) - 1, option)
         return os.dup(fd)
 
 
@@ -99,13 +102,17 @@ def _entries(folder: Path, option: str) -> list[Path]:
     return entries
 
 
-def _sizes(entries: Sequence[Path], option: str, inside: tuple[tuple[int, int], ...]) -> Iterator[int]:
+def _sizes(entries: Sequence[Path], option: str, inside: tuple[tuple[int, int], ...], odd: list[Path]) -> Iterator[int]:
     """Give the bytes of all files below, 0 for each folder; ``inside`` are the folders that lead here.
+
+    What has a name beyond ASCII comes into ``odd``.
 
     Raises:
         ConfigError: something that FAT cannot carry, or that cannot be read.
     """
     for path in entries:
+        if not path.name.isascii():
+            odd.append(path)
         try:
             status = path.stat()
             if not os.access(path, os.R_OK):
@@ -119,7 +126,7 @@ def _sizes(entries: Sequence[Path], option: str, inside: tuple[tuple[int, int], 
                 raise ConfigError(f"{option}: {path} is a link to a folder that it is in; the copy would have no end")
             _check_names(below, option)
             yield 0
-            yield from _sizes(below, option, (*inside, identity))
+            yield from _sizes(below, option, (*inside, identity), odd)
         elif not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{option}: {path} is neither a file nor a folder; leave it out")
         elif status.st_size > _LARGEST_FILE:
@@ -138,6 +145,29 @@ def _check_names(entries: Sequence[Path], option: str) -> None:
         other = names.setdefault(_in_capitals(path.name), path.name)
         if other != path.name:
             raise ConfigError(f"{option}: {path} and {other} are one name for FAT, which is blind to case; rename one")
+
+
+def _check_long_names(fd: int, paths: Sequence[Path], above: int, option: str) -> None:
+    """Refuse names that mtools thought short enough for an entry of DOS alone, in a code page, where UEFI has none.
+
+    Args:
+        fd: of the disk.
+        paths: what has a name beyond ASCII.
+        above: how many parts of these paths lead to the root of the file system.
+        option: what messages call the folder.
+    """
+    start = gpt.FIRST_SECTOR * gpt.SECTOR
+    known: dict[tuple[str, ...], set[str]] = {}
+    for path in paths:
+        *folders, name = path.parts[above:]
+        names = known.get(tuple(folders))
+        if names is None:
+            names = known[tuple(folders)] = long_names(lambda at, size: os.pread(fd, size, start + at), folders)
+        if name not in names:
+            raise ConfigError(
+                f"{option}: {legible(str(path))}: FAT cannot carry the name: it is short, and in UEFI short names have "
+                "ASCII letters; rename it, in ASCII or with capital and small letters"
+            )
 
 
 def _in_capitals(name: str) -> str:
