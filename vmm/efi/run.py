@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.config.machine import MachineConfig
+from vmm.debug.efi import reader
+from vmm.debug.secure_boot import refusals
 from vmm.devices.fw_cfg_format import Key
 from vmm.efi import status as efi_status
 from vmm.efi.image import check_application
+from vmm.efi.paths import KERNEL_IMAGE
 from vmm.errors import ConfigError, ExitStatus
 from vmm.firmware import guests
 from vmm.firmware.images import FirmwareKind
@@ -42,6 +45,8 @@ _CRASH_SECONDS: Final = 1.0
 """How long the rest of that may take, for an OVMF that ends it in other words."""
 _CRASH_BYTES: Final = 4096
 """How far before what was searched already a match may begin."""
+_REFUSED_SECONDS: Final = 0.5
+"""How often firmware is asked whether it refused the launcher, until that says something."""
 
 
 class Ended(NamedTuple):
@@ -53,6 +58,7 @@ class Ended(NamedTuple):
         status: the EFI_STATUS that it returned, or with which it could not be loaded; None: it never returned.
         crash: what the processor's exception was, and where; "" for none.
         output: what it printed on the console, without terminal escapes; lines end with LF.
+        refused: Secure Boot refused what starts it.
     """
 
     outcome: Outcome
@@ -60,11 +66,12 @@ class Ended(NamedTuple):
     status: int | None
     crash: str
     output: str
+    refused: bool = False
 
     @property
     def exit_status(self) -> int:
         """What a process returns for it: `vmm.efi.status.exit_status`, or if there is none an `ExitStatus`."""
-        if self.crash or (self.status is not None and not self.started):
+        if self.crash or self.refused or (self.status is not None and not self.started):
             return ExitStatus.GUEST_FAILED
         if self.status is not None:
             return efi_status.exit_status(self.status)
@@ -83,6 +90,11 @@ class Ended(NamedTuple):
         if self.status is not None:
             what = "returned" if self.started else "was not started:"
             return "" if self.started and not self.status else f"{name} {what} {efi_status.name(self.status)}"
+        if self.refused:
+            return (
+                f"{name} was not started: Secure Boot refuses the launcher of vmm run, which is not signed; give the "
+                "machine variables without keys, or boot the application from a disk: vmm boot --esp"
+            )
         if not self.started:
             return f"{name} was not started: {self.outcome.message}"
         if self.outcome.reason is Reason.TIMEOUT:
@@ -128,6 +140,8 @@ class Application:
         self._searched = [0, 0]
         self._crash: re.Match[bytes] | None = None
         self._crashed_at = 0.0
+        self._refused = False
+        self._ask_at = 0.0
 
     def customize(self, fw_cfg: FwCfg) -> None:
         """Let firmware start the launcher, and the launcher find the application: `vmm.Machine` takes this."""
@@ -158,7 +172,14 @@ class Application:
         machine.serial.sink = sink
 
     def poll(self, machine: Machine) -> None:
-        """Stop a machine whose processor ended in an exception: to be called while it runs."""
+        """Stop a machine whose processor ended in an exception, or that starts nothing: to be called while it runs."""
+        now = time.monotonic()
+        if not self._stage and now >= self._ask_at:
+            self._ask_at = now + _REFUSED_SECONDS
+            found = refusals(reader(machine.memory), machine.memory.low_size)
+            if any(refusal.image == KERNEL_IMAGE for refusal in found):
+                self._refused = True
+                machine.stop()
         for index, stream in enumerate((machine.serial, machine.debugcon)):
             if stream.total == self._searched[index]:
                 continue
@@ -179,7 +200,7 @@ class Application:
         first, data = machine.serial.after(self._begin)
         output = strip_escapes(data[: end - first] if started else b"").replace(b"\r", b"").decode("utf-8", "replace")
         status = self._status if self._stage in {_RETURNED, _NOT_LOADED} else None
-        return Ended(outcome, started, status, self._where(), output)
+        return Ended(outcome, started, status, self._where(), output, self._refused)
 
     def _where(self) -> str:
         if self._crash is None:

@@ -70,6 +70,15 @@ def test_a_crash(app: Path, firmware: str) -> None:
     assert done.stdout.rstrip().endswith("!!!!"), "all that the exception handler prints"
 
 
+def test_secure_boot_refuses_the_launcher(app: Path, tmp_path: Path) -> None:
+    ovmf = Path("/usr/share/OVMF")
+    shutil.copy(ovmf / "OVMF_VARS_4M.ms.fd", tmp_path / "vars.fd")
+    code = f"if=pflash,format=raw,readonly=on,file={ovmf / 'OVMF_CODE_4M.ms.fd'}"
+    done = run("-m", "512M", "-drive", code, "-drive", f"if=pflash,format=raw,file={tmp_path / 'vars.fd'}", app)
+    assert done.stderr.startswith("vmm: app.efi was not started: Secure Boot refuses the launcher of vmm run")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 def test_no_end(app: Path) -> None:
     config = MachineConfig.create("ovmf", esp=app)
     application = Application(app, ["hang"], config)
