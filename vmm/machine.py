@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, Unpack
     from uuid import UUID
 
+    from vmm.config.debugger import DebugAddress
     from vmm.config.items import FwCfgItem
     from vmm.config.keywords import MachineOptions
     from vmm.config.outputs import Outputs
@@ -114,6 +115,8 @@ class Machine(Assembly):
         fw_cfg: Mapping[str, bytes | str | Path] | Sequence[FwCfgItem | str] | str = (),
         generation: UUID | str | None = None,
         time: Time | str = "stopped",
+        gdb: DebugAddress | str | None = None,
+        hold: bool = False,
         customize: interface.Customize | None = None,
         alter: interface.Alter | None = None,
         outputs: Outputs | None = None,
@@ -131,6 +134,8 @@ class Machine(Assembly):
                 it cannot know that there may be others like it, with the same state of random number generators.
             time: "stopped" goes on with the time at which it was taken, "now" moves the guest's clocks by as much as
                 the host's clock moved meanwhile.
+            gdb: where a debugger finds it, as for `MachineConfig.create`.
+            hold: its first run waits for one.
             customize: as for `Machine`, and the same as when it was taken.
             alter: likewise.
             outputs: likewise.
@@ -142,7 +147,7 @@ class Machine(Assembly):
         """
         from vmm.run.resumption import prepare
 
-        resumption = prepare(snapshot, fw_cfg, generation, time)
+        resumption = prepare(snapshot, fw_cfg, generation, time).debugged(gdb, hold=hold)
         return cls(resumption.config, customize=customize, alter=alter, outputs=outputs, resumption=resumption)
 
     def snapshot(self) -> Snapshot:

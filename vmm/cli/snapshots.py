@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from vmm.run.snapshot import Snapshot
 
 _MAY_DIFFER = frozenset(
-    {"-fw_cfg", "-f", "-serial", "-debugcon", "--trace", "--exit-times", "-bios", "--sandbox", "--user", "--symbols"}
+    (
+        *("-fw_cfg", "-f", "-serial", "-debugcon", "--trace", "--exit-times", "-bios", "--sandbox", "--user"),
+        *("--symbols", "-gdb", "-s", "-S"),
+    )
 )
 """Options of a machine that one which goes on can have; the image is compared."""
 
@@ -119,7 +122,7 @@ def resumption_from(arguments: argparse.Namespace, machine_parser: Callable[[], 
         user=arguments.user,
         symbols=symbols_from(arguments.symbols),
     )
-    return resumption._replace(config=config)
+    return resumption._replace(config=config).debugged(arguments.gdb, hold=arguments.hold)
 
 
 def _check_image(snapshot: Snapshot, arguments: argparse.Namespace, file: str) -> None:

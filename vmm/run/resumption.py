@@ -16,6 +16,7 @@ from vmm.tables.files import VMGENID_ADDRESS_FILE
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from vmm.config.debugger import DebugAddress
     from vmm.config.machine import MachineConfig
     from vmm.platform import Platform
     from vmm.run.snapshot import Snapshot
@@ -47,6 +48,18 @@ class Resumption(NamedTuple):
     config: "MachineConfig"
     new_generation: bool
     jump_ns: int
+
+    def debugged(self, gdb: "DebugAddress | str | None", *, hold: bool) -> "Resumption":
+        """The same with a gdb server; arguments as for `vmm.MachineConfig.create`.
+
+        Raises:
+            ConfigError: that is no place for one, or there is none to wait at.
+        """
+        if isinstance(gdb, str):
+            from vmm.config.debugger import DebugAddress
+
+            gdb = DebugAddress.parse(gdb)
+        return self._replace(config=self.config._replace(gdb=gdb, hold=hold))
 
     def fitting(self) -> AbstractContextManager[None]:
         """What makes the machine is inside: what does not fit is refused, as `vmm.run.snapshot.fitting` does."""

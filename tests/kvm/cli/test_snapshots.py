@@ -37,6 +37,12 @@ def test_a_machine_goes_on_from_a_file(kept: Path) -> None:
     assert report["cpus"]["requested"] == 2
 
 
+def test_a_debugger_finds_a_machine_that_goes_on(kept: Path) -> None:
+    run = boot(kept, "--from", "waits.snap", "-gdb", "tcp::0", "--timeout", "0.1")
+    assert run.returncode == 3, run.stderr
+    assert "gdb finds the machine by 'target remote 127.0.0.1:" in run.stderr
+
+
 def test_a_run_may_go_on_behind_its_snapshot(kept: Path) -> None:
     run = boot(kept, "waits.fd", "--send", f"{READY}=x", "--snapshot-at", f"{READY}=p.snap", "--until", DONE, "-q")
     assert run.returncode == 0, run.stderr
@@ -55,6 +61,7 @@ def test_a_script_keeps_the_machine(kept: Path) -> None:
     ("arguments", "message"),
     [
         (["--from", "waits.snap", "-m", "1G"], "-m: the machine is the one in waits.snap"),
+        (["--from", "waits.snap", "-S"], "-S lets the machine wait for a debugger; give it a place too"),
         (["--from", "waits.snap", "-smp", "2"], "-smp: the machine is the one in waits.snap"),
         (["seabios", "--from", "waits.snap"], "a snapshot of another firmware than"),
         (["--from", "waits.snap", "-fw_cfg", "etc/e820,string=x"], "below opt/ alone"),

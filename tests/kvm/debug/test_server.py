@@ -259,6 +259,23 @@ def test_monitor_snapshot_keeps_the_machine_where_it_is_held(
         )
 
 
+@BOTH
+def test_a_debugger_looks_at_a_machine_that_goes_on(vmm_machine: MachineFactory, tmp_path: Path, accel: str) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=accel, cpus=2, gdb="tcp::0", hold=True)
+    with Debugged(machine), Client(machine) as client:
+        assert [client.ask(b"vCont;s:1") for _ in range(4)] == [b"T05thread:1;"] * 4
+        there = client.ask(b"p8")
+        with machine.snapshot_while_held() as snapshot:
+            snapshot.save(tmp_path / "held.snap")
+    with Snapshot.load(tmp_path / "held.snap") as snapshot:
+        restored = Machine.restore(snapshot, gdb="tcp::0", hold=True)
+    with restored, Debugged(restored), Client(restored) as client:
+        assert client.ask(b"?") == b"T05thread:1;"
+        assert client.ask(b"p8") == there
+        assert client.ask(b"vCont;s:1") == b"T05thread:1;"
+        assert client.ask(b"p8") != there
+
+
 def test_monitor_snapshot_says_how_a_process_may_make_files(vmm_machine: MachineFactory, tmp_path: Path) -> None:
     machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0", hold=True)
     machine.config = machine.config._replace(sandbox=Sandboxing.WHOLE)
