@@ -85,7 +85,7 @@ def check_smm(accelerator: Decision, kvm: Kvm) -> None:
     if accelerator.name is Accelerator.KVM and not kvm.check_extension(lib.KVM_CAP_X86_SMM):
         raise HostError(
             "this host's KVM has no system management mode (KVM_CAP_X86_SMM), which the firmware or -machine smm=on "
-            f"needs; -accel {accelerator.name} was chosen because: {accelerator.why}"
+            f"needs; -accel softcpu has it (-accel {accelerator.name} was chosen because: {accelerator.why})"
         )
 
 

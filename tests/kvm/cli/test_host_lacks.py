@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from command_line import VMM, vmm
+from vmm._native import lib
+
+from vmm.kvm import Kvm
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -38,6 +41,19 @@ def test_no_dev_kvm_is_the_hosts_lack(options: list[str], remedy: str) -> None:
     assert "cannot open /dev/no-kvm: No such file or directory" in run.stderr
     assert remedy in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("kvm_device")
+def test_system_management_mode_that_kvm_lacks_is_said_with_the_remedy() -> None:
+    with Kvm() as kvm:
+        if kvm.check_extension(lib.KVM_CAP_X86_SMM):
+            pytest.skip("this host's KVM has it")
+    run = vmm("boot", "probe", "-machine", "q35,smm=on", "-accel", "kvm")
+    assert run.returncode == 4
+    assert "has no system management mode (KVM_CAP_X86_SMM)" in run.stderr
+    assert "-accel softcpu has it" in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert vmm("boot", "probe", "-machine", "q35,smm=on", "-accel", "softcpu", "-q").returncode == 0
 
 
 def test_info_without_kvm_gives_the_reason_once() -> None:
