@@ -1,8 +1,9 @@
 """What is loaded in a guest, and where: found in its memory, without the help of whoever built it.
 
-UEFI's executables come from the table that UEFI keeps for debuggers, and from their headers in memory; a Linux kernel
-from the page tables; a guest of ours, and firmware that is no more than a ROM, from the file that the machine started
-with. Names are those that the linker left in an image, else those of the firmware volumes in memory.
+UEFI's executables come from the table that UEFI keeps for debuggers, and from their headers in memory, a BIOS's option
+ROMs from theirs; a Linux kernel from the page tables; a guest of ours, and firmware that is just a ROM, from the file
+that the machine started with. Names are those that the linker left in an image, else those of the firmware volumes
+in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from uuid import UUID
 
 from vmm.cpu.paging import walk
 from vmm.debug import efi
+from vmm.debug.option_roms import option_roms
 from vmm.debug.symbols import Function, SymbolFiles, beside, function_at
 from vmm.firmware import guests
 from vmm.firmware.contents import read
@@ -136,6 +138,7 @@ class Images:
         kernel = self._kernel(registers)
         ours = self._ours()
         found += [image for image in (kernel, ours) if image is not None]
+        found += self._option_roms()
         return sorted(found, key=lambda image: image.base)
 
     def place(self, registers: Mapping[str, int]) -> Callable[[int], Place | None]:
@@ -186,6 +189,8 @@ class Images:
         gpa = walk(address, registers, self._read).gpa
         # Where a linear address is another physical one, no firmware runs.
         if gpa == address:
+            if (rom := next((rom for rom in self._option_roms() if address in rom), None)) is not None:
+                return rom
             for executable in self._scanned(self._before(gpa)):
                 if executable.base <= address < executable.base + executable.size:
                     return self._named(executable, self._modules_now())
@@ -300,6 +305,14 @@ class Images:
                 words = data[at : at + _BANNER_BYTES].decode("ascii", "replace").split()
                 return " ".join(words[:3])
         return None
+
+    # -- a BIOS -----------------------------------------------------------------------------------------------------
+
+    def _option_roms(self) -> list[LoadedImage]:
+        return [
+            LoadedImage(rom.name or "option ROM", rom.base, rom.size, "rom", "header", detail=rom.detail)
+            for rom in option_roms(self._read)
+        ]
 
     # -- what the machine started with ------------------------------------------------------------------------------
 

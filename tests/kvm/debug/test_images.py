@@ -1,6 +1,7 @@
 """What is loaded: our guests, Linux where KASLR put it; OVMF's are in test_gdb.py, to boot it once less."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,23 @@ def test_a_rom_that_says_nothing_is_named_as_a_whole(vmm_machine: MachineFactory
     machine = vmm_machine(str(tmp_path / "own.rom"), machine="pc", accel=PLAIN)
     assert "(own.rom+0x" in run_in_moments(machine, lambda outcome: "(own.rom+0x" in outcome.details).details
     assert machine.images() == []
+
+
+def test_a_bios_s_option_rom_is_named_as_it_names_itself(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    rom = bytearray(b"\x55\xaa\x04\xeb\xfe".ljust(0x800, b"\0"))  # 2 KiB; jmp $
+    rom[0x18:0x1C] = struct.pack("<HH", 0x60, 0x40)
+    rom[0x40:0x60] = struct.pack("<4sBBHBBIHH10x", b"$PnP", 1, 2, 0, 0, 0, 0, 0, 0x80)
+    rom[0x60:0x78] = struct.pack("<4sHH16x", b"PCIR", 0x1AF4, 0x1001)
+    rom[0x80:0x90] = b"vmm's test ROM\0\0"
+    rom[-1] = -sum(rom) & 0xFF
+    (tmp_path / "own.rom").write_bytes(rom)
+    machine = vmm_machine("seabios", option_roms=tmp_path / "own.rom")
+    details = run_in_moments(machine, lambda outcome: "(vmm's test ROM+0x3)" in outcome.details).details
+    assert "(vmm's test ROM+0x3)" in details
+    (image,) = machine.images()
+    assert (image.name, image.size, image.kind) == ("vmm's test ROM", 0x800, "rom")
+    assert image.detail == "of PCI device 1af4:1001"
+    assert 0xC0000 <= image.base < 0xF0000
 
 
 def test_linux_is_found_where_kaslr_put_it(vmm_machine: MachineFactory) -> None:
