@@ -23,9 +23,12 @@
 
 #include "x86_code.h"
 
-/* Rounds of both vCPUs that a program may go on for; each is cut short after this time. */
+/*
+ * Rounds of both vCPUs that a program may go on for. Most end after some instructions, as with virtual time, so that a seed
+ * does the same on any host; the others after this time.
+ */
 #define ROUNDS 4
-#define ROUND_NS 200000
+#define ROUND_NS 100000
 /* Without a finished program for so long, the worker hangs. A program is done in about 10 ms at most. */
 #define HANG_SECONDS 20
 
@@ -49,12 +52,20 @@ static void make_program(uint64_t seed, struct program *program)
     program->start = (uint8_t)random_next(&random);
     program->trap_flag = random_below(&random, 50) == 0;
     program->registers = (uint32_t)random_next(&random);
-    program->side_by_side = random_below(&random, 4) == 0;
-    program->size = random_below(&random, 8) == 0 ? CODE_BYTES : 1 + random_below(&random, 512);
+    program->side_by_side = random_below(&random, 16) == 0;
+    if (!program->side_by_side && random_below(&random, 16) != 0) {
+        program->budget = 1u << random_below(&random, 9);
+    }
+    /* Most are short: what matters is what two or three instructions do to each other, and a translation takes its time. */
+    program->size = random_below(&random, 64) == 0 ? CODE_BYTES
+                    : random_below(&random, 8) == 0 ? 1 + random_below(&random, 512)
+                                                    : 1 + random_below(&random, 96);
     for (uint32_t i = 0; i < GUEST_CPUS; i++) {
         x86_code_fill(&random, program_bits(program), program->code[i], program->size);
     }
 }
+
+static _Atomic bool hurried;
 
 static void *hurry(void *opaque)
 {
@@ -63,11 +74,35 @@ static void *hurry(void *opaque)
 
     for (;;) {
         nanosleep(&round, NULL);
-        for (uint32_t i = 0; i < GUEST_CPUS; i++) {
+        for (uint32_t i = 0; hurried && i < GUEST_CPUS; i++) {
             engine_ask_to_leave(guest->vcpus[i]);
         }
     }
     return NULL;
+}
+
+/*
+ * What a program meets that goes astray: random bytes behind the programs and in three of four pages of data, its end where
+ * low memory has nothing else. In zeros, it would add AL to a byte for hundreds of instructions a block, and have the block
+ * translated anew wherever it meets itself.
+ */
+static void fill(uint8_t *image)
+{
+    static const uint32_t ends[][2] = {{0x400, STUBS}, {STUBS + 0x100, GDT}, {DIRECTORY_32 + 0x1000, PROGRAMS}};
+    struct random random = {0};
+
+    for (uint32_t at = PROGRAMS; at < RAM_BYTES; at += sizeof(uint64_t)) {
+        uint64_t bytes = random_next(&random);
+
+        if (at < PROGRAMS + GUEST_CPUS * PROGRAM_STRIDE || (at >= DATA && at / 0x1000 % 4 != 3)) {
+            memcpy(image + at, &bytes, sizeof(bytes));
+        }
+    }
+    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
+        for (uint32_t at = ends[i][0]; at < ends[i][1]; at += 2) {
+            memcpy(image + at, (uint8_t[]){0xcd, END_VECTOR}, 2);
+        }
+    }
 }
 
 /* A guest whose programs are cut short, or NULL; lives as long as the process. */
@@ -80,14 +115,21 @@ static struct guest *hurried_guest(void)
         fprintf(stderr, "softcpu_fuzz: no memory\n");
         return NULL;
     }
+    fill(guest->image);
     return guest;
 }
 
+static uint64_t instructions(const struct softcpu_vcpu *vcpu)
+{
+    return vcpu->cpu.parent_obj.random_seed;
+}
+
 /* True: it goes on, or would if it had the time. */
-static bool run_cpu(struct softcpu_vcpu *vcpu)
+static bool run_cpu(struct softcpu_vcpu *vcpu, uint32_t budget)
 {
     int reason = LEAVE_AGAIN;
 
+    CPU(&vcpu->cpu)->icount_budget = budget == 0 ? 0 : (int64_t)(instructions(vcpu) + budget);
     lock_acquire(vcpu);
     for (uint32_t times = 0; times < 64 && (reason == LEAVE_AGAIN || reason == LEAVE_PAUSE); times++) {
         reason = engine_execute(vcpu);
@@ -98,7 +140,7 @@ static bool run_cpu(struct softcpu_vcpu *vcpu)
 
 static void *run_rounds(void *opaque)
 {
-    for (uint32_t round = 0; round < ROUNDS && run_cpu(opaque); round++) {
+    for (uint32_t round = 0; round < ROUNDS && run_cpu(opaque, 0); round++) {
     }
     return NULL;
 }
@@ -123,6 +165,7 @@ static bool run_program(struct guest *guest, const struct program *program)
     bool running[GUEST_CPUS];
 
     memset(running, true, sizeof(running));
+    hurried = program->budget == 0;
     lock_acquire(guest->vcpus[0]);
     guest_load(guest, program);
     lock_release(guest->vcpus[0]);
@@ -131,7 +174,7 @@ static bool run_program(struct guest *guest, const struct program *program)
     }
     for (uint32_t round = 0; round < ROUNDS; round++) {
         for (uint32_t i = 0; i < GUEST_CPUS; i++) {
-            running[i] = running[i] && run_cpu(guest->vcpus[i]);
+            running[i] = running[i] && run_cpu(guest->vcpus[i], program->budget);
         }
     }
     return !engine_gave_up(guest->softcpu);
@@ -140,7 +183,7 @@ static bool run_program(struct guest *guest, const struct program *program)
 static int work(struct progress *progress)
 {
     struct guest *guest = hurried_guest();
-    uint64_t before = 0;
+    uint64_t before = progress->instructions;
 
     if (guest == NULL) {
         return 2;
@@ -152,8 +195,7 @@ static int work(struct progress *progress)
             progress->gave_up = 1;
             return 1;
         }
-        progress->instructions += guest->vcpus[0]->cpu.parent_obj.random_seed - before;
-        before = guest->vcpus[0]->cpu.parent_obj.random_seed;
+        progress->instructions = before + instructions(guest->vcpus[0]) + instructions(guest->vcpus[1]);
         progress->ran++;
         progress->seed++;
     }

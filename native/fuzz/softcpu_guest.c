@@ -7,9 +7,6 @@
 
 #define PRESENT_WRITABLE_USER_LARGE 0x87u
 
-/* The program's last instruction; its handler halts. */
-#define END_VECTOR 0x80
-
 enum selectors { CODE_32 = 0x08, DATA_32 = 0x10, CODE_64 = 0x18, CODE_16 = 0x20, DATA_16 = 0x28, TASK = 0x40 };
 
 /* Exceptions skip a byte and go on: at RIP, above an error code where there is one. */

@@ -32,6 +32,9 @@
 #define STACKS 0x1e000u
 #define DATA 0x20000u
 
+/* The program's last instruction is this interrupt; its handler halts. */
+#define END_VECTOR 0x80
+
 enum guest_mode { MODE_REAL, MODE_PROTECTED_16, MODE_PROTECTED_32, MODE_PAGED_32, MODE_COMPATIBILITY, MODE_LONG, MODES };
 
 /* One input; files hold exactly this. */
@@ -42,6 +45,7 @@ struct program {
     uint8_t trap_flag; /* begin with RFLAGS.TF */
     uint32_t registers; /* seed */
     uint32_t side_by_side; /* the vCPUs have a thread each, as a machine's do */
+    uint32_t budget;    /* instructions of a round; 0: the clock ends it */
     uint32_t size;      /* of each code, at most CODE_BYTES */
     uint8_t code[GUEST_CPUS][CODE_BYTES];
 };

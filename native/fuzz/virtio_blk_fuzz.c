@@ -38,6 +38,7 @@
 
 #define QUEUE_SIZE 16
 #define SECTORS 24
+#define IMAGE_SIZE (SECTORS * SECTOR_SIZE)
 #define FILL 0x5a
 #define NO_STATUS 0xa5
 #define MOST_STEPS 70000 /* more than 2^16 chains can be in no ring */
@@ -48,6 +49,7 @@ static struct virtio_blk *blk;
 static struct virtio_blk_worker *worker;
 static struct virtio_pci_window window = {.capability = 0x84};
 static uint8_t config[PCI_CONFIG_SIZE];
+static uint8_t *image; /* what is in the file, without a system call */
 static bool was_writable;
 
 static void on_line(void *opaque, uint32_t gsi, bool level)
@@ -75,14 +77,6 @@ static void add(uint64_t gpa, uint64_t size, uint32_t flags)
     PROMISE(guest_memory_add(&memory, gpa, size, bytes, flags) == 0);
 }
 
-static void fill_image(void)
-{
-    uint8_t image[SECTORS * SECTOR_SIZE];
-
-    memset(image, FILL, sizeof(image));
-    PROMISE(pwrite(blk->image.fd, image, sizeof(image), 0) == sizeof(image));
-}
-
 static void set_up(void)
 {
     add(0, LOW_SIZE, 0);
@@ -92,7 +86,10 @@ static void set_up(void)
     blk = virtio_blk_new(&memory, &io_lock, &pirqs);
     blk->image.fd = memfd_create("image", MFD_CLOEXEC);
     blk->image.sectors = SECTORS;
-    fill_image();
+    PROMISE(ftruncate(blk->image.fd, IMAGE_SIZE) == 0);
+    image = mmap(NULL, IMAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, blk->image.fd, 0);
+    PROMISE(image != MAP_FAILED);
+    memset(image, FILL, IMAGE_SIZE);
     worker = &blk->workers[0];
     worker->blk = blk;
     worker->buffer = malloc(VIRTIO_BLK_PIECE);
@@ -289,12 +286,10 @@ static void perform(const struct record *record)
 static void check(void)
 {
     struct stat status;
-    uint8_t image[SECTORS * SECTOR_SIZE];
 
-    PROMISE(fstat(blk->image.fd, &status) == 0 && status.st_size == sizeof(image));
+    PROMISE(fstat(blk->image.fd, &status) == 0 && status.st_size == IMAGE_SIZE);
     if (!was_writable) {
-        PROMISE(pread(blk->image.fd, image, sizeof(image), 0) == sizeof(image));
-        PROMISE(image[0] == FILL && memcmp(image, image + 1, sizeof(image) - 1) == 0);
+        PROMISE(image[0] == FILL && memcmp(image, image + 1, IMAGE_SIZE - 1) == 0);
     }
 }
 
@@ -306,7 +301,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         set_up();
     }
     if (was_writable) {
-        fill_image();
+        memset(image, FILL, IMAGE_SIZE);
     }
     was_writable = false;
     blk->read_only = true;
