@@ -61,6 +61,9 @@ class SnapshotAt(NamedTuple):
             ConfigError: it cannot, or is another file of this run.
         """
         outputs.check("--snapshot-at", self.path)
+        from vmm.run.snapshot_file import place_of
+
+        place_of(Path(self.path))
 
 
 def run_with_snapshot(

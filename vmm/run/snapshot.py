@@ -87,7 +87,8 @@ class Snapshot:
 
         Raises:
             HostError: the file cannot be written.
-            ConfigError: the machine has a value that only a function of this process gives.
+            ConfigError: the machine has a value that only a function of this process gives, or what is there is no
+                regular file.
         """
         from vmm.run import snapshot_file
 

@@ -33,17 +33,30 @@ class _Contents(NamedTuple):
     memory: SnapshotMemory
 
 
+def place_of(path: Path) -> Path:
+    """Where a snapshot goes that is to be in ``path``, links resolved.
+
+    Raises:
+        ConfigError: what is there is no file that another one could take the place of.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists() and not place.is_file():
+        raise ConfigError(f"{path}: no regular file, and a snapshot takes the place of what is there")
+    return place
+
+
 def write(path: Path, config: Any, state: dict[str, Any], memory: SnapshotMemory) -> None:
     """Write a snapshot beside ``path``, and move it there as a whole.
 
     Raises:
         HostError: the file cannot be written.
-        ConfigError: the configuration has something in it that a file cannot have.
+        ConfigError: the configuration has something in it that a file cannot have, or see `place_of`.
     """
+    place = place_of(path)
     extents = [[offset, size] for offset, size in memory.extents()]
     sizes = {name: size for name, (_, size) in memory.parts.items()}
     text, blobs = snapshot_plain.encode({"config": config, "state": state, "sizes": sizes, "extents": extents})
-    beside = path.with_name(f".vmm-{os.urandom(6).hex()}")
+    beside = place.with_name(f".vmm-{os.urandom(6).hex()}")
     try:
         with beside.open("xb") as file:
             file.write(bytes(_HEADER.size))
@@ -57,7 +70,7 @@ def write(path: Path, config: Any, state: dict[str, Any], memory: SnapshotMemory
                 total += file.write(piece)
             file.seek(0)
             file.write(_HEADER.pack(MAGIC, VERSION, 0, len(text), len(blobs), total, digest.digest()))
-        beside.replace(path)
+        beside.replace(place)
     except OSError as error:
         raise HostError(f"{path}: cannot write the snapshot: {_reason(error)}") from None
     finally:

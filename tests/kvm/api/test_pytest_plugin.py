@@ -140,6 +140,8 @@ def test_what_cannot_be_kept_is_told_in_one_line_and_the_rest_is_kept(tmp_path: 
 
 
 SANDBOXED = """
+import os
+
 from vmm import MachineConfig
 from vmm.bus import Device
 
@@ -153,6 +155,7 @@ def test_nothing_of_the_tests_runs_there(vmm_machine):
     print("plain", kind(vmm_machine("exit")))
     print("off", kind(vmm_machine("exit", sandbox="off")))
     print("config", kind(vmm_machine(MachineConfig.create("exit"))))
+    print("process", vmm_machine("exit", sandbox="process").pid != os.getpid())
 
 
 def test_something_of_the_tests_does(vmm_machine):
@@ -179,8 +182,8 @@ def test_the_sandbox_is_on_unless_a_test_needs_it_off(tmp_path: Path, options: l
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert kinds in run.stdout
-    for off in ("config off", "device off", "customize off"):
-        assert off in run.stdout
+    for told in ("config off", "process True", "device off", "customize off"):
+        assert told in run.stdout
 
 
 DYING = """

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import struct
 from collections.abc import Iterator
@@ -46,6 +47,20 @@ def test_a_file_holds_it_all(stopped: Snapshot, tmp_path: Path) -> None:
         assert loaded.state == stopped.state
         with Machine.restore(loaded) as restored, Machine.restore(stopped) as same:
             assert answers_as(restored) == answers_as(same)
+
+
+def test_a_file_takes_the_place_of_files_alone(stopped: Snapshot, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match=r"pipe: no regular file"):
+        stopped.save(pipe)
+    assert pipe.is_fifo()
+    link = tmp_path / "link"
+    link.symlink_to("file")
+    stopped.save(link)
+    assert link.is_symlink()
+    with Snapshot.load(tmp_path / "file") as loaded:
+        assert loaded.state == stopped.state
 
 
 def test_a_damaged_file_is_told_in_one_line(stopped: Snapshot, tmp_path: Path) -> None:

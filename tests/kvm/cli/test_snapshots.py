@@ -1,6 +1,7 @@
 """``vmm boot --snapshot-at``, ``--from``, and the step ``snapshot`` of a script."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_what_does_not_fit_is_told_in_one_line(kept: Path, arguments: list[str],
     assert run.returncode == 2
     assert message in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_snapshot_for_a_pipe_is_refused_before_the_guest_runs(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    run = boot(tmp_path, "probe", "--snapshot-at", "probe=pipe", "-q")
+    os.close(reader)
+    assert run.returncode == 2
+    assert run.stderr == "vmm: pipe: no regular file, and a snapshot takes the place of what is there\n"
+    assert run.stdout == ""
+    assert pipe.is_fifo()
 
 
 def test_a_snapshot_that_never_comes_is_no_success(tmp_path: Path) -> None:
