@@ -11,6 +11,7 @@ import mmap
 import os
 import sys
 from contextlib import suppress
+from itertools import count, islice
 
 from vmm import late
 from vmm._native import ffi, lib
@@ -162,10 +163,11 @@ class Sandbox:
     def _limit(self) -> None:
         mapped = int(os.read(self._statm, 64).split()[0]) * mmap.PAGESIZE
         os.close(self._statm)
-        free = os.dup(2)  # the lowest number that is free
-        os.close(free)
+        # The limit is one of numbers: most of those that are free may lie behind all that are taken.
+        free = (number for number in count() if not _is_open(number))
+        files = next(islice(free, _SPARE_FILES, None))
         memory = mapped + _SPARE_MEMORY + self._threads * _MEMORY_PER_THREAD
-        _check(lib.sandbox_lower_limits(free + _SPARE_FILES, memory), "limits")
+        _check(lib.sandbox_lower_limits(files, memory), "limits")
 
 
 def refused() -> str | None:
@@ -178,6 +180,14 @@ def call_name(number: int) -> str:
     """What a system call is called."""
     name = lib.sandbox_call_name(number)
     return f"system call {number}" if name == ffi.NULL else ffi.string(name).decode("ascii")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.get_inheritable(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _readable() -> list[str]:

@@ -217,7 +217,9 @@ def run(words: list[str]) -> int:
         strays = _strays_from_replay(machine, outcome)
         if report is not None:
             _write(report, profile, covered, outputs, quiet=arguments.quiet)
-        if lost:
+        if lost and outcome.reason is Reason.INTERRUPTED:
+            say(f"vmm: {lost}")
+        elif lost:
             raise HostError(lost)
     if outputs.failed and not outcome.exit_status:
         return ExitStatus.HOST_LACKS
@@ -347,6 +349,8 @@ def _run(
                 outcome = outcome._replace(elapsed_s=machine.elapsed_s)
         if progress is not None:
             progress.clear()
+        if terminal is not None and outcome.reason is Reason.INTERRUPTED:
+            terminal.hurry()
     return outcome, terminal.lost if terminal is not None else ""
 
 

@@ -84,6 +84,7 @@ def run(words: list[str]) -> int:
     with Outputs(config) as outputs:
         from vmm.cli.interrupts import Interrupts
         from vmm.machine import Machine
+        from vmm.run.outcome import Reason
 
         if config.sandbox is Sandboxing.WHOLE:
             outputs.separate()
@@ -103,11 +104,13 @@ def run(words: list[str]) -> int:
 
             with console.terminal:
                 outcome = machine.run(deadline=deadline, on_poll=on_poll)
+                if outcome.reason is Reason.INTERRUPTED:
+                    console.terminal.hurry()
             ended = application.ended(machine, outcome)
     message = ended.message(application.name)
     if message and not arguments.quiet:
         say(f"vmm: {message}")
-    if console.terminal.lost:
+    if console.terminal.lost and outcome.reason is not Reason.INTERRUPTED:
         raise HostError(console.terminal.lost)
     return ExitStatus.HOST_LACKS if outputs.failed and not ended.exit_status else ended.exit_status
 

@@ -9,9 +9,11 @@ by whole lines, so that it does not cut into words.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import termios
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 from vmm.run.console import KEEP_BYTES
@@ -33,6 +35,9 @@ _WAIT_SECONDS = 0.1
 
 DRAIN_SECONDS = 2.0
 """How long a reader of stdout may pause after the guest has ended before the rest is dropped."""
+
+HURRIED_SECONDS = 0.05
+"""How long it may take for all of it after an interrupt."""
 
 PIECE = 4096
 """Bytes written at once: what a pipe takes without blocking once it is writable at all (PIPE_BUF of Linux)."""
@@ -74,6 +79,7 @@ class Terminal:
         self._wakes: bool | None = None
         self._saved: list[Any] | None = None
         self._closed = False
+        self._until = math.inf
 
     def __enter__(self) -> Self:
         if self._keys is not None and is_foreground_terminal():
@@ -107,6 +113,10 @@ class Terminal:
             self._collect()
         while self._pending and not self._closed and _ready(1, write=True):
             self._write(self._pending[:PIECE])
+
+    def hurry(self) -> None:
+        """Wait for no reader of stdout much longer: somebody wants this to end."""
+        self._until = time.monotonic() + HURRIED_SECONDS
 
     def asks_to_wake(self, on_wait: Callable[[], object]) -> bool:
         """Ask the person at the terminal whether a machine that the guest has suspended is to go on.
@@ -150,7 +160,7 @@ class Terminal:
 
     def _drain(self) -> None:
         self._collect(final=True)
-        while self._pending and not self._closed and _ready(1, write=True, seconds=DRAIN_SECONDS):
+        while self._pending and not self._closed and _ready(1, write=True, seconds=self._patience()):
             self._write(self._pending[:PIECE])
         self._skipped += len(self._pending)
         if self._skipped and not self._closed:
@@ -158,6 +168,9 @@ class Terminal:
         if not self._closed and not self._pending and os.isatty(1) and any(self._shown):
             # Firmware leaves colours behind, and seldom ends its last line.
             self._write(b"\x1b[0m" + (b"" if self._last == b"\n" else b"\n"))
+
+    def _patience(self) -> float:
+        return max(0.0, min(DRAIN_SECONDS, self._until - time.monotonic()))
 
     def _read_keys(self) -> None:
         if self._keys is None or not _ready(0):

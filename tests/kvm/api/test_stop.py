@@ -1,6 +1,8 @@
 """How long a stop takes, and a host that gives no threads."""
 
+import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -91,6 +93,35 @@ def test_ctrl_c_ends_the_whole_process_within_150_ms(tmp_path: Path, accel: str,
             return time.monotonic() - asked
 
     assert any(takes() < 0.15 for _ in range(50))  # as above
+
+
+def test_ctrl_c_does_not_wait_for_who_reads_no_output(tmp_path: Path) -> None:
+    (tmp_path / "rom").write_bytes(bios_image("ba 02 04 b0 78 ee eb fd"))  # mov dx, 0x402; mov al, 'x'; out; jmp
+    program = """
+import sys
+from vmm.cli import main
+from vmm.run import terminal
+
+terminal.DRAIN_SECONDS = 1000
+sys.exit(main())
+"""
+    words = ["boot", str(tmp_path / "rom"), "-accel", PLAIN, "-q", "-serial", "none", "-debugcon", "stdio"]
+    command = [sys.executable, "-c", program, *words]
+    reader, writer = os.pipe()
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            began = time.monotonic()
+            while select.select([], [writer], [], 0)[1]:
+                assert time.monotonic() - began < GENEROUS
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=GENEROUS)
+        finally:
+            process.kill()
+            os.close(writer)
+            os.close(reader)
+    assert process.returncode == 130
+    assert re.fullmatch(r"vmm: interrupted\n(vmm: \d+ bytes of console output were not shown: .*\n)?", told)
 
 
 @pytest.mark.parametrize("sandbox", ["off", "threads"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from accelerators import PLAIN
+from real_mode_rom import RESET, image
 
 import vmm
 from vmm.sandbox import landlock_version
@@ -253,6 +254,16 @@ def test_a_disks_threads_have_one_too(tmp_path: Path) -> None:
         finally:
             guest.send_signal(signal.SIGINT)
         assert guest.wait(30) == 130
+
+
+@pytest.mark.usefixtures("kvm_device")
+def test_a_machine_of_many_cpus_resets_in_it(tmp_path: Path) -> None:
+    """More descriptors are open then than may still be opened."""
+    (tmp_path / "rom").write_bytes(image(RESET))
+    done = boot(str(tmp_path / "rom"), "-machine", "pc", "-accel", "kvm", "-smp", "40", "-q", "--max-resets", "2")
+    assert done.stderr.startswith("vmm: the guest resets the machine again and again, after 2 resets still"), (
+        done.stderr
+    )
 
 
 def test_a_word_that_it_does_not_know_is_refused() -> None:
