@@ -235,6 +235,15 @@ bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t val
 /* A deadline of the guest's TSC, as KVM counts it. */
 uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value);
 
+/* strings.c: of REP INS, MOVS and STOS; sizes: MemOps, of an element, and above two bits of the registers. */
+/* Where in host memory the byte at a linear address is, if such accesses to its page are nothing but that; else NULL. */
+uint8_t *strings_plain_ram(CPUX86State *env, target_ulong address, MMUAccessType access);
+/* Elements upwards from there, of so many bytes at the most, before RCX, the page, or the register with the address ends. */
+target_ulong strings_run(const CPUX86State *env, target_ulong address, int reg, uint32_t sizes, uint32_t bytes);
+/* So many are over, for the register with their address; and for RCX and the counter of instructions, which returns it. */
+void strings_advance(CPUX86State *env, int reg, uint32_t sizes, target_ulong count);
+target_ulong strings_end(CPUX86State *env, uint32_t sizes, target_ulong count);
+
 /* virtual_time.c; where time is the host's, nobody calls those of looks and waits, and the others do nothing. */
 #define VIRTUAL_ACCESS_NS 1000u /* about what a port of a PC's southbridge takes */
 #define VIRTUAL_LONGEST_PAUSE_NS 64000u
@@ -243,6 +252,8 @@ uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value);
 enum traced { TRACED_IN = 1, TRACED_OUT, TRACED_LOAD, TRACED_STORE, TRACED_INTERRUPT };
 
 bool virtual_time_is_on(const struct softcpu_vcpu *vcpu);
+/* How many instructions more may be counted before the next look. */
+uint64_t virtual_time_left(const struct softcpu_vcpu *vcpu);
 /* An access to a device or a clock. */
 void virtual_time_spend(struct softcpu_vcpu *vcpu);
 /* PAUSE, of a loop that waits: each takes twice as long as the one before it, up to a bound. */

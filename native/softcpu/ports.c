@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * IN and OUT, which replace Unicorn's helpers of the same names by way of the
- * linker, and REP INS, whose helper unicorn/patches/string-input.patch adds.
+ * linker, and REP INS, whose helper unicorn/patches/string-runs.patch adds.
  */
 #include "engine.h"
 
@@ -155,26 +155,6 @@ target_ulong WRAP(helper_inl)(CPUX86State *env, uint32_t port)
 /* Bytes that an access to a device moves at the most: as many as in KVM, whose devices these are, too. */
 #define RUN_BYTES 1024u
 
-/* Where in host memory the byte at a linear address is, if stores to its page are nothing but that; else NULL. */
-static uint8_t *plain_ram(CPUX86State *env, target_ulong address)
-{
-    const CPUTLBEntry *entry = tlb_entry(env, (uintptr_t)cpu_mmu_index(env, false), address);
-
-    /* Its low bits are flags: code, a device, watched data, nothing. */
-    if (tlb_addr_write(entry) != (address & TARGET_PAGE_MASK)) {
-        return NULL;
-    }
-    return (uint8_t *)(uintptr_t)(address + entry->addend);
-}
-
-/* Add to the low bits that mask names; those above stay if the register was used with 16 bits, and are zeros else. */
-static void add_to_register(target_ulong *reg, target_ulong mask, target_ulong value)
-{
-    target_ulong kept = mask == UINT16_MAX ? *reg & ~mask : 0;
-
-    *reg = kept | ((*reg + value) & mask);
-}
-
 /*
  * REP INS whose next element goes to a linear address; sizes: MemOps, of an
  * element, and above two bits of the registers. Moves as many elements as KVM
@@ -187,26 +167,18 @@ target_ulong helper_rep_ins(CPUX86State *env, target_ulong address, uint32_t siz
 {
     struct softcpu_vcpu *vcpu = owner_of(env);
     uint32_t size = 1u << (sizes & 3);
-    target_ulong mask = UINT64_MAX >> (64 - (8u << (sizes >> 2)));
-    target_ulong before_wrap = mask - (env->regs[R_EDI] & mask);
-    target_ulong count = env->regs[R_ECX] & mask;
-    target_ulong room = TARGET_PAGE_SIZE - (address & ~TARGET_PAGE_MASK);
+    target_ulong count = strings_run(env, address, R_EDI, sizes, RUN_BYTES);
     uint32_t port = env->regs[R_EDX] & 0xffff;
-    uint8_t *to = plain_ram(env, address);
+    uint8_t *to = strings_plain_ram(env, address, MMU_DATA_STORE);
 
-    room = room < RUN_BYTES ? room : RUN_BYTES;
-    room = room - 1 <= before_wrap ? room : before_wrap + 1;
-    count = count < room / size ? count : room / size;
     /* Virtual time has to see each of them. */
-    if (to == NULL || count < 2 || env->df != 1 || chips_have_port(port) || virtual_time_is_on(vcpu)) {
+    if (to == NULL || count < 2 || chips_have_port(port) || virtual_time_is_on(vcpu)) {
         return 0;
     }
     check_port_permission(env, port, size, GETPC());
     vcpu->io_return = GETPC();
     vcpu->softcpu->core->port_access(vcpu->core, (uint16_t)port, size, (uint32_t)count, to, false);
     vcpu->io_return = 0;
-    add_to_register(&env->regs[R_EDI], mask, count * size);
-    add_to_register(&env->regs[R_ECX], mask, -count);
-    CPU(&vcpu->cpu)->random_seed += count - 1;
-    return count;
+    strings_advance(env, R_EDI, sizes, count);
+    return strings_end(env, sizes, count);
 }

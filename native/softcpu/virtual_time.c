@@ -49,6 +49,17 @@ static uint64_t show(const struct softcpu_vcpu *vcpu)
     return now;
 }
 
+uint64_t virtual_time_left(const struct softcpu_vcpu *vcpu)
+{
+    uint64_t limit = (uint64_t)vcpu->cpu.parent_obj.icount_budget;
+    uint64_t count = instructions(vcpu);
+
+    if (!virtual_time_is_on(vcpu)) {
+        return UINT64_MAX;
+    }
+    return limit > count ? limit - count : 0;
+}
+
 static void leave_at(struct softcpu_vcpu *vcpu, uint64_t count)
 {
     CPU(&vcpu->cpu)->icount_budget = (int64_t)count;
