@@ -96,8 +96,11 @@ void filter_thread_rules(struct filter *filter, int vm, int vcpu, const int *fil
     allow_computing(filter);
     allow_signals_to_itself(filter, LISTED(signals));
     if (count > 0) {
-        /* Consoles' files are appended to; a variable store is also read, to see that nobody else changed it. */
-        static const uint32_t uses[] = {SYS_write, SYS_pwrite64, SYS_pread64, SYS_fstat, SYS_read};
+        /* Consoles' files are appended to; a variable store is also read, to see that nobody else changed it. The last
+         * two are for the images of disks that have no threads. */
+        static const uint32_t uses[] = {
+            SYS_write, SYS_pwrite64, SYS_pread64, SYS_fstat, SYS_read, SYS_fdatasync, SYS_fallocate,
+        };
 
         filter_rule(filter, LISTED(uses));
         filter_one_of(filter, 0, (const uint32_t *)files, count);

@@ -152,11 +152,12 @@ class Assembly(Observable):
                     messages=None if self.memory.shared is None else self._message_routes(),
                     coalesce=partial(self._coalesce, core) if keeps_writes else None,
                     images={} if resumption is None else resumption.snapshot.map_images(),
-                    utc_ns=VIRTUAL_UTC_NS if config.clock is Clock.VIRTUAL else None,
+                    utc_ns=None if virtual is None else VIRTUAL_UTC_NS,
+                    virtual=virtual is not None,
                 )
             )
             parts.callback(self.platform.close)
-            self.sandbox.files += [disk.event_fd for disk in self.platform.disks]
+            self.sandbox.files += [fd for disk in self.platform.disks for fd in disk.guest_files]
             self.sandbox.files += [fd for device in self.platform.vhost for fd in device.event_fds]
             self.sandbox.channels = [device.channel for device in self.platform.vhost]
             threads.helpers = [self.platform.timers.start, lambda _: self.platform.restrict_disks(self.vm.fd)]

@@ -10,9 +10,11 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "vmm/stop.h"
+
 #define QUEUE 0
 #define STATUS_BYTES 1
-#define ABANDONED 0xff /* no status: there was a reset */
+#define ABANDONED 0xff /* no status: there was a reset, or a stop */
 
 /* Of a discard or write-zeroes request. QEMU has the same limits. */
 #define MAX_RANGES 1
@@ -53,10 +55,15 @@ static void begin_io(const struct virtio_blk *blk)
     pthread_mutex_unlock(blk->io_lock);
 }
 
+static bool is_stopped(const struct virtio_blk *blk)
+{
+    return blk->waiting != NULL && vmm_stop_is_set(blk->stop);
+}
+
 static bool end_io(const struct virtio_blk *blk, uint64_t resets)
 {
     pthread_mutex_lock(blk->io_lock);
-    return blk->resets == resets && !blk->closing;
+    return blk->resets == resets && !blk->closing && !is_stopped(blk);
 }
 
 static bool is_on_disk(const struct virtio_blk *blk, uint64_t sector, uint64_t length)
@@ -286,6 +293,8 @@ bool virtio_blk_serve(struct virtio_blk_worker *worker)
     if (blk->resets != resets) {
         blk->stale--;
         virtio_blk_wake(blk);
+    } else if (status == ABANDONED && is_stopped(blk)) {
+        blk->again[blk->again_count++] = worker->chain.head;
     } else if (status != ABANDONED && virtio_pci_may_serve(&blk->pci, QUEUE)) {
         complete(worker, status);
     }
@@ -293,9 +302,25 @@ bool virtio_blk_serve(struct virtio_blk_worker *worker)
     return true;
 }
 
+bool virtio_blk_serve_waiting(struct virtio_blk *blk)
+{
+    while (!is_stopped(blk)) {
+        if (!virtio_blk_serve(&blk->workers[0])) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void on_notified(void *opaque)
 {
-    virtio_blk_notify(blk_of(opaque));
+    struct virtio_blk *blk = blk_of(opaque);
+
+    if (blk->waiting != NULL) {
+        blk->waiting(blk->waiting_opaque);
+    } else {
+        virtio_blk_notify(blk);
+    }
 }
 
 static void on_reset(void *opaque)

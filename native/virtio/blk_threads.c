@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The threads of a disk: when they run, wait, and end. */
+/* The threads of a disk, if it has any: when they run, wait, and end. */
 #include "blk.h"
 
 #include <errno.h>
@@ -128,8 +128,15 @@ int virtio_blk_start(struct virtio_blk *blk)
     }
     first = blk->buffers + (HUGE_PAGE - (uintptr_t)blk->buffers % HUGE_PAGE) % HUGE_PAGE;
     (void)madvise(first, BUFFERS_SIZE, MADV_HUGEPAGE); /* a kernel without them does without */
+    for (uint32_t i = 0; i < VIRTIO_BLK_THREADS; i++) {
+        blk->workers[i].blk = blk;
+        blk->workers[i].buffer = first + i * (size_t)VIRTIO_BLK_PIECE;
+    }
     virtio_blk_offer(blk);
     virtio_pci_reset(&blk->pci);
+    if (blk->waiting != NULL) {
+        return 0;
+    }
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     /* Signals are the interpreter's and the vCPUs' business, but for those that say that this thread has a fault. */
@@ -144,8 +151,6 @@ int virtio_blk_start(struct virtio_blk *blk)
     while (error == 0 && blk->running < VIRTIO_BLK_THREADS) {
         struct virtio_blk_worker *worker = &blk->workers[blk->running];
 
-        worker->blk = blk;
-        worker->buffer = first + blk->running * (size_t)VIRTIO_BLK_PIECE;
         error = pthread_create(&worker->thread, &attributes, work, worker);
         blk->running += error == 0;
     }

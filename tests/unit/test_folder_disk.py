@@ -84,6 +84,23 @@ def test_the_partition_table(tree: Path) -> None:
     assert struct.unpack_from("<I", boot, 0x20) == (end - first + 1,)
 
 
+def test_the_same_files_are_the_same_disk(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it is made; another disk of the machine has other identifiers."""
+
+    def contents(number: int) -> bytes:
+        with DiskImage(Drive(tree, folder=True), number=number) as image:
+            return Path(f"/proc/self/fd/{image.fd}").read_bytes()
+
+    monkeypatch.setenv("TZ", "UTC")
+    first = contents(0)
+    assert contents(0) == first
+    label = first.index(b"VMM ESP    \x08")
+    assert struct.unpack_from("<HH", first, label + 22) == (0, 46 << 9 | 1 << 5 | 1), "of 2026-01-01, 00:00"
+    other = contents(1)
+    for at, size in ((SECTOR + 56, 16), (2 * SECTOR + 16, 16), (PARTITION + 67, 4)):
+        assert other[at : at + size] != first[at : at + size], f"at {at}"
+
+
 def test_one_file_is_there_alone(tree: Path) -> None:
     with image_of(tree / "EFI" / "BOOT" / "BOOTX64.EFI") as image:
         assert mtools(image, "mdir", "-/", "-b", "::").split() == [b"::/BOOTX64.EFI"]
@@ -189,7 +206,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_what_the_host_lacks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HostError, match="needs mtools, which makes the file system: apt-get install mtools"):
-        folder.image_of(tree, "--esp")
+        folder.image_of(tree, "--esp", 0)
 
 
 def test_mtools_that_fails_is_said(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +216,7 @@ def test_mtools_that_fails_is_said(tree: Path, tmp_path: Path, monkeypatch: pyte
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent))
     with pytest.raises(ConfigError, match="--esp: mformat failed: no such geometry"):
-        folder.image_of(tree, "--esp")
+        folder.image_of(tree, "--esp", 0)
 
 
 def test_a_folder_is_the_first_disk(tree: Path) -> None:

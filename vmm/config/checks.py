@@ -108,7 +108,11 @@ def _check_clock(config: MachineFields) -> None:
     refused = (
         (config.accel is not Accelerator.SOFTCPU, f"-accel {config.accel}", "is counted by -accel softcpu alone"),
         (config.max_cpus > 1, f"-smp {config.max_cpus}", "has one CPU: which of several executes when, threads decide"),
-        (bool(config.drives), "-drive", "has no disks yet: the host decides when they have read"),
+        (
+            any(drive.served for drive in config.drives),
+            "-drive format=…",
+            "has no disks that another process serves, which has its own time; format=raw is served here",
+        ),
         (bool(config.vhost), "-device vhost-user", "has no devices of other processes, which have their own time"),
         (config.gdb is not None, "-gdb", "has no debugger, which stops the guest where it likes"),
         (config.record is not None and config.replay is not None, "--record", "is not recorded while it is replayed"),

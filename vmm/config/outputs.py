@@ -200,7 +200,7 @@ class Outputs:
                 from vmm.disks import image
 
                 copy = None if copy_disk is None or not drive.folder else copy_disk(index)
-                opened.append(self._closers.enter_context(image.DiskImage(drive, copy)))
+                opened.append(self._closers.enter_context(image.DiskImage(drive, copy, index)))
         for device in config.vhost:
             from vmm.vhost.backend import connect
 

@@ -20,6 +20,9 @@ from vmm.legible import legible, shortened
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 _LABEL = "VMM ESP"
+_SERIAL = 0x564D4D00
+_MADE: Final = 1_767_225_600
+"""When the file system was made, for what in it has no time of its own: 2026-01-01, in seconds since 1970."""
 
 _SLACK: Final = 32 * _MIB
 """Room for what the guest writes, beside an eighth of what is there."""
@@ -45,12 +48,15 @@ _NAME_BYTES: Final = 32 * (1 + -(-_MAX_NAME // 13))
 """The most that a name takes in its folder: entries of 32 bytes, one and another for every 13 characters."""
 
 
-def image_of(folder: Path, option: str) -> int:
+def image_of(folder: Path, option: str, number: int) -> int:
     """Return the descriptor of a new disk with a folder's files; it has no name in any directory.
+
+    The same files, with the same times, make the same disk.
 
     Args:
         folder: the folder, whose files are in the root of the file system; or one file, which is there alone.
         option: what messages call it.
+        number: which of the machine's disks it is.
 
     Raises:
         ConfigError: there is no such folder, or nothing in it; FAT cannot carry a name, or so much.
@@ -66,7 +72,7 @@ def image_of(folder: Path, option: str) -> int:
     if size > _LARGEST:
         raise ConfigError(f"{option}: {copied >> 30} GiB are more than the {_LARGEST >> 30} GiB that FAT can hold")
     sectors = size // gpt.SECTOR + gpt.FIRST_SECTOR + gpt.TRAILER_SECTORS
-    start, end = gpt.tables(sectors, _LABEL)
+    start, end = gpt.tables(sectors, _LABEL, number)
     with tempfile.TemporaryFile(prefix="vmm-", buffering=0) as file:
         fd = file.fileno()
         room = os.fstatvfs(fd)
@@ -80,7 +86,9 @@ def image_of(folder: Path, option: str) -> int:
         os.pwrite(fd, end, sectors * gpt.SECTOR - len(end))
         cluster = next((count for limit, count in _CLUSTERS if size <= limit), 64)
         geometry = ["-T", str(size // gpt.SECTOR), "-h", "255", "-s", "63", "-H", str(gpt.FIRST_SECTOR)]
-        _mtools(fd, "mformat", ["-F", "-c", str(cluster), *geometry, "-m", "0xf8", "-v", _LABEL, "::"], option)
+        serial = f"{_SERIAL + number:08x}"
+        label = ["-m", "0xf8", "-N", serial, "-v", _LABEL]
+        _mtools(fd, "mformat", ["-F", "-c", str(cluster), *geometry, *label, "::"], option)
         # Absolute, for a word that begins with a dash or has a colon is something else.
         _mtools(fd, "mcopy", ["-s", "-m", "-Q", *(os.path.abspath(path) for path in top), "::"], option)  # noqa: PTH100
         _check_long_names(fd, odd, len(top[0].parts) - 1, option)
@@ -198,7 +206,7 @@ def _mtools(fd: int, tool: str, arguments: Sequence[str], option: str) -> None:
         HostError: there is none.
     """
     environment = {name: value for name, value in os.environ.items() if name in {"PATH", "TZ"}}
-    environment |= {"LC_ALL": "C.UTF-8", "MTOOLSRC": os.devnull}
+    environment |= {"LC_ALL": "C.UTF-8", "MTOOLSRC": os.devnull, "SOURCE_DATE_EPOCH": str(_MADE)}
     try:
         done = subprocess.run(
             [tool, "-i", f"/dev/fd/{fd}@@{gpt.FIRST_SECTOR * gpt.SECTOR}", *arguments],

@@ -23,21 +23,23 @@ TRAILER_SECTORS: Final = _TABLE_SECTORS + 1
 _HEADER: Final = struct.Struct("<8sIIII QQQQ 16s Q III")
 _ENTRY: Final = struct.Struct("<16s16sQQQ72s")
 _REVISION = 0x10000
+_GUIDS: Final = uuid.uuid5(uuid.NAMESPACE_OID, "vmm, a folder as a disk")
 _PROTECTIVE = 0xEE
 
 
-def tables(sectors: int, name: str) -> tuple[bytes, bytes]:
+def tables(sectors: int, name: str, number: int) -> tuple[bytes, bytes]:
     """Return what a disk with one EFI system partition begins and ends with.
 
     Args:
         sectors: of the whole disk; the partition has all that is between `FIRST_SECTOR` and `TRAILER_SECTORS`.
         name: of the partition, up to 36 characters.
+        number: tells the machine's disks of this kind apart: their GUIDs come from it, the same in each run.
     """
     last = sectors - 1
-    disk = uuid.uuid4().bytes_le
+    disk, partition = (uuid.uuid5(_GUIDS, f"{number} {what}").bytes_le for what in ("disk", "partition"))
     entry = _ENTRY.pack(
         EFI_SYSTEM_PARTITION.bytes_le,
-        uuid.uuid4().bytes_le,
+        partition,
         FIRST_SECTOR,
         last - TRAILER_SECTORS,
         0,

@@ -52,6 +52,7 @@ class DiskImage:
         drive: which file, and how it is used.
         copy: of a folder, the descriptor of the disk that an earlier machine made of it; becomes this object's. None:
             it is made now.
+        number: which of the machine's disks it is, for a folder's identifiers.
 
     Attributes:
         drive: the same.
@@ -66,7 +67,7 @@ class DiskImage:
         ConfigError: it cannot be opened, is no raw image, or somebody else writes to it.
     """
 
-    def __init__(self, drive: Drive, copy: int | None = None) -> None:
+    def __init__(self, drive: Drive, copy: int | None = None, number: int = 0) -> None:
         self.drive = drive
         self.direct_fd = self.overlay_fd = -1
         self.direct_alignment = SECTOR
@@ -74,7 +75,7 @@ class DiskImage:
         with ExitStack() as closers:
             flags = os.O_RDONLY if drive.only_read else os.O_RDWR
             if copy is None:
-                copy = _copy(drive) if drive.folder else open_image(drive, flags)
+                copy = _copy(drive, number) if drive.folder else open_image(drive, flags)
             self.fd = copy
             closers.callback(os.close, self.fd)
             check_kind(self.fd, drive)
@@ -128,10 +129,10 @@ class DiskImage:
             ) from None
 
 
-def _copy(drive: Drive) -> int:
+def _copy(drive: Drive, number: int) -> int:
     from vmm.disks.folder import image_of  # few disks are one
 
-    return image_of(drive.path, drive.option)
+    return image_of(drive.path, drive.option, number)
 
 
 def open_image(drive: Drive, flags: int) -> int:

@@ -235,7 +235,8 @@ class Board:
         from vmm.devices.virtio.transport import Backplane
 
         counter = ffi.new("uint64_t *")
-        backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd, counter, parts.messages)
+        timers = self.timers if parts.virtual else None
+        backplane = Backplane(parts.core, parts.mmio.lock, self.pirqs, parts.ioeventfd, counter, parts.messages, timers)
         with ExitStack() as closers:
             for each in sorted(parts.disks, key=lambda each: each.slot is None):
                 try:

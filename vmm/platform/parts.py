@@ -74,6 +74,7 @@ class Parts(NamedTuple):
         ioeventfd: lets the kernel signal an eventfd for a 16-bit store to a guest address, or not any more: descriptor,
             address, whether; None where the kernel sees no such stores.
         messages: has the kernel send an MSI for an eventfd; None: devices of other processes interrupt by a thread.
+        virtual: whether the guest's time goes by what it does, and with it whatever a device does.
     """
 
     ports: Bus
@@ -103,6 +104,7 @@ class Parts(NamedTuple):
     shared: tuple[int, tuple[tuple[int, int, int], ...]] | None = None
     ioeventfd: Callable[[int, int, bool], None] | None = None
     messages: MessageRoutes | None = None
+    virtual: bool = False
     apic_ids: tuple[int, ...] = ()
     present: list[bool] | None = None
     coalesce: Callable[[int, int, bool], bool] | None = None

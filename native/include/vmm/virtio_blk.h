@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * A disk as virtio 1.2, 5.2 has it: one queue, requests served by threads of
- * the device's own on a raw image.
+ * the device's own on a raw image; or, where that has to happen at a moment of
+ * the guest's time, by whoever is told that there are some.
  *
  * Guest memory is only touched with io_lock held: requests are taken and given
  * back under it, and data goes through a buffer of each thread's own, in
@@ -64,6 +65,9 @@ struct virtio_blk {
     bool closing;
     uint64_t *disks_read;     /* how many of the machine's disks were read from; NULL: nobody asks */
     uint64_t first_read;      /* which of these it was, from 1; 0: it was not yet */
+    void (*waiting)(void *opaque);    /* the guest has made requests, with io_lock held; NULL: threads serve them */
+    void *waiting_opaque;
+    const uint32_t *stop;             /* of the machine: what virtio_blk_serve_waiting does is cut short by one */
     int (*restriction)(void *opaque); /* see virtio_blk_restrict */
     void *restriction_opaque;
     uint32_t restricted; /* threads that have called it */
@@ -75,7 +79,7 @@ struct virtio_blk {
 /* NULL: no memory, or no descriptor. The caller fills image and the rest in, then calls virtio_blk_start. */
 struct virtio_blk *virtio_blk_new(const struct guest_memory *memory, pthread_mutex_t *io_lock, struct pci_pirqs *pirqs);
 
-/* Offer what the fields say, and start the threads: 0 or an errno. io_lock is not held. */
+/* Offer what the fields say, and start the threads, if it is to have any: 0 or an errno. io_lock is not held. */
 int virtio_blk_start(struct virtio_blk *blk);
 
 /*
@@ -108,5 +112,11 @@ void virtio_blk_settle(struct virtio_blk *blk);
 
 /* Serve the next request, if there is one: what a thread does. io_lock is held, and let go of meanwhile. */
 bool virtio_blk_serve(struct virtio_blk_worker *worker);
+
+/*
+ * Of a disk without threads: serve all requests, in their order; io_lock is held, and let go of meanwhile. False: a stop
+ * of the machine came first. What was begun then begins again the next time.
+ */
+bool virtio_blk_serve_waiting(struct virtio_blk *blk);
 
 #endif

@@ -1,4 +1,7 @@
-"""A disk: virtio-blk in front of a raw image, whose requests threads in C serve (`native/virtio/blk.c`)."""
+"""A disk: virtio-blk in front of a raw image, whose requests threads in C serve (`native/virtio/blk.c`).
+
+Where time is virtual, threads would make runs differ: requests are served when a deadline comes, one after the other.
+"""
 
 import os
 from typing import Any
@@ -12,6 +15,9 @@ from vmm.tables.boot_order import HOST_BRIDGE_PATH
 
 _BLOCK_DEVICE = 2
 """Virtio 1.2, chapter 5."""
+
+REQUEST_NS = 100_000
+"""Of virtual time, from when the guest says that there are requests to when they are served."""
 
 _MASS_STORAGE = 0x010000
 """PCI Code and ID Assignment: a SCSI storage controller, which QEMU's virtio-blk says it is."""
@@ -30,7 +36,7 @@ class VirtioBlk(VirtioDevice):
         name: of its ranges on the bus.
         fd: the image.
         size: bytes of the image.
-        event_fd: what wakes its threads; whoever serves the guest writes to it.
+        guest_files: descriptors that whoever serves the guest uses: what wakes its threads; without any, the image.
 
     Raises:
         HostError: no memory, descriptors or threads for it.
@@ -48,7 +54,7 @@ class VirtioBlk(VirtioDevice):
             raise HostError(f"{drive.option}: no memory, or no descriptor for it (ulimit -n)")
         self._blk = blk = ffi.gc(blk, lib.virtio_blk_free)
         blk.disks_read = backplane.disks_read or ffi.NULL
-        self.event_fd = int(blk.event_fd)
+        event_fd = int(blk.event_fd)
         blk.read_only = drive.read_only
         blk.write_back = drive.cache.write_back
         core = blk.image
@@ -58,11 +64,20 @@ class VirtioBlk(VirtioDevice):
         if image.overlaid is not None:
             self._bitmap_pin = ffi.from_buffer("uint8_t[]", image.overlaid)
             core.overlaid = self._bitmap_pin
+        self._files = [fd for fd in (core.fd, core.direct_fd, core.overlay_fd) if fd >= 0]
+        self.guest_files = [event_fd]
+        if (timers := backplane.timers) is not None:
+            self._clock = timers.clock
+            self._timer = timers.timer(self._serve)
+            self._handle = ffi.new_handle(self)
+            blk.waiting, blk.waiting_opaque = lib.vmm_python_disk_waits, self._handle
+            blk.stop = ffi.addressof(backplane.core, "stop")
+            self.guest_files = self._files
         serial = drive.serial.encode("ascii")
         ffi.memmove(blk.serial, serial, len(serial))
         registers = ffi.addressof(blk, "pci")
         self.name = f"virtio-blk {slot}"
-        function = VirtioFunction(_BLOCK_DEVICE, _MASS_STORAGE, registers, backplane, slot, self.name, [blk.event_fd])
+        function = VirtioFunction(_BLOCK_DEVICE, _MASS_STORAGE, registers, backplane, slot, self.name, [event_fd])
         super().__init__(function, registers, backplane.lock)
         error = lib.virtio_blk_start(blk)
         if error:
@@ -75,10 +90,21 @@ class VirtioBlk(VirtioDevice):
         Args:
             vm: descriptor of the virtual machine.
         """
-        core = self._blk.image
-        files = [self.event_fd, *(fd for fd in (core.fd, core.direct_fd, core.overlay_fd) if fd >= 0)]
+        if self._backplane.timers is not None:
+            return
+        files = [*self.guest_files, *self._files]
         self._sandbox = ffi.new("struct sandbox_disk *", {"vm": vm, "count": len(files), "files": files})
         lib.virtio_blk_restrict(self._blk, ffi.addressof(lib, "sandbox_filter_disk"), self._sandbox)
+
+    def note_requests(self) -> None:
+        """The guest says that it has made some; without threads, and with io_lock held."""
+        if not self._timer.armed:
+            self._timer.arm(self._clock() + REQUEST_NS)
+
+    def _serve(self) -> None:
+        if not lib.virtio_blk_serve_waiting(self._blk):
+            # A stop: the rest as soon as the machine runs again.
+            self._timer.arm(self._clock())
 
     @property
     def path(self) -> str:
@@ -136,3 +162,10 @@ class VirtioBlk(VirtioDevice):
     def close(self) -> None:
         """End the threads; no vCPU runs, and io_lock is not held. May be called twice."""
         lib.virtio_blk_stop(self._blk)
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def vmm_python_disk_waits(opaque: Any) -> None:
+    """C's way to `VirtioBlk.note_requests`."""
+    disk: VirtioBlk = ffi.from_handle(opaque)
+    disk.note_requests()

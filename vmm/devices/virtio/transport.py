@@ -13,6 +13,7 @@ from vmm.devices.pci import COMMAND, DEVICE_DEPENDENT, INTERRUPT_PIN, SUBSYSTEM_
 from vmm.devices.pirq import PirqRouter
 
 if TYPE_CHECKING:
+    from vmm.devices.timer import TimerService
     from vmm.kvm.message_routes import MessageRoutes
 
 VENDOR = 0x1AF4
@@ -53,6 +54,7 @@ class Backplane(NamedTuple):
             descriptor, address, whether; None: stores are the MMIO bus's.
         disks_read: how many disks the guest has read from, a ``uint64_t *``; None: nobody asks.
         messages: has the kernel send an MSI for an eventfd; None: none are sent so.
+        timers: those of a machine whose time is virtual: disks go by it, and have no threads; None: they have.
     """
 
     core: Any
@@ -61,6 +63,7 @@ class Backplane(NamedTuple):
     on_notify: Callable[[int, int, bool], None] | None = None
     disks_read: Any = None
     messages: "MessageRoutes | None" = None
+    timers: "TimerService | None" = None
 
 
 class VirtioFunction(PciFunction):
