@@ -269,7 +269,7 @@ const char *sandbox_call_name(int number)
         NAME(setuid),     NAME(setgid),     NAME(setns),     NAME(unshare),   NAME(prctl),       NAME(seccomp),
         NAME(bpf),        NAME(perf_event_open),             NAME(io_uring_setup), NAME(userfaultfd), NAME(keyctl),
         NAME(prlimit64),  NAME(exit_group), NAME(pipe2),     NAME(dup2),      NAME(dup3),        NAME(wait4),
-        NAME(mincore),
+        NAME(mincore),    NAME(fdatasync),  NAME(fallocate),
 #undef NAME
     };
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from device_rig import Rig
+from device_rig import ManualTimers, Rig
 
 from vmm.devices.pci import COMMAND, PciBus, PciConfigPorts
 from vmm.devices.pirq import Q35, PirqRouter, Wiring
@@ -44,12 +44,22 @@ class Segment(NamedTuple):
 
 
 class VirtioRig(Rig):
-    def __init__(self, drive: Drive | Path, wiring: Wiring = Q35) -> None:
+    """A machine with one disk.
+
+    Args:
+        drive: the disk.
+        wiring: of its interrupt pin.
+        virtual: whether it has no threads, and goes by ``timers``.
+    """
+
+    def __init__(self, drive: Drive | Path, wiring: Wiring = Q35, *, virtual: bool = False) -> None:
         super().__init__()
+        self.timers = ManualTimers(self.lock)
         self.image = DiskImage(drive if isinstance(drive, Drive) else Drive(drive))
         self.pci = PciBus(self.mmio)
         self.pirqs = PirqRouter(wiring, self.sink)
-        self.disk = VirtioBlk(self.image, Backplane(self.core, self.lock, self.pirqs), SLOT)
+        timers = self.timers if virtual else None
+        self.disk = VirtioBlk(self.image, Backplane(self.core, self.lock, self.pirqs, timers=timers), SLOT)
         self.pci.add(SLOT, 0, self.disk.function)
         self.ports.add(0xCF8, 0xCFF, PciConfigPorts(self.pci, ResetControl(self.power)), "PCI configuration")
         self.made = 0
@@ -60,7 +70,7 @@ class VirtioRig(Rig):
     def __exit__(self, *_: object) -> None:
         self.disk.close()
         self.image.close()
-        assert not self.failures
+        assert not self.failures + self.timers.failures
 
     # -- PCI ------------------------------------------------------------------------------------------------------
 

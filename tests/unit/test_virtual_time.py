@@ -19,7 +19,7 @@ from vmm.run.virtual_time import Input, read_recording
         ({"accel": "kvm+softcpu"}, r"-accel kvm\+softcpu: virtual time is counted"),
         ({"cpus": 2}, "-smp 2: virtual time has one CPU"),
         ({"cpus": 1, "max_cpus": 3}, "-smp 3: virtual time has one CPU"),
-        ({"drives": "file=/dev/null,format=raw"}, "-drive: virtual time has no disks yet"),
+        ({"drives": "file=/dev/null,format=qcow2"}, "-drive format=…: virtual time has no disks that another process"),
         (
             {"chardevs": "socket,id=a,path=/nowhere", "devices": "vhost-user-blk-pci,chardev=a"},
             "-device vhost-user: virtual time has no devices of other processes",

@@ -21,6 +21,7 @@ from vmm import Machine
 from vmm.bus import Device
 from vmm.run.outcome import Reason
 from vmm.sandbox import offers_seccomp
+from vmm.softcpu import engine
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -96,6 +97,8 @@ ATTACKS: dict[str, tuple[str, Callable[[Machine], object]]] = {
     "ioctl-on-another-file": ("ioctl", lambda m: syscall("ioctl", m.kvm.fd, KVM_GET_API_VERSION, 0)),
     "ioctl-of-another-kind": ("ioctl", lambda m: syscall("ioctl", m.vcpus[0].fd, 0x5401, 0)),  # TCGETS
     "another-ioctl-of-the-machine": ("ioctl", lambda m: syscall("ioctl", m.vm.fd, lib.KVM_CREATE_VCPU, 1)),
+    "flush-elsewhere": ("fdatasync", lambda _: syscall("fdatasync", FILE)),
+    "allocate-elsewhere": ("fallocate", lambda _: syscall("fallocate", FILE, 0, 0, 512)),
     "ioctl-of-another-vcpu": ("ioctl", lambda m: syscall("ioctl", m.vcpus[1].fd, lib.KVM_GET_MP_STATE, 0)),
     "write-elsewhere": ("write", lambda _: syscall("write", 2, PATH, 0)),
     "read-elsewhere": ("read", lambda _: syscall("read", 0, PATH, 0)),
@@ -273,6 +276,30 @@ def test_a_disks_thread_uses_its_files_and_interrupts_alone() -> None:
         thread.start()
         thread.join()
     assert found == {name: expected for name, (_, expected) in calls.items()}
+
+
+@pytest.mark.skipif(not engine.is_built(), reason="the software CPU is not built")
+def test_with_virtual_time_the_vcpus_thread_uses_the_image(vmm_machine: Callable[..., Machine], tmp_path: Path) -> None:
+    """For the disk has no threads."""
+    rom, path = tmp_path / "rom.bin", tmp_path / "image"
+    rom.write_bytes(image(POWER_OFF_AFTER))
+    path.write_bytes(bytes(mmap.PAGESIZE))
+    machine = vmm_machine(
+        str(rom), machine="pc", sandbox="threads", clock="virtual", drives=f"file={path},format=raw,snapshot=on"
+    )
+    (disk,) = machine.platform.disks
+    original, overlay = disk.guest_files
+    calls = [
+        lambda: syscall("pread64", original, PAGE_ADDRESS, 512, 0),
+        lambda: syscall("pwrite64", overlay, PAGE_ADDRESS, 512, 0),
+        lambda: syscall("fdatasync", overlay),
+        lambda: syscall("fallocate", overlay, 3, 0, 512),
+    ]
+    device = AtRequest(lambda: [call() for call in calls])
+    machine.ports.add(PORT, PORT, device, "at request")
+    assert machine.run(deadline=60).reason is Reason.POWER_OFF
+    assert device.error is None
+    assert device.answered == [None] * 4
 
 
 def test_no_memory_is_written_and_executed(vmm_machine: Callable[..., Machine]) -> None:

@@ -1,11 +1,7 @@
 """Virtual time: the same instructions in every run, whatever else the host does meanwhile."""
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,20 +19,7 @@ from vmm.softcpu import engine
 
 pytestmark = pytest.mark.skipif(not engine.is_built(), reason="the software CPU is not built")
 
-BUSY = "while True: pass"
-
 ENDS = {"probe": None, "seabios": "No bootable device", "ovmf": "Shell>"}
-
-
-@pytest.fixture
-def busy_host() -> Iterator[None]:
-    """As many processes that do nothing but compute as the host has CPUs for us, and one more."""
-    count = len(os.sched_getaffinity(0)) + 1
-    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
-    yield
-    for process in processes:
-        process.kill()
-        process.wait()
 
 
 def told(machine: Machine) -> VirtualTimeReport:

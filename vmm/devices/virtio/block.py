@@ -103,8 +103,8 @@ class VirtioBlk(VirtioDevice):
 
     def _serve(self) -> None:
         if not lib.virtio_blk_serve_waiting(self._blk):
-            # A stop: the rest as soon as the machine runs again.
-            self._timer.arm(self._clock())
+            # A stop: the rest once the machine runs again. Later than now, for what is due now is called back first.
+            self._timer.arm(self._clock() + 1)
 
     @property
     def path(self) -> str:
