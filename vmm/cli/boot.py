@@ -214,7 +214,7 @@ def run(words: list[str]) -> int:
             covered = machine.coverage()
         if arguments.quiet and outcome.exit_status:
             say(f"vmm: {outcome.message}")
-        strays = _strays_from_replay(machine, outcome)
+        strays = strays_from_replay(machine, outcome)
         if report is not None:
             _write(report, profile, covered, outputs, quiet=arguments.quiet)
         if lost and outcome.reason is Reason.INTERRUPTED:
@@ -229,7 +229,7 @@ def run(words: list[str]) -> int:
     return outcome.exit_status or (ExitStatus.GUEST_FAILED if strays else ExitStatus.OK)
 
 
-def _strays_from_replay(machine: Machine, outcome: Outcome) -> bool:
+def strays_from_replay(machine: Machine, outcome: Outcome) -> bool:
     """Say so where a run was not the recorded one; whether that is more than an --until which showed earlier."""
     replayed = None if machine.virtual_time is None else machine.virtual_time.replayed
     if replayed is None or replayed.same:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm import inputs
 from vmm.cli import say
-from vmm.cli.boot import parse_timeout
+from vmm.cli.boot import parse_timeout, strays_from_replay
 from vmm.cli.machine_arguments import add_machine_arguments
 from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
@@ -41,7 +41,8 @@ examples:
 
 exit status:
   0       it returned EFI_SUCCESS, or powered the machine off
-  1       it crashed, reset the machine, or could not be started; stderr says why
+  1       it crashed, reset the machine, or could not be started; a run with --replay was not the recorded one; stderr
+          says why
   2       wrong usage or bad input: no UEFI application for x86-64, a folder that FAT cannot hold
   3       the deadline of --timeout passed first
   4       the host lacks something: /dev/kvm, mtools, OVMF
@@ -70,7 +71,7 @@ def run(words: list[str]) -> int:
         raise ConfigError("run: which application? APP is an .efi file (vmm run --help tells more)")
     if arguments.serial == "none":
         raise ConfigError("-serial none: the serial port is the application's console; >/dev/null throws it away")
-    typed = arguments.serial == "stdio"
+    typed = arguments.serial == "stdio" and arguments.replay is None
     arguments.firmware, arguments.serial = None, arguments.serial or "stdio"
     arguments.debugcon = arguments.debugcon or "none"
     # Slow to load: what is wrong so far is said without it.
@@ -107,12 +108,15 @@ def run(words: list[str]) -> int:
                 if outcome.reason is Reason.INTERRUPTED:
                     console.terminal.hurry()
             ended = application.ended(machine, outcome)
+        strays = strays_from_replay(machine, outcome)
     message = ended.message(application.name)
     if message and not arguments.quiet:
         say(f"vmm: {message}")
     if console.terminal.lost and outcome.reason is not Reason.INTERRUPTED:
         raise HostError(console.terminal.lost)
-    return ExitStatus.HOST_LACKS if outputs.failed and not ended.exit_status else ended.exit_status
+    if outputs.failed and not ended.exit_status:
+        return ExitStatus.HOST_LACKS
+    return ended.exit_status or (ExitStatus.GUEST_FAILED if strays else ExitStatus.OK)
 
 
 class _Console:
@@ -133,7 +137,8 @@ class _Console:
         self._stream = Stream("application")
         self._split = None if os.isatty(1) else split_escapes
         self._begun = b""
-        keys = machine.send if typed or is_foreground_terminal() else None
+        given = machine.config.replay is not None
+        keys = machine.send if typed or (is_foreground_terminal() and not given) else None
         self.terminal = Terminal([self._stream], keys, machine.stop, say, machine.power_button)
 
     def write(self, data: bytes) -> None:

@@ -16,6 +16,7 @@ from vmm.efi.run import Application, run_application
 from vmm.firmware import guests
 from vmm.machine import Machine
 from vmm.run.outcome import Reason
+from vmm.softcpu import engine
 
 pytestmark = pytest.mark.needs_kvm
 
@@ -40,6 +41,24 @@ def test_its_words_its_output_and_success(app: Path) -> None:
     words = ["app.efi", "list", "--timeout", "two words", 'a "quote"', "-c", letters, ""]
     assert done.stdout == "".join(f"{line}\n" for line in (options, *words))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not engine.is_built(), reason="the software CPU is not built")
+@pytest.mark.parametrize(("word", "status"), [("list", 1), ("fail", 85)])
+def test_a_run_that_is_not_the_recorded_one_says_so(app: Path, tmp_path: Path, word: str, status: int) -> None:
+    path = tmp_path / "typed.jsonl"
+    path.write_text('{"instructions": 4000000000000000000, "time_ns": 0, "type": "x"}\n')
+    done = run("-q", "--clock", "virtual", "--replay", path, app, word)
+    assert done.stderr == "vmm: --replay: 0 of 1 input given: the run was not the recorded one\n"
+    assert (done.returncode, "app.efi" in done.stdout) == (status, True)
+
+
+@pytest.mark.skipif(not engine.is_built(), reason="the software CPU is not built")
+def test_one_that_is_says_nothing(app: Path, tmp_path: Path) -> None:
+    path = tmp_path / "typed.jsonl"
+    recorded = run("--clock", "virtual", "--record", path, app, "list")
+    replayed = run("--clock", "virtual", "--replay", path, "-serial", "stdio", app, "list")
+    assert (replayed.returncode, replayed.stdout, replayed.stderr) == (0, recorded.stdout, "")
 
 
 @pytest.mark.parametrize("firmware", ["installed", "ovmf-trixie"])

@@ -289,7 +289,7 @@ def test_with_virtual_time_the_vcpus_thread_uses_the_image(vmm_machine: Callable
     )
     (disk,) = machine.platform.disks
     original, overlay = disk.guest_files
-    calls = [
+    calls: list[Callable[[], None]] = [
         lambda: syscall("pread64", original, PAGE_ADDRESS, 512, 0),
         lambda: syscall("pwrite64", overlay, PAGE_ADDRESS, 512, 0),
         lambda: syscall("fdatasync", overlay),

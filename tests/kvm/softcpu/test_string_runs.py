@@ -231,13 +231,13 @@ def random_cases(count: int) -> list[Case]:
     cases = []
     for _ in range(count):
         name, size, bits = choice.choice(OPERATIONS)
-        at = [
+        source, destination = (
             choice.randrange(12) * PAGE + choice.choice([0, 1, 4, 4089, 4092, 4095, choice.randrange(PAGE)])
             for _ in range(2)
-        ]
+        )
         many = choice.choice([2, 3, 16, 512, choice.randrange(1500)])
         high = choice.randrange(3) if bits == 32 else 0
-        cases.append(case(name, size, *at, many, bits=bits, down=choice.random() < 0.2, above=high))
+        cases.append(case(name, size, source, destination, many, bits=bits, down=choice.random() < 0.2, above=high))
     return cases
 
 
