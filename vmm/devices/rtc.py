@@ -1,8 +1,10 @@
 """Motorola MC146818 real-time clock with 128 bytes of CMOS RAM, at ports 0x70 and 0x71.
 
 The clock shows the host's UTC, plus what the guest set it off by. Flags of register C (periodic, alarm, update) are
-worked out when somebody looks; only if their interrupt is enabled does a timer run. Not there: square wave, daylight
-saving, and dividers other than 32,768 Hz (any other stops the clock's update flag, not the clock).
+worked out when somebody looks; only if their interrupt is enabled does a timer run. Periodic interrupts that came while
+one waited for its read of register C are made up for there, one by one, as by QEMU's ``-rtc driftfix=slew``: on a busy
+host it is the host that is late. Not there: square wave, daylight saving, and dividers other than 32,768 Hz (any other
+stops the clock's update flag, not the clock).
 """
 
 from __future__ import annotations
@@ -48,6 +50,11 @@ _SECOND = 1_000_000_000
 _UPDATE_LEAD = 244_000
 """Nanoseconds for which UIP is set before an update (MC146818A data sheet, t_UIP)."""
 
+_MISSED_TICKS = 1000
+"""Made up for at the most. Who has not read register C for longer does not listen, and is owed none."""
+_MADE_UP_AT_ONCE = 20
+"""Between two ticks; some handlers read register C until it says nothing (as QEMU's RTC_REINJECT_ON_ACK_COUNT)."""
+
 _LAST_SECOND = 253_402_300_799
 """Of the year 9999, in seconds since 1970."""
 
@@ -76,6 +83,9 @@ class Rtc(Device):
         self.store(cmos or {})
         self._offset = (time.time_ns() if utc_ns is None else utc_ns) - self._clock()
         self._seen = self._clock()
+        self._acknowledged = self._seen
+        self._owed = 0
+        self._made_up = 0
 
     def read(self, offset: int, size: int) -> int:
         """All-ones at the index port, the selected register at the data port."""
@@ -92,8 +102,16 @@ class Rtc(Device):
             self._write_register(self._index, value & 0xFF)
 
     def state(self) -> dict[str, Any]:
-        """Registers and CMOS, and what the clock is ahead of the guest's time by."""
-        return {"index": self._index, "bytes": bytes(self._bytes), "offset_ns": self._offset, "seen_ns": self._seen}
+        """Registers and CMOS, what the clock is ahead of the guest's time by, and which ticks are owed since when."""
+        return {
+            "index": self._index,
+            "bytes": bytes(self._bytes),
+            "offset_ns": self._offset,
+            "seen_ns": self._seen,
+            "acknowledged_ns": self._acknowledged,
+            "owed": self._owed,
+            "made_up": self._made_up,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """As `state` gave it."""
@@ -101,6 +119,9 @@ class Rtc(Device):
         self._bytes[:] = state["bytes"]
         self._offset = state["offset_ns"]
         self._seen = state["seen_ns"]
+        self._acknowledged = state["acknowledged_ns"]
+        self._owed = state["owed"]
+        self._made_up = state["made_up"]
         self._reschedule()
 
     def store(self, cmos: Mapping[int, int]) -> None:
@@ -111,7 +132,9 @@ class Rtc(Device):
     def reset(self) -> None:
         """The reset pin: interrupts and square wave off; time and CMOS stay (data sheet, RESET)."""
         self._bytes[_B] &= ~(_FLAG_PERIODIC | _FLAG_ALARM | _FLAG_UPDATE | _B_SQUARE_WAVE)
+        self._collect()
         self._bytes[_C] = 0
+        self._owe_nothing()
         self._index = 0
         self._reschedule()
 
@@ -126,6 +149,7 @@ class Rtc(Device):
             flags = self._bytes[_C] | (_C_INTERRUPT if self._bytes[_C] & self._bytes[_B] else 0)
             self._bytes[_C] = 0
             self._reschedule()
+            self._make_up(bool(flags & _FLAG_PERIODIC))
             return flags
         return _D_VALID if at == _D else self._bytes[at]
 
@@ -134,12 +158,15 @@ class Rtc(Device):
         if at in {_C, _D}:
             return
         self._collect()
+        period = self._interrupt_period()
         if at in _TIME_REGISTERS:
             self._set_time_register(at, byte)
         elif at == _B:
             self._write_b(byte)
         else:
             self._bytes[at] = byte & ~_A_UPDATING if at == _A else byte
+        if period != self._interrupt_period():
+            self._owe_nothing()
         self._reschedule()
 
     def _write_b(self, byte: int) -> None:
@@ -238,6 +265,7 @@ class Rtc(Device):
         period = self._period()
         if period and last // period != now // period:
             self._bytes[_C] |= _FLAG_PERIODIC
+            self._made_up = 0
         if self._running():
             if self._utc_ns(last) // _SECOND != self._utc_ns(now) // _SECOND:
                 self._bytes[_C] |= _FLAG_UPDATE
@@ -251,6 +279,28 @@ class Rtc(Device):
         if rate == 0 or self._bytes[_A] & _A_DIVIDER != _A_DIVIDER_32768:
             return 0
         return (1 << ((rate + 7 if rate < 3 else rate) - 1)) * _SECOND // 32768
+
+    def _interrupt_period(self) -> int:
+        """The same, if it interrupts."""
+        return self._period() if self._bytes[_B] & _FLAG_PERIODIC else 0
+
+    def _owe_nothing(self) -> None:
+        self._acknowledged = self._seen
+        self._owed = 0
+        self._made_up = 0
+
+    def _make_up(self, told: bool) -> None:
+        """After a read of C, which has ``told`` of a tick, or not: tell of one that came before, if any is owed."""
+        period = self._interrupt_period()
+        if not period:
+            return
+        ticks = self._seen // period - self._acknowledged // period
+        self._acknowledged = self._seen
+        self._owed = 0 if ticks > _MISSED_TICKS else min(max(self._owed + ticks - told, 0), _MISSED_TICKS)
+        if self._owed and self._made_up < _MADE_UP_AT_ONCE:
+            self._made_up += 1
+            self._bytes[_C] |= _FLAG_PERIODIC
+            self._reschedule()
 
     def _next_alarm(self, after: int) -> int | None:
         """When the alarm matches next, on our clock; None if its registers hold no time."""

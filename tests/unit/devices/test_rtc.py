@@ -8,6 +8,8 @@ from vmm.devices.rtc import Rtc
 SECOND = 10**9
 IRQ = 8
 A, B, C, D = 10, 11, 12, 13
+PERIOD = 976_562
+"""Nanoseconds of the rate that a BIOS leaves: 1,024 Hz."""
 
 
 class RtcRig(Rig):
@@ -134,12 +136,84 @@ def test_register_c_says_what_happened_and_forgets(rig: RtcRig) -> None:
 
 def test_periodic_interrupt_waits_for_register_c(rig: RtcRig) -> None:
     rig.put(B, 0x42)
-    rig.timers.advance(2_000_000)  # the rate is 976,562 ns
+    rig.timers.advance(PERIOD)
     assert rig.edges == [(IRQ, True)]
     assert rig.get(C) & 0xC0 == 0xC0
     assert not rig.lines[IRQ]
-    rig.timers.advance(1_000_000)
+    rig.timers.advance(PERIOD)
     assert rig.lines[IRQ]
+
+
+def told_of_ticks(rig: RtcRig) -> int:
+    """Serve the periodic interrupt as long as its line is high; how often that was."""
+    before = len(rig.edges)
+    told = 0
+    while rig.lines.get(IRQ):
+        assert rig.get(C) & 0xC0 == 0xC0
+        told += 1
+    assert rig.edges[before:] == [(IRQ, False), (IRQ, True)] * (told - 1) + [(IRQ, False)] * bool(told), "one edge each"
+    return told
+
+
+def test_ticks_that_came_while_one_waited_are_made_up(rig: RtcRig) -> None:
+    rig.put(A, 0x26)
+    rig.put(B, 0x42)
+    rig.get(C)
+    told = 0
+    for late in (1, 3, 17, 1, 1, 9, 2):
+        rig.timers.advance(late * PERIOD)
+        told += told_of_ticks(rig)
+    assert told == 1 + 3 + 17 + 1 + 1 + 9 + 2
+
+
+def test_no_more_than_20_are_made_up_between_two_ticks(rig: RtcRig) -> None:
+    rig.put(B, 0x42)
+    rig.get(C)
+    rig.timers.advance(50 * PERIOD)
+    told = [told_of_ticks(rig)]
+    for _ in range(3):
+        rig.timers.advance(PERIOD)
+        told.append(told_of_ticks(rig))
+    assert told == [21, 21, 10, 1], "the one that came itself, and 20 more; 53 in all"
+
+
+def test_who_does_not_listen_is_owed_no_ticks(rig: RtcRig) -> None:
+    rig.put(B, 0x42)
+    rig.get(C)
+    rig.timers.advance(1000 * PERIOD)
+    assert told_of_ticks(rig) == 21
+    rig.timers.advance(1001 * PERIOD)
+    assert told_of_ticks(rig) == 1
+
+
+@pytest.mark.parametrize(("register", "value"), [(A, 0x27), (B, 0x02)])
+def test_ticks_of_before_are_forgotten(rig: RtcRig, register: int, value: int) -> None:
+    rig.put(B, 0x42)
+    rig.get(C)
+    rig.timers.advance(5 * PERIOD)
+    rig.put(register, value)
+    rig.put(B, 0x42)
+    assert told_of_ticks(rig) == 1, "what register C says all the same"
+
+
+def test_a_guest_that_polls_is_told_of_one_tick(rig: RtcRig) -> None:
+    rig.get(C)
+    rig.timers.advance(5 * PERIOD)
+    assert [rig.get(C), rig.get(C)] == [0x40, 0]
+
+
+def test_a_reset_and_a_snapshot_know_of_ticks_that_are_owed(rig: RtcRig) -> None:
+    rig.put(B, 0x42)
+    rig.get(C)
+    rig.timers.advance(5 * PERIOD)
+    state = rig.rtc.state()
+    assert told_of_ticks(rig) == 5
+    rig.rtc.restore(state)
+    assert told_of_ticks(rig) == 5
+    rig.timers.advance(5 * PERIOD)
+    rig.rtc.reset()
+    rig.put(B, 0x42)
+    assert told_of_ticks(rig) == 0
 
 
 def test_update_interrupt_each_second(rig: RtcRig) -> None:
