@@ -78,6 +78,19 @@ static void after_iret(CPUX86State *env)
     }
 }
 
+/*
+ * A return to an outer ring empties selectors of segments that are above it
+ * (Intel SDM volume 2, IRET), and leaves the bases, by which 64-bit code goes
+ * with FS and GS. Unicorn's empties all. What it loads in virtual 8086 mode stays.
+ */
+static void keep_bases(CPUX86State *env, target_ulong fs, target_ulong gs)
+{
+    if (!(env->eflags & VM_MASK)) {
+        env->segs[R_FS].base = fs;
+        env->segs[R_GS].base = gs;
+    }
+}
+
 /* It may fault, and its caller is not translated code: RIP and the flags' state are restored first. */
 void WRAP(helper_iret_real)(CPUX86State *env, int shift)
 {
@@ -88,9 +101,23 @@ void WRAP(helper_iret_real)(CPUX86State *env, int shift)
 
 void WRAP(helper_iret_protected)(CPUX86State *env, int shift, int next_eip)
 {
+    target_ulong fs = env->segs[R_FS].base;
+    target_ulong gs = env->segs[R_GS].base;
+
     cpu_restore_state(env_cpu(env), GETPC(), false);
     REAL(helper_iret_protected)(env, shift, next_eip);
+    keep_bases(env, fs, gs);
     after_iret(env);
+}
+
+void WRAP(helper_lret_protected)(CPUX86State *env, int shift, int addend)
+{
+    target_ulong fs = env->segs[R_FS].base;
+    target_ulong gs = env->segs[R_GS].base;
+
+    cpu_restore_state(env_cpu(env), GETPC(), false);
+    REAL(helper_lret_protected)(env, shift, addend);
+    keep_bases(env, fs, gs);
 }
 
 void WRAP(helper_hlt)(CPUX86State *env, int length)

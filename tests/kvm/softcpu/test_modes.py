@@ -267,3 +267,43 @@ def test_ring_3_with_iopl_reaches_chips_inside_kvm() -> None:
         int3
     """
     assert values_of(source) == [0xA5, 0x3B]
+
+
+@pytest.mark.parametrize("way", ["iretq", "lretq"])
+def test_a_return_to_ring_3_keeps_the_bases_of_segments_that_it_empties(way: str) -> None:
+    source = f"""
+    finish:
+        mov %fs, %ebx
+        report %ebx
+        mov %gs, %ebx
+        report %ebx
+        report %fs:0
+        report %gs:4
+        report %r12d
+        done
+    main:
+        call load_tss
+        gate 3, finish, 0xee
+        lea data(%rip), %rax
+        mov %rax, %rdx
+        shr $32, %rdx
+        mov $0xc0000100, %ecx               # FS.base; its selector is that of a segment of ring 0
+        wrmsr
+        inc %ecx                            # GS.base
+        wrmsr
+        mov $0x7e00, %rsp
+        pushq $0x33
+        pushq $0x6f00
+        .ifc {way}, iretq
+        pushq $2
+        .endif
+        pushq $0x3b
+        lea user(%rip), %rax
+        push %rax
+        {way}
+    user:
+        mov %gs:0, %r12d
+        int3
+    data: .long 0x1111, 0x2222
+    """
+    assert values_of(source) == [0, 0, 0x1111, 0x2222, 0x1111]
