@@ -79,9 +79,26 @@ int breakpoints_execute_one(struct softcpu_vcpu *vcpu)
     next = engine_execute_one(vcpu);
     vcpu->executes_one = false;
     if (next != LEAVE_WATCHPOINT && vcpu->data_breakpoints != 0) {
-        vcpu->debug_trap |= vcpu->data_breakpoints | (steps ? DR6_SINGLE_STEP : 0);
+        bool waits = (env->hflags & HF_INHIBIT_IRQ_MASK) != 0;
+
+        vcpu->debug_trap |= vcpu->data_breakpoints | (steps && !waits ? DR6_SINGLE_STEP : 0);
     }
     return next;
+}
+
+/*
+ * Not behind MOV SS or POP SS: it waits for one instruction more (Intel SDM
+ * volume 3, 6.8.3). STI, which is followed by the same, touches no data.
+ */
+bool breakpoints_trap_is_next(const struct softcpu_vcpu *vcpu)
+{
+    return vcpu->debug_trap != 0 && !(vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK);
+}
+
+void breakpoints_join(struct softcpu_vcpu *vcpu)
+{
+    vcpu->cpu.env.dr[6] |= vcpu->debug_trap;
+    vcpu->debug_trap = 0;
 }
 
 void breakpoints_single_step(struct softcpu_vcpu *vcpu)

@@ -26,7 +26,7 @@ static bool deliver_interrupt(CPUState *cs, int request)
     if (!(request & (CPU_INTERRUPT_HARD | CPU_INTERRUPT_SMI))) {
         return false;
     }
-    if (vcpu->debug_trap != 0) {
+    if (breakpoints_trap_is_next(vcpu)) {
         breakpoints_deliver(vcpu);
         return true;
     }

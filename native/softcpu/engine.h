@@ -91,6 +91,10 @@ void breakpoints_access(struct softcpu_vcpu *vcpu, uint64_t address, uint64_t le
 int breakpoints_execute_one(struct softcpu_vcpu *vcpu);
 /* The instruction that just ended was a single step of the guest's: #DB is due. */
 void breakpoints_single_step(struct softcpu_vcpu *vcpu);
+/* One is due, and comes before the next instruction. */
+bool breakpoints_trap_is_next(const struct softcpu_vcpu *vcpu);
+/* A #DB for another reason comes first, and is it, too. */
+void breakpoints_join(struct softcpu_vcpu *vcpu);
 /* The #DB that is due. */
 void breakpoints_deliver(struct softcpu_vcpu *vcpu);
 

@@ -34,6 +34,11 @@ void exceptions_deliver(struct softcpu_vcpu *vcpu, int vector)
     if (!env->exception_is_int && sets_resume_flag(vector)) {
         env->eflags |= RF_MASK;
     }
+    if (vector == EXCP01_DB && !env->exception_is_int) {
+        breakpoints_join(vcpu);
+    }
+    /* Nothing waits any more behind the instruction before. */
+    env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
     if (vector == EXCP01_DB) {
         env->dr[7] &= ~(target_ulong)DR7_GENERAL_DETECT;
     }

@@ -125,8 +125,10 @@ void WRAP(helper_hlt)(CPUX86State *env, int length)
     env->eip += (target_ulong)length;
     env->hflags &= ~(uint32_t)HF_INHIBIT_IRQ_MASK;
     if (env->eflags & TF_MASK) {
-        /* The trap behind it is what ends it. */
         breakpoints_single_step(owner_of(env));
+    }
+    if (breakpoints_trap_is_next(owner_of(env))) {
+        /* It is what ends it. */
         engine_leave(owner_of(env), LEAVE_AGAIN);
     }
     engine_leave(owner_of(env), LEAVE_HALT);

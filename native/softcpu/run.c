@@ -86,7 +86,7 @@ static bool look_for_events(struct softcpu_vcpu *vcpu, int *next)
         CPU(&vcpu->cpu)->interrupt_request |= CPU_INTERRUPT_SMI;
         return true;
     }
-    if (vcpu->debug_trap != 0) {
+    if (breakpoints_trap_is_next(vcpu)) {
         /* Interrupts come behind it: at its handler, they are looked for again. */
         __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
         engine_ask_to_leave(vcpu);
