@@ -42,6 +42,7 @@ struct range {
 static const struct range ranges[] = {
     {0x17, 0x17, 0, NOTHING},                         /* platform ID */
     {0x2a, 0x2a, 1u << 24, NOTHING},                  /* EBL_CR_POWERON */
+    {0x3b, 0x3b, 0, ANYTHING},                        /* TSC_ADJUST; what moves the TSC by it is the software CPU */
     {0x79, 0x79, 0, IGNORED},                         /* microcode update */
     {0x8b, 0x8b, 0x01000065, IGNORED},                /* its level */
     {0xcd, 0xcd, 3, NOTHING},                         /* bus frequency */

@@ -93,13 +93,6 @@ bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t val
         vcpu->kvm_sregs.apic_base = (value & ~APIC_BASE_ADDRESS) | APIC_DEFAULT_ADDRESS;
         tlb_flush(CPU(&vcpu->cpu));
         return kvm_msr_write(vcpu, index, vcpu->kvm_sregs.apic_base);
-    case MSR_TSC:
-    case MSR_TSC_ADJUST:
-        /* KVM, whose deadline timer goes by its own TSC, may round what it is told or keep to the host's TSC. */
-        if (kvm_msr_read(vcpu, MSR_TSC, &value)) {
-            vcpu->tsc_offset = value + vcpu->tsc_ahead - __builtin_ia32_rdtsc();
-        }
-        break;
     default:
         if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
             if (!interrupts_note_lapic(vcpu, index == MSR_X2APIC_TIMER_INITIAL)) {

@@ -8,6 +8,7 @@
 
 #define MSR_MC_LAST 0x47fu
 #define MSR_TSC_DEADLINE 0x6e0u
+#define MSR_TSC 0x10u
 
 static bool canonical(uint64_t address)
 {
@@ -60,6 +61,22 @@ bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value)
     return value == 0 || kvm_msr_write(vcpu, MSR_TSC_DEADLINE, kvm_deadline(vcpu, value));
 }
 
+/* A write to either moves the TSC, and TSC_ADJUST says by how much it was in all (Intel SDM volume 3, 18.17.3). */
+static bool move_tsc(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    const struct boundary *boundary = boundary_of(vcpu);
+    uint64_t adjust;
+    uint64_t by;
+
+    if (!boundary->read_msr(vcpu, MSR_TSC_ADJUST, &adjust)) {
+        return false;
+    }
+    by = value - (index == MSR_TSC ? boundary->tsc(vcpu) : adjust);
+    /* KVM keeps what it is told of TSC_ADJUST from outside; if one moves its TSC by it, that is found out behind it. */
+    return boundary->write_msr(vcpu, MSR_TSC_ADJUST, adjust + by) &&
+           softcpu_set_tsc_offset(vcpu->core, vcpu->tsc_offset + by) == 0;
+}
+
 /* A guest can clear the status of a bank of machine checks, and nothing else (Intel SDM volume 3, 17.3.2.2). */
 static bool sets_machine_check_status(uint32_t index, uint64_t value)
 {
@@ -70,6 +87,9 @@ bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     const struct engine_msr *msr = engine_msr_find(index);
 
+    if (index == MSR_TSC || index == MSR_TSC_ADJUST) {
+        return move_tsc(vcpu, index, value);
+    }
     if (msr == NULL) {
         return !sets_machine_check_status(index, value) && boundary_of(vcpu)->write_msr(vcpu, index, value);
     }

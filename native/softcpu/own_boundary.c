@@ -4,7 +4,6 @@
 
 #define LAPIC_TPR 0x80u
 
-#define MSR_TSC 0x10u
 #define MSR_TSC_DEADLINE 0x6e0u
 #define MSR_X2APIC_TPR 0x808u
 #define ECX_X2APIC (1u << 21)
@@ -250,9 +249,6 @@ static bool write_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     virtual_time_spend(vcpu);
     virtual_time_chips_written(vcpu);
-    if (index == MSR_TSC) {
-        return softcpu_set_tsc_offset(vcpu->core, vcpu->tsc_offset + (value - calls(vcpu)->tsc(processor(vcpu)))) == 0;
-    }
     if ((index == MSR_IA32_APICBASE && (value & MSR_IA32_APICBASE_EXTD) && !offers_x2apic(vcpu)) ||
         !calls(vcpu)->write_msr(processor(vcpu), index, value)) {
         return false;

@@ -26,6 +26,7 @@ FEATURES = {
     "vmx": Bit(1, 0, "ecx", 5),
     "smep": Bit(7, 0, "ebx", 7),
     "smap": Bit(7, 0, "ebx", 20),
+    "tsc-adjust": Bit(7, 0, "ebx", 1),
     "rdseed": Bit(7, 0, "ebx", 18),
     "fsgsbase": Bit(7, 0, "ebx", 0),
     "umip": Bit(7, 0, "ecx", 2),

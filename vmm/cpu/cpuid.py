@@ -31,6 +31,7 @@ _ECX_X2APIC = 1 << 21
 _ECX_OSXSAVE = 1 << 27
 _ECX_HYPERVISOR = 1 << 31
 _EDX_HTT = 1 << 28
+_EBX_TSC_ADJUST = 1 << 1
 # Leaf 7
 _EDX_ARCH_CAPABILITIES = 1 << 29
 # Leaf 8000_0001
@@ -255,7 +256,9 @@ def _software_cpu(topology: Topology, *, own_chips: bool) -> list[CpuidEntry]:
 
     AMD's family 15 makes guests expect none of the MSRs of later ones, and XSAVE, AVX, PCID, SMEP, SMAP, x2APIC,
     RDTSCP and 1 GiB pages are what the engine, or the way KVM and it share a CPU, does not have. The TSC is the host's,
-    so it is invariant; TSC_DEADLINE is how an idle guest's next timer is known without asking KVM. Where CPUs
+    so it is invariant; TSC_ADJUST lets Linux see that nobody has moved one CPU's, and go by the TSC without holding it
+    against slower clocks, which on a busy host are read too late (check_system_tsc_reliable in arch/x86/kernel/tsc.c).
+    TSC_DEADLINE is how an idle guest's next timer is known without asking KVM. Where CPUs
     share cores or packages have dies, which that family could not say, it has AMD's later leaves for that, too. Where
     APIC ids need x2APIC, it has that, and says that it is KVM's: Linux takes x2APIC without remapping of interrupts
     only from a hypervisor that it knows (try_to_enable_x2apic in arch/x86/kernel/apic/apic.c). Of KVM's services it has
@@ -275,7 +278,7 @@ def _software_cpu(topology: Topology, *, own_chips: bool) -> list[CpuidEntry]:
     vendor = struct.unpack("<3I", _AMD)
     brand = struct.unpack("<12I", b"vmm software CPU".ljust(48, b"\0"))
     leaves: list[tuple[int, int, int, int, int]] = [
-        (0x0, 0x6, vendor[0], vendor[2], vendor[1]),
+        (0x0, 0x7, vendor[0], vendor[2], vendor[1]),
         (
             0x1,
             signature,
@@ -292,4 +295,7 @@ def _software_cpu(topology: Topology, *, own_chips: bool) -> list[CpuidEntry]:
         *([(0x8000001E, 0, 0, 0, 0)] if extended else []),
         *([(_HYPERVISOR, _HYPERVISOR + 1, *_KVM), (_HYPERVISOR + 1, services, 0, 0, 0)] if wide else []),
     ]
-    return [CpuidEntry(function, 0, eax, ebx, ecx, edx) for function, eax, ebx, ecx, edx in leaves]
+    return [
+        *(CpuidEntry(function, 0, eax, ebx, ecx, edx) for function, eax, ebx, ecx, edx in leaves),
+        CpuidEntry(0x7, 0, 0, _EBX_TSC_ADJUST, 0, 0, indexed=True),
+    ]

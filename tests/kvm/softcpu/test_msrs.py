@@ -171,9 +171,7 @@ def test_the_tsc_runs_and_is_kvms() -> None:
 
 def test_a_written_tsc_is_what_kvm_makes_of_it() -> None:
     """KVM's timer goes by KVM's TSC: a deadline of the engine's must be one of KVM's, even where that cannot be set."""
-    # CPUID offers no TSC_ADJUST; KVM has it all the same.
-    write_adjust = "" if SoftcpuRig.alone else "rdmsr\n add $0x2000, %edx\n wrmsr"
-    source = f"""
+    source = """
     .macro report_tscs
         rdtsc
         report %edx
@@ -188,7 +186,9 @@ def test_a_written_tsc_is_what_kvm_makes_of_it() -> None:
         wrmsr
         report_tscs
         mov $0x3b, %ecx                     # TSC_ADJUST
-        {write_adjust}
+        rdmsr
+        add $0x2000, %edx
+        wrmsr
         report_tscs
         mov $0x10, %ecx
         xor %eax, %eax
@@ -200,3 +200,70 @@ def test_a_written_tsc_is_what_kvm_makes_of_it() -> None:
     values = values_of(source)
     for engine, kvm in zip(values[::2], values[1::2], strict=True):
         assert 0 <= kvm - engine <= 0x10  # units of 2^32 ticks: some seconds may pass
+
+
+@pytest.mark.usefixtures("both_kinds_of_chips")
+def test_tsc_adjust_says_by_how_much_the_tsc_was_moved() -> None:
+    source = """
+    .macro tsc register
+        rdtsc
+        shl $32, %rdx
+        lea (%rdx, %rax), \\register
+    .endm
+    .macro msr number, register
+        mov $\\number, %ecx
+        rdmsr
+        shl $32, %rdx
+        lea (%rdx, %rax), \\register
+    .endm
+    .macro report_high register             # in units of 2^32
+        shr $32, \\register
+        report %r8d
+    .endm
+    main:
+        mov $7, %eax
+        xor %ecx, %ecx
+        cpuid
+        and $2, %ebx
+        report %ebx
+        msr 0x3b, %r8
+        report %r8d
+        tsc %r9
+        mov $0x10, %ecx
+        mov %r9d, %eax
+        mov %r9, %rdx
+        shr $32, %rdx
+        add $0x10000, %edx
+        wrmsr                               # the TSC: 2^48 ahead
+        msr 0x3b, %r10
+        tsc %r8
+        sub %r10, %r8
+        sub %r9, %r8
+        report_high %r8                     # what passed
+        mov %r10, %r8
+        report_high %r8
+        mov $0x3b, %ecx
+        mov $0x20000, %edx
+        xor %eax, %eax
+        wrmsr                               # 2^49 in all
+        tsc %r8
+        sub %r9, %r8
+        report_high %r8
+        msr 0x10, %r8
+        sub %r9, %r8
+        report_high %r8
+        mov $0x3b, %ecx
+        xor %edx, %edx
+        xor %eax, %eax
+        wrmsr
+        tsc %r8
+        sub %r9, %r8
+        report_high %r8
+        done
+    """
+    there, adjust, passed, moved, *tscs = values_of(source)
+    some_seconds = range(0x1000)
+    assert (there, adjust) == (2, 0)
+    assert passed in some_seconds
+    assert 0x10000 - moved in some_seconds, "from where the TSC was when it was written"
+    assert [tsc - base in some_seconds for tsc, base in zip(tscs, (0x20000, 0x20000, 0), strict=True)] == [True] * 3
