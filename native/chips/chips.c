@@ -109,12 +109,24 @@ static bool takes_pic(const struct processor *processor)
     return (lapic_takes_pic(processor) || processor->extint_pending) && pic_has_interrupt(processor->chips);
 }
 
+/*
+ * The PIT is not seen to by one that only waits to be started: while the one
+ * that takes its interrupts gets no time from the host, each of its ticks would
+ * find the last one waiting yet, and be lost.
+ */
+static bool sees_to_pit(struct chips_wanted wanted)
+{
+    return wanted.interrupt || wanted.nmi;
+}
+
 static enum chips_event find(struct processor *processor, struct chips_wanted wanted)
 {
     uint64_t now = now_ns(processor->chips);
 
     processor->looks = true;
-    pit_run(processor->chips, now);
+    if (sees_to_pit(wanted)) {
+        pit_run(processor->chips, now);
+    }
     timer_run(processor, now);
     processor->looks = false;
     if (wanted.reset && accept_reset(processor)) {
@@ -162,10 +174,10 @@ static int acknowledge(struct processor *processor, struct chips_wanted wanted)
     return vector;
 }
 
-static void wait_for_change(struct processor *processor)
+static void wait_for_change(struct processor *processor, struct chips_wanted wanted)
 {
     uint64_t due = timer_due(processor);
-    uint64_t pit = pit_due(processor->chips);
+    uint64_t pit = sees_to_pit(wanted) ? pit_due(processor->chips) : UINT64_MAX;
     uint64_t soon = now_ns(processor->chips) + SHORTEST_WAIT_NS;
     struct timespec until;
 
@@ -187,7 +199,7 @@ static enum chips_event wait_for(struct processor *processor, struct chips_wante
 
     pthread_mutex_lock(&processor->chips->lock);
     while ((event = find(processor, wanted)) == CHIPS_NOTHING && !processor->nudged) {
-        wait_for_change(processor);
+        wait_for_change(processor, wanted);
         processor->waits_until = 0;
     }
     processor->nudged = false;

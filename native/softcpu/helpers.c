@@ -33,11 +33,30 @@ void WRAP(helper_wrmsr)(CPUX86State *env)
     }
 }
 
+/*
+ * On a CPU, what was due earlier comes before a RDTSC that shows a later time.
+ * Where the host gave this thread no time for a while, the guest is interrupted
+ * first; Linux counts a timer's ticks until so much of the TSC is over.
+ */
+static void look_before_late_time(CPUX86State *env, uintptr_t return_address)
+{
+    struct softcpu_vcpu *vcpu = owner_of(env);
+    uint64_t now = __builtin_ia32_rdtsc();
+
+    if (now - vcpu->looked_tsc > LATE_TSC && !vcpu->executes_one && !virtual_time_is_on(vcpu) &&
+        engine_takes_interrupts(vcpu)) {
+        vcpu->looked_tsc = now;
+        __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+        engine_leave_before(vcpu, LEAVE_AGAIN, return_address);
+    }
+}
+
 void WRAP(helper_rdtsc)(CPUX86State *env)
 {
     if ((env->cr[4] & CR4_TSD_MASK) && (env->hflags & HF_CPL_MASK) != 0) {
         raise_exception_ra(env, EXCP0D_GPF, GETPC());
     }
+    look_before_late_time(env, GETPC());
     virtual_time_spend(owner_of(env));
     set_edx_eax(env, guest_tsc(owner_of(env)));
 }
@@ -47,6 +66,7 @@ void WRAP(helper_rdtscp)(CPUX86State *env)
     if ((env->cr[4] & CR4_TSD_MASK) && (env->hflags & HF_CPL_MASK) != 0) {
         raise_exception_ra(env, EXCP0D_GPF, GETPC());
     }
+    look_before_late_time(env, GETPC());
     virtual_time_spend(owner_of(env));
     set_edx_eax(env, guest_tsc(owner_of(env)));
     env->regs[R_ECX] = (uint32_t)env->tsc_aux;

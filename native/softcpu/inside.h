@@ -70,6 +70,8 @@ enum leave_reason {
 #define TICK_NS 1000000
 /* Host TSC ticks between two looks at KVM from a loop of PAUSE, which need not wait for the ticker. */
 #define PAUSE_LOOK_TSC 500000
+/* So many since the last look: not the ticker but the host is late. */
+#define LATE_TSC 10000000
 
 #define NOTHING_ACKNOWLEDGED (-1)
 #define NO_POINT (-1)

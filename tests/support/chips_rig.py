@@ -85,6 +85,10 @@ class ChipsRig:
             return -1
         return None if event == lib.CHIPS_NOTHING else int(self._calls.acknowledge(handle, wanted))
 
+    def is_started(self, cpu: int) -> bool:
+        """Whether a CPU that waits for that alone has been reset."""
+        return bool(self._calls.look(self.vcpus[cpu]._handle, {"reset": True}) == lib.CHIPS_RESET)
+
 
 def start_pics(rig: ChipsRig) -> None:
     """As firmware does: vectors 0x20 and 0x28, nothing masked."""

@@ -99,6 +99,20 @@ def test_ticks_that_the_host_came_too_late_for_are_made_up_for_and_those_that_th
         assert rig.take() is None
 
 
+def test_a_cpu_that_waits_to_be_started_loses_no_ticks_of_another() -> None:
+    with ChipsRig(cpus=2) as rig:
+        start_pics(rig)
+        program(rig, 0, 2, 1193)
+        for _ in range(50):
+            rig.advance(MS)
+            assert not rig.is_started(1)
+        ticks = 0
+        while rig.take() == 0x20:
+            ticks += 1
+            rig.write(0x20, 0x20)
+        assert ticks == 50
+
+
 def test_mode_0_interrupts_once() -> None:
     with ChipsRig() as rig:
         start_pics(rig)

@@ -340,3 +340,22 @@ def test_ticks_that_the_host_was_too_late_for_are_made_up() -> None:
     values = values_of(source, actions={0: lambda _: time.sleep(0.1), 1: lambda _: times.append(time.monotonic())})
     due = (times[1] - times[0]) * 1000
     assert 0.7 * due < values[0] < 1.1 * due + 10
+
+
+def test_what_was_due_comes_before_rdtsc_shows_a_later_time() -> None:
+    source = (
+        COUNTING_TIMER
+        + """
+    main:
+        gate 0x40, timer
+        start_timer 0x40, 1, 10000000
+        sti
+        action 0                            # takes 100 ms
+        rdtsc
+        cli
+        report ticks
+        done
+    """
+    )
+    values = values_of(source, actions={0: lambda _: time.sleep(0.1)})
+    assert values[0] >= 9
