@@ -195,6 +195,9 @@ void chips_memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size,
 
 /* kvm_chips.c */
 bool kvm_chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
+/* Of the PIT's ticks, one that the vCPU would have taken by now; to be asked where it takes interrupts. */
+bool kvm_chips_pit_is_late(struct softcpu_vcpu *vcpu);
+void kvm_chips_note_interrupt(struct softcpu_vcpu *vcpu);
 bool kvm_chips_port(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write);
 bool kvm_chips_memory(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint32_t *value, bool is_write);
 /* An interrupt command that no LAPIC of KVM's is to see, for it would refuse it: an SMI. Sends it. */

@@ -43,8 +43,13 @@ static void look_before_late_time(CPUX86State *env, uintptr_t return_address)
     struct softcpu_vcpu *vcpu = owner_of(env);
     uint64_t now = __builtin_ia32_rdtsc();
 
-    if (now - vcpu->looked_tsc > LATE_TSC && !vcpu->executes_one && !virtual_time_is_on(vcpu) &&
-        engine_takes_interrupts(vcpu)) {
+    if (vcpu->executes_one || virtual_time_is_on(vcpu) || !engine_takes_interrupts(vcpu)) {
+        return;
+    }
+    if (kvm_chips_pit_is_late(vcpu)) {
+        engine_leave_before(vcpu, LEAVE_LATE_TICK, return_address);
+    }
+    if (now - vcpu->looked_tsc > LATE_TSC) {
         vcpu->looked_tsc = now;
         __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
         engine_leave_before(vcpu, LEAVE_AGAIN, return_address);

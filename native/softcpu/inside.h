@@ -50,6 +50,7 @@ enum leave_reason {
     LEAVE_HALT = 0x10100, /* HLT executed, RIP is behind it */
     LEAVE_PAUSE,          /* PAUSE executed: let another vCPU run */
     LEAVE_WINDOW,         /* an interrupt waits and can be taken now */
+    LEAVE_LATE_TICK,      /* KVM is late with a tick of its PIT */
     LEAVE_RESET,          /* KVM has reset the vCPU */
     LEAVE_INIT,           /* out of system management mode, in which an INIT had to wait */
     LEAVE_AGAIN,          /* state changed under the code: look it up afresh */
@@ -147,6 +148,9 @@ struct softcpu_vcpu {
     bool timer_held;       /* it was due while the guest would take no interrupt */
     uint32_t timer_missed; /* ticks that the host was too late for */
     uint64_t looked_tsc; /* host TSC at the last look at KVM */
+    uint64_t interrupted_ns; /* CLOCK_MONOTONIC at its last interrupt while KVM's PIT ticks */
+    uint32_t late_ticks;     /* that RDTSC is still to wait for */
+    bool no_tick_came;       /* when it did: there is no use in that before the next interrupt */
     bool nmi_masked; /* KVM delivered an NMI whose IRET the engine will execute */
     bool parked; /* waits for INIT or SIPI */
     bool smi_pending; /* atomic: set by any thread */
@@ -188,6 +192,14 @@ struct softcpu_vcpu {
 #define SOFTCPU_MAX_VCPUS 1024
 
 struct boundary;
+
+/* What the guest wrote to channel 0 of KVM's PIT. */
+struct pit_writes {
+    uint8_t control;
+    uint8_t low;
+    bool low_came;
+    uint64_t period_ns; /* 0: it does not tick */
+};
 struct guest_clock;
 
 /* virtual_time.c; the vCPU's thread has all of it while it runs, but for input_waits. */
@@ -217,6 +229,7 @@ struct softcpu {
     CPUState *template_cpu; /* the engine's first CPU: copied, never run */
     uint32_t vcpu_count;
     struct softcpu_vcpu *vcpus[SOFTCPU_MAX_VCPUS];
+    struct pit_writes pit;
     uint32_t stubs_gpa; /* of the page with the code that KVM executes, of which the guest knows nothing */
 
     /* The fair lock: which vCPU executes. */

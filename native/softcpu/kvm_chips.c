@@ -2,6 +2,8 @@
 /* The chips inside KVM: where the guest finds them, and what an access to one may have changed. */
 #include "engine.h"
 
+#include "vmm/clock.h"
+
 #define IOAPIC_BASE 0xfec00000u
 #define IOAPIC_SIZE 0x1000u
 #define LAPIC_SIZE 0x1000u
@@ -49,12 +51,98 @@ static void look_soon(struct softcpu_vcpu *vcpu)
     engine_ask_to_leave(vcpu);
 }
 
+/* Which byte of the count comes, and whether it repeats: modes 2 and 3, also as 6 and 7 (Intel 231164-005). */
+#define PIT_PORT 0x40u
+#define PIT_CONTROL 0x43u
+#define PIT_CHANNEL(control) ((control) >> 6)
+#define PIT_RW(control) ((control) >> 4 & 3)
+#define PIT_IS_PERIODIC(control) (((control) >> 2 & 1) != 0)
+enum { RW_LATCH, RW_LOW, RW_HIGH, RW_BOTH };
+#define PIT_HZ 1193182ull
+#define PIT_IOAPIC_PIN 2
+/* In one go; Linux counts up to 5. */
+#define LATE_TICKS 8
+
+static void note_pit_count(struct softcpu_vcpu *vcpu, uint32_t count)
+{
+    struct pit_writes *pit = &vcpu->softcpu->pit;
+
+    pit->period_ns = PIT_IS_PERIODIC(pit->control) ? (count == 0 ? 65536 : count) * 1000000000ull / PIT_HZ : 0;
+    vcpu->interrupted_ns = monotonic_ns();
+    vcpu->late_ticks = 0;
+    vcpu->no_tick_came = false;
+}
+
+static void note_pit_write(struct softcpu_vcpu *vcpu, uint32_t port, uint8_t value)
+{
+    struct pit_writes *pit = &vcpu->softcpu->pit;
+
+    if (port == PIT_CONTROL && PIT_CHANNEL(value) == 0 && PIT_RW(value) != RW_LATCH) {
+        *pit = (struct pit_writes){.control = value};
+    } else if (port == PIT_PORT && PIT_RW(pit->control) == RW_LOW) {
+        note_pit_count(vcpu, value);
+    } else if (port == PIT_PORT && PIT_RW(pit->control) == RW_HIGH) {
+        note_pit_count(vcpu, (uint32_t)value << 8);
+    } else if (port == PIT_PORT) {
+        if (pit->low_came) {
+            note_pit_count(vcpu, pit->low | (uint32_t)value << 8);
+        }
+        pit->low = value;
+        pit->low_came = !pit->low_came;
+    }
+}
+
+void kvm_chips_note_interrupt(struct softcpu_vcpu *vcpu)
+{
+    if (vcpu->softcpu->pit.period_ns != 0) {
+        vcpu->interrupted_ns = monotonic_ns();
+        vcpu->no_tick_came = false;
+    }
+}
+
+/* Is there one who has not masked it? */
+static bool pit_is_heard(const struct softcpu_vcpu *vcpu)
+{
+    struct kvm_irqchip pic = {.chip_id = KVM_IRQCHIP_PIC_MASTER};
+    struct kvm_irqchip ioapic = {.chip_id = KVM_IRQCHIP_IOAPIC};
+    int fd = vcpu->softcpu->vm->fd;
+
+    return ioctl(fd, KVM_GET_IRQCHIP, &pic) == 0 && ioctl(fd, KVM_GET_IRQCHIP, &ioapic) == 0 &&
+           (!(pic.chip.pic.imr & 1) || !ioapic.chip.ioapic.redirtbl[PIT_IOAPIC_PIN].fields.mask);
+}
+
+/*
+ * KVM makes up for its PIT's ticks, but a thread of the kernel's raises each,
+ * which on a busy host waits for a processor as everybody does: a guest that
+ * counts ticks until so much of its TSC is over would find too few. So it sees
+ * no time go on before they have come, some at a time.
+ */
+bool kvm_chips_pit_is_late(struct softcpu_vcpu *vcpu)
+{
+    uint64_t period = vcpu->softcpu->pit.period_ns;
+
+    if (period == 0 || vcpu->core->index != 0 || vcpu->no_tick_came) {
+        return false;
+    }
+    if (vcpu->late_ticks > 0) {
+        vcpu->late_ticks--;
+        return true;
+    }
+    if (monotonic_ns() - vcpu->interrupted_ns < 2 * period) {
+        return false;
+    }
+    vcpu->no_tick_came = !pit_is_heard(vcpu);
+    vcpu->late_ticks = vcpu->no_tick_came ? 0 : LATE_TICKS;
+    return !vcpu->no_tick_came;
+}
+
 bool kvm_chips_port(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write)
 {
     if (!stubs_access(vcpu, is_write ? STUB_OUT : STUB_IN, port, size, value)) {
         return false;
     }
     if (is_write) {
+        note_pit_write(vcpu, port, (uint8_t)*value);
         look_soon(vcpu);
     }
     return true;

@@ -6,6 +6,7 @@
 #include "engine.h"
 
 #define WINDOW_TICKS 2
+#define LATE_TICK_TICKS 200
 
 static bool stop_requested(const struct softcpu_vcpu *vcpu)
 {
@@ -72,6 +73,9 @@ static bool wait_for_interrupt(struct softcpu_vcpu *vcpu, uint32_t ticks)
     if (vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
         vcpu->halted = false;
         count(&vcpu->interrupts);
+        kvm_chips_note_interrupt(vcpu);
+    } else if (ticks != 0) {
+        vcpu->no_tick_came = true;
     }
     return true;
 }
@@ -209,6 +213,8 @@ static bool run_round(struct softcpu_vcpu *vcpu)
         return true;
     case LEAVE_WINDOW:
         return wait_for_interrupt(vcpu, WINDOW_TICKS);
+    case LEAVE_LATE_TICK:
+        return wait_for_interrupt(vcpu, LATE_TICK_TICKS);
     case LEAVE_RESET:
         return take_reset(vcpu);
     case LEAVE_INIT:
