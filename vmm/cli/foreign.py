@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from vmm.cli.machine_arguments import ACCEL_KEYS
 from vmm.config.cpu_model import CpuModel
-from vmm.config.parts import KNOWN_DEVICES, Accelerator, MachineType, Target, parse_choice
+from vmm.config.parts import ACCEL_KEYS, KNOWN_DEVICES, Accelerator, MachineType, Target, parse_choice
 from vmm.disks.drives import from_bhyve
 from vmm.errors import ConfigError
 from vmm.options import implied_value, split_commas

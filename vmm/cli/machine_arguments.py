@@ -10,9 +10,6 @@ from vmm.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from vmm.cli.parser import Parser
 
-ACCEL_KEYS = ("accel", "coalesced")
-"""What may stand behind -accel."""
-
 MACHINE_KEYS = (
     *("type", "fwcfg", "fwctl-ext", "hw.ncpu", "smbios-entry-point-type", "max-ram-below-4g", "hpet", "s3", "smm"),
     *("secure-flash", "acpi", "hmat"),

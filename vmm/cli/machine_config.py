@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vmm.cli.machine_arguments import ACCEL_KEYS, MACHINE_KEYS
+from vmm.cli.machine_arguments import MACHINE_KEYS
 from vmm.config.machine import MachineConfig
-from vmm.config.parts import Sandboxing, Target
+from vmm.config.parts import ACCEL_KEYS, Sandboxing, Target
 from vmm.config.topology import Smp, parse_smp
 from vmm.errors import ConfigError
 from vmm.firmware.images import FirmwareKind

@@ -63,6 +63,10 @@ class Accelerator(StrEnum):
     """The software CPU, with interrupt controllers and timers of its own: no KVM at all."""
 
 
+ACCEL_KEYS = ("accel", "coalesced")
+"""What may stand behind -accel."""
+
+
 class Clock(StrEnum):
     """What the guest's time goes by."""
 
