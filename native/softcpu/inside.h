@@ -122,6 +122,14 @@ struct engine_msr {
     bool in_sregs; /* KVM gives and takes it with the special registers */
 };
 
+/* The last read of the PIT's output; writes to the PIT end it. */
+struct port61_read {
+    bool there;
+    uint32_t value;
+    uint64_t tsc; /* the host's */
+    uint64_t instructions;
+};
+
 struct softcpu_vcpu {
     X86CPU cpu; /* first: the engine hands out pointers to it */
     struct softcpu *softcpu;
@@ -182,6 +190,7 @@ struct softcpu_vcpu {
     pthread_t thread;
     uint32_t kick_after_ticks; /* atomic; 0: as long as it takes */
 
+    struct port61_read port61;
     uintptr_t io_return; /* where in translated code a port access was made that is being served; else 0 */
 
     uint64_t kvm_steps;

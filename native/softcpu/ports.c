@@ -86,12 +86,47 @@ static void port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size,
     virtual_time_trace(vcpu, is_write ? TRACED_OUT : TRACED_IN, port | size << 16, *value);
 }
 
+/*
+ * Linux learns its TSC's frequency by reading RDTSC and the PIT's output in
+ * turn, and sees in RDTSC whether anything came between two of its reads; but
+ * what comes behind the last RDTSC and in front of the read that ends it, it
+ * takes for none. So where time passed in which the guest executed next to
+ * nothing, the read is once more the one before: it was made before that time.
+ */
+#define PORT61 0x61u
+#define PORT61_GAP_TSC 500000u
+#define PORT61_GAP_INSTRUCTIONS 64u
+
+static uint32_t note_port61(struct softcpu_vcpu *vcpu, uint32_t value)
+{
+    struct port61_read before = vcpu->port61;
+
+    vcpu->port61 = (struct port61_read){
+        .there = true,
+        .value = value,
+        .tsc = __builtin_ia32_rdtsc(),
+        .instructions = vcpu->cpu.parent_obj.random_seed,
+    };
+    if (!before.there || vcpu->port61.tsc - before.tsc < PORT61_GAP_TSC ||
+        vcpu->port61.instructions - before.instructions > PORT61_GAP_INSTRUCTIONS || virtual_time_is_on(vcpu)) {
+        return value;
+    }
+    vcpu->port61.there = false;
+    return before.value;
+}
+
+static bool is_pit(uint32_t port)
+{
+    return port - 0x40 < 4 || port == PORT61;
+}
+
 static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
 {
     struct softcpu_vcpu *vcpu = owner_of(env);
     uint32_t length;
 
     port_access(vcpu, port & 0xffff, size, &value, true, return_address);
+    vcpu->port61.there = vcpu->port61.there && !is_pit(port & 0xffff);
     if (!memory_has_work(vcpu->softcpu) && !smm_has_smi(vcpu)) {
         return;
     }
@@ -119,7 +154,7 @@ static uint32_t port_read(CPUX86State *env, uint32_t port, uint32_t size, uintpt
 
     port_access(vcpu, port & 0xffff, size, &value, false, return_address);
     memory_after_device(vcpu);
-    return value;
+    return (port & 0xffff) == PORT61 && size == 1 ? note_port61(vcpu, value) : value;
 }
 
 void WRAP(helper_outb)(CPUX86State *env, uint32_t port, uint32_t data)
