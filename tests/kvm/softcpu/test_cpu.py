@@ -1,7 +1,9 @@
 """The software CPU as one guest sees it: faults, control registers, FPU. Each test is a trap once fallen into."""
 
+import time
+
 import pytest
-from softcpu_rig import NOT_HERE, values_of
+from softcpu_rig import NOT_HERE, SoftcpuRig, values_of
 
 from vmm.softcpu.decision import has_hardware_virtualization
 
@@ -287,3 +289,44 @@ def test_debug_exceptions() -> None:
     assert (status, behind, step_status) == (1, 77, 0x4000)
     assert place > 0
     assert single_step == 2
+
+
+def test_rdtsc_waits_for_a_late_tick_of_kvms_pit() -> None:
+    # KVM is made late: what the guest set to 1 ms takes 54, of which KVM alone knows. It waits for 200 ms at the most.
+    source = """
+    tick:
+        push %rax
+        incl ticks(%rip)
+        mov $0x20, %al
+        out %al, $0x20
+        pop %rax
+        iretq
+    ticks: .long 0
+    main:
+        gate 0x20, tick
+        .irp pair, 0x1120, 0x2021, 0x0421, 0x0121, 0xfe21, 0x3443, 0xa940, 0x0440
+        mov $(\\pair >> 8), %al
+        out %al, $(\\pair & 0xff)
+        .endr
+        sti
+        action 0
+        rdtsc
+        cli
+        action 1
+        report ticks(%rip)
+        done
+    """
+    times: list[float] = []
+
+    def be_late(rig: SoftcpuRig) -> None:
+        state = rig.vm.get_pit2()
+        state.channels[0].count = 65536
+        rig.vm.set_pit2(state)
+        times.append(time.monotonic())
+        time.sleep(0.02)
+
+    def note(_: SoftcpuRig) -> None:
+        times.append(time.monotonic())
+
+    (ticks,) = values_of(source, actions={0: be_late, 1: note})
+    assert ticks > 0 or times[1] - times[0] > 0.2
