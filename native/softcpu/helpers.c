@@ -156,6 +156,7 @@ void WRAP(helper_hlt)(CPUX86State *env, int length)
         /* It is what ends it. */
         engine_leave(owner_of(env), LEAVE_AGAIN);
     }
+    owner_of(env)->port61.there = false; /* time that passes now is the guest's own doing */
     engine_leave(owner_of(env), LEAVE_HALT);
 }
 

@@ -122,7 +122,7 @@ struct engine_msr {
     bool in_sregs; /* KVM gives and takes it with the special registers */
 };
 
-/* The last read of the PIT's output; writes to the PIT end it. */
+/* The last read of the PIT's output; writes to the PIT and HLT end it. */
 struct port61_read {
     bool there;
     uint32_t value;

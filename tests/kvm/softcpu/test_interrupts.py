@@ -361,26 +361,34 @@ def test_what_was_due_comes_before_rdtsc_shows_a_later_time() -> None:
     assert values[0] >= 9
 
 
-def test_a_read_of_the_pits_output_is_from_before_a_time_without_the_guest() -> None:
-    # Behind a host's pause, Linux would take it for what it read without any.
-    source = """
+PIT_OUTPUT = """
     .macro output
         in $0x61, %al
         and $0x20, %eax
     .endm
-    main:
+    .macro count_down
         in $0x61, %al
         and $0xfc, %al
         or $1, %al
         out %al, $0x61                      # gate
-    again:
-        mov $0xb0, %al                      # channel 2, mode 0: high in 55 ms
+    1:  mov $0xb0, %al                      # channel 2, mode 0: high in 55 ms
         out %al, $0x43
         mov $0xff, %al
         out %al, $0x42
         out %al, $0x42
         output
-        jnz again                           # the host was that slow
+        jnz 1b                              # the host was that slow
+    .endm
+"""
+
+
+def test_a_read_of_the_pits_output_is_from_before_a_time_without_the_guest() -> None:
+    # Behind a host's pause, Linux would take it for what it read without any.
+    source = (
+        PIT_OUTPUT
+        + """
+    main:
+        count_down
         action 0                            # takes 100 ms
         output
         mov %eax, %ebx
@@ -390,4 +398,26 @@ def test_a_read_of_the_pits_output_is_from_before_a_time_without_the_guest() -> 
         report %r8d
         done
     """
+    )
     assert values_of(source, actions={0: lambda _: time.sleep(0.1)}) == [0, 0x20]
+
+
+def test_the_pits_output_goes_on_while_a_guest_halts() -> None:
+    source = (
+        COUNTING_TIMER
+        + PIT_OUTPUT
+        + """
+    main:
+        gate 0x40, timer
+        count_down
+        start_timer 0x40, 1, 100000000      # 100 ms
+        sti
+        hlt
+        cli
+        output
+        mov %eax, %ebx
+        report %ebx
+        done
+    """
+    )
+    assert values_of(source) == [0x20]
