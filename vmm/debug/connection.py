@@ -37,6 +37,13 @@ class Listener:
         """For select."""
         return self._socket.fileno()
 
+    @property
+    def has_one(self) -> bool:
+        """Whether a debugger has come."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
+
     def accept(self, *, taken: bool) -> "Connection | None":
         """A debugger that has come, if one has; ``taken``: there is one already, so it is told to go."""
         for refused in list(self._refused):

@@ -46,6 +46,9 @@ _64_BIT = {FirmwareKind.OVMF, FirmwareKind.BHYVE, FirmwareKind.NONE}
 _INBOX = 64
 """Packets that may wait while the machine runs; a debugger sends none then."""
 
+_PIECES = 8
+"""Of what a debugger says, so many are listened to at a time, as the machine has its turn, too."""
+
 
 class Debugger:
     """The gdb server of one machine.
@@ -93,6 +96,7 @@ class Debugger:
         self._hold = hold
         self._held = False
         self._asked = False
+        self._left = False
         self._awaited = False
         self._told_bits = 0
         self._inbox: deque[bytes] = deque()
@@ -138,7 +142,7 @@ class Debugger:
     def poll(self) -> None:
         """As `vmm.run.runner.Debugger.poll`."""
         asked = self._look()
-        if not self._life.take_restart() and not self._stopped and not asked:
+        if not self._life.take_restart() and not self._stopped and not asked and not self._left:
             return
         self._halt()
         hits = [hit for index in self._stopped if (hit := self._points.hit(index)) is not None]
@@ -165,7 +169,7 @@ class Debugger:
             self._say_goodbye()
 
     def _go(self) -> None:
-        self._held = False
+        self._held = self._left = False
         self._target.forget()
         self._points.arm(self._wanted, self._resume.stepping)
         self._threads.start(self._life.fail, self._resume.running | self._resume.stepping)
@@ -195,6 +199,14 @@ class Debugger:
 
     def _look(self) -> bool:
         """Take what was said, and obey while the machine is held; whether it is to stop."""
+        self._listen()
+        if self._listener.has_one:
+            self._listen()  # who disconnected and came again has done both by now
+            self._take_in()
+        return self._asked
+
+    def _take_in(self) -> None:
+        """Let a debugger in that has come, if there is none."""
         came = self._listener.accept(taken=self.connected)
         if came is not None:
             self._connection = came
@@ -202,22 +214,27 @@ class Debugger:
                 self._target, self._wanted, self._points.check, self._choose_bits, self._monitor.run
             )
             self._awaited = False
-            return True
+            self._asked = not self._held
+
+    def _listen(self) -> None:
         connection, session = self._connection, self._session
         if connection is None or session is None:
-            return False
+            return
         self._obey_all(connection, session)
-        for event in connection.receive():
-            if event.kind is Kind.PACKET:
-                self._inbox.append(event.text)
-                self._obey_all(connection, session)
-            elif event.kind is Kind.BROKEN:
-                connection.send(b"-")
-            elif event.kind is Kind.INTERRUPT and not self._held:
-                self._asked = True
+        for _ in range(_PIECES):
+            events = connection.receive()
+            for event in events:
+                if event.kind is Kind.PACKET:
+                    self._inbox.append(event.text)
+                    self._obey_all(connection, session)
+                elif event.kind is Kind.BROKEN:
+                    connection.send(b"-")
+                elif event.kind is Kind.INTERRUPT and not self._held:
+                    self._asked = True
+            if not events:
+                break
         if connection.closed or len(self._inbox) > _INBOX:
             self._leave()
-        return self._asked
 
     def _obey_all(self, connection: Connection, session: Session) -> None:
         """What was said, while the machine is held; the rest waits until it is held again."""
@@ -290,7 +307,8 @@ class Debugger:
         self._connection = self._session = None
         self._wanted.clear()
         self._inbox.clear()
-        self._resume = self._everybody
+        self._resume = self._everybody  # whom it held, too, in a machine that runs
+        self._left = True
         self._awaited = self._asked = self._held = False
 
 

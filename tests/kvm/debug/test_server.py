@@ -141,6 +141,27 @@ def test_a_debugger_that_goes_lets_the_machine_go_on(vmm_machine: MachineFactory
             assert machine.debugger is not None
 
 
+@BOTH
+def test_vcpus_that_were_held_alone_go_on_without_a_debugger(
+    vmm_machine: MachineFactory, tmp_path: Path, accel: str
+) -> None:
+    """Its farewell is heard while the other vCPU runs."""
+    machine = vmm_machine(rom(tmp_path, "66 40 eb fc"), machine="pc", accel=accel, cpus=2, gdb="tcp::0", hold=True)
+    machine.vcpus[1].set_mp_state(MpState.RUNNABLE)
+    with Debugged(machine):
+        with Client(machine) as client:
+            assert client.ask(b"QStartNoAckMode") == b"OK"
+            client.send(b"vCont;c:2")
+            assert client.is_idle()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with Client(machine) as client:
+                assert client.ask(b"Hg1") == b"OK"
+                if client.ask(b"p8") != b"f0ffffff":
+                    break
+            assert time.monotonic() < deadline, "the first vCPU is where it was held"
+
+
 def test_ctrl_c_right_behind_a_continue_is_heard(vmm_machine: MachineFactory, tmp_path: Path) -> None:
     machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
     with Debugged(machine), Client(machine) as client:
@@ -151,6 +172,16 @@ def test_ctrl_c_right_behind_a_continue_is_heard(vmm_machine: MachineFactory, tm
         assert client.is_idle()
         client.interrupt()
         assert client.reply() == b"T02thread:1;"
+
+
+def test_who_disconnects_may_connect_again_at_once(vmm_machine: MachineFactory, tmp_path: Path) -> None:
+    machine = vmm_machine(rom(tmp_path, LOOPS["counts"]), machine="pc", accel=PLAIN, gdb="tcp::0")
+    with Debugged(machine):
+        for goes_on in (False, True) * 20:
+            with Client(machine) as client:
+                assert client.ask(b"QStartNoAckMode") == b"OK"
+                if goes_on:
+                    client.send(b"vCont;c")
 
 
 def test_a_second_debugger_is_told_to_go(vmm_machine: MachineFactory, tmp_path: Path) -> None:
