@@ -18,3 +18,8 @@ def version() -> str:
 def remedy(script: str, in_clone: str, elsewhere: str) -> str:
     """Return what to do: in a clone, which has that script, or where vmm was installed by pip."""
     return in_clone if (_SCRIPTS / script).is_file() else elsewhere
+
+
+def extra_remedy(name: str) -> str:
+    """Return what to do where a package of an extra is missing."""
+    return remedy("setup", "run scripts/setup test", f"pip install '{DISTRIBUTION}[{name}]'")

@@ -110,8 +110,10 @@ def test_both_licences_are_stated_and_included() -> None:
 def test_a_remedy_names_scripts_only_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(installation, "_SCRIPTS", NATIVE.parent / "scripts")
     assert installation.remedy("setup", "a script", "pip") == "a script"
+    assert installation.extra_remedy("vars") == "run scripts/setup test"
     monkeypatch.setattr(installation, "_SCRIPTS", tmp_path)
     assert installation.remedy("setup", "a script", "pip") == "pip"
+    assert installation.extra_remedy("vars") == "pip install 'firmware-vmm[vars]'"
 
 
 def test_an_old_pip_reads_the_project() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from vmm import installation
 from vmm.cli import COMMANDS, main
 
 ANSWERS = [
@@ -115,7 +116,7 @@ def test_without_shtab_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 4
-    assert capsys.readouterr().err == "vmm: shell completion needs shtab: pip install 'firmware-vmm[completion]'\n"
+    assert capsys.readouterr().err == f"vmm: shell completion needs shtab: {installation.extra_remedy('completion')}\n"
 
 
 def test_the_shell_is_one_of_three(capsys: pytest.CaptureFixture[str]) -> None:

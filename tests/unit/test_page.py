@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm import installation
 from vmm.errors import ExitStatus, HostError
 from vmm.report import html as pages
 from vmm.verify import show
@@ -45,7 +46,7 @@ def test_what_does_not_print_is_shown_as_its_escape(tmp_path: Path, text: str, s
 def test_a_missing_package_is_the_hosts_lack(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     pages.require("matplotlib")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(HostError, match=f"--html needs {package}: pip install 'firmware-vmm\\[report\\]'") as raised:
+    with pytest.raises(HostError, match=f"--html needs {package}: run scripts/setup test") as raised:
         pages.require("matplotlib")
     assert raised.value.exit_status is ExitStatus.HOST_LACKS
 
@@ -63,4 +64,4 @@ def test_it_is_missed_before_a_guest_runs(
     monkeypatch.setattr(Kvm, "__init__", opened)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main([*words, "--html", str(tmp_path / "page.html")]) == ExitStatus.HOST_LACKS
-    assert capsys.readouterr().err == "vmm: --html needs jinja2: pip install 'firmware-vmm[report]'\n"
+    assert capsys.readouterr().err == f"vmm: --html needs jinja2: {installation.extra_remedy('report')}\n"

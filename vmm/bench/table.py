@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm import installation
 from vmm.bench.result import TOO_FEW_ROUNDS
 from vmm.errors import HostError
-from vmm.installation import DISTRIBUTION
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ def show(result: Result) -> None:
     try:
         from rich.console import Console  # of the extra [report]
     except ImportError:
-        raise HostError(f"the table needs rich: pip install '{DISTRIBUTION}[report]'; or take --json -") from None
+        raise HostError(f"the table needs rich: {installation.extra_remedy('report')}; or take --json -") from None
     console = Console(width=None) if Console().is_terminal else Console(width=PIPE_WIDTH)
     console.print(host_line(result), highlight=False)
     if result.cases:

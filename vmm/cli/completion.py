@@ -6,10 +6,10 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from vmm import installation
 from vmm.cli import COMMANDS, module_of
 from vmm.cli.parser import Parser
 from vmm.errors import ConfigError, ExitStatus, HostError
-from vmm.installation import DISTRIBUTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +58,7 @@ def run(words: list[str]) -> int:
     try:
         import shtab  # of the extra [completion]
     except ImportError:
-        raise HostError(f"shell completion needs shtab: pip install '{DISTRIBUTION}[completion]'") from None
+        raise HostError(f"shell completion needs shtab: {installation.extra_remedy('completion')}") from None
     script = shtab.complete(_everything(shtab.FILE), shell)
     if shell == "fish":
         script = re.sub(r" -s (?=[\w-]{2,} )", " -o ", script)  # fish's name for long options with one dash

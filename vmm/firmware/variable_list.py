@@ -46,7 +46,7 @@ def _load() -> tuple[Any, Any]:
         from virt.firmware import efi
         from virt.firmware.varstore import edk2
     except ImportError as error:
-        remedy = installation.remedy("setup test", "run scripts/setup test", "pip install 'firmware-vmm[vars]'")
+        remedy = installation.extra_remedy("vars")
         raise HostError(f"virt-firmware reads VARS files, and is not there ({error}): {remedy}") from None
     logging.getLogger().setLevel(logging.CRITICAL)  # it says on the root logger what errors here say
     return edk2, efi

@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmm import installation
 from vmm.errors import HostError
-from vmm.installation import DISTRIBUTION
 from vmm.legible import legible
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def require(*packages: str) -> None:
         try:
             import_module(package)
         except ImportError as error:
-            raise HostError(f"--html needs {error.name or package}: pip install '{DISTRIBUTION}[report]'") from None
+            raise HostError(f"--html needs {error.name or package}: {installation.extra_remedy('report')}") from None
 
 
 def render(template: str, filters: Mapping[str, Callable[..., object]] | None = None, /, **values: Any) -> str:

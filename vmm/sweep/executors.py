@@ -7,8 +7,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vmm import installation
 from vmm.errors import ConfigError, HostError
-from vmm.installation import DISTRIBUTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def _dask(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError:
-        raise HostError(f"--executor {_DASK} needs distributed: pip install '{DISTRIBUTION}[dask]'") from None
+        raise HostError(f"--executor {_DASK} needs distributed: {installation.extra_remedy('dask')}") from None
     try:
         client = Client(f"tcp://{address}", timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:

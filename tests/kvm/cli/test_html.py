@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from html_page import check_self_contained, read
 
+from vmm import installation
 from vmm.firmware import guests
 from vmm.installation import version
 from vmm.report import page as report_page
@@ -119,7 +120,7 @@ def test_without_jinja2_the_guest_does_not_run(tmp_path: Path) -> None:
         check=False,
     )
     assert (run.returncode, run.stdout) == (4, "")
-    assert run.stderr == "vmm: --html needs jinja2: pip install 'firmware-vmm[report]'\n"
+    assert run.stderr == f"vmm: --html needs jinja2: {installation.extra_remedy('report')}\n"
     assert page.read_text() == "as it was"
 
 
