@@ -313,6 +313,81 @@ def test_an_interrupt_comes_at_the_same_instruction_each_time() -> None:
     assert values(source) == first
 
 
+def test_what_a_tlb_holds_does_not_depend_on_the_hosts_time() -> None:
+    """A guest sees it that clears accessed bits and flushes nothing: what is held sets none again."""
+    source = """
+    .set tables, 0x600000                   # a page directory, and four page tables behind it
+    .set window, 0x40000000
+    .macro touch pages
+        mov $window, %eax
+        mov $\\pages, %ecx
+    1:  mov (%rax), %edx
+        add $0x1000, %eax
+        dec %ecx
+        jnz 1b
+    .endm
+    .macro flush
+        mov %cr3, %rax
+        mov %rax, %cr3
+    .endm
+    main:
+        mov $tables, %edi
+        mov $tables + 0x1007, %eax
+        mov $4, %ecx
+    1:  mov %rax, (%rdi)
+        add $8, %edi
+        add $0x1000, %eax
+        dec %ecx
+        jnz 1b
+        mov $tables + 0x1000, %edi
+        mov $4 * 512, %ecx
+    1:  movq $0x700007, (%rdi)
+        add $8, %edi
+        dec %ecx
+        jnz 1b
+        movq $tables + 7, 0x21008           # the second GiB
+        .rept 6                             # it grows
+        flush
+        touch 2000
+        .endr
+        .rept 3                             # time passes for the host, and little is used
+        action 1
+        flush
+        touch 10
+        .endr
+        flush
+        touch 600
+        mov $tables + 0x1000, %edi
+        mov $600, %ecx
+    1:  andb $~0x20, (%rdi)
+        add $8, %edi
+        dec %ecx
+        jnz 1b
+        touch 600
+        xor %ebx, %ebx
+        mov $tables + 0x1000, %edi
+        mov $600, %ecx
+    1:  mov (%rdi), %eax
+        shr $5, %eax
+        and $1, %eax
+        add %eax, %ebx
+        add $8, %edi
+        dec %ecx
+        jnz 1b
+        report %ebx
+        done
+    """
+
+    def set_again(pause: float) -> list[int]:
+        with SoftcpuRig(source, virtual=True) as rig:
+            rig.actions[1] = lambda: time.sleep(pause)
+            rig.run()
+            assert rig.done.is_set()
+            return rig.values
+
+    assert set_again(0) == set_again(0.15)
+
+
 @pytest.mark.parametrize(
     "deaf",
     [
