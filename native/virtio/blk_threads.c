@@ -170,6 +170,10 @@ void virtio_blk_restrict(struct virtio_blk *blk, int (*restriction)(void *opaque
 
 void virtio_blk_stop(struct virtio_blk *blk)
 {
+    if (blk->buffers == NULL) {
+        /* It never started, or has stopped: the machine, and with it io_lock, may be gone. */
+        return;
+    }
     pthread_mutex_lock(blk->io_lock);
     blk->closing = true;
     virtio_blk_notify(blk);
@@ -179,10 +183,8 @@ void virtio_blk_stop(struct virtio_blk *blk)
         pthread_join(blk->workers[i].thread, NULL);
     }
     blk->running = 0;
-    if (blk->buffers != NULL) {
-        munmap(blk->buffers, BUFFERS_SIZE + HUGE_PAGE);
-        blk->buffers = NULL;
-    }
+    munmap(blk->buffers, BUFFERS_SIZE + HUGE_PAGE);
+    blk->buffers = NULL;
 }
 
 void virtio_blk_free(struct virtio_blk *blk)
