@@ -22,6 +22,9 @@ _SIZES: Final = struct.Struct("<II")
 _LONGEST: Final = 256 << 20
 """Bytes of a message that is taken; the longest are what somebody reads of a guest's memory."""
 
+_LONGEST_TEXT: Final = 64 << 20
+"""Of its description, of which far more may be made; the longest are consoles full of what JSON escapes."""
+
 _PIECE: Final = 1 << 20
 
 _LONGEST_WAIT: Final = 3600.0
@@ -69,7 +72,7 @@ class Lane:
         while True:
             if len(self._received) >= _SIZES.size:
                 sizes = _SIZES.unpack_from(self._received)
-                if sum(sizes) > _LONGEST:
+                if sum(sizes) > _LONGEST or sizes[0] > _LONGEST_TEXT:
                     raise ValueError(f"a message of {sum(sizes)} bytes")
                 begin, end = _SIZES.size, _SIZES.size + sum(sizes)
                 if len(self._received) >= end:

@@ -68,7 +68,7 @@ def decode(text: bytes, blobs: bytes) -> Any:
         ValueError: that gave something else.
     """
     try:
-        return _decode(json.loads(text), memoryview(blobs))
+        return _decode(json.loads(text), _Blobs(blobs))
     except (AttributeError, ImportError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"not a snapshot's description: {error!r}") from None
 
@@ -101,22 +101,33 @@ def _name_of(kind: type) -> str:
     return f"{kind.__module__}:{kind.__name__}"
 
 
-def _decode(value: Any, blobs: memoryview) -> Any:
+class _Blobs:
+    """The bytes beside a description, of which each belongs to one value: what is made of them is no larger."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._taken = 0
+
+    def take(self, offset: int, size: int) -> bytes:
+        if not self._taken == offset <= offset + size <= len(self._data):
+            raise ValueError("bytes outside of the file, or another value's")
+        self._taken += size
+        return bytes(self._data[offset : offset + size])
+
+
+def _decode(value: Any, blobs: _Blobs) -> Any:
     if isinstance(value, list):
         return [_decode(one, blobs) for one in value]
     return _decode_object(value, blobs) if isinstance(value, dict) else value
 
 
-def _decode_object(value: dict[str, Any], blobs: memoryview) -> Any:
+def _decode_object(value: dict[str, Any], blobs: _Blobs) -> Any:
     ((what, its),) = value.items()
     match what:
         case "":
             return {key: _decode(one, blobs) for key, one in its}
         case "bytes":
-            offset, size = its
-            if not 0 <= offset <= offset + size <= len(blobs):
-                raise ValueError("bytes outside of the file")
-            return bytes(blobs[offset : offset + size])
+            return blobs.take(*its)
         case "tuple":
             return tuple(_decode(one, blobs) for one in its)
         case "path":
