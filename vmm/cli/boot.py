@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections import deque
 from functools import partial
@@ -188,6 +189,11 @@ def run(words: list[str]) -> int:
 
             if (ahead := VmAhead.begun()) is not None:
                 closers.enter_context(ahead)
+        out = 1
+        if os.isatty(out):
+            from vmm.run.terminal import unblocking_stdout
+
+            out = closers.enter_context(unblocking_stdout())
         # Slow to load: what is wrong so far is said without it.
         from vmm.cli.interrupts import Interrupts
         from vmm.machine import Machine
@@ -208,7 +214,7 @@ def run(words: list[str]) -> int:
                 say(f"vmm: this kernel does not offer {lacking}: the sandbox is without it (--sandbox off: none)")
             if machine.debugger is not None and not arguments.quiet:
                 say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
-            outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline, at)
+            outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline, at, out)
             report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
             profile = None if report is None else _add_profile(machine, report)
             covered = machine.coverage()
@@ -311,11 +317,12 @@ def _run(
     steps: list[Step],
     deadline: float | None,
     at: SnapshotAt | None,
+    out: int,
 ) -> tuple[Outcome, str]:
     """Return how the run ended, and what stdout lacks of what the guest printed; "" if nothing."""
     from vmm.run.outcome import Reason
 
-    terminal = _terminal(machine, arguments)
+    terminal = _terminal(machine, arguments, out)
     taken = terminal is not None and terminal.shows_on_terminal
     with terminal or contextlib.nullcontext():
         progress: Progress | None = None
@@ -354,7 +361,7 @@ def _run(
     return outcome, terminal.lost if terminal is not None else ""
 
 
-def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | None:
+def _terminal(machine: Machine, arguments: argparse.Namespace, out: int) -> Terminal | None:
     config = machine.config
     streams = [
         stream
@@ -368,7 +375,7 @@ def _terminal(machine: Machine, arguments: argparse.Namespace) -> Terminal | Non
     # Asked for by name, the serial port takes what stdin has, a pipe too; by default only what a person types.
     typed = machine.serial in streams and (arguments.serial is not None or is_foreground_terminal())
     typed = typed and config.replay is None
-    return Terminal(streams, machine.send if typed else None, machine.stop, say, machine.power_button)
+    return Terminal(streams, machine.send if typed else None, machine.stop, say, machine.power_button, out)
 
 
 def _machine_parser() -> Parser:

@@ -82,7 +82,9 @@ def run(words: list[str]) -> int:
         config = config_from(arguments)
     config = config._replace(reboot=bool(config.reboot))  # or what resets the machine would run again
     application = Application(path, arguments.words, config)
-    with Outputs(config) as outputs:
+    from vmm.run.terminal import unblocking_stdout
+
+    with Outputs(config) as outputs, unblocking_stdout() as out:
         from vmm.cli.interrupts import Interrupts
         from vmm.machine import Machine
         from vmm.run.outcome import Reason
@@ -95,7 +97,7 @@ def run(words: list[str]) -> int:
         with Interrupts() as interrupts, Machine(config, customize=application.customize, outputs=outputs) as machine:
             if machine.debugger is not None and not arguments.quiet:
                 say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
-            console = _Console(machine, typed=typed)
+            console = _Console(machine, out, typed=typed)
             application.attach(machine, console.write)
 
             def on_poll(machine: Machine) -> None:
@@ -124,13 +126,14 @@ class _Console:
 
     Args:
         machine: whose serial port it is.
+        out: see `vmm.run.terminal.unblocking_stdout`.
         typed: stdin is for the application though it is no terminal.
 
     Attributes:
         terminal: passes on what `write` got, and what is typed.
     """
 
-    def __init__(self, machine: Machine, *, typed: bool) -> None:
+    def __init__(self, machine: Machine, out: int, *, typed: bool) -> None:
         from vmm.run.console import Stream, split_escapes
         from vmm.run.terminal import Terminal, is_foreground_terminal
 
@@ -139,7 +142,7 @@ class _Console:
         self._begun = b""
         given = machine.config.replay is not None
         keys = machine.send if typed or (is_foreground_terminal() and not given) else None
-        self.terminal = Terminal([self._stream], keys, machine.stop, say, machine.power_button)
+        self.terminal = Terminal([self._stream], keys, machine.stop, say, machine.power_button, out)
 
     def write(self, data: bytes) -> None:
         """Show what was printed: to a terminal as it is, else as text."""

@@ -20,7 +20,7 @@ from vmm.run.console import KEEP_BYTES
 from vmm.run.expected import SendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.run.console import Stream
 
@@ -39,6 +39,9 @@ DRAIN_SECONDS = 2.0
 HURRIED_SECONDS = 0.05
 """How long it may take for all of it after an interrupt."""
 
+_AGAIN_SECONDS = 0.01
+"""Until the next try to write to a terminal that says it has room, and has too little."""
+
 PIECE = 4096
 """Bytes written at once: what a pipe takes without blocking once it is writable at all (PIPE_BUF of Linux)."""
 
@@ -52,6 +55,7 @@ class Terminal:
         quit_: called at Ctrl-A X, and where stdout cannot be written any more.
         say: prints a line for the user to stderr.
         press: called at Ctrl-A P.
+        out: what `unblocking_stdout` gave.
 
     Attributes:
         lost: what stdout lacks of what the consoles printed, and why; "" if nothing.
@@ -64,8 +68,10 @@ class Terminal:
         quit_: Callable[[], object],
         say: Callable[[str], object],
         press: Callable[[], object],
+        out: int = 1,
     ) -> None:
         self._streams = list(streams)
+        self._out = out
         self._shown = [0] * len(self._streams)
         self._pending = b""
         self._skipped = 0
@@ -111,8 +117,9 @@ class Terminal:
         self._read_keys()
         if len(self._pending) < KEEP_BYTES:  # else what comes next waits in its stream, which drops what is too old
             self._collect()
-        while self._pending and not self._closed and _ready(1, write=True):
-            self._write(self._pending[:PIECE])
+        while self._pending and not self._closed and _ready(self._out, write=True):
+            if not self._write(self._pending[:PIECE]):
+                break
 
     def hurry(self) -> None:
         """Wait for no reader of stdout much longer: somebody wants this to end."""
@@ -147,21 +154,34 @@ class Terminal:
             self._shown[index] += lost + len(data)
             self._pending += data
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> bool:
+        """False: nothing could be written now, as on a terminal with room for half a line's end."""
         try:
-            done = os.write(1, data)
+            done = os.write(self._out, data)
+        except BlockingIOError:
+            return False
         except OSError as error:
             self._closed = True
             self.lost = f"cannot write all of the output: {error.strerror}"
             self._quit()
-            return
+            return False
         self._last = data[:done][-1:]
         self._pending = self._pending[done:]
+        return True
 
     def _drain(self) -> None:
         self._collect(final=True)
-        while self._pending and not self._closed and _ready(1, write=True, seconds=self._patience()):
-            self._write(self._pending[:PIECE])
+        until = time.monotonic() + self._patience()
+        while self._pending and not self._closed:
+            left = until - time.monotonic()
+            if not _ready(self._out, write=True, seconds=max(0.0, left)):
+                break
+            if self._write(self._pending[:PIECE]):
+                until = time.monotonic() + self._patience()
+            elif left < 0:
+                break
+            else:
+                time.sleep(_AGAIN_SECONDS)
         self._skipped += len(self._pending)
         if self._skipped and not self._closed:
             self.lost = f"{self._skipped} bytes of console output were not shown: stdout was not read fast enough"
@@ -210,6 +230,24 @@ class Terminal:
             elif key in b"aA\x01":
                 typed.append(CONTROL_A)
         return bytes(typed)
+
+
+@contextlib.contextmanager
+def unblocking_stdout() -> Iterator[int]:
+    """A descriptor of stdout that makes nobody wait who writes to it; to be opened before the sandbox.
+
+    A terminal that nobody reads (Ctrl-S) says that it has room, and then blocks. It is opened anew, for what is set of
+    stdout itself is set for the other programs that have it, too. A pipe takes a `PIECE` if it takes anything.
+    """
+    try:
+        out = os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        yield 1
+        return
+    try:
+        yield out
+    finally:
+        os.close(out)
 
 
 def is_foreground_terminal() -> bool:

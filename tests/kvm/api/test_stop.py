@@ -124,6 +124,23 @@ sys.exit(main())
     assert re.fullmatch(r"vmm: interrupted\n(vmm: \d+ bytes of console output were not shown: .*\n)?", told)
 
 
+def test_a_terminal_that_nobody_reads_does_not_keep_a_deadline_from_ending_the_run(tmp_path: Path) -> None:
+    # mov dx, 0x402; mov cx, 0xffff; xor si, si; rep outsb; jmp
+    (tmp_path / "rom").write_bytes(bios_image("ba 02 04 b9 ff ff 31 f6 f3 6e eb f7"))
+    words = ["boot", str(tmp_path / "rom"), "-accel", PLAIN, "-q", "-serial", "none", "-debugcon", "stdio"]
+    reader, writer = os.openpty()
+    command = [sys.executable, "-m", "vmm", *words, "--timeout", "2"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=GENEROUS, check=False
+        )
+    finally:
+        os.close(writer)
+        os.close(reader)
+    assert done.returncode == 4
+    assert b"bytes of console output were not shown: stdout was not read fast enough" in done.stderr
+
+
 @pytest.mark.parametrize("sandbox", ["off", "threads"])
 @pytest.mark.parametrize("spare_mib", [4, 12, 100])
 def test_a_host_that_gives_no_threads_is_told_and_the_machine_stays(sandbox: str, spare_mib: int) -> None:
