@@ -20,15 +20,16 @@ uint32_t random_below(struct random *random, uint32_t below)
 }
 
 #define MAX_INSTRUCTION 15
+#define MAX_SEQUENCE 20 /* of one with what sets its registers */
 
 struct instruction {
-    uint8_t bytes[MAX_INSTRUCTION];
+    uint8_t bytes[MAX_SEQUENCE];
     uint32_t size;
 };
 
 static void put(struct instruction *to, uint64_t value, uint32_t size)
 {
-    for (uint32_t i = 0; i < size && to->size < MAX_INSTRUCTION; i++) {
+    for (uint32_t i = 0; i < size && to->size < MAX_SEQUENCE; i++) {
         to->bytes[to->size++] = (uint8_t)(value >> (8 * i));
     }
 }
@@ -166,24 +167,36 @@ static void put_two_byte_opcode(struct random *random, uint32_t bits, bool addre
     }
 }
 
-/* REP INS of some elements: to data, over the guest's programs, or to wherever EDI is. */
-static void put_string_input(struct random *random, uint32_t bits, struct instruction *to)
+static void put_register(struct random *random, uint8_t opcode, uint64_t value, uint32_t size, struct instruction *to)
 {
-    uint32_t size = bits == 16 ? 2 : 4;
-
     if (!one_in(random, 8)) {
-        put(to, 0xb9, 1);
-        put(to, one_in(random, 8) ? random_next(random) : random_below(random, 0x1200), size);
+        put(to, opcode, 1);
+        put(to, value, size);
     }
-    if (!one_in(random, 8)) {
-        put(to, 0xbf, 1);
-        put(to, one_in(random, 4) ? 0x10000 + random_below(random, 0x8000) : immediate(random), size);
+}
+
+/* REP INS, MOVS or STOS of some elements: in data, over the guest's programs, or wherever ESI and EDI are. */
+static void put_string(struct random *random, uint32_t bits, struct instruction *to)
+{
+    static const uint8_t opcodes[] = {0x6c, 0xa4, 0xaa};
+    uint32_t size = bits == 16 ? 2 : 4;
+    uint64_t place = one_in(random, 4) ? 0x10000 + random_below(random, 0x8000) : immediate(random);
+
+    put_register(random, 0xb9, one_in(random, 8) ? random_next(random) : random_below(random, 0x1200), size, to);
+    put_register(random, 0xbf, place, size, to);
+    if (one_in(random, 2)) {
+        /* Near its destination, for elements that others are made of. */
+        put(to, 0xbe, 1);
+        put(to, one_in(random, 2) ? place + random_below(random, 64) - 32 : immediate(random), size);
     }
     if (one_in(random, 4)) {
         put(to, one_in(random, 2) ? 0x67 : 0x66, 1);
     }
     put(to, 0xf3, 1);
-    put(to, 0x6c + random_below(random, 2), 1);
+    if (bits == 64 && one_in(random, 4)) {
+        put(to, 0x48, 1);
+    }
+    put(to, opcodes[random_below(random, sizeof(opcodes))] + random_below(random, 2), 1);
 }
 
 static struct instruction make(struct random *random, uint32_t bits)
@@ -193,7 +206,7 @@ static struct instruction make(struct random *random, uint32_t bits)
     bool addresses_16 = bits == 16;
 
     if (one_in(random, 50)) {
-        put_string_input(random, bits, &instruction);
+        put_string(random, bits, &instruction);
         return instruction;
     }
     while (one_in(random, 2) && instruction.size < 4) {
@@ -223,6 +236,9 @@ static struct instruction make(struct random *random, uint32_t bits)
     default:
         put_one_byte_opcode(random, bits, addresses_16, &instruction);
         break;
+    }
+    if (instruction.size > MAX_INSTRUCTION) {
+        instruction.size = MAX_INSTRUCTION;
     }
     return instruction;
 }
