@@ -162,7 +162,8 @@ static void compute(struct operation *operation, uint32_t number)
  */
 static uint32_t compute_flags(struct operation *operation, uint32_t guest, uint32_t number)
 {
-    uint32_t masked = (guest & ~MXCSR_EXCEPTIONS) | MXCSR_EXCEPTIONS << MXCSR_MASKS_SHIFT;
+    /* Reserved bits, however the guest came by them, would be the host's fault. */
+    uint32_t masked = (guest & ~(MXCSR_EXCEPTIONS | MXCSR_RESERVED)) | MXCSR_EXCEPTIONS << MXCSR_MASKS_SHIFT;
     uint32_t underflow = 0;
 
     if (!(guest & MXCSR_UNDERFLOW << MXCSR_MASKS_SHIFT)) {
