@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="auto: threads that serve the guest of a machine can make no other system calls, unless devices or "
         "functions of a test run on them; off: they can; process: each machine has a restricted process of its own, "
-        "whose end is an exception in its test alone (without artifacts, and without a test's own devices). Of "
+        "whose end is an exception in its test alone (without artifacts, and without a test's own devices). For "
         "machines without a sandbox= or MachineConfig of their own",
     )
     group.addoption(
