@@ -1,5 +1,6 @@
 """What all pages share: what goes in is escaped and legible, and missing packages are named."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def test_what_does_not_print_is_shown_as_its_escape(tmp_path: Path, text: str, s
 def test_a_missing_package_is_the_hosts_lack(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     pages.require("matplotlib")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(HostError, match=f"--html needs {package}: run scripts/setup test") as raised:
+    with pytest.raises(
+        HostError, match=re.escape(f"--html needs {package}: {installation.extra_remedy('report')}")
+    ) as raised:
         pages.require("matplotlib")
     assert raised.value.exit_status is ExitStatus.HOST_LACKS
 
