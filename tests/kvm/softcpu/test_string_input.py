@@ -10,8 +10,21 @@ from typing import NamedTuple
 import pytest
 from softcpu_rig import SoftcpuRig
 from string_source import PORT, Source
+from string_window import (
+    CODE,
+    ENTRY,
+    MAP_WINDOW,
+    MMIO,
+    MMIO_GPA,
+    PAGE,
+    PAGES,
+    READ_ONLY,
+    TABLE,
+    WATCHED,
+    WINDOW,
+    Stores,
+)
 
-from vmm.bus import Device
 from vmm.softcpu import engine
 
 pytestmark = [
@@ -19,35 +32,12 @@ pytestmark = [
     pytest.mark.usefixtures("without_kvm"),
 ]
 
-TABLE = 0x520000
-"""Of `Case`, one in `ENTRY` bytes; what came of it behind what is to be done."""
-ENTRY = 128
-WINDOW = 0x410000
-"""Neither its pages nor any that the guest uses besides have the same place in a TLB of 64 entries."""
-PAGE = 0x1000
-PAGES = 16
-ABSENT, READ_ONLY, CODE, MMIO, WATCHED = 2, 3, 4, 6, 9
-"""Pages of the window that are not plain RAM."""
-MMIO_GPA = 0xD0000000
 UNTOUCHED = 0xCC
 LONGEST_RUN = 1024
 """Bytes."""
 
 OPERATIONS = [(size, bits) for bits in (64, 32) for size in (1, 2, 4)]
 """Bytes of an element, and of an address; the order of the guest's `operations`."""
-
-
-class Sink(Device):
-    """Memory of a device."""
-
-    def __init__(self) -> None:
-        self.stores: list[tuple[int, int, int]] = []
-
-    def read(self, offset: int, size: int) -> int:
-        return 0
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.stores.append((offset, size, value))
 
 
 class Case(NamedTuple):
@@ -75,31 +65,14 @@ class Result(NamedTuple):
 
 
 GUEST = f"""
-    .set window, {WINDOW:#x}
-    .set entries, 0x40000                   # of the page table for 2 MiB
-    .set window_entries, entries + 8 * (window >> 12 & 0x1ff)
+    {MAP_WINDOW}
     main:
         gate 14, page_fault
         gate 1, debug
-        mov $entries, %edi
-        mov $(window & ~0x1fffff) + 7, %eax
-    1:  mov %rax, (%rdi)
-        add $0x1000, %eax
-        add $8, %edi
-        cmp $entries + 0x1000, %edi
-        jne 1b
-        movq $0, window_entries + 8 * {ABSENT}
-        andb $~2, window_entries + 8 * {READ_ONLY}
-        mov ${MMIO_GPA + 7:#x}, %eax
-        mov %rax, window_entries + 8 * {MMIO}
-        movq $entries + 7, 0x22000 + 8 * (window >> 21)
-        mov %cr3, %rax
-        mov %rax, %cr3
+        map_window
         mov %cr4, %rax
         or $8, %eax                         # DE
         mov %rax, %cr4
-        mov $window + {WATCHED} * 0x1000 + 0x234, %eax
-        mov %rax, %dr0
         mov ${PORT}, %eax
         mov %rax, %dr1
         mov ${TABLE}, %r12d
@@ -230,7 +203,7 @@ def results_of(cases: list[Case], *, virtual: bool) -> tuple[list[Result], list[
     results: list[Result] = []
     runs: list[list[int]] = []
     with SoftcpuRig(GUEST, virtual=virtual) as rig:
-        source, sink = Source(), Sink()
+        source, sink = Source(), Stores(0)
         rig.ports.add(PORT, PORT + 3, source, "source")
         rig.mmio.add(MMIO_GPA, MMIO_GPA + PAGE - 1, sink, "sink")
         rig.memory.write(TABLE, b"".join(each.packed() for each in cases) + b"\xff" * 8)

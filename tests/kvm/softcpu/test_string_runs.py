@@ -9,8 +9,21 @@ from typing import NamedTuple
 
 import pytest
 from softcpu_rig import SoftcpuRig
+from string_window import (
+    CODE,
+    ENTRY,
+    MAP_WINDOW,
+    MMIO,
+    MMIO_GPA,
+    PAGE,
+    PAGES,
+    READ_ONLY,
+    TABLE,
+    WATCHED,
+    WINDOW,
+    Stores,
+)
 
-from vmm.bus import Device
 from vmm.softcpu import engine
 
 pytestmark = [
@@ -18,32 +31,9 @@ pytestmark = [
     pytest.mark.usefixtures("without_kvm"),
 ]
 
-TABLE = 0x520000
-"""Of `Case`, one in `ENTRY` bytes; what came of it behind what is to be done."""
-ENTRY = 128
-WINDOW = 0x410000
-PAGE = 0x1000
-PAGES = 16
-ABSENT, READ_ONLY, CODE, MMIO, WATCHED = 2, 3, 4, 6, 9
-"""Pages of the window that are not plain RAM."""
-MMIO_GPA = 0xD0000000
-
 SIZES = {1: "b", 2: "w", 4: "l", 8: "q"}
 OPERATIONS = [(name, size, bits) for name in ("movs", "stos") for bits in (64, 32) for size in SIZES]
 """Name, bytes of an element, and bits of an address; the order of the guest's `operations`."""
-
-
-class Ones(Device):
-    """Memory of a device, which remembers what was stored."""
-
-    def __init__(self) -> None:
-        self.stores: list[tuple[int, int, int]] = []
-
-    def read(self, offset: int, size: int) -> int:
-        return (1 << 8 * size) - 1
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.stores.append((offset, size, value))
 
 
 class Case(NamedTuple):
@@ -88,31 +78,14 @@ def operation(name: str, size: int, bits: int) -> str:
 
 
 GUEST = f"""
-    .set window, {WINDOW:#x}
-    .set entries, 0x40000                   # of the page table for 2 MiB
-    .set window_entries, entries + 8 * (window >> 12 & 0x1ff)
+    {MAP_WINDOW}
     main:
         gate 14, page_fault
         gate 1, debug
-        mov $entries, %edi
-        mov $(window & ~0x1fffff) + 7, %eax
-    1:  mov %rax, (%rdi)
-        add $0x1000, %eax
-        add $8, %edi
-        cmp $entries + 0x1000, %edi
-        jne 1b
-        movq $0, window_entries + 8 * {ABSENT}
-        andb $~2, window_entries + 8 * {READ_ONLY}
-        mov ${MMIO_GPA + 7:#x}, %eax
-        mov %rax, window_entries + 8 * {MMIO}
-        movq $entries + 7, 0x22000 + 8 * (window >> 21)
-        mov %cr3, %rax
-        mov %rax, %cr3
+        map_window
         mov %cr0, %rax
         or $0x10000, %rax                   # WP
         mov %rax, %cr0
-        mov $window + {WATCHED} * 0x1000 + 0x234, %eax
-        mov %rax, %dr0
         mov ${TABLE}, %r12d
         mov %rsp, %r15
     next:
@@ -245,7 +218,7 @@ def results_of(cases: list[Case], *, singly: bool) -> list[Result]:
     contents = random.Random(23).randbytes(PAGE * PAGES)
     results: list[Result] = []
     with SoftcpuRig(GUEST) as rig:
-        ones = Ones()
+        ones = Stores(0xFF)
         rig.mmio.add(MMIO_GPA, MMIO_GPA + PAGE - 1, ones, "ones")
         rig.memory.write(TABLE, b"".join(each.packed(singly=singly) for each in cases) + b"\xff" * 8)
 
