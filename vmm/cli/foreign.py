@@ -178,7 +178,7 @@ _VALUES = {
 }
 """Regular expressions of values that our own words have elsewhere, and why they can't be served."""
 
-_IMPLIED = {"-device": "driver", "-netdev": "type", "-chardev": "backend", "-accel": "accel"}
+_IMPLIED = {"-device": "driver", "-netdev": "type", "-chardev": "backend"}
 """Of which key's value those expressions are, where it is not all of them."""
 
 _MACHINE_HARMLESS = (
