@@ -15,8 +15,7 @@ from vmm.report.text import SILENT, rows, seconds, size
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmm.report.schema import ItemReport, Report, TimesReport
-    from vmm.report.why_schema import AccessReport, WherePlace
+    from vmm.report.schema import AccessReport, ItemReport, Report, TimesReport, WherePlace
 
 _FACTS = (
     "firmware",

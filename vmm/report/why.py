@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from typing import Literal
 
-    from vmm.report.why_schema import (
+    from vmm.report.schema import (
         AccessReport,
         ExceptionReport,
         InstructionReport,

@@ -1,4 +1,4 @@
-"""The part of a report that says why a run ended; `vmm.report.schema` has the whole."""
+"""Why a run ended, by what each vCPU was doing."""
 
 from __future__ import annotations
 
