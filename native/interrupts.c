@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "vmm/interrupts.h"
 
-#include "vmm/vcpu_run.h"
+#include "vmm/machine.h"
 
 /* ICH9 (316972) 13.1.8: 3 to 7, 9 to 12, 14 and 15; the others are reserved. */
 #define ROUTABLE_ISA_IRQS 0xdef8u

@@ -5,11 +5,12 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "vmm/clock.h"
-#include "vmm/vcpu_run.h"
+#include "vmm/machine.h"
 
 /* Linux's name, which glibc has only since 2.39. */
 #ifndef sigev_notify_thread_id

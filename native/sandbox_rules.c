@@ -20,7 +20,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "vmm/vcpu_run.h"
+#include "vmm/machine.h"
 
 #define IOCTL_TYPE_MASK (_IOC_TYPEMASK << _IOC_TYPESHIFT)
 

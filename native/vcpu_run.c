@@ -1,204 +1,13 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "vmm/vcpu_run.h"
 
-#include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
 #include "vmm/clock.h"
 
 /* Intel SDM volume 3, 17.2.3. */
 #define DR6_BREAKPOINTS 0xfu
-
-/* No thread-local variable tells which vCPU it is: the first access to one allocates, maybe in the middle of malloc. */
-static void on_kick(int signal, siginfo_t *info, void *context)
-{
-    (void)signal;
-    (void)context;
-    if (info->si_code == SI_TIMER) {
-        struct kvm_run *run = info->si_value.sival_ptr;
-
-        __atomic_store_n(&run->immediate_exit, 1, __ATOMIC_RELAXED);
-    }
-}
-
-static void install_kick_handler(void)
-{
-    struct sigaction action = {.sa_sigaction = on_kick, .sa_flags = SA_RESTART | SA_SIGINFO};
-
-    sigemptyset(&action.sa_mask);
-    sigaction(VMM_KICK_SIGNAL, &action, NULL);
-}
-
-int vmm_kvm_vm_request(struct vmm_vm *vm, unsigned long request, void *argument)
-{
-    int result = ioctl(vm->fd, request, argument);
-
-    return result < 0 ? -errno : result;
-}
-
-int vmm_kvm_vcpu_request(struct vmm_vcpu *vcpu, unsigned long request, void *argument)
-{
-    int result = ioctl(vcpu->fd, request, argument);
-
-    return result < 0 ? -errno : result;
-}
-
-struct vmm_vm *vmm_vm_new(int fd)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    struct vmm_vm *vm = calloc(1, sizeof(*vm));
-    pthread_mutexattr_t recursive;
-
-    if (vm == NULL) {
-        return NULL;
-    }
-    pthread_once(&once, install_kick_handler);
-    pthread_mutexattr_init(&recursive);
-    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
-    pthread_mutex_init(&vm->io_lock, &recursive);
-    pthread_mutexattr_destroy(&recursive);
-    vm->fd = fd;
-    vm->request = vmm_kvm_vm_request;
-    return vm;
-}
-
-void vmm_vm_free(struct vmm_vm *vm)
-{
-    pthread_mutex_destroy(&vm->io_lock);
-    free(vm);
-}
-
-struct vmm_vcpu *vmm_vcpu_new(struct vmm_vm *vm, int fd, struct kvm_run *run, uint32_t index)
-{
-    struct vmm_vcpu *vcpu = calloc(1, sizeof(*vcpu));
-
-    if (vcpu == NULL) {
-        return NULL;
-    }
-    vcpu->vm = vm;
-    vcpu->fd = fd;
-    vcpu->request = vmm_kvm_vcpu_request;
-    vcpu->run = run;
-    vcpu->index = vcpu->apic_id = index;
-    pthread_mutex_init(&vcpu->thread_lock, NULL);
-    return vcpu;
-}
-
-void vmm_vcpu_free(struct vmm_vcpu *vcpu)
-{
-    pthread_mutex_destroy(&vcpu->thread_lock);
-    free(vcpu);
-}
-
-int vmm_vcpu_reset(struct vmm_vcpu *vcpu)
-{
-    struct kvm_guest_debug off = {0};
-
-    vcpu->started_ns = 0;
-    if (vcpu->start_watched) {
-        vcpu->start_watched = false;
-        return vcpu->request(vcpu, KVM_SET_GUEST_DEBUG, &off);
-    }
-    return 0;
-}
-
-uint64_t vmm_vcpu_rip(struct vmm_vcpu *vcpu)
-{
-    struct kvm_regs regs;
-
-    if (vcpu->engine_rip != NULL) {
-        return vcpu->engine_rip(vcpu);
-    }
-    return vcpu->request(vcpu, KVM_GET_REGS, &regs) == 0 ? regs.rip : 0;
-}
-
-uint64_t vmm_vcpu_rip_of(void *vcpus, uint32_t index)
-{
-    return vmm_vcpu_rip(((struct vmm_vcpu **)vcpus)[index]);
-}
-
-void vmm_vm_stop(struct vmm_vm *vm, struct vmm_vcpu **vcpus, uint32_t count)
-{
-    __atomic_store_n(&vm->stop, 1, __ATOMIC_SEQ_CST);
-    for (uint32_t i = 0; i < count; i++) {
-        struct vmm_vcpu *vcpu = vcpus[i];
-
-        pthread_mutex_lock(&vcpu->thread_lock);
-        if (vcpu->running) {
-            /* Covers the window between the loop's look at stop and its KVM_RUN. */
-            __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELAXED);
-            pthread_kill(vcpu->thread, VMM_KICK_SIGNAL);
-            if (vcpu->nudge != NULL) {
-                vcpu->nudge(vcpu);
-            }
-        }
-        pthread_mutex_unlock(&vcpu->thread_lock);
-    }
-}
-
-void vmm_vm_resume(struct vmm_vm *vm)
-{
-    __atomic_store_n(&vm->stop, 0, __ATOMIC_SEQ_CST);
-}
-
-/* io_lock was just taken. */
-static void io_locked(struct vmm_vm *vm)
-{
-    if (vm->io_depth++ == 0 && coalesced_pending(vm->ring)) {
-        coalesced_drain(vm->ring, &vm->ports, &vm->mmio, &vm->recent);
-    }
-}
-
-bool vmm_io_trylock(struct vmm_vm *vm)
-{
-    if (pthread_mutex_trylock(&vm->io_lock) != 0) {
-        return false;
-    }
-    io_locked(vm);
-    return true;
-}
-
-void vmm_io_lock(struct vmm_vm *vm)
-{
-    pthread_mutex_lock(&vm->io_lock);
-    io_locked(vm);
-}
-
-void vmm_io_unlock(struct vmm_vm *vm)
-{
-    vm->io_depth--;
-    pthread_mutex_unlock(&vm->io_lock);
-}
-
-void vmm_vm_coalesce(struct vmm_vm *vm, struct kvm_coalesced_mmio_ring *ring)
-{
-    vmm_io_lock(vm);
-    __atomic_store_n(&vm->ring, ring, __ATOMIC_RELAXED);
-    vmm_io_unlock(vm);
-}
-
-bool vmm_vm_keeps_writes(struct vmm_vm *vm)
-{
-    return coalesced_pending(__atomic_load_n(&vm->ring, __ATOMIC_RELAXED));
-}
-
-bool vmm_vm_poll(struct vmm_vm *vm)
-{
-    const struct kvm_coalesced_mmio_ring *ring = __atomic_load_n(&vm->ring, __ATOMIC_RELAXED);
-    uint32_t before = vm->polled;
-
-    if (ring == NULL) {
-        return false;
-    }
-    vm->polled = __atomic_load_n(&ring->first, __ATOMIC_RELAXED);
-    return vm->polled == before && coalesced_pending(ring);
-}
-
-
-pthread_mutex_t *vmm_io_mutex(struct vmm_vm *vm)
-{
-    return &vm->io_lock;
-}
 
 bool vmm_vcpu_enter(struct vmm_vcpu *vcpu)
 {
@@ -216,58 +25,6 @@ void vmm_vcpu_leave(struct vmm_vcpu *vcpu)
     pthread_mutex_lock(&vcpu->thread_lock);
     vcpu->running = false;
     pthread_mutex_unlock(&vcpu->thread_lock);
-}
-
-static bool in_smm(const struct vmm_vcpu *vcpu)
-{
-    return vcpu->smm || (vcpu->run->flags & KVM_RUN_X86_SMM) != 0;
-}
-
-static void serve_access(struct vmm_vcpu *vcpu, struct io_table *table, struct io_access *access)
-{
-    struct vmm_vm *vm = vcpu->vm;
-    struct recent_access *entry;
-
-    vmm_io_lock(vm);
-    vm->accessing = vcpu->index;
-    entry = recent_begin(&vm->recent, access, (uint16_t)vcpu->index, table == &vm->mmio);
-    io_table_access(table, access);
-    recent_end(entry, access);
-    vmm_io_unlock(vm);
-}
-
-void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write)
-{
-    struct io_access access = {
-        .address = port, .data = data, .size = size, .count = count, .vcpu = vcpu->index, .is_write = is_write,
-        .smm = in_smm(vcpu),
-    };
-    uint64_t began;
-
-    if (__builtin_expect(vcpu->times == NULL, 1)) {
-        serve_access(vcpu, &vcpu->vm->ports, &access);
-        return;
-    }
-    began = monotonic_ns();
-    serve_access(vcpu, &vcpu->vm->ports, &access);
-    exit_times_add(vcpu->times, EXIT_TIMES_PORT, port, is_write, monotonic_ns() - began);
-}
-
-void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write)
-{
-    struct io_access access = {
-        .address = gpa, .data = data, .size = size, .count = 1, .vcpu = vcpu->index, .is_write = is_write,
-        .smm = in_smm(vcpu),
-    };
-    uint64_t began;
-
-    if (__builtin_expect(vcpu->times == NULL, 1)) {
-        serve_access(vcpu, &vcpu->vm->mmio, &access);
-        return;
-    }
-    began = monotonic_ns();
-    serve_access(vcpu, &vcpu->vm->mmio, &access);
-    exit_times_add(vcpu->times, EXIT_TIMES_MMIO, gpa & ~(uint64_t)0xfff, is_write, monotonic_ns() - began);
 }
 
 static bool set_single_step(struct vmm_vcpu *vcpu, bool on)
@@ -311,6 +68,18 @@ static bool watch_for_start(struct vmm_vcpu *vcpu)
         return vmm_vcpu_note_start(vcpu);
     }
     return state.mp_state != KVM_MP_STATE_INIT_RECEIVED || set_single_step(vcpu, true);
+}
+
+int vmm_vcpu_reset(struct vmm_vcpu *vcpu)
+{
+    struct kvm_guest_debug off = {0};
+
+    vcpu->started_ns = 0;
+    if (vcpu->start_watched) {
+        vcpu->start_watched = false;
+        return vcpu->request(vcpu, KVM_SET_GUEST_DEBUG, &off);
+    }
+    return 0;
 }
 
 /* KVM_EXIT_DEBUG: is it what a debugger waits for, and not only our own single step? */

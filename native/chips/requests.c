@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "vmm/vcpu_run.h"
+#include "vmm/machine.h"
 
 /* Machines have a slot each for at most their regions of memory; as many as KVM has on x86. */
 #define MEMORY_SLOTS 32764

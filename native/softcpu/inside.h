@@ -3,7 +3,7 @@
  * Inside the software CPU. Unicorn's internal headers are visible here, with
  * its names ending in _x86_64 by way of x86_64.h, which the build force-includes.
  *
- * Locks, as they fit into the order of vmm/vcpu_run.h: outermost is the turn
+ * Locks, as they fit into the order of vmm/machine.h: outermost is the turn
  * to execute, softcpu->owner (lock_acquire), which the vCPU that runs
  * translated code has; device accesses take the core's io_lock below it.
  * map_mutex (the region table and the work that it leaves) and lock_mutex (the

@@ -7,11 +7,13 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 CORE = (
     "coalesced",
+    "device_access",
     "exit_times",
     "fw_cfg",
     "guest_memory",
     "interrupts",
     "io_table",
+    "machine",
     "msix",
     "profile",
     "trace",

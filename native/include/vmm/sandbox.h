@@ -17,7 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "vmm/vcpu_run.h"
+#include "vmm/machine.h"
 
 /* What this kernel offers here: some containers forbid it. */
 bool sandbox_seccomp_offered(void);
