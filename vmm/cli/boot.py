@@ -12,7 +12,7 @@ from vmm import inputs
 from vmm.cli import EXIT_STATUSES, say
 from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments
 from vmm.cli.machine_config import config_from
-from vmm.cli.parser import Parser, columns
+from vmm.cli.parser import Parser
 from vmm.config.outputs import Outputs
 from vmm.config.parts import Accelerator, Clock, Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from vmm.cli.snapshots import SnapshotAt
     from vmm.config.machine import MachineConfig
     from vmm.machine import Machine
-    from vmm.report.profile import NamedProfile
-    from vmm.report.schema import Report
-    from vmm.run.coverage import Covered
     from vmm.run.outcome import Outcome
     from vmm.run.terminal import Terminal
 
@@ -79,10 +76,6 @@ script:
   power-off        wait until the guest powers itself off
 The last step is a wait; the exit status is 0 if every wait got what it waits for.
 """
-
-
-_FOLDED = ".folded"
-_FOLDED_OPTION = "--profile (folded stacks)"
 
 
 def parser() -> Parser:
@@ -215,14 +208,20 @@ def run(words: list[str]) -> int:
             if machine.debugger is not None and not arguments.quiet:
                 say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
             outcome, lost = _run(machine, interrupts, arguments, send, steps, deadline, at, out)
-            report = None if arguments.quiet and not outputs.documents else _report(machine, outcome, outputs, words)
-            profile = None if report is None else _add_profile(machine, report)
-            covered = machine.coverage()
+            findings = None
+            if not arguments.quiet or outputs.documents:
+                from vmm.cli.ended import Findings
+
+                findings = Findings(machine, outcome, ["boot", *words], outputs)
         if arguments.quiet and outcome.exit_status:
             say(f"vmm: {outcome.message}")
-        strays = strays_from_replay(machine, outcome)
-        if report is not None:
-            _write(report, profile, covered, outputs, quiet=arguments.quiet)
+        strays = False
+        if config.replay is not None:
+            from vmm.cli.ended import strays_from_replay
+
+            strays = strays_from_replay(machine, outcome)
+        if findings is not None:
+            findings.write(quiet=arguments.quiet)
         if lost and outcome.reason is Reason.INTERRUPTED:
             say(f"vmm: {lost}")
         elif lost:
@@ -235,78 +234,16 @@ def run(words: list[str]) -> int:
     return outcome.exit_status or (ExitStatus.GUEST_FAILED if strays else ExitStatus.OK)
 
 
-def strays_from_replay(machine: Machine, outcome: Outcome) -> bool:
-    """Say so where a run was not the recorded one; whether that is more than an --until which showed earlier."""
-    replayed = None if machine.virtual_time is None else machine.virtual_time.replayed
-    if replayed is None or replayed.same:
-        return False
-    say(f"vmm: --replay: {replayed}")
-    from vmm.run.outcome import Reason
-
-    return not (replayed.exact and outcome.reason is Reason.UNTIL)
-
-
-def _report(machine: Machine, outcome: Outcome, outputs: Outputs, words: list[str]) -> Report:
-    from vmm.report.collect import collect
-
-    if not outputs.documents:
-        return collect(machine, outcome)
-    from vmm.report.origin import images_of_machine, origin
-
-    return collect(machine, outcome, origin(["boot", *words], images_of_machine(machine.config)))
-
-
 def _documents(arguments: argparse.Namespace) -> dict[str, str | None]:
     """Return what is written once the run is over: paths by option."""
-    profile = arguments.profile
-    folded = None
-    if profile not in {None, "-"}:
+    paths = {"--json": arguments.json, "--html": arguments.html, "--profile": arguments.profile}
+    if arguments.profile not in {None, "-"}:
         from pathlib import Path
 
-        folded = str(Path(profile).with_suffix(_FOLDED))
-    return {"--json": arguments.json, "--html": arguments.html, "--profile": profile, _FOLDED_OPTION: folded} | {
-        "--coverage": arguments.coverage
-    }
+        from vmm.cli.ended import FOLDED_STACKS
 
-
-def _add_profile(machine: Machine, report: Report) -> NamedProfile | None:
-    profile = machine.profile()
-    if profile is None:
-        return None
-    from vmm.report.profile import NamedProfile
-
-    named = NamedProfile(profile, report, machine.started_ns)
-    report["profile"] = named.report()
-    return named
-
-
-def _write(
-    report: Report, profile: NamedProfile | None, covered: Covered | None, outputs: Outputs, *, quiet: bool
-) -> None:
-    from vmm.report import text
-
-    def page() -> str:
-        from vmm.report import page
-
-        return page.render(report)
-
-    def json() -> str:
-        from vmm.report import schema
-
-        return schema.as_json(report)
-
-    makers = {"--json": json, "--html": page}
-    if profile is not None:
-        makers |= {"--profile": profile.speedscope, _FOLDED_OPTION: profile.folded}
-    if covered is not None:
-        makers["--coverage"] = covered.lcov
-        for note in covered.notes if not quiet else ():
-            say(f"vmm: --coverage: {note}")
-    try:
-        outputs.write(makers)
-    finally:
-        if not quiet:
-            say(text.text(report, columns(sys.stderr, text.WIDTH)))
+        paths[FOLDED_STACKS] = str(Path(arguments.profile).with_suffix(".folded"))
+    return paths | {"--coverage": arguments.coverage}
 
 
 def _run(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm import inputs
 from vmm.cli import say
-from vmm.cli.boot import parse_timeout, strays_from_replay
+from vmm.cli.boot import parse_timeout
 from vmm.cli.machine_arguments import add_machine_arguments
 from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
@@ -110,7 +110,11 @@ def run(words: list[str]) -> int:
                 if outcome.reason is Reason.INTERRUPTED:
                     console.terminal.hurry()
             ended = application.ended(machine, outcome)
-        strays = strays_from_replay(machine, outcome)
+        strays = False
+        if config.replay is not None:
+            from vmm.cli.ended import strays_from_replay
+
+            strays = strays_from_replay(machine, outcome)
     message = ended.message(application.name)
     if message and not arguments.quiet:
         say(f"vmm: {message}")
