@@ -1,4 +1,4 @@
-"""QEMU's and bhyve's option grammars: sizes with a unit, and ``key=value,…`` lists.
+"""QEMU's and bhyve's option grammars: sizes with a unit, times, and ``key=value,…`` lists.
 
 This module knows syntax only; what a key means is decided where it is used. Every function raises
 :class:`vmm.errors.ConfigError` with one line that names the option, the value and the remedy.
@@ -93,6 +93,21 @@ def parse_int(text: str | int, option: str, *, minimum: int | None = None, maxim
         most = "up" if maximum is None else f"to {maximum}"
         limits = f"up to {maximum}" if minimum is None else f"from {minimum} {most}"
         raise ConfigError(f"{shown(option, text)}: must be {limits}")
+    return value
+
+
+def parse_seconds(text: str, option: str) -> float:
+    """Return a time in seconds.
+
+    Raises:
+        ConfigError: not a number, or not above 0.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{shown(option, text)}: not a number of seconds above 0")
     return value
 
 

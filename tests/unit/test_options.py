@@ -1,7 +1,7 @@
 import pytest
 
 from vmm.errors import ConfigError
-from vmm.options import parse_bool, parse_int, parse_keys, parse_pairs, parse_size, split_commas
+from vmm.options import parse_bool, parse_int, parse_keys, parse_pairs, parse_seconds, parse_size, split_commas
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,18 @@ def test_no_int_has_more_digits_than_can_be_said(digits: str) -> None:
 def test_int_says_the_limits_that_there_are(limits: dict[str, int], words: str) -> None:
     with pytest.raises(ConfigError, match=rf"^-x -1: must be {words}$"):
         parse_int("-1", "-x", **limits)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("0.25", 0.25), ("1e-3", 0.001)])
+def test_seconds(text: str, seconds: float) -> None:
+    assert parse_seconds(text, "--timeout") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "inf", "nan", "5s"])
+def test_seconds_refused(text: str) -> None:
+    shown = text or "''"
+    with pytest.raises(ConfigError, match=f"^--timeout {shown}: not a number of seconds above 0$"):
+        parse_seconds(text, "--timeout")
 
 
 def test_bool() -> None:

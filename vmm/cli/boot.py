@@ -17,6 +17,7 @@ from vmm.config.outputs import Outputs
 from vmm.config.parts import Accelerator, Clock, Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.firmware.images import FirmwareKind
+from vmm.options import parse_seconds
 from vmm.run.expect import compile_pattern
 from vmm.typed import TYPE_CHECKING
 
@@ -151,7 +152,7 @@ def run(words: list[str]) -> int:
     """Boot what a command line describes; return the exit status."""
     arguments = parser().parse(words, "firmware")
     send = [_parse_send(text) for text in arguments.send]
-    deadline = parse_timeout(arguments.timeout)
+    deadline = None if arguments.timeout is None else parse_seconds(arguments.timeout, "--timeout")
     if arguments.until is not None:
         _check_pattern(arguments.until, "--until")
     with inputs.patience(deadline):
@@ -363,18 +364,6 @@ def _read_script(arguments: argparse.Namespace) -> list[Step]:
     from vmm.cli.script import read_script
 
     return read_script(arguments.script, arguments.terminal or "auto")
-
-
-def parse_timeout(text: str | None) -> float | None:
-    """Read --timeout's seconds; raises ConfigError."""
-    if text is None:
-        return None
-    from vmm.cli.script import parse_seconds
-
-    try:
-        return parse_seconds(text)
-    except ConfigError as error:
-        raise ConfigError(f"--timeout: {error}") from None
 
 
 def _check_pattern(pattern: str, option: str) -> None:

@@ -11,6 +11,7 @@ from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
 from vmm.config.outputs import Outputs
 from vmm.errors import ConfigError, ExitStatus
+from vmm.options import parse_seconds
 from vmm.run.expect import compile_pattern
 from vmm.run.outcome import Reason
 
@@ -93,14 +94,9 @@ def run(words: list[str]) -> int:
 
 
 def _deadline(text: str | None, until: str | None) -> float | None:
-    from vmm.cli.script import parse_seconds
-
     if text is None:
         return None if until is not None else DEADLINE
-    try:
-        return parse_seconds(text)
-    except ConfigError as error:
-        raise ConfigError(f"--timeout: {error}") from None
+    return parse_seconds(text, "--timeout")
 
 
 def _check(pattern: str) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from vmm import inputs
 from vmm.cli import say
-from vmm.cli.boot import parse_timeout
 from vmm.cli.machine_arguments import add_machine_arguments
 from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
 from vmm.config.outputs import Outputs
 from vmm.config.parts import Sandboxing
 from vmm.errors import ConfigError, ExitStatus, HostError
+from vmm.options import parse_seconds
 
 if TYPE_CHECKING:
     from vmm.machine import Machine
@@ -66,7 +66,7 @@ def parser() -> Parser:
 def run(words: list[str]) -> int:
     """Run the application that a command line names; return the exit status."""
     arguments = parser().parse(words, "application", rest="words")
-    deadline = parse_timeout(arguments.timeout)
+    deadline = None if arguments.timeout is None else parse_seconds(arguments.timeout, "--timeout")
     if arguments.application is None:
         raise ConfigError("run: which application? APP is an .efi file (vmm run --help tells more)")
     if arguments.serial == "none":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.config.parts import parse_choice
 from vmm.errors import ConfigError
 from vmm.inputs import read_file
-from vmm.options import parse_int
+from vmm.options import parse_int, parse_seconds
 from vmm.run.expect import compile_pattern, encode
 from vmm.run.expected import SendError
 from vmm.run.keys import TerminalType, check_keys
@@ -111,7 +111,7 @@ def read_script(path: str, terminal: str = "auto") -> list[Step]:
         place = f"{path}:{number}"
         try:
             if word == "timeout":
-                deadline = parse_seconds(rest)
+                deadline = parse_seconds(rest, "its time")
             else:
                 steps.append(_step(word, rest.lstrip() if word != "send" else rest, place, deadline, chosen))
         except ConfigError as error:
@@ -187,21 +187,6 @@ def _type(machine: Machine, step: Step, terminal: str) -> None:
         machine.send_keys(*step.keys, terminal=terminal)
     except ConfigError as error:
         raise ConfigError(f"--script {step.place}: {error}") from None
-
-
-def parse_seconds(text: str) -> float:
-    """A time.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{text or 'nothing'} is not a number of seconds above 0")
-    return value
 
 
 def unescape(text: str) -> str:

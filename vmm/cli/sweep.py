@@ -11,7 +11,7 @@ from vmm.cli import say
 from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import STANDARD, Outputs
 from vmm.errors import ConfigError, ExitStatus
-from vmm.options import parse_int
+from vmm.options import parse_int, parse_seconds
 
 if TYPE_CHECKING:
     import argparse
@@ -103,7 +103,7 @@ def run(words: list[str]) -> int:
     own, common = _parted(words)
     arguments = parser().parse(own, "matrix")
     matrix = _matrix(arguments, common)
-    deadline = _seconds(arguments.timeout)
+    deadline = DEFAULT_TIMEOUT if arguments.timeout is None else parse_seconds(arguments.timeout, "--timeout")
     jobs = parse_int(arguments.jobs or os.cpu_count() or 1, "--jobs", minimum=1, maximum=10_000)
     if arguments.json not in {None, STANDARD}:
         raise ConfigError(f"--json {arguments.json}: only - here; --results names the file")
@@ -197,17 +197,6 @@ def _check_options(matrix: Matrix) -> None:
     for axis in matrix.axes:
         for value in axis.values:
             verify_parser().parse([*value.words[:2]], "firmware")
-
-
-def _seconds(text: str | None) -> float:
-    from vmm.cli.script import parse_seconds
-
-    if text is None:
-        return DEFAULT_TIMEOUT
-    try:
-        return parse_seconds(text)
-    except ConfigError as error:
-        raise ConfigError(f"--timeout {text}: {error}") from None
 
 
 def _origin(words: list[str]) -> OriginReport:

@@ -15,6 +15,7 @@ from vmm.cli.parser import Parser, columns
 from vmm.config.outputs import STANDARD, Outputs
 from vmm.config.parts import Sandboxing
 from vmm.errors import ConfigError, ExitStatus
+from vmm.options import parse_seconds
 
 if TYPE_CHECKING:
     import argparse
@@ -70,7 +71,9 @@ def run(words: list[str]) -> int:
     """Verify what a command line describes; return 0 only if everything arrived."""
     with_linux = words[:1] == [LINUX]
     arguments = parser().parse(words[with_linux:], "firmware")
-    deadline = _seconds(arguments.timeout)
+    from vmm.verify.collect import DEADLINE
+
+    deadline = DEADLINE if arguments.timeout is None else parse_seconds(arguments.timeout, "--timeout")
     arguments.serial = arguments.serial or "none"
     arguments.debugcon = arguments.debugcon or "none"
     from vmm.report import html  # what is wrong so far should be said at once
@@ -136,15 +139,3 @@ def _origin(config: MachineConfig, words: list[str]) -> OriginReport:
     from vmm.report.origin import images_of_machine, origin  # only for documents
 
     return origin(["verify", *words], images_of_machine(config))
-
-
-def _seconds(text: str | None) -> float:
-    from vmm.verify.collect import DEADLINE
-
-    try:
-        value = DEADLINE if text is None else float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"--timeout {text}: a number of seconds above 0")
-    return value

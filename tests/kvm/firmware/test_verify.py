@@ -391,7 +391,7 @@ def test_the_command_exits_with_0_only_if_all_arrived(tmp_path: Path, capsys: py
     ("words", "status", "message"),
     [
         (["probe"], 2, "the report guest runs under OVMF and SeaBIOS"),
-        (["seabios", "--timeout", "0"], 2, "--timeout 0: a number of seconds above 0"),
+        (["seabios", "--timeout", "0"], 2, "--timeout 0: not a number of seconds above 0"),
         (["seabios", "-acpitable", "file=/nonexistent"], 2, "cannot read /nonexistent"),
         (["seabios", "-e820", "base=0,size=1M,type=reserved"], 2, "overlap"),
         (["seabios", "-device", "nvme"], 2, "-device nvme: the only disks are virtio ones"),
