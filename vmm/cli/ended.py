@@ -68,9 +68,9 @@ class Findings:
                 say(text.text(self._report, columns(sys.stderr, text.WIDTH)))
 
     def _json(self) -> str:
-        from vmm.report import schema
+        import json
 
-        return schema.as_json(self._report)
+        return json.dumps(self._report, indent=2) + "\n"
 
     def _page(self) -> str:
         from vmm.report import page

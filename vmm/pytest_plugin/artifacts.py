@@ -1,16 +1,20 @@
 """Machines that remember what a failed test is looked into with: consoles, access log, report."""
 
+import json
 from pathlib import Path
 from shutil import move
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmm.config.machine import MachineConfig
 from vmm.config.outputs import Outputs
 from vmm.errors import HostError, VmmError
 from vmm.pytest_plugin.coverage import CoveredMachine, SessionCoverage
-from vmm.report import schema, text
+from vmm.report import text
 from vmm.report.collect import collect
 from vmm.report.origin import images_of_machine, origin
+
+if TYPE_CHECKING:
+    from vmm.report.schema import Report
 
 _OPTION = "--vmm-artifacts"
 
@@ -36,7 +40,7 @@ class RecordedMachine(CoveredMachine):
         if not isinstance(config, MachineConfig):
             config, options = MachineConfig.create(config, **options), {}
         self._log = log
-        self._report: schema.Report | None = None
+        self._report: Report | None = None
         config = config._replace(trace=config.trace or str(log))
         super().__init__(session, config, **own, **options)
 
@@ -58,7 +62,7 @@ class RecordedMachine(CoveredMachine):
         documents = {f"{stream.name}.txt": stream.text() for stream in (self.serial, self.debugcon)}
         if self._report is not None:
             self._report["origin"] = origin(None, images_of_machine(self.config))
-            documents["report.json"] = schema.as_json(self._report)
+            documents["report.json"] = json.dumps(self._report, indent=2) + "\n"
             documents["report.txt"] = text.text(self._report) + "\n"
         try:
             directory.mkdir(parents=True, exist_ok=True)

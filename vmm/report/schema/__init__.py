@@ -3,7 +3,7 @@
 docs/schemas/report.schema.json is made of these types (scripts/report-schema). A key may be added at any time;
 ``schema`` changes when one goes or means something else. Sizes are in bytes, addresses are the guest's physical ones,
 times are seconds since the first run began unless a name says otherwise. The modules beside this one have a part of it
-each; all is imported from here. Most runs do without: their report is text, and types take longer to make than that.
+each; all is imported from here, for type checkers alone: to make these types takes longer than to make a report.
 """
 
 from __future__ import annotations
@@ -85,7 +85,6 @@ __all__ = [
     "WalkStepReport",
     "WherePlace",
     "WhyReport",
-    "as_json",
 ]
 
 
@@ -128,10 +127,3 @@ class Report(TypedDict):
     """Missing in reports of earlier versions."""
     timeline: list[EventReport]
     """In order."""
-
-
-def as_json(report: Report) -> str:
-    """Return the report as a JSON object, with its last newline."""
-    import json
-
-    return json.dumps(report, indent=2) + "\n"
