@@ -10,6 +10,8 @@ def main() -> None:
     # Most of a small boot is loading modules, which makes no garbage, and taking the interpreter apart at the end, of
     # which nothing is gained: the machine is closed by then, and the kernel takes back what is left.
     gc.set_threshold(50_000)
+    # Forget how often garbage was collected before: one look more, and all modules would be looked through.
+    gc.freeze()
     _open_standard_streams()
     try:
         from vmm import cli

@@ -1,11 +1,11 @@
 """How vmm came onto this host: its distribution, and whether it runs in a clone, whose scripts a remedy may name."""
 
-from pathlib import Path
+import os
 
 DISTRIBUTION = "firmware-vmm"
 """What pip knows it by; the distribution named vmm is somebody else's."""
 
-_SCRIPTS = Path(__file__).parents[1] / "scripts"
+_SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
 
 
 def version() -> str:
@@ -17,7 +17,7 @@ def version() -> str:
 
 def remedy(script: str, in_clone: str, elsewhere: str) -> str:
     """Return what to do: in a clone, which has that script, or where vmm was installed by pip."""
-    return in_clone if (_SCRIPTS / script).is_file() else elsewhere
+    return in_clone if os.path.isfile(os.path.join(_SCRIPTS, script)) else elsewhere
 
 
 def extra_remedy(name: str) -> str:

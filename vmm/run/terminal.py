@@ -9,18 +9,17 @@ by whole lines, so that it does not cut into words.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import termios
 import time
-from typing import TYPE_CHECKING, Any, Self
 
 from vmm.run.console import KEEP_BYTES
-from vmm.run.expected import SendError
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, Self
 
     from vmm.run.console import Stream
 
@@ -85,7 +84,7 @@ class Terminal:
         self._wakes: bool | None = None
         self._saved: list[Any] | None = None
         self._closed = False
-        self._until = math.inf
+        self._until = float("inf")
 
     def __enter__(self) -> Self:
         if self._keys is not None and is_foreground_terminal():
@@ -204,8 +203,7 @@ class Terminal:
         elif not data:
             self._keys = None
         if data and self._keys is not None:
-            with contextlib.suppress(SendError):  # the guest has ended; its last words are still to be shown
-                self._keys(data)
+            _tell_guest(self._keys, data)
 
     def _without_commands(self, data: bytes) -> bytes:
         """Obey what follows Ctrl-A; return what is for the guest."""
@@ -221,8 +219,7 @@ class Terminal:
                 self._wakes = False
                 self._quit()
             elif key in b"pP":
-                with contextlib.suppress(SendError):
-                    self._press()
+                _tell_guest(self._press)
             elif key in b"wW":
                 self._wakes = True
             elif key in b"hH":
@@ -255,6 +252,13 @@ def is_foreground_terminal() -> bool:
     with contextlib.suppress(OSError):
         return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
     return False
+
+
+def _tell_guest(act: Callable[..., object], *values: bytes) -> None:
+    from vmm.run.expected import SendError  # few guests are told anything
+
+    with contextlib.suppress(SendError):  # the guest has ended; its last words are still to be shown
+        act(*values)
 
 
 def _ready(fd: int, *, write: bool = False, seconds: float = 0) -> bool:

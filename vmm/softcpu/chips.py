@@ -4,14 +4,18 @@ Each class has the methods of the one that it takes the place of; what would be 
 which answers the same requests with the same numbers, structs and errors. Who executes the guest is the software CPU.
 """
 
+from __future__ import annotations
+
 import errno
-from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.kvm import Kvm, Vcpu, Vm
 from vmm.kvm.descriptor import Descriptor, kvm_error
+from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmm.devices.clock import GuestClock
     from vmm.kvm import CpuidEntry
 
@@ -50,7 +54,7 @@ class ChipsSystem(Kvm, _Handle):
         clock: what the time of machines goes by; None: it goes on with the host's.
     """
 
-    def __init__(self, why: str, clock: "GuestClock | None" = None) -> None:
+    def __init__(self, why: str, clock: GuestClock | None = None) -> None:
         _Handle.__init__(self, -1, "the software CPU's chips")
         self.stands_in = why
         self.clock = clock
@@ -58,11 +62,11 @@ class ChipsSystem(Kvm, _Handle):
     def _answer(self, number: int, argument: Any) -> int:
         return int(lib.chips_system_request(number, argument))
 
-    def supported_cpuid(self) -> "list[CpuidEntry]":
+    def supported_cpuid(self) -> list[CpuidEntry]:
         """Nothing: the software CPU knows by itself what it offers."""
         return []
 
-    def create_vm(self) -> "ChipsVm":
+    def create_vm(self) -> ChipsVm:
         """A machine without CPUs and memory.
 
         Raises:
@@ -100,7 +104,7 @@ class ChipsVm(Vm, _Handle):
     def _answer(self, number: int, argument: Any) -> int:
         return int(lib.chips_vm_request(self._handle, number, argument))
 
-    def create_vcpu(self, vcpu_id: int, index: int | None = None) -> "ChipsVcpu":
+    def create_vcpu(self, vcpu_id: int, index: int | None = None) -> ChipsVcpu:
         """Add a CPU.
 
         Args:

@@ -8,20 +8,23 @@ keeps being the machine around the CPU: interrupt controllers, timers, HLT, INIT
 part of vmm that is linked with Unicorn (GPL version 2).
 """
 
+from __future__ import annotations
+
 import mmap
-from collections.abc import Sequence
-from contextlib import ExitStack
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm import installation, layout
 from vmm._native import ffi, lib
 from vmm.errors import ConfigError, HostError, KvmError
-from vmm.kvm import CpuidEntry
+from vmm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import ExitStack
+    from types import ModuleType
+    from typing import Any
+
     from vmm.devices.clock import GuestClock
-    from vmm.kvm import Vm
+    from vmm.kvm import CpuidEntry, Vm
     from vmm.memory import GuestMemory
 
 
@@ -103,7 +106,7 @@ class SoftwareCpu:
         KvmError: KVM refuses the slot.
     """
 
-    def __init__(self, core: Any, vm: "Vm") -> None:
+    def __init__(self, core: Any, vm: Vm) -> None:
         module = load()
         self._ffi, self._lib = module.ffi, module.lib
         self._at_end: Counters | None = None
@@ -220,7 +223,7 @@ class SoftwareCpu:
         self._ffi.buffer(state)[:] = data
         return state
 
-    def go_by(self, clock: "GuestClock", handle: Any) -> None:
+    def go_by(self, clock: GuestClock, handle: Any) -> None:
         """Let time go by what the guest executes; before there is a vCPU.
 
         Args:
@@ -273,7 +276,7 @@ def _vcpu_error(core_vcpu: Any) -> KvmError:
     return KvmError(f"KVM refuses a vCPU's registers: errno {error}", error)
 
 
-def create_softcpu(core: Any, vm: "Vm", memory: "GuestMemory", closers: ExitStack) -> SoftwareCpu:
+def create_softcpu(core: Any, vm: Vm, memory: GuestMemory, closers: ExitStack) -> SoftwareCpu:
     """Create the software CPU of a machine, and prepare its memory for that.
 
     Args:
