@@ -15,6 +15,7 @@ from vmm.config.parts import Clock
 from vmm.cpu import cpuid
 from vmm.cpu.processors import create_processors
 from vmm.devices.clock import VIRTUAL_START_NS, VIRTUAL_UTC_NS, GuestClock
+from vmm.firmware.images import FirmwareKind
 from vmm.handoff import interface, tables
 from vmm.kvm import pc_routes
 from vmm.memory import create_memory
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from vmm.run.virtual_time import VirtualTime
     from vmm.run.whole import Whole
     from vmm.softcpu.engine import SoftwareCpu
+
+
+_READS_TABLES = frozenset({FirmwareKind.OVMF, FirmwareKind.SEABIOS, FirmwareKind.BHYVE})
+"""Real firmware does; of our guests, few live long enough."""
 
 
 class Assembly(Observable):
@@ -113,6 +118,7 @@ class Assembly(Observable):
             self.sandbox.close_files()
             threads = self._threads = VcpuThreads(core, self.sandbox, self._present)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
+            self.serial.printed = self.debugcon.printed = self._lifetime.note_output
             ram = None if resumption is None else resumption.snapshot.map_ram()
             if config.has_smm:
                 decision.check_smm(self.accelerator, self.kvm)
@@ -261,6 +267,7 @@ class Assembly(Observable):
                 self._explain,
                 self._reset_in_place,
                 None if self.virtual_time is None else self.virtual_time.watch,
+                tables.load_builders if config.firmware.kind in _READS_TABLES and self.fw_cfg is not None else None,
             )
             super().__init__(runner, self.serial, poll, self._find_terminal, self._press_power_button)
             self.debugger: Debugger | None = None

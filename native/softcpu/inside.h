@@ -251,6 +251,7 @@ struct softcpu {
 
     pthread_t ticker;
     pthread_cond_t ticker_wake;
+    pthread_cond_t ticker_end;
     bool ticker_stop;
     uint32_t bounded_stays; /* atomic: vCPUs with kick_after_ticks */
 

@@ -8,8 +8,12 @@
  */
 #include "engine.h"
 
+#include "vmm/clock.h"
+
 #include <signal.h>
 #include <time.h>
+
+#define NS_PER_S 1000000000u
 
 static void kick_bounded_stays(struct softcpu *softcpu)
 {
@@ -83,10 +87,18 @@ static void wait_for_turn(struct softcpu_vcpu *vcpu)
     }
 }
 
+/* Cut short by lock_destroy, for which whoever closes a machine waits. */
+static void sleep_for_a_tick(struct softcpu *softcpu)
+{
+    uint64_t end = monotonic_ns() + TICK_NS;
+    const struct timespec until = {.tv_sec = (time_t)(end / NS_PER_S), .tv_nsec = (long)(end % NS_PER_S)};
+
+    pthread_cond_timedwait(&softcpu->ticker_end, &softcpu->lock_mutex, &until);
+}
+
 static void *tick(void *opaque)
 {
     struct softcpu *softcpu = opaque;
-    const struct timespec interval = {.tv_nsec = TICK_NS};
 
     pthread_mutex_lock(&softcpu->lock_mutex);
     while (!softcpu->ticker_stop) {
@@ -101,9 +113,7 @@ static void *tick(void *opaque)
             send_all_away(softcpu);
         }
         kick_bounded_stays(softcpu);
-        pthread_mutex_unlock(&softcpu->lock_mutex);
-        nanosleep(&interval, NULL);
-        pthread_mutex_lock(&softcpu->lock_mutex);
+        sleep_for_a_tick(softcpu);
     }
     pthread_mutex_unlock(&softcpu->lock_mutex);
     return NULL;
@@ -111,17 +121,23 @@ static void *tick(void *opaque)
 
 int lock_init(struct softcpu *softcpu)
 {
+    pthread_condattr_t monotonic;
     sigset_t all, before;
     int error;
 
     pthread_mutex_init(&softcpu->lock_mutex, NULL);
     pthread_cond_init(&softcpu->ticker_wake, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&softcpu->ticker_end, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     /* The process's signals are for its other threads. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     error = pthread_create(&softcpu->ticker, NULL, tick, softcpu);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error != 0) {
+        pthread_cond_destroy(&softcpu->ticker_end);
         pthread_cond_destroy(&softcpu->ticker_wake);
         pthread_mutex_destroy(&softcpu->lock_mutex);
     }
@@ -133,8 +149,10 @@ void lock_destroy(struct softcpu *softcpu)
     pthread_mutex_lock(&softcpu->lock_mutex);
     softcpu->ticker_stop = true;
     pthread_cond_signal(&softcpu->ticker_wake);
+    pthread_cond_signal(&softcpu->ticker_end);
     pthread_mutex_unlock(&softcpu->lock_mutex);
     pthread_join(softcpu->ticker, NULL);
+    pthread_cond_destroy(&softcpu->ticker_end);
     pthread_cond_destroy(&softcpu->ticker_wake);
     pthread_mutex_destroy(&softcpu->lock_mutex);
 }

@@ -182,6 +182,11 @@ class AcpiFiles:
         ]
 
 
+def load_builders() -> None:
+    """Load what builds the tables, for a guest that is about to read them and would have to wait for that."""
+    from vmm.tables import acpi, smbios  # noqa: F401
+
+
 def place_smbios(config: MachineConfig, memory: GuestMemory, processor_id: int) -> None:
     """Store SMBIOS in RAM, where bhyve's board has it; arguments as `build`.
 

@@ -28,6 +28,9 @@ FINAL = frozenset(
 )
 """After these there is no guest that could go on, unless the machine is reset, or woken up."""
 
+BURST_SECONDS = 0.001
+"""How long is waited, once something was printed, for what comes right behind it: most consoles print byte by byte."""
+
 KEPT_RESETS = 100
 """Resets that are remembered, the latest ones: a guest may reset for ever."""
 
@@ -67,6 +70,7 @@ class Lifetime:
         self._guest_resets = 0  # in this run
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._printed = False  # since `wait` returned
         self._idle = threading.Event()
         self._idle.set()
         self._owner: int | None = None
@@ -217,14 +221,23 @@ class Lifetime:
             self.end = outcome
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but not beyond the end of the run, a reset or a `nudge`; whether the run has ended."""
+        """Sleep, but not beyond the end of the run, a reset, output or a `nudge`; whether the run has ended."""
         if self._wake.wait(seconds) and self.end is None and self.reset_asked is None:
             self._wake.clear()
+            if self._printed:
+                time.sleep(BURST_SECONDS)
+        self._printed = False
         return self.end is not None
 
     def nudge(self) -> None:
         """Let the thread that waits look around; any thread may."""
         self._wake.set()
+
+    def note_output(self) -> None:
+        """Let it look at what a console shows now and in the next moment; any thread may."""
+        if not self._printed:
+            self._printed = True
+            self._wake.set()
 
     @contextmanager
     def pause(self) -> Iterator[None]:

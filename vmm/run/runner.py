@@ -54,6 +54,7 @@ class Runner:
         explain: adds evidence to an outcome, once the vCPUs have stopped.
         reset: brings the machine, whose vCPUs have stopped, to its state after power-on.
         watched: has what it is given called whenever something was printed; None: the waiting thread looks by itself.
+        prepare: gets ready, on the waiting thread, what the guest will soon ask for.
 
     Attributes:
         debugger: starts the vCPUs instead; None: there is none.
@@ -68,6 +69,7 @@ class Runner:
         explain: Callable[[Outcome], Outcome],
         reset: Callable[[ResetKind], None],
         watched: Callable[[Callable[[], object]], None] | None = None,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         self._lifetime = lifetime
         self._threads = threads
@@ -76,6 +78,7 @@ class Runner:
         self._feed = feed
         self._reset_machine = reset
         self._watched = watched
+        self._prepare = prepare
         self.debugger: Debugger | None = None
 
     def run(
@@ -195,6 +198,9 @@ class Runner:
             self._watched(look)
         try:
             self._start(on_poll)
+            if self._prepare is not None:
+                self._prepare()
+                self._prepare = None
             while not life.wait(POLL_SECONDS):
                 resets = life.wants_reset
                 if resets:
