@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from vmm.softcpu.engine import SoftwareCpu
 
 
-_READS_TABLES = frozenset({FirmwareKind.OVMF, FirmwareKind.SEABIOS, FirmwareKind.BHYVE})
+_READ_TABLES = frozenset({FirmwareKind.OVMF, FirmwareKind.SEABIOS, FirmwareKind.BHYVE})
 """Real firmware does; of our guests, few live long enough."""
 
 
@@ -259,6 +259,7 @@ class Assembly(Observable):
             if ahead is not None:
                 ahead.settle()
                 poll = ahead.watch(poll)
+            reads_tables = config.firmware.kind in _READ_TABLES
             runner = Runner(
                 self._lifetime,
                 threads,
@@ -267,7 +268,7 @@ class Assembly(Observable):
                 self._explain,
                 self._reset_in_place,
                 None if self.virtual_time is None else self.virtual_time.watch,
-                tables.load_builders if config.firmware.kind in _READS_TABLES and self.fw_cfg is not None else None,
+                None if self.fw_cfg is None or not reads_tables else partial(interface.build_ahead, self.fw_cfg),
             )
             super().__init__(runner, self.serial, poll, self._find_terminal, self._press_power_button)
             self.debugger: Debugger | None = None

@@ -190,7 +190,7 @@ class FwCfg:
             sorted(self._files, key=lambda name: (rank.get(name, len(rank)), name.encode())), FILE_FIRST
         ):
             self._items[key] = self._files[name] = self._files[name]._replace(key=key)
-        on_look = self._build_late_files if self._late else None
+        on_look = self.build_late_files if self._late else None
         self._items[Key.FILE_DIR] = new_item(
             "file_dir", Key.FILE_DIR, directory(self._files.values()), True, on_look, None
         )
@@ -211,7 +211,7 @@ class FwCfg:
         """
         first, last = PORT_FW_CFG.start, PORT_FW_CFG.stop - 1
         if registers is not None:
-            self._build_late_files()
+            self.build_late_files()
             self._registers = registers
             ports.add(first, last, registers, "fw_cfg")
             return
@@ -236,6 +236,16 @@ class FwCfg:
             listed = self._items[Key.FILE_DIR]
             at = 4 + (new.key - FILE_FIRST) * DIRECTORY_ENTRY.size
             ffi.buffer(listed.contents)[at : at + 4] = struct.pack(">I", new.size)
+        finally:
+            lib.vmm_io_unlock(self._core)
+
+    def build_late_files(self) -> None:
+        """Build those of `add_late_files` whose contents nobody has needed yet; the guest's first look does it, too."""
+        lib.vmm_io_lock(self._core)
+        try:
+            for late in self._late:
+                if not late.built:
+                    self._build(late)
         finally:
             lib.vmm_io_unlock(self._core)
 
@@ -392,11 +402,6 @@ class FwCfg:
     def _refuse_if_published(self) -> None:
         if self._tables is not None:
             raise RuntimeError("the items are published already")
-
-    def _build_late_files(self) -> None:
-        for late in self._late:
-            if not late.built:
-                self._build(late)
 
     def _selected(self, late: LateFiles) -> None:
         if late.stale:

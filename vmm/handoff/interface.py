@@ -193,6 +193,12 @@ def attach_fw_cfg(fw_cfg: FwCfg, ports: Bus, core: Any, *, in_python: bool) -> N
     fw_cfg.attach(ports, PythonFwCfg(fw_cfg, core))
 
 
+def build_ahead(fw_cfg: FwCfg) -> None:
+    """Build the tables while firmware executes its first instructions, or it would soon have to wait for them."""
+    tables.load_builders()  # without the lock, for it takes milliseconds
+    fw_cfg.build_late_files()
+
+
 def build_fwctl(config: MachineConfig) -> Fwctl:
     """What bhyve has as fwctl: its OID, and the user's, which may replace it.
 

@@ -183,7 +183,7 @@ class AcpiFiles:
 
 
 def load_builders() -> None:
-    """Load what builds the tables, for a guest that is about to read them and would have to wait for that."""
+    """Load what builds the tables."""
     from vmm.tables import acpi, smbios  # noqa: F401
 
 
