@@ -20,6 +20,8 @@ struct boundary {
     /* Has an INIT or SIPI changed the registers, so that the engine's are void? */
     bool (*find_reset)(struct softcpu_vcpu *vcpu, bool *reset);
     enum found (*look)(struct softcpu_vcpu *vcpu);
+    /* Of a timer, one that the vCPU would have taken by now: RDTSC waits for it. Where it takes interrupts; NULL: none is. */
+    bool (*tick_is_late)(struct softcpu_vcpu *vcpu);
     /* The vector of an interrupt, at a moment when the guest takes one; -1: there is none. NULL: only `wait` tells. */
     int (*acknowledge)(struct softcpu_vcpu *vcpu);
     /*
@@ -126,9 +128,6 @@ void lock_release(struct softcpu_vcpu *vcpu);
 void lock_assert_owner(const struct softcpu_vcpu *vcpu);
 /* Let the others run first, if any wait. */
 void lock_yield(struct softcpu_vcpu *vcpu);
-/* KVM_RUN that returns with EINTR after about this many ticks; 0: unbounded. */
-int bounded_kvm_run(struct softcpu_vcpu *vcpu, uint32_t ticks);
-
 /* helpers.c */
 /* Control register 4's bits that the guest's CPUID offers. */
 target_ulong engine_cr4_allowed(const CPUX86State *env);
@@ -169,22 +168,6 @@ bool state_load_reset(struct softcpu_vcpu *vcpu);
 /* After a run. */
 bool state_store(struct softcpu_vcpu *vcpu);
 
-/* stubs.c; false where KVM fails: core->end says how. */
-void stubs_write(uint8_t *page, uint32_t gpa);
-/* From the guest's registers, or those of a reset, to the stubs', and back to none in particular. */
-bool stubs_enter(struct softcpu_vcpu *vcpu);
-bool stubs_leave(struct softcpu_vcpu *vcpu, bool halted);
-/* Has an INIT or SIPI reset KVM's vCPU? */
-bool stubs_find_reset(struct softcpu_vcpu *vcpu, bool *reset);
-/* The engine's task priority (CR8) becomes that of KVM's LAPIC. */
-bool stubs_set_priority(struct softcpu_vcpu *vcpu);
-/* KVM_RUN; also true where a signal ended it. */
-bool stubs_run_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks);
-/* Load, store, IN, OUT at a chip of KVM's; after a reset meanwhile, all ones. */
-bool stubs_access(struct softcpu_vcpu *vcpu, enum stub_access kind, uint32_t address, uint32_t size, uint32_t *value);
-/* Halt until there is an NMI, an interrupt (if the guest takes them), a reset, or a signal; vcpu->acknowledged says. */
-bool stubs_wait(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t ticks, bool *reset);
-
 /* chips.c */
 bool chips_have_port(uint32_t port);
 bool chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
@@ -192,17 +175,6 @@ bool chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
 void chips_port_access(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write,
                        uintptr_t return_address);
 void chips_memory_access(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint64_t *value, bool is_write);
-
-/* kvm_chips.c */
-bool kvm_chips_have_address(const struct softcpu_vcpu *vcpu, uint64_t gpa);
-/* Of the PIT's ticks, one that the vCPU would have taken by now; to be asked where it takes interrupts. */
-bool kvm_chips_pit_is_late(struct softcpu_vcpu *vcpu);
-void kvm_chips_note_interrupt(struct softcpu_vcpu *vcpu);
-bool kvm_chips_port(struct softcpu_vcpu *vcpu, uint32_t port, uint32_t size, uint32_t *value, bool is_write);
-bool kvm_chips_memory(struct softcpu_vcpu *vcpu, uint64_t gpa, uint32_t size, uint32_t *value, bool is_write);
-/* An interrupt command that no LAPIC of KVM's is to see, for it would refuse it: an SMI. Sends it. */
-bool kvm_chips_take_command(struct softcpu_vcpu *vcpu, uint32_t command, uint32_t destination);
-bool kvm_chips_send_init(struct softcpu_vcpu *vcpu);
 
 /* smm.c */
 /* Is there an SMI that the vCPU would take? */
@@ -219,6 +191,10 @@ bool msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
 /* As if the guest had written it; 0: nothing is armed. */
 bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value);
 bool msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
+/* Of the vCPU as requests give and take them; what counts in TSC ticks, as that TSC does. */
+bool msr_read_kept(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
+bool msr_write_kept(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
+uint64_t msr_deadline_kept(const struct softcpu_vcpu *vcpu, uint64_t value);
 
 /* engine_msr.c */
 /* NULL: the MSR is KVM's. */
@@ -231,16 +207,6 @@ bool engine_msrs_store(struct softcpu_vcpu *vcpu);
 /* All of them, to and from as many values as there are; returns how many. */
 uint32_t engine_msrs_save(const struct softcpu_vcpu *vcpu, uint64_t *values);
 void engine_msrs_restore(struct softcpu_vcpu *vcpu, const uint64_t *values);
-
-/* kvm_msr.c */
-/* Of the vCPU as the requests have it. */
-bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
-bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
-/* Of a guest that has KVM's chips. */
-bool kvm_guest_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value);
-bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value);
-/* A deadline of the guest's TSC, as KVM counts it. */
-uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value);
 
 /* strings.c: of REP INS, MOVS and STOS; sizes: MemOps, of an element, and above two bits of the registers. */
 /* Where in host memory the byte at a linear address is, if such accesses to its page are nothing but that; else NULL. */
@@ -277,16 +243,5 @@ void virtual_time_end_look(struct softcpu_vcpu *vcpu);
 /* While it waits: to the next deadline. False: there is none. */
 bool virtual_time_jump(struct softcpu_vcpu *vcpu);
 bool virtual_time_has_input(const struct softcpu_vcpu *vcpu);
-
-/* interrupts.c; false where KVM fails: core->end says how. */
-enum found interrupts_look(struct softcpu_vcpu *vcpu);
-/* Read the LAPIC's timer and addresses after something that may have changed them; armed: its initial count was written. */
-bool interrupts_note_lapic(struct softcpu_vcpu *vcpu, bool armed);
-/* After a wait: a timer that was due has been seen to. */
-void interrupts_after_wait(struct softcpu_vcpu *vcpu);
-/* After a LAPIC access: any other vCPU may have got an interrupt, INIT or SIPI. */
-void interrupts_wake_others(struct softcpu_vcpu *vcpu);
-/* After an INIT may have been sent: the others leave KVM_RUN, before a SIPI would make KVM execute their code. */
-void interrupts_fetch_others(struct softcpu_vcpu *vcpu);
 
 #endif

@@ -58,7 +58,7 @@ void engine_msrs_load(struct softcpu_vcpu *vcpu)
         uint64_t value;
 
         /* A host without one of them (TSC_AUX) leaves it to the engine. */
-        if (!engine_msrs[i].in_sregs && kvm_msr_read(vcpu, engine_msrs[i].index, &value)) {
+        if (!engine_msrs[i].in_sregs && msr_read_kept(vcpu, engine_msrs[i].index, &value)) {
             engine_msr_write(vcpu, &engine_msrs[i], value);
             vcpu->msrs_of_kvm |= 1u << i;
         }
@@ -86,7 +86,7 @@ bool engine_msrs_store(struct softcpu_vcpu *vcpu)
 {
     for (uint32_t i = 0; i < ARRAY_SIZE(engine_msrs); i++) {
         if ((vcpu->msrs_of_kvm >> i & 1) &&
-            !kvm_msr_write(vcpu, engine_msrs[i].index, engine_msr_read(vcpu, &engine_msrs[i]))) {
+            !msr_write_kept(vcpu, engine_msrs[i].index, engine_msr_read(vcpu, &engine_msrs[i]))) {
             return vmm_vcpu_fail(vcpu->core, KVM_SET_MSRS, EINVAL);
         }
     }

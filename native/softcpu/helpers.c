@@ -46,7 +46,7 @@ static void look_before_late_time(CPUX86State *env, uintptr_t return_address)
     if (vcpu->executes_one || virtual_time_is_on(vcpu) || !engine_takes_interrupts(vcpu)) {
         return;
     }
-    if (kvm_chips_pit_is_late(vcpu)) {
+    if (boundary_of(vcpu)->tick_is_late != NULL && boundary_of(vcpu)->tick_is_late(vcpu)) {
         engine_leave_before(vcpu, LEAVE_LATE_TICK, return_address);
     }
     if (now - vcpu->looked_tsc > LATE_TSC) {

@@ -4,7 +4,7 @@
  * interrupt controllers are only looked at here; they acknowledge in KVM_RUN
  * (stubs.c).
  */
-#include "engine.h"
+#include "kvm_around.h"
 
 #include "vmm/clock.h"
 

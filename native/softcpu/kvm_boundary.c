@@ -12,7 +12,7 @@
  * the boot processor at once: single-stepped, that is one instruction in real
  * mode, which KVM can represent.
  */
-#include "engine.h"
+#include "kvm_around.h"
 
 #include <time.h>
 
@@ -29,6 +29,11 @@ static bool wait_in_kvm(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t tic
     /* After a stop, KVM may not even have looked. */
     if (!*reset && (vcpu->acknowledged != NOTHING_ACKNOWLEDGED || !vmm_stop_requested(vcpu->softcpu->vm))) {
         interrupts_after_wait(vcpu);
+    }
+    if (!*reset && vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
+        kvm_chips_note_interrupt(vcpu);
+    } else if (!*reset && ticks != 0) {
+        vcpu->no_tick_came = true;
     }
     return true;
 }
@@ -65,6 +70,7 @@ const struct boundary kvm_boundary = {
     .end = stubs_leave,
     .find_reset = stubs_find_reset,
     .look = interrupts_look,
+    .tick_is_late = kvm_chips_pit_is_late,
     .wait = wait_in_kvm,
     .wait_for_start = wait_for_start,
     .send_init = kvm_chips_send_init,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* The chips inside KVM: where the guest finds them, and what an access to one may have changed. */
-#include "engine.h"
+#include "kvm_around.h"
 
 #include "vmm/clock.h"
 
@@ -206,7 +206,7 @@ bool kvm_chips_send_init(struct softcpu_vcpu *vcpu)
 
     __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
     if (vcpu->apic_base & MSR_IA32_APICBASE_EXTD) {
-        return kvm_msr_write(vcpu, MSR_X2APIC_ICR, (uint64_t)vcpu->core->apic_id << 32 | command) ||
+        return msr_write_kept(vcpu, MSR_X2APIC_ICR, (uint64_t)vcpu->core->apic_id << 32 | command) ||
                vmm_vcpu_fail(vcpu->core, KVM_SET_MSRS, EINVAL);
     }
     return stubs_access(vcpu, STUB_STORE, APIC_DEFAULT_ADDRESS + LAPIC_ICR_HIGH, 4, &high) &&

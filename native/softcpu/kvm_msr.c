@@ -3,7 +3,7 @@
  * MSRs that are KVM's: it says which there are. One that it refuses is #GP in
  * the guest.
  */
-#include "engine.h"
+#include "kvm_around.h"
 
 #define MSR_TSC 0x10u
 #define MSR_TSC_DEADLINE 0x6e0u
@@ -11,29 +11,6 @@
 #define MSR_X2APIC_LAST 0x8ffu
 #define MSR_X2APIC_ICR 0x830u
 #define MSR_X2APIC_TIMER_INITIAL 0x838u
-
-struct one_msr {
-    struct kvm_msrs header;
-    struct kvm_msr_entry entry;
-};
-
-bool kvm_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
-{
-    struct one_msr msr = {.header.nmsrs = 1, .entry.index = index};
-
-    if (vcpu->core->request(vcpu->core, KVM_GET_MSRS, &msr) != 1) {
-        return false;
-    }
-    *value = msr.entry.data;
-    return true;
-}
-
-bool kvm_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
-{
-    struct one_msr msr = {.header.nmsrs = 1, .entry = {.index = index, .data = value}};
-
-    return vcpu->core->request(vcpu->core, KVM_SET_MSRS, &msr) == 1;
-}
 
 /*
  * KVM takes the host's word for MSRs that a guest must not reach: its
@@ -49,8 +26,8 @@ static bool hidden(uint32_t index)
 /* What counts in TSC ticks, as KVM counts them. */
 static uint64_t in_kvm(const struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
-    if (index == MSR_TSC_DEADLINE && value != 0) {
-        return value != vcpu->tsc_ahead ? value - vcpu->tsc_ahead : 1;
+    if (index == MSR_TSC_DEADLINE) {
+        return msr_deadline_kept(vcpu, value);
     }
     return index == MSR_TSC ? value - vcpu->tsc_ahead : value;
 }
@@ -60,14 +37,9 @@ static uint64_t in_guest(const struct softcpu_vcpu *vcpu, uint32_t index, uint64
     return index == MSR_TSC || (index == MSR_TSC_DEADLINE && value != 0) ? value + vcpu->tsc_ahead : value;
 }
 
-uint64_t kvm_deadline(const struct softcpu_vcpu *vcpu, uint64_t value)
-{
-    return in_kvm(vcpu, MSR_TSC_DEADLINE, value);
-}
-
 bool kvm_guest_msr_read(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
 {
-    if (hidden(index) || !kvm_msr_read(vcpu, index, value)) {
+    if (hidden(index) || !msr_read_kept(vcpu, index, value)) {
         return false;
     }
     *value = in_guest(vcpu, index, *value);
@@ -80,7 +52,7 @@ bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t val
         kvm_chips_take_command(vcpu, (uint32_t)value, (uint32_t)(value >> 32))) {
         return true;
     }
-    if (hidden(index) || !kvm_msr_write(vcpu, index, in_kvm(vcpu, index, value))) {
+    if (hidden(index) || !msr_write_kept(vcpu, index, in_kvm(vcpu, index, value))) {
         return false;
     }
     switch (index) {
@@ -92,7 +64,7 @@ bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t val
         vcpu->apic_base = value;
         vcpu->kvm_sregs.apic_base = (value & ~APIC_BASE_ADDRESS) | APIC_DEFAULT_ADDRESS;
         tlb_flush(CPU(&vcpu->cpu));
-        return kvm_msr_write(vcpu, index, vcpu->kvm_sregs.apic_base);
+        return msr_write_kept(vcpu, index, vcpu->kvm_sregs.apic_base);
     default:
         if (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST) {
             if (!interrupts_note_lapic(vcpu, index == MSR_X2APIC_TIMER_INITIAL)) {

@@ -216,27 +216,3 @@ void lock_yield(struct softcpu_vcpu *vcpu)
     }
     pthread_mutex_unlock(&softcpu->lock_mutex);
 }
-
-int bounded_kvm_run(struct softcpu_vcpu *vcpu, uint32_t ticks)
-{
-    struct softcpu *softcpu = vcpu->softcpu;
-    int result;
-
-    if (ticks == 0) {
-        return ioctl(vcpu->core->fd, KVM_RUN, 0);
-    }
-    vcpu->thread = pthread_self();
-    __atomic_store_n(&vcpu->kick_after_ticks, ticks, __ATOMIC_RELEASE);
-    if (__atomic_fetch_add(&softcpu->bounded_stays, 1, __ATOMIC_ACQ_REL) == 0) {
-        pthread_mutex_lock(&softcpu->lock_mutex);
-        pthread_cond_signal(&softcpu->ticker_wake);
-        pthread_mutex_unlock(&softcpu->lock_mutex);
-    }
-    result = ioctl(vcpu->core->fd, KVM_RUN, 0);
-    /* With the lock that the ticker kicks under: it must not send a signal to a thread that has ended meanwhile. */
-    pthread_mutex_lock(&softcpu->lock_mutex);
-    __atomic_store_n(&vcpu->kick_after_ticks, 0, __ATOMIC_RELAXED);
-    pthread_mutex_unlock(&softcpu->lock_mutex);
-    __atomic_fetch_sub(&softcpu->bounded_stays, 1, __ATOMIC_ACQ_REL);
-    return result;
-}

@@ -10,6 +10,29 @@
 #define MSR_TSC_DEADLINE 0x6e0u
 #define MSR_TSC 0x10u
 
+struct one_msr {
+    struct kvm_msrs header;
+    struct kvm_msr_entry entry;
+};
+
+bool msr_read_kept(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t *value)
+{
+    struct one_msr msr = {.header.nmsrs = 1, .entry.index = index};
+
+    if (vcpu->core->request(vcpu->core, KVM_GET_MSRS, &msr) != 1) {
+        return false;
+    }
+    *value = msr.entry.data;
+    return true;
+}
+
+bool msr_write_kept(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
+{
+    struct one_msr msr = {.header.nmsrs = 1, .entry = {.index = index, .data = value}};
+
+    return vcpu->core->request(vcpu->core, KVM_SET_MSRS, &msr) == 1;
+}
+
 static bool canonical(uint64_t address)
 {
     return (uint64_t)((int64_t)(address << 16) >> 16) == address;
@@ -55,10 +78,18 @@ static bool write_efer(struct softcpu_vcpu *vcpu, uint64_t value)
     return true;
 }
 
+uint64_t msr_deadline_kept(const struct softcpu_vcpu *vcpu, uint64_t value)
+{
+    if (value == 0) {
+        return 0;
+    }
+    return value != vcpu->tsc_ahead ? value - vcpu->tsc_ahead : 1;
+}
+
 bool msr_set_deadline(struct softcpu_vcpu *vcpu, uint64_t value)
 {
     vcpu->tsc_deadline = value;
-    return value == 0 || kvm_msr_write(vcpu, MSR_TSC_DEADLINE, kvm_deadline(vcpu, value));
+    return value == 0 || msr_write_kept(vcpu, MSR_TSC_DEADLINE, msr_deadline_kept(vcpu, value));
 }
 
 /* A write to either moves the TSC, and TSC_ADJUST says by how much it was in all (Intel SDM volume 3, 18.17.3). */

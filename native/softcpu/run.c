@@ -39,13 +39,13 @@ static void forget_events(struct softcpu_vcpu *vcpu)
     vcpu->tsc_deadline = 0;
 }
 
-/* After KVM reset the vCPU: it waits, or begins where KVM says. */
+/* After an INIT or SIPI: it waits, or begins where its registers say. */
 static bool take_reset(struct softcpu_vcpu *vcpu)
 {
     uint32_t state;
 
     if (in_smm(vcpu)) {
-        /* Intel SDM volume 3, 10.4.7 and 32.3: an INIT waits, a SIPI is lost. KVM's LAPIC is reset already. */
+        /* Intel SDM volume 3, 10.4.7 and 32.3: an INIT waits, a SIPI is lost. The LAPIC is reset already. */
         vcpu->init_latched = true;
         return boundary_of(vcpu)->begin(vcpu);
     }
@@ -73,9 +73,6 @@ static bool wait_for_interrupt(struct softcpu_vcpu *vcpu, uint32_t ticks)
     if (vcpu->acknowledged != NOTHING_ACKNOWLEDGED) {
         vcpu->halted = false;
         count(&vcpu->interrupts);
-        kvm_chips_note_interrupt(vcpu);
-    } else if (ticks != 0) {
-        vcpu->no_tick_came = true;
     }
     return true;
 }
@@ -241,7 +238,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
     uint32_t state;
     bool loaded;
 
-    /* First, for it makes KVM accept an INIT or a SIPI, which changes the registers. */
+    /* First, for an INIT or a SIPI that waits takes effect by it, which changes the registers. */
     if (!get_mp_state(vcpu, &state)) {
         return false;
     }
@@ -260,7 +257,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
     return vcpu->parked || (vcpu->softcpu->core->note_start(vcpu->core) && boundary_of(vcpu)->begin(vcpu));
 }
 
-/* Leave the vCPU in KVM as if KVM had run it; what fails here ends the run if nothing else has. */
+/* Leave the vCPU as if KVM had run it; what fails here ends the run if nothing else has. */
 static void finish(struct softcpu_vcpu *vcpu)
 {
     bool reset = false;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* A machine's software CPU, from its beginning to its end: opening the engine, vCPUs with their CPUID, counters. */
-#include "engine.h"
+#include "kvm_around.h"
 
 #include <errno.h>
 

@@ -14,7 +14,7 @@
  *
  * After an INIT, KVM's vCPU has registers of its own making, outside the page.
  */
-#include "engine.h"
+#include "kvm_around.h"
 
 /* The page, one after the other; a handler is a NOP, one byte. */
 #define IDT 0x000u
@@ -144,10 +144,35 @@ bool stubs_set_priority(struct softcpu_vcpu *vcpu)
     return vmm_vcpu_ioctl(vcpu->core, KVM_SET_SREGS, &vcpu->kvm_sregs);
 }
 
+/* KVM_RUN that returns with EINTR after about that many ticks; 0: unbounded. */
+static int bounded_run(struct softcpu_vcpu *vcpu, uint32_t ticks)
+{
+    struct softcpu *softcpu = vcpu->softcpu;
+    int result;
+
+    if (ticks == 0) {
+        return ioctl(vcpu->core->fd, KVM_RUN, 0);
+    }
+    vcpu->thread = pthread_self();
+    __atomic_store_n(&vcpu->kick_after_ticks, ticks, __ATOMIC_RELEASE);
+    if (__atomic_fetch_add(&softcpu->bounded_stays, 1, __ATOMIC_ACQ_REL) == 0) {
+        pthread_mutex_lock(&softcpu->lock_mutex);
+        pthread_cond_signal(&softcpu->ticker_wake);
+        pthread_mutex_unlock(&softcpu->lock_mutex);
+    }
+    result = ioctl(vcpu->core->fd, KVM_RUN, 0);
+    /* With the lock that the ticker kicks under: it must not send a signal to a thread that has ended meanwhile. */
+    pthread_mutex_lock(&softcpu->lock_mutex);
+    __atomic_store_n(&vcpu->kick_after_ticks, 0, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&softcpu->lock_mutex);
+    __atomic_fetch_sub(&softcpu->bounded_stays, 1, __ATOMIC_ACQ_REL);
+    return result;
+}
+
 bool stubs_run_kvm(struct softcpu_vcpu *vcpu, uint32_t ticks)
 {
     struct vmm_vcpu *core = vcpu->core;
-    int result = bounded_kvm_run(vcpu, ticks);
+    int result = bounded_run(vcpu, ticks);
 
     if (result == 0 && core->run->exit_reason == KVM_EXIT_DEBUG) {
         return true;
