@@ -130,6 +130,45 @@ def test_other_operands_that_are_not_canonical() -> None:
     assert faults[-1][:2] == [13, 0]
 
 
+def test_tables_at_addresses_that_are_not_canonical() -> None:
+    """AMD64 Architecture Programmer's Manual volume 3, LGDT, LIDT, LLDT, LTR."""
+    source = """
+        movw $0x7f, scratch
+        mov %rsi, scratch + 2
+        raises lgdt scratch
+        raises lidt scratch
+        sgdt scratch
+        lea gdt(%rip), %rax
+        sub scratch + 2, %rax
+        report %eax                         # is where it was
+        movl $0x8000, gdt + 0x48(%rip)      # of the TSS's base, what is above 4 GiB
+        movb $0x89, gdt + 0x45(%rip)        # it is not busy
+        mov $0x40, %eax
+        raises ltr %ax
+        movb $0x82, gdt + 0x45(%rip)        # an LDT
+        mov $0x40, %eax
+        raises lldt %ax
+        sldt %eax
+        report %eax
+        movl $0xffff8000, gdt + 0x48(%rip)
+        mov $0x40, %eax
+        raises lldt %ax
+        sldt %eax
+        report %eax
+        done
+    """
+    assert values_of(HANDLERS + source) == [
+        *(13, 0, 0),
+        *(13, 0, 0),
+        0,
+        *(13, 0x40, 0),
+        *(13, 0x40, 0),
+        0,
+        *(-1 & 0xFFFFFFFF, 0, 0),
+        0x40,
+    ]
+
+
 def test_prefixes_of_segments_that_64_bit_code_does_not_have() -> None:
     source = """
         movb $0x10, gdt + 0x58 + 3(%rip)    # a base of 0x1000

@@ -307,3 +307,28 @@ def test_a_return_to_ring_3_keeps_the_bases_of_segments_that_it_empties(way: str
     data: .long 0x1111, 0x2222
     """
     assert values_of(source) == [0, 0, 0x1111, 0x2222, 0x1111]
+
+
+def test_smsw_to_32_bits_outside_of_64_bit_mode() -> None:
+    """AMD64 Architecture Programmer's Manual volume 3, SMSW: to memory and to 16 bits, less."""
+    source = """
+    main:
+        leave_long_mode
+        mov %cr0, %ebx
+        or $0x40000000, %ebx                # CD
+        mov %ebx, %cr0
+        smsw %eax
+        xor %ebx, %eax
+        out %eax, $0xf4
+        mov $0xffffffff, %eax
+        smsw %ax
+        shr $16, %eax
+        out %eax, $0xf4
+        movl $0xffffffff, 0x9000
+        smsw 0x9000
+        mov 0x9000, %eax
+        shr $16, %eax
+        out %eax, $0xf4
+        out %eax, $0xf8
+    """
+    assert values_of(source) == [0, 0xFFFF, 0xFFFF]
