@@ -129,6 +129,7 @@ def test_all_scripts_in_python_are_known() -> None:
         "build-edk2",
         "compare-debug-logs",
         "compare-hosts",
+        "kvm-unit-tests",
         "report-schema",
         "same-instructions",
         "soak",
