@@ -79,21 +79,27 @@ static void serve_access(struct vmm_vcpu *vcpu, struct io_table *table, struct i
     vmm_io_unlock(vm);
 }
 
+static __attribute__((noinline)) void serve_timed(struct vmm_vcpu *vcpu, struct io_table *table,
+                                                  struct io_access *access, enum exit_times_kind kind, uint64_t address)
+{
+    uint64_t began = monotonic_ns();
+
+    serve_access(vcpu, table, access);
+    exit_times_add(vcpu->times, kind, address, access->is_write, monotonic_ns() - began);
+}
+
 void vmm_port_access(struct vmm_vcpu *vcpu, uint16_t port, uint32_t size, uint32_t count, uint8_t *data, bool is_write)
 {
     struct io_access access = {
         .address = port, .data = data, .size = size, .count = count, .vcpu = vcpu->index, .is_write = is_write,
         .smm = in_smm(vcpu),
     };
-    uint64_t began;
 
     if (__builtin_expect(vcpu->times == NULL, 1)) {
         serve_access(vcpu, &vcpu->vm->ports, &access);
-        return;
+    } else {
+        serve_timed(vcpu, &vcpu->vm->ports, &access, EXIT_TIMES_PORT, port);
     }
-    began = monotonic_ns();
-    serve_access(vcpu, &vcpu->vm->ports, &access);
-    exit_times_add(vcpu->times, EXIT_TIMES_PORT, port, is_write, monotonic_ns() - began);
 }
 
 void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t *data, bool is_write)
@@ -102,13 +108,10 @@ void vmm_mmio_access(struct vmm_vcpu *vcpu, uint64_t gpa, uint32_t size, uint8_t
         .address = gpa, .data = data, .size = size, .count = 1, .vcpu = vcpu->index, .is_write = is_write,
         .smm = in_smm(vcpu),
     };
-    uint64_t began;
 
     if (__builtin_expect(vcpu->times == NULL, 1)) {
         serve_access(vcpu, &vcpu->vm->mmio, &access);
-        return;
+    } else {
+        serve_timed(vcpu, &vcpu->vm->mmio, &access, EXIT_TIMES_MMIO, gpa & ~(uint64_t)0xfff);
     }
-    began = monotonic_ns();
-    serve_access(vcpu, &vcpu->vm->mmio, &access);
-    exit_times_add(vcpu->times, EXIT_TIMES_MMIO, gpa & ~(uint64_t)0xfff, is_write, monotonic_ns() - began);
 }
