@@ -43,7 +43,7 @@ uint64_t histogram_bucket_start(uint32_t index)
     return (uint64_t)(index - shift * HISTOGRAM_SUB_BUCKETS) << shift;
 }
 
-void histogram_add(struct histogram *histogram, uint64_t ns)
+static void histogram_add(struct histogram *histogram, uint64_t ns)
 {
     histogram->count++;
     histogram->total_ns += ns;

@@ -41,7 +41,8 @@ static bool send(struct msix *msix, uint32_t vector)
     return true;
 }
 
-void msix_send_pending(struct msix *msix)
+/* Send what is pending and not masked. */
+static void send_pending(struct msix *msix)
 {
     for (uint32_t vector = 0; vector < msix->vectors; vector++) {
         if (msix->pending >> vector & 1 && send(msix, vector)) {
@@ -65,7 +66,7 @@ void msix_set_control(struct msix *msix, uint16_t control)
 {
     msix->enabled = control & CONTROL_ENABLE;
     msix->masked = control & CONTROL_FUNCTION_MASK;
-    msix_send_pending(msix);
+    send_pending(msix);
 }
 
 void msix_raise(struct msix *msix, uint32_t vector)
@@ -113,6 +114,6 @@ void msix_access(void *opaque, struct io_access *access)
         }
     }
     if (access->is_write) {
-        msix_send_pending(msix);
+        send_pending(msix);
     }
 }

@@ -77,7 +77,6 @@ class Duel:
         qemu.commands(["outw 0x510 0x0", out_command(0x514, 4, 0)])
         self._batch: list[tuple[str, str]] = []
         """QEMU's command and our answer."""
-        self._pokes: list[tuple[int, bytes]] = []
         noise = self.random.randbytes(MEMORY)
         qemu.ram[:] = noise
         self.rig.ram[:] = noise[:LOW_END]

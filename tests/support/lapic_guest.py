@@ -27,7 +27,7 @@ MOST_STEPS = 30000
 _CODE = 0x10000
 _STEP = struct.Struct("<BxHII")
 
-_SOURCE = """
+_SOURCE = f"""
 .set lapic, 0xfee00000
 .set idt, 0x10000
 .set back, 0x9000
@@ -93,7 +93,7 @@ write_msr:
     mov %edi, %ecx
     mov %ebx, %eax
     wrmsr
-    mov $0x57000000, %eax
+    mov ${WRITTEN:#x}, %eax
     call report
     jmp next
 finish:
@@ -118,7 +118,7 @@ interrupt:                              # no IRET: KVM's emulator has none in pr
     mov 4(%esp), %eax
     cmp $13, %eax
     je refused
-    or $0x54000000, %eax
+    or ${TAKEN:#x}, %eax
     call report
     pop %eax
     add $4, %esp
@@ -126,7 +126,7 @@ interrupt:                              # no IRET: KVM's emulator has none in pr
     add $8, %esp
     jmp *back
 refused:                                # by RDMSR or WRMSR, at the top of the stack
-    mov $0x47500000, %eax
+    mov ${REFUSED:#x}, %eax
     call report
     mov $0x8000, %esp
     jmp next

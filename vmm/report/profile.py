@@ -69,7 +69,6 @@ class NamedProfile:
 
     def __init__(self, profile: Profile, report: Report, started_ns: int) -> None:
         self._profile = profile
-        self._started_ns = started_ns
         self._spans = list(_spans(report, started_ns))
         self._named = [
             _Named(sample, span.phase.name, profile.place(sample))

@@ -53,8 +53,6 @@ void exit_times_free(struct exit_times *times);
 
 void exit_times_add(struct exit_times *times, enum exit_times_kind kind, uint64_t address, bool is_write, uint64_t ns);
 
-void histogram_add(struct histogram *histogram, uint64_t ns);
-
 /* The lowest value, in ns, that falls into bucket `index`. */
 uint64_t histogram_bucket_start(uint32_t index);
 

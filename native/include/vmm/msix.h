@@ -36,9 +36,6 @@ void msix_raise(struct msix *msix, uint32_t vector);
 /* What raising a vector would send at once. False: nothing, for it is masked or no vector. */
 bool msix_message(const struct msix *msix, uint32_t vector, uint64_t *address, uint32_t *data);
 
-/* Send what is pending and not masked; for after a restored state. */
-void msix_send_pending(struct msix *msix);
-
 /* The io_handler of the BAR; opaque is a struct msix. */
 void msix_access(void *opaque, struct io_access *access);
 
