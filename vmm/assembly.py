@@ -118,7 +118,6 @@ class Assembly(Observable):
             self.sandbox.close_files()
             threads = self._threads = VcpuThreads(core, self.sandbox, self._present)
             self._lifetime = Lifetime(threads.kick, config.max_resets if config.resets else None)
-            self.serial.printed = self.debugcon.printed = self._lifetime.note_output
             ram = None if resumption is None else resumption.snapshot.map_ram()
             if config.has_smm:
                 decision.check_smm(self.accelerator, self.kvm)

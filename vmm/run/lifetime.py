@@ -31,6 +31,9 @@ FINAL = frozenset(
 BURST_SECONDS = 0.001
 """How long is waited, once something was printed, for what comes right behind it: most consoles print byte by byte."""
 
+BURSTS = 16
+"""After so many without such a pause, nobody looks that often any more: each look slows the guest down."""
+
 KEPT_RESETS = 100
 """Resets that are remembered, the latest ones: a guest may reset for ever."""
 
@@ -71,6 +74,7 @@ class Lifetime:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._printed = False  # since `wait` returned
+        self._bursts = 0
         self._idle = threading.Event()
         self._idle.set()
         self._owner: int | None = None
@@ -222,10 +226,13 @@ class Lifetime:
 
     def wait(self, seconds: float) -> bool:
         """Sleep, but not beyond the end of the run, a reset, output or a `nudge`; whether the run has ended."""
+        began = time.monotonic()
         if self._wake.wait(seconds) and self.end is None and self.reset_asked is None:
             self._wake.clear()
             if self._printed:
-                time.sleep(BURST_SECONDS)
+                paused = time.monotonic() - began > BURST_SECONDS
+                self._bursts = 1 if paused else self._bursts + 1
+                self._wake.wait(BURST_SECONDS if self._bursts <= BURSTS else seconds)
         self._printed = False
         return self.end is not None
 
@@ -235,9 +242,8 @@ class Lifetime:
 
     def note_output(self) -> None:
         """Let it look at what a console shows now and in the next moment; any thread may."""
-        if not self._printed:
-            self._printed = True
-            self._wake.set()
+        self._printed = True
+        self._wake.set()
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -49,7 +49,7 @@ class Runner:
     Args:
         lifetime: of the machine.
         threads: of its vCPUs.
-        consoles: what it shows.
+        consoles: what it shows: the serial port, and the debug port, whose output comes every few milliseconds anyway.
         feed: types into its serial port; any thread may.
         explain: adds evidence to an outcome, once the vCPUs have stopped.
         reset: brings the machine, whose vCPUs have stopped, to its state after power-on.
@@ -74,6 +74,7 @@ class Runner:
         self._lifetime = lifetime
         self._threads = threads
         self._consoles = list(consoles)
+        self._serial = self._consoles[0].stream
         self._explain = explain
         self._feed = feed
         self._reset_machine = reset
@@ -197,11 +198,13 @@ class Runner:
         if self._watched is not None:
             self._watched(look)
         try:
+            self._listen()
             self._start(on_poll)
             if self._prepare is not None:
                 self._prepare()
                 self._prepare = None
             while not life.wait(POLL_SECONDS):
+                self._listen()
                 resets = life.wants_reset
                 if resets:
                     self._threads.stop()
@@ -230,6 +233,15 @@ class Runner:
                 self._carry_out_reset()
             finally:
                 life.elapsed_s += life.run_s
+
+    def _listen(self) -> None:
+        """Look around soon after the next output; to be called before a look, which may be just too early for it."""
+        if self._watched is None:
+            self._serial.printed = self._hear
+
+    def _hear(self) -> None:
+        self._serial.printed = None  # once until the next look: a guest may print a million times a second
+        self._lifetime.note_output()
 
     def _start(self, on_poll: Callable[[], None]) -> None:
         self._carry_out_reset()
