@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from accelerators import PLAIN
 from vmm._native import ffi, lib
 
 from vmm import layout
@@ -260,10 +261,11 @@ class SoftcpuRig:
         virtual: whether its time goes by what it executes; then without KVM.
 
     Attributes:
-        alone: whether rigs do without KVM, with chips of our own; tests/kvm/softcpu/conftest.py sets it.
+        alone: whether rigs do without KVM, with chips of our own; tests/kvm/softcpu/conftest.py sets it. They have to
+            where there is none.
     """
 
-    alone = False
+    alone = PLAIN == "softcpu"
 
     def __init__(
         self,

@@ -291,6 +291,7 @@ def test_debug_exceptions() -> None:
     assert single_step == 2
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_rdtsc_waits_for_a_late_tick_of_kvms_pit() -> None:
     # KVM is made late: what the guest set to 1 ms takes 54, of which KVM alone knows. It waits for 200 ms at the most.
     source = """

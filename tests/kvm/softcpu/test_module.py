@@ -64,6 +64,7 @@ def test_auto_measures_where_the_flags_are_silent(kvm: Kvm, tmp_path: Path, monk
     assert decision.decide(Accelerator.AUTO, kvm).name is Accelerator.KVM
 
 
+@pytest.mark.usefixtures("kvm_device")
 @pytest.mark.parametrize(("cpus", "beside_kvm"), [(decision.MOST_BESIDE_KVM, True), (256, False)])
 def test_auto_does_without_kvm_where_a_machine_has_many_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, beside_kvm: bool
@@ -86,6 +87,7 @@ def test_what_is_asked_for_is_decided(kvm: Kvm, wanted: Accelerator) -> None:
     assert decision.decide(wanted, kvm).name is wanted
 
 
+@pytest.mark.usefixtures("kvm_device")
 def test_the_module_is_loaded_only_by_machines_that_use_it() -> None:
     script = f"""
 import sys
@@ -99,7 +101,8 @@ for mode, loaded in (("kvm", False), ("kvm+softcpu", True)):
 
 
 @pytest.fixture
-def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def not_built(monkeypatch: pytest.MonkeyPatch, kvm_device: None) -> None:  # noqa: ARG001
+    """Nor is it missed where there is KVM."""
     monkeypatch.setitem(sys.modules, "vmm._softcpu", None)
     monkeypatch.delattr("vmm._softcpu", raising=False)
 

@@ -127,8 +127,10 @@ class StoppingDevice(Device):
 
 
 @pytest.mark.parametrize("software_cpu", [True, False])
-def test_a_stop_leaves_no_access_half_done(software_cpu: bool) -> None:
+def test_a_stop_leaves_no_access_half_done(request: pytest.FixtureRequest, software_cpu: bool) -> None:
     """KVM hands out an access across two pages one page at a time."""
+    if not software_cpu:
+        request.getfixturevalue("kvm_device")
     load = """
     main:
         mov $0x3f000ffd, %edi
