@@ -87,6 +87,11 @@ class Contender:
         """Say why it can't take part; None if it can."""
         return None
 
+    def needs_kvm(self, *, boots: bool) -> bool:
+        """Whether it does, to boot firmware or to run the latency guest."""
+        del boots
+        return False
+
     def run_latency(self, options: str, memory_mib: int, cpus: int, bulk: Path | None, limit_s: float) -> str:
         """Run the latency guest; return what it printed.
 
@@ -118,6 +123,10 @@ class Vmm(Contender):
 
     dispatch: str = "c"
     accel: str = ""
+
+    def needs_kvm(self, *, boots: bool) -> bool:
+        """See `Contender.needs_kvm`."""
+        return not boots and not self.accel
 
     def latency_command(self, options: str, memory_mib: int, cpus: int, bulk: Path | None) -> list[str]:
         """See `Contender.latency_command`."""
@@ -166,6 +175,11 @@ class BareLoop(Contender):
             return str(error)
         return None
 
+    def needs_kvm(self, *, boots: bool) -> bool:
+        """See `Contender.needs_kvm`."""
+        del boots
+        return True
+
 
 @dataclass(frozen=True)
 class Qemu(Contender):
@@ -205,6 +219,11 @@ class Qemu(Contender):
     def missing(self) -> str | None:
         """See `Contender.missing`."""
         return None if shutil.which(QEMU) else f"{QEMU} is not installed: apt-get install qemu-system-x86"
+
+    def needs_kvm(self, *, boots: bool) -> bool:
+        """See `Contender.needs_kvm`."""
+        del boots
+        return self.accelerator == "kvm"
 
     def machine(self, board: str) -> list[str]:
         """Return the beginning of a command line: a board without devices."""

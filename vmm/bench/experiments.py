@@ -11,7 +11,7 @@ from vmm.bench import boot, host, latency, scale
 from vmm.bench.contenders import DEADLINE_S, VMM_ALONE, ContenderFailedError
 from vmm.bench.result import CaseResult, Measured, Result, Target, names
 from vmm.bench.rounds import Rounds, not_done, run_rounds
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
 from vmm.statistics import median, summarize
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run_latency(
         result.settings = {"mode": mode, "samples_per_round": plan.samples, "guest_memory_mib": plan.memory_mib}
         try:
             result.vmm_times = _vmm_times(plan, mode, bulk, ends_at - time.monotonic())
-        except ContenderFailedError as error:
+        except HostError as error:
             result.failed["vmm's own histograms"] = str(error)
     khz = _tsc_khz(rounds)
     result.settings["tsc_khz"] = khz

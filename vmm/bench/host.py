@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vmm.errors import HostError
 from vmm.info import cpu_facts
 from vmm.installation import version
+from vmm.kvm import Kvm
 
 QUIET_LOAD = 0.5
 """Processes of others that wanted to run before the run, per processor: more is a warning."""
@@ -29,7 +31,7 @@ def facts() -> dict[str, Any]:
         "cpu": cpu["name"],
         "cpus": cpu["online"],
         "virtualization": cpu["virtualization"],
-        "kvm": "hardware" if cpu["virtualization"] else "interpreted: no VMX or SVM",
+        "kvm": _kvm(hardware=bool(cpu["virtualization"])),
         "kvm_module": kvm_module(),
         "kernel": os.uname().release,
         "hypervisor_below": "hypervisor" in _cpu_flags(),
@@ -41,6 +43,22 @@ def facts() -> dict[str, Any]:
         "vmm": version(),
         "qemu": qemu_version(),
     }
+
+
+def kvm_lacks() -> str | None:
+    """Say why KVM can't be used here; None if it can."""
+    try:
+        with Kvm() as kvm:
+            kvm.require()
+    except HostError as error:
+        return str(error)
+    return None
+
+
+def _kvm(*, hardware: bool) -> str:
+    if kvm_lacks() is not None:
+        return "none"
+    return "hardware" if hardware else "interpreted: no VMX or SVM"
 
 
 def kvm_module() -> str | None:

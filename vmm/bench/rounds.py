@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from vmm.bench.contenders import ContenderFailedError
+from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,7 +115,7 @@ def run_rounds(
             limit = left / 2 if rounds == 0 and len(order) > 1 else left
             try:
                 result.values.setdefault(contender.key, []).append(measure(contender, limit))
-            except ContenderFailedError as error:
+            except HostError as error:
                 if clock() - started < limit:
                     result.failed[contender.key] = str(error)
                 elif rounds == 0:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vmm.cli.parser import Parser
 from vmm.config.outputs import STANDARD, Outputs
-from vmm.errors import ConfigError, ExitStatus
+from vmm.errors import ConfigError, ExitStatus, HostError
 
 if TYPE_CHECKING:
     import argparse
@@ -110,10 +110,7 @@ def run(words: list[str]) -> int:
 
         pages.require("matplotlib")
     from vmm.bench import progress, table
-    from vmm.kvm import Kvm
 
-    with Kvm() as kvm:
-        kvm.require()
     with Outputs(None, {f"--{name}": getattr(arguments, name) for name in ("json", "html", "svg")}) as outputs:
         with progress.Bar(enabled=not arguments.quiet and sys.stderr.isatty()) as bar:
             result = work(bar.update)
@@ -165,7 +162,7 @@ def _latency_work(kind: str, arguments: argparse.Namespace) -> Callable[..., Res
     mode = arguments.mode or (latency.EXITS_MODE if kind == "exits" else "long64")
     _check_words([mode], (latency.EXITS_MODE,) if kind == "exits" else latency.MODES, "--mode")
     chosen = latency.select_cases(plan, arguments.test)
-    contenders = _contenders(arguments, latency.CONTENDERS, VMM_ALONE)
+    contenders = _contenders(arguments, latency.CONTENDERS, VMM_ALONE, boots=False)
     goal, seed = _goal(arguments, kind), _seed(arguments)
     return lambda told: experiments.run_latency(chosen, mode, contenders, goal, seed, told)
 
@@ -213,12 +210,22 @@ def _snapshot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
     return lambda told: experiments.run_snapshot(arguments.case, goal, seed, told)
 
 
-def _contenders(arguments: argparse.Namespace, known: Sequence[Contender], *more: Contender) -> list[Contender]:
-    """Those that were named; if none was, all but ``more``."""
+def _contenders(
+    arguments: argparse.Namespace, known: Sequence[Contender], *more: Contender, boots: bool = True
+) -> list[Contender]:
+    """Those that were named; if none was, all but ``more``, or, without KVM, all that do without."""
     _check_words(arguments.contender, [contender.key for contender in (*known, *more)], "--contender")
-    if not arguments.contender:
-        return list(known)
-    return [contender for contender in (*more, *known) if contender.key in arguments.contender]
+    chosen = [contender for contender in (*more, *known) if contender.key in arguments.contender] or list(known)
+    from vmm.bench.host import kvm_lacks
+
+    if (lacks := kvm_lacks()) is None:
+        return chosen
+    able = [contender for contender in (*more, *known) if not contender.needs_kvm(boots=boots)]
+    for contender in chosen:
+        if arguments.contender and contender not in able:
+            others = ", ".join(contender.key for contender in able)
+            raise HostError(f"--contender {contender.key}: {lacks}; without KVM there are {others}")
+    return chosen if arguments.contender else able
 
 
 def _goal(arguments: argparse.Namespace, kind: str) -> Goal:
