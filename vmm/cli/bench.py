@@ -180,7 +180,7 @@ def _boot_work(arguments: argparse.Namespace) -> Callable[..., Result]:
         if getattr(arguments, key) is not None
     }
     if axes:
-        rivals = _contenders(arguments, scale.CONTENDERS)
+        rivals = _contenders(arguments, scale.CONTENDERS, boots=False)
         return lambda told: experiments.run_scales(axes, rivals, goal, seed, told)
     _check_words(arguments.case, [case.key for case in boot.CASES], "--case")
     contenders = _contenders(arguments, boot.CONTENDERS, VMM_ALONE)
@@ -221,6 +221,8 @@ def _contenders(
     if (lacks := kvm_lacks()) is None:
         return chosen
     able = [contender for contender in (*more, *known) if not contender.needs_kvm(boots=boots)]
+    if not able:
+        raise HostError(lacks)
     for contender in chosen:
         if arguments.contender and contender not in able:
             others = ", ".join(contender.key for contender in able)

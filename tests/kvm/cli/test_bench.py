@@ -111,7 +111,6 @@ def test_growth_is_measured(tmp_path: Path) -> None:
 
 
 @needs_qemu
-@pytest.mark.usefixtures("kvm_device")
 def test_snapshots_are_taken_and_restored_beside_qemu(tmp_path: Path) -> None:
     report, html = tmp_path / "snapshot.json", tmp_path / "snapshot.html"
     words = ["--rounds", "1", "--case", "take", "--case", "test", "--json", str(report), "--html", str(html)]
@@ -124,7 +123,6 @@ def test_snapshots_are_taken_and_restored_beside_qemu(tmp_path: Path) -> None:
 
 
 @needs_qemu
-@pytest.mark.usefixtures("kvm_device")
 def test_a_disk_is_read_beside_qemu(tmp_path: Path) -> None:
     report, html = tmp_path / "disk.json", tmp_path / "disk.html"
     bench("disk", "--rounds", "1", "--json", str(report), "--html", str(html))
@@ -137,6 +135,28 @@ def test_a_disk_is_read_beside_qemu(tmp_path: Path) -> None:
         assert all(measured["summary"]["median"] > 0 for measured in case["measured"].values())
     assert [target["to"] for target in result["targets"]] == [rival] * 3
     assert "What reading a disk takes" in html.read_text(encoding="utf-8")
+
+
+def test_without_kvm_those_take_part_that_do_without(tmp_path: Path) -> None:
+    program = (
+        "import sys; from vmm.kvm import system; system.Kvm.__init__.__defaults__ = ('/dev/no-kvm',); "
+        "from vmm.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, "bench", *words, "--rounds", "1"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    report = tmp_path / "report.json"
+    assert run("pio", "--test", "in8-fwcfg", "--json", str(report)).returncode == 0
+    result = found(report)
+    assert [list(case["measured"]) for case in result["cases"]] == [["vmm-softcpu"]]
+    assert result["host"]["kvm"] == "none"
+    assert run("boot", "--cpus", "1,2,3").stderr.startswith("vmm: cannot open /dev/no-kvm")
+    refused = run("pio", "--contender", "bare-loop")
+    assert refused.returncode == 4
+    assert "--contender bare-loop: cannot open /dev/no-kvm" in refused.stderr
+    assert refused.stderr.endswith("; without KVM there are vmm-softcpu\n")
 
 
 @pytest.mark.usefixtures("kvm_device")
@@ -202,7 +222,6 @@ def test_bad_usage_is_one_line(words: list[str], message: str) -> None:
     assert ended.stdout == ""
 
 
-@pytest.mark.usefixtures("kvm_device")
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured() -> None:
     run = bench("dma", "--json", "/nonexistent/x", status=2)
     assert run.stderr == "vmm: --json /nonexistent/x: cannot write: no such file or directory\n"
