@@ -15,9 +15,15 @@ def main() -> None:
     _open_standard_streams()
     try:
         from vmm import cli
+        from vmm.cli import standard_error
     except KeyboardInterrupt:
         os._exit(130)  # vmm.errors.ExitStatus.INTERRUPTED, which may be what could not be loaded
-    os._exit(cli.main())
+    standard_error.unblock()
+    status = cli.main()
+    try:
+        standard_error.drain(hurried=status == 130)
+    finally:
+        os._exit(status)
 
 
 def _open_standard_streams() -> None:

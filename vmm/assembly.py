@@ -103,6 +103,7 @@ class Assembly(Observable):
             self.vm.set_tss_address(layout.KVM_TSS_ADDRESS)
             # C's structures hold what a closed machine can still be asked, so they live as long as this object.
             core = ffi.gc(lib.vmm_vm_new(self.vm.fd), lib.vmm_vm_free)
+            outputs.note_leaving(lambda: bool(core.stop))
             self.vm.attach(core)
             # Those that may be plugged in are made now, and wait: a process in its sandbox makes no vCPU.
             room = config.max_cpus if config.can_plug_cpus else config.cpus

@@ -198,7 +198,7 @@ def run(words: list[str]) -> int:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
         with (
-            Interrupts() as interrupts,
+            Interrupts(outputs.hurry) as interrupts,
             Machine(config, outputs=outputs, resumption=resumption, ahead=ahead) as machine,
         ):
             if resumption is not None:
@@ -227,6 +227,8 @@ def run(words: list[str]) -> int:
             say(f"vmm: {lost}")
         elif lost:
             raise HostError(lost)
+    for line in outputs.lost:
+        say(f"vmm: {line}")
     if outputs.failed and not outcome.exit_status:
         return ExitStatus.HOST_LACKS
     if outcome.reason is not Reason.REFUSED and (call := refused()):

@@ -76,7 +76,7 @@ def run(words: list[str]) -> int:
 
         for note in (*arguments.notes, *config.warnings):
             say(f"vmm: {note}")
-        with Interrupts() as interrupts, Machine(config, outputs=outputs) as machine:
+        with Interrupts(outputs.hurry) as interrupts, Machine(config, outputs=outputs) as machine:
             outcome = machine.run(arguments.until, deadline, on_poll=lambda _: interrupts.check())
             images = machine.images()
         say(f"vmm: {outcome.message}")

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,9 +20,13 @@ class Interrupts:
     An exception out of a signal handler may come between any two instructions, between starting the vCPUs and being
     ready to stop them too. The first signal is therefore only remembered, for :meth:`check`; a second one is for when
     that does not help.
+
+    Args:
+        note: told that there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[], object]) -> None:
+        self._note = note
         self._pending = False
         self._saved: dict[signal.Signals, Any] = {}
 
@@ -42,6 +46,7 @@ class Interrupts:
         """
         if self._pending:
             self._pending = False
+            self._note()
             raise KeyboardInterrupt
 
     def _handle(self, _number: int, _frame: object) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from vmm.cli import standard_error
 from vmm.legible import legible
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Progress:
         if now < self._next:
             return
         self._next = now + INTERVAL_S
+        if not standard_error.ready():
+            return
         line = legible(f"{now - self._began:6.1f} s  {phase(machine)}")
         sys.stderr.write(f"\r\x1b[K{line[:WIDTH]}")
         sys.stderr.flush()

@@ -94,7 +94,10 @@ def run(words: list[str]) -> int:
         if not arguments.quiet:
             for note in (*arguments.notes, *config.firmware.notes, *config.warnings):
                 say(f"vmm: {note}")
-        with Interrupts() as interrupts, Machine(config, customize=application.customize, outputs=outputs) as machine:
+        with (
+            Interrupts(outputs.hurry) as interrupts,
+            Machine(config, customize=application.customize, outputs=outputs) as machine,
+        ):
             if machine.debugger is not None and not arguments.quiet:
                 say(f"vmm: gdb finds the machine by 'target remote {machine.debugger.address}'")
             console = _Console(machine, out, typed=typed)
@@ -120,6 +123,8 @@ def run(words: list[str]) -> int:
         say(f"vmm: {message}")
     if console.terminal.lost and outcome.reason is not Reason.INTERRUPTED:
         raise HostError(console.terminal.lost)
+    for line in outputs.lost:
+        say(f"vmm: {line}")
     if outputs.failed and not ended.exit_status:
         return ExitStatus.HOST_LACKS
     return ended.exit_status or (ExitStatus.GUEST_FAILED if strays else ExitStatus.OK)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from contextlib import contextmanager
 from errno import EACCES, EBUSY, EPERM, EROFS
 from functools import partial
@@ -22,21 +23,48 @@ if TYPE_CHECKING:
 _NOT_BESIDE: Final = {EACCES, EBUSY, EPERM, EROFS}
 """Why a file cannot be replaced that can be written: its directory is closed to us, or it is a mount point itself."""
 
+PATIENCE_SECONDS: Final = 2.0
+"""How long a reader may pause once the machine has been stopped before what it has not read is dropped."""
+
+HURRIED_SECONDS: Final = 0.05
+"""How long after an interrupt."""
+
+_AGAIN_SECONDS: Final = 0.001
+"""Until the next try to write what a pipe or terminal has no room for."""
+
+_PIECE: Final = 1 << 16
+"""Bytes written at once."""
+
 
 class GrowingFile:
     """A file that grows while the machine runs.
 
+    A pipe or a terminal that nobody reads keeps who writes to it waiting, but not from being stopped.
+
     Attributes:
         name: what messages call it: the option and the path.
-        fd: the file, open for writing.
+        fd: the file, open for writing; a pipe's or a terminal's is one that does not block.
         failed: whether a write failed.
+        lost: bytes that nobody read in time.
+        leaving: whether the machine has been asked to stop, which ends a long wait for a reader.
+        patience: how long it may be then, in seconds.
     """
 
     def __init__(self, name: str, fd: int, *, begins_empty: bool) -> None:
         self.name = name
         self.failed = False
+        self.lost = 0
+        self.leaving: Callable[[], bool] = lambda: False
+        self.patience = PATIENCE_SECONDS
         self.fd = fd
         self._begins_empty = begins_empty
+        self._pending = b""
+        self._began_to_leave = 0.0
+
+    @property
+    def behind(self) -> bool:
+        """Whether something that was written waits for its reader."""
+        return bool(self._pending)
 
     def begin(self) -> None:
         """Drop what an earlier run wrote.
@@ -48,17 +76,44 @@ class GrowingFile:
             with refusing(self.name):
                 os.ftruncate(self.fd, 0)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, *, wait: bool = True) -> None:
         """Append all of ``data``.
+
+        Args:
+            data: what comes next.
+            wait: for a reader who is slow; False: what it leaves is kept until the next call.
 
         Raises:
             HostError: that is not possible any more.
         """
+        rest = memoryview(self._pending + data if self._pending else data)
         try:
-            _write_all(self.fd, data)
+            while rest:
+                try:
+                    done = os.write(self.fd, rest[:_PIECE])
+                except BlockingIOError:
+                    if not wait or not self._reader_may_come():
+                        break
+                else:
+                    rest, self._until = rest[done:], 0.0
         except OSError as error:
             self.failed = True
             raise HostError(f"{self.name}: {_reason(error)}") from None
+        if wait and rest:
+            self.failed = True
+            self.lost += len(rest)
+            rest = rest[:0]
+        self._pending = bytes(rest)
+
+    def _reader_may_come(self) -> bool:
+        """Wait a moment; False: it has been long enough."""
+        if self.leaving():
+            now = time.monotonic()
+            self._began_to_leave = self._began_to_leave or now
+            if now > self._began_to_leave + self.patience:
+                return False
+        time.sleep(_AGAIN_SECONDS)
+        return True
 
 
 class Document:

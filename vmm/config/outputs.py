@@ -11,7 +11,7 @@ import stat
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from vmm.config.output_files import Document, GrowingFile, refusing
+from vmm.config.output_files import HURRIED_SECONDS, Document, GrowingFile, refusing
 from vmm.config.parts import TargetKind
 from vmm.errors import ConfigError, HostError
 from vmm.options import shown
@@ -151,6 +151,25 @@ class Outputs:
             fds.append(self.variables.fd)
         return [*fds, _STDERR] if self._logs_to_stderr else fds
 
+    def note_leaving(self, leaving: Callable[[], bool]) -> None:
+        """Tell streams what says that the machine is to stop: no reader is waited for much longer then."""
+        for stream in self._streams:
+            stream.leaving = leaving
+
+    def hurry(self) -> None:
+        """Wait for no reader much longer: somebody wants this to end."""
+        for stream in self._streams:
+            stream.patience = HURRIED_SECONDS
+
+    @property
+    def lost(self) -> list[str]:
+        """A line for each stream of which something was not read in time."""
+        return [
+            f"{stream.name}: {stream.lost} bytes were not written, for nobody read what came before"
+            for stream in self._streams
+            if stream.lost
+        ]
+
     @property
     def failed(self) -> bool:
         """Whether a stream lacks something that the machine had written to it."""
@@ -226,7 +245,7 @@ class Outputs:
         if config.record == STANDARD:
             name = shown("--record", STANDARD)
             self._take(_STDOUT_ITSELF, "--record", name)
-            self.record = self._growing(name, _STDOUT, begins_empty=False)
+            self.record = self._growing(name, self._own_stdout(), begins_empty=False)
         elif config.record is not None:
             self.record = self._stream("--record", config.record, config.record)
 
@@ -236,8 +255,20 @@ class Outputs:
             fd = self._open(path)
             if fd is None:
                 fd = self._create(path)
-        fd, own = self._taken_as(fd, option, name)
-        return self._growing(name, fd, begins_empty=own and stat.S_ISREG(os.fstat(fd).st_mode))
+        used, own = self._taken_as(fd, option, name)
+        if _has_reader(fd):
+            os.set_blocking(fd, False)  # no other program has it
+            used = fd
+        return self._growing(name, used, begins_empty=own and stat.S_ISREG(os.fstat(used).st_mode))
+
+    def _own_stdout(self) -> int:
+        """Return a descriptor of stdout that does not make its writers wait, where stdout has a reader."""
+        if _has_reader(_STDOUT):
+            with suppress(OSError):  # a socket, or another user's
+                fd = os.open(f"/proc/self/fd/{_STDOUT}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+                self._closers.callback(os.close, fd)
+                return fd
+        return _STDOUT
 
     def _growing(self, name: str, fd: int, *, begins_empty: bool) -> GrowingFile:
         stream = GrowingFile(name, fd, begins_empty=begins_empty)
@@ -318,6 +349,11 @@ def _is_open_as(standard: int, there: os.stat_result) -> bool:
     with suppress(OSError):  # the caller may have closed it
         return os.path.samestat(os.fstat(standard), there) and (not stat.S_ISCHR(there.st_mode) or os.isatty(standard))
     return False
+
+
+def _has_reader(fd: int) -> bool:
+    """Whether somebody has to read what is written there before more of it can be."""
+    return stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd)
 
 
 def _try_to_create(path: str) -> _Identity:

@@ -238,9 +238,18 @@ class LogWriter:
         self._file = file
         self._as_text = file is None
 
+    @property
+    def behind(self) -> bool:
+        """Whether who reads the log has not read all of it."""
+        return self._file is not None and self._file.behind
+
     def access(self, access: Access) -> None:
-        """One access."""
-        self._line(access.as_text() if self._as_text else access.as_json())
+        """One access; the thread that waits for the machine, which calls this, waits for no reader of the log."""
+        self._line(access.as_text() if self._as_text else access.as_json(), wait=False)
+
+    def catch_up(self) -> None:
+        """Write what its reader has room for by now."""
+        self._write(b"", wait=False)
 
     def request(self, request: "FwctlRequest", start_ns: int) -> None:
         """One request to fwctl; times count from ``start_ns`` of CLOCK_MONOTONIC."""
@@ -261,13 +270,17 @@ class LogWriter:
         for line in _summary_text(trace, dropped) if self._as_text else _summary_json(trace, dropped):
             self._line(line)
 
-    def _line(self, line: str) -> None:
-        """One line; a disk that is full ends the log, not the guest."""
+    def _line(self, line: str, *, wait: bool = True) -> None:
         if self._file is None:
             print(legible(line), file=sys.stderr)
-        elif not self._file.failed:
+        else:
+            self._write(f"{line}\n".encode(), wait=wait)
+
+    def _write(self, data: bytes, *, wait: bool) -> None:
+        """A disk that is full ends the log, not the guest."""
+        if self._file is not None and not self._file.failed:
             try:
-                self._file.write(f"{line}\n".encode())
+                self._file.write(data, wait=wait)
             except HostError as error:
                 print(f"vmm: {error}; the log ends here", file=sys.stderr)
 
@@ -306,8 +319,14 @@ def start_log(
         log.close()
         writer.end(Trace(device), log.dropped)
 
+    def poll() -> None:
+        if writer.behind:
+            writer.catch_up()
+        if not writer.behind:  # else what comes next waits in the log's rings, which count what they drop
+            log.poll()
+
     closers.callback(end)
-    return log.poll
+    return poll
 
 
 def _summary_text(trace: Trace, dropped: int) -> Iterator[str]:
