@@ -95,7 +95,7 @@ class GrowingFile:
                     if not wait or not self._reader_may_come():
                         break
                 else:
-                    rest, self._until = rest[done:], 0.0
+                    rest, self._began_to_leave = rest[done:], 0.0
         except OSError as error:
             self.failed = True
             raise HostError(f"{self.name}: {_reason(error)}") from None
