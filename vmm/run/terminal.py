@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import termios
 import time
 
 from vmm.run.console import KEEP_BYTES
@@ -19,7 +18,7 @@ from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any, Self
+    from typing import Self
 
     from vmm.run.console import Stream
 
@@ -82,29 +81,31 @@ class Terminal:
         self._press = press
         self._after_control_a = False
         self._wakes: bool | None = None
-        self._saved: list[Any] | None = None
+        self._mode = contextlib.ExitStack()
+        self._interactive = False
         self._closed = False
         self._until = float("inf")
 
     def __enter__(self) -> Self:
         if self._keys is not None and is_foreground_terminal():
-            self._saved = termios.tcgetattr(0)
+            from vmm.run.raw_mode import raw_mode  # few runs have a terminal
+
             self._say(f"vmm: this terminal is the guest's serial console: {HELP}")
-            termios.tcsetattr(0, termios.TCSADRAIN, _raw(self._saved))
+            self._mode.enter_context(raw_mode(0))
+            self._interactive = True
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
             self._drain()
         finally:
-            if self._saved is not None:
-                termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
-                self._saved = None
+            self._interactive = False
+            self._mode.close()
 
     @property
     def interactive(self) -> bool:
         """Whether keys typed on a terminal go to the guest."""
-        return self._saved is not None
+        return self._interactive
 
     @property
     def shows_on_terminal(self) -> bool:
@@ -198,7 +199,7 @@ class Terminal:
             data = os.read(0, PIECE)
         except OSError:
             data = b""
-        if data and self._saved is not None:
+        if data and self._interactive:
             data = self._without_commands(data)
         elif not data:
             self._keys = None
@@ -267,14 +268,3 @@ def _ready(fd: int, *, write: bool = False, seconds: float = 0) -> bool:
         return any(select.select(readers, writers, [], seconds))
     except (OSError, ValueError):
         return True  # the read or the write will tell
-
-
-def _raw(attributes: list[Any]) -> list[Any]:
-    """Return terminal attributes without line editing, echo, signals and flow control.
-
-    Output processing stays on, so that a guest's bare line feeds do not make a staircase.
-    """
-    iflag, oflag, cflag, lflag, ispeed, ospeed, characters = attributes
-    iflag &= ~(termios.ICRNL | termios.IXON | termios.INLCR | termios.IGNCR | termios.ISTRIP | termios.BRKINT)
-    lflag &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
-    return [iflag, oflag, cflag, lflag, ispeed, ospeed, characters]

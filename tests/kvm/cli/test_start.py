@@ -31,7 +31,7 @@ main()
 OF_OTHERS = {
     *("capstone", "elftools", "jinja2", "rich"),
     *("bisect", "datetime", "fcntl", "ipaddress", "json", "locale"),
-    *("math", "pathlib", "resource", "subprocess", "typing", "urllib", "uuid"),
+    *("math", "pathlib", "resource", "subprocess", "termios", "typing", "urllib", "uuid"),
 }
 """For errors, texts, single options."""
 
