@@ -68,6 +68,23 @@ bool engine_takes_interrupts(const struct softcpu_vcpu *vcpu);
 /* The guest's CPUID leaf, or NULL. */
 const struct softcpu_cpuid_leaf *engine_cpuid(const struct softcpu_vcpu *vcpu, uint32_t function, uint32_t subleaf);
 
+/* run.c; false: core->end says what ended the vCPU, or else a stop was asked for. */
+/* Before it executes, and only then afterwards: what fails there ends the run if nothing else has. */
+bool run_begin(struct softcpu_vcpu *vcpu);
+void run_finish(struct softcpu_vcpu *vcpu);
+/* Until it waits for something, or its turn is over. */
+bool run_execute(struct softcpu_vcpu *vcpu);
+/* Neither halted nor waiting to be started. */
+bool run_is_awake(const struct softcpu_vcpu *vcpu);
+/* Of one that is not: whatever has come by now wakes it. */
+bool run_look_asleep(struct softcpu_vcpu *vcpu);
+
+/* turns.c */
+/* With virtual time, between blocks: is it another vCPU's turn? */
+bool turns_is_over(const struct softcpu_vcpu *vcpu);
+/* How many vCPUs are awake, and whether all of these do nothing but PAUSE. */
+uint32_t turns_count_awake(const struct softcpu *softcpu, bool *all_spin);
+
 /* leave.c */
 /* Make a vCPU leave translated code at the start of the next block; from any thread. */
 void engine_ask_to_leave(struct softcpu_vcpu *vcpu);
@@ -217,19 +234,24 @@ target_ulong strings_run(const CPUX86State *env, target_ulong address, int reg, 
 void strings_advance(CPUX86State *env, int reg, uint32_t sizes, target_ulong count);
 target_ulong strings_end(CPUX86State *env, uint32_t sizes, target_ulong count);
 
-/* virtual_time.c; where time is the host's, nobody calls those of looks and waits, and the others do nothing. */
+/* virtual_time.c; where time is the host's, nobody calls those of looks, turns and waits, and the others do nothing. */
 #define VIRTUAL_ACCESS_NS 1000u /* about what a port of a PC's southbridge takes */
 #define VIRTUAL_LONGEST_PAUSE_NS 64000u
 #define VIRTUAL_LOOP_INSTRUCTIONS 256u /* between two PAUSEs of one loop, at the most */
+#define VIRTUAL_TURN_NS 50000u         /* where there are several vCPUs */
 
 enum traced { TRACED_IN = 1, TRACED_OUT, TRACED_LOAD, TRACED_STORE, TRACED_INTERRUPT };
 
 bool virtual_time_is_on(const struct softcpu_vcpu *vcpu);
+uint64_t virtual_time_now(const struct softcpu *softcpu);
 /* How many instructions more may be counted before the next look. */
 uint64_t virtual_time_left(const struct softcpu_vcpu *vcpu);
 /* An access to a device or a clock. */
 void virtual_time_spend(struct softcpu_vcpu *vcpu);
-/* PAUSE, of a loop that waits: each takes twice as long as the one before it, up to a bound. */
+/*
+ * PAUSE: another vCPU's turn. Where all that are awake do nothing else, each takes twice as long as the one before it,
+ * up to a bound for all of them together.
+ */
 void virtual_time_pause(struct softcpu_vcpu *vcpu);
 /* One more event for the hash of all of them, behind it: if that has asked for a stop, the block is the last one. */
 void virtual_time_trace(struct softcpu_vcpu *vcpu, enum traced what, uint64_t where, uint64_t value);
@@ -238,10 +260,11 @@ void virtual_time_chips_written(struct softcpu_vcpu *vcpu);
 /* Of a run: the clock shows what the guest has executed. */
 void virtual_time_end(const struct softcpu_vcpu *vcpu);
 /* Around a look at the chips, between blocks: see to what is outside of them, and say when the next look is. */
-void virtual_time_begin_look(struct softcpu_vcpu *vcpu, bool waits);
+void virtual_time_begin_look(struct softcpu *softcpu, bool waits);
 void virtual_time_end_look(struct softcpu_vcpu *vcpu);
-/* While it waits: to the next deadline. False: there is none. */
-bool virtual_time_jump(struct softcpu_vcpu *vcpu);
-bool virtual_time_has_input(const struct softcpu_vcpu *vcpu);
+/* From now on the vCPU executes, for a turn. */
+void virtual_time_give_turn(struct softcpu_vcpu *vcpu);
+/* While all wait: to the next deadline, or, without any, until something is typed or somebody stops them. */
+void virtual_time_wait(struct softcpu *softcpu);
 
 #endif

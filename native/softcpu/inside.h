@@ -177,6 +177,11 @@ struct softcpu_vcpu {
     uint32_t priority; /* CR8 as chips of our own have it */
     struct processor *tells; /* of those chips: wakes it */
     bool look_at_kvm; /* atomic: another vCPU may have sent something */
+
+    /* Of virtual time, with its own count of instructions. */
+    uint64_t paused_at; /* its last PAUSE */
+    bool spins;         /* and it has done nothing else in its last turn */
+
     bool flush_tlb; /* atomic: set by any thread, cleared by the vCPU's as the owner */
     uint32_t code_generation;
     uint32_t tb_flushes;
@@ -211,13 +216,15 @@ struct pit_writes {
 };
 struct guest_clock;
 
-/* virtual_time.c; the vCPU's thread has all of it while it runs, but for input_waits. */
+/* virtual_time.c; the thread that executes all vCPUs has all of it meanwhile, but for input_waits. */
 struct virtual_time {
     struct guest_clock *clock; /* of the machine's devices; NULL: time is the host's */
     uint64_t start_ns;
     uint64_t spent_ns; /* beside what instructions take */
-    uint64_t paused_at; /* the instruction of the last PAUSE */
-    uint64_t pause_ns;  /* what it took */
+    struct softcpu_vcpu *turn; /* who executes, or did last */
+    uint64_t turn_ends_ns;
+    uint64_t others;   /* instructions of the vCPUs that do not have the turn */
+    uint64_t pause_ns; /* what the last PAUSE took */
     void (*call)(void *opaque, bool takes);
     void *opaque;
     uint64_t device_ns; /* the next deadline of a device; UINT64_MAX: none */

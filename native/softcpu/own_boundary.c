@@ -105,7 +105,7 @@ static enum found look(struct softcpu_vcpu *vcpu)
     vcpu->looked_tsc = __builtin_ia32_rdtsc();
     set_priority(vcpu);
     if (virtual_time_is_on(vcpu)) {
-        virtual_time_begin_look(vcpu, false);
+        virtual_time_begin_look(vcpu->softcpu, false);
         event = calls(vcpu)->look(processor(vcpu), wanted(vcpu, true));
         virtual_time_end_look(vcpu);
     } else {
@@ -136,26 +136,6 @@ static int acknowledge(struct softcpu_vcpu *vcpu)
     return vector;
 }
 
-/* Waiting takes no time of the host's as long as there is a deadline that ends it. */
-static enum chips_event wait_virtually(struct softcpu_vcpu *vcpu, struct chips_wanted wants)
-{
-    enum chips_event event;
-
-    for (;;) {
-        virtual_time_begin_look(vcpu, true);
-        event = calls(vcpu)->look(processor(vcpu), wants);
-        if (event != CHIPS_NOTHING || vmm_stop_requested(vcpu->softcpu->vm) || smm_has_smi(vcpu)) {
-            return event;
-        }
-        if (!virtual_time_jump(vcpu)) {
-            event = calls(vcpu)->wait(processor(vcpu), wants);
-            if (event != CHIPS_NOTHING || !virtual_time_has_input(vcpu)) {
-                return event;
-            }
-        }
-    }
-}
-
 static bool wait_for_event(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t ticks, bool *reset)
 {
     struct chips_wanted wants = wanted(vcpu, interrupts);
@@ -164,8 +144,6 @@ static bool wait_for_event(struct softcpu_vcpu *vcpu, bool interrupts, uint32_t 
     set_priority(vcpu);
     if (ticks != 0) {
         event = calls(vcpu)->look(processor(vcpu), wants);
-    } else if (virtual_time_is_on(vcpu)) {
-        event = wait_virtually(vcpu, wants);
     } else {
         event = calls(vcpu)->wait(processor(vcpu), wants);
     }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * One vCPU's thread: translated code as long as nothing else is needed, and
- * waiting for an interrupt, or to be started, at the boundary.
+ * One vCPU: translated code as long as nothing else is needed, and, on a thread
+ * of its own, waiting for an interrupt, or to be started, at the boundary. With
+ * virtual time one thread has all vCPUs (turns.c).
  */
 #include "engine.h"
 
@@ -184,26 +185,23 @@ static int run_translated(struct softcpu_vcpu *vcpu)
         } else if (next != LEAVE_AGAIN) {
             break;
         }
+        if (turns_is_over(vcpu)) {
+            next = LEAVE_AGAIN;
+            break;
+        }
     }
     lock_release(vcpu);
     return next;
 }
 
-static bool run_round(struct softcpu_vcpu *vcpu)
+bool run_execute(struct softcpu_vcpu *vcpu)
 {
-    if (stop_requested(vcpu)) {
-        return false;
-    }
-    if (vcpu->parked) {
-        return boundary_of(vcpu)->wait_for_start(vcpu) && take_reset(vcpu);
-    }
-    if (vcpu->halted && !smm_has_smi(vcpu)) {
-        return wait_for_interrupt(vcpu, 0);
-    }
     vcpu->halted = false;
     switch (run_translated(vcpu)) {
     case 0:
         return false;
+    case LEAVE_AGAIN:
+        return true;
     case LEAVE_HALT:
         vcpu->halted = true;
         count(&vcpu->halts);
@@ -233,7 +231,36 @@ static bool run_round(struct softcpu_vcpu *vcpu)
     }
 }
 
-static bool begin(struct softcpu_vcpu *vcpu)
+bool run_is_awake(const struct softcpu_vcpu *vcpu)
+{
+    return !vcpu->parked && (!vcpu->halted || smm_has_smi(vcpu));
+}
+
+bool run_look_asleep(struct softcpu_vcpu *vcpu)
+{
+    bool reset;
+
+    if (!vcpu->parked) {
+        return wait_for_interrupt(vcpu, WINDOW_TICKS);
+    }
+    return boundary_of(vcpu)->find_reset(vcpu, &reset) && (!reset || take_reset(vcpu));
+}
+
+static bool run_round(struct softcpu_vcpu *vcpu)
+{
+    if (stop_requested(vcpu)) {
+        return false;
+    }
+    if (vcpu->parked) {
+        return boundary_of(vcpu)->wait_for_start(vcpu) && take_reset(vcpu);
+    }
+    if (!run_is_awake(vcpu)) {
+        return wait_for_interrupt(vcpu, 0);
+    }
+    return run_execute(vcpu);
+}
+
+bool run_begin(struct softcpu_vcpu *vcpu)
 {
     uint32_t state;
     bool loaded;
@@ -257,8 +284,7 @@ static bool begin(struct softcpu_vcpu *vcpu)
     return vcpu->parked || (vcpu->softcpu->core->note_start(vcpu->core) && boundary_of(vcpu)->begin(vcpu));
 }
 
-/* Leave the vCPU as if KVM had run it; what fails here ends the run if nothing else has. */
-static void finish(struct softcpu_vcpu *vcpu)
+void run_finish(struct softcpu_vcpu *vcpu)
 {
     bool reset = false;
 
@@ -277,10 +303,10 @@ int softcpu_vcpu_run(struct vmm_vcpu *core)
 {
     struct softcpu_vcpu *vcpu = core->engine;
 
-    if (vcpu->softcpu->core->enter(core) && begin(vcpu)) {
+    if (vcpu->softcpu->core->enter(core) && run_begin(vcpu)) {
         while (run_round(vcpu)) {
         }
-        finish(vcpu);
+        run_finish(vcpu);
     }
     vcpu->softcpu->core->leave(core);
     return (int)core->end.outcome;

@@ -244,6 +244,7 @@ int softcpu_add_vcpu(struct softcpu *softcpu, struct vmm_vcpu *core, const struc
     if (virtual_time_is_on(vcpu)) {
         /* At once: a look, which says when the next one is. */
         CPU(&vcpu->cpu)->icount_budget = 1;
+        softcpu->virtual_time.turn = softcpu->vcpu_count == 0 ? vcpu : softcpu->virtual_time.turn;
     }
     core->engine = vcpu;
     core->engine_rip = engine_io_rip;

@@ -86,8 +86,14 @@ enum softcpu_end {
     SOFTCPU_END_GAVE_UP = 0x10002,         /* the engine stopped in the middle of something: end.why says where */
 };
 
-/* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. */
+/* In place of vmm_vcpu_run, and like it: returns vcpu->end.outcome. Not with virtual time. */
 int softcpu_vcpu_run(struct vmm_vcpu *vcpu);
+
+/*
+ * With virtual time: run all vCPUs on this thread, in turn, until the guest or a stop ends one of them. Each has its
+ * end.outcome then, at most one another than VCPU_STOPPED.
+ */
+void softcpu_run_in_turn(struct softcpu *softcpu);
 
 /*
  * Between runs: what KVM_GET_SREGS gave becomes what the guest has, which KVM
@@ -136,8 +142,8 @@ struct guest_clock;
 
 /*
  * Let time go by what the guest executes, from where the clock stands; for a
- * machine of one vCPU with chips of its own, before that is added. `call` is
- * called on the vCPU's thread, between two instructions, when a device's
+ * machine with chips of its own, before vCPUs are added. `call` is called on
+ * the thread that executes them, between two instructions, when a device's
  * deadline has come, and, with `takes`, when the guest is to get what was
  * typed: it says by the functions below what comes next.
  */

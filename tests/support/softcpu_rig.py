@@ -358,7 +358,16 @@ class SoftcpuRig:
             if outcomes[index] != lib.VCPU_STOPPED:
                 self.done.set()
 
-        threads = [threading.Thread(target=vcpu_thread, args=(index,)) for index in range(len(self.vcpus))]
+        def all_in_turn() -> None:
+            assert self.softcpu is not None
+            self.softcpu.run_in_turn()
+            outcomes[:] = [int(core.end.outcome) for core in self.cores]
+            self.done.set()
+
+        if self.softcpu is not None and self.softcpu.in_turn:
+            threads = [threading.Thread(target=all_in_turn)]
+        else:
+            threads = [threading.Thread(target=vcpu_thread, args=(index,)) for index in range(len(self.vcpus))]
         for thread in threads:
             thread.start()
         self.done.wait(seconds)

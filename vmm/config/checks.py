@@ -107,7 +107,11 @@ def _check_clock(config: MachineFields) -> None:
         return
     refused = (
         (config.accel is not Accelerator.SOFTCPU, f"-accel {config.accel}", "is counted by -accel softcpu alone"),
-        (config.max_cpus > 1, f"-smp {config.max_cpus}", "has one CPU: which of several executes when, threads decide"),
+        (
+            config.max_cpus > config.cpus,
+            f"-smp {config.cpus},maxcpus={config.max_cpus}",
+            "has no CPUs that are plugged in, at whatever moment",
+        ),
         (
             any(drive.served for drive in config.drives),
             "-drive format=…",

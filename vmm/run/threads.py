@@ -13,7 +13,7 @@ from vmm.run.outcome import Reason, ResetKind
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
     from typing import Any
 
     from vmm.cpu.processors import Processors
@@ -29,7 +29,7 @@ JOIN_SECONDS = 10.0
 
 
 class VcpuThreads:
-    """One thread a vCPU, for each run anew.
+    """One thread a vCPU, for each run anew; or one for all of them, which is the first one's.
 
     Args:
         core: the C core's ``struct vmm_vm``.
@@ -56,7 +56,7 @@ class VcpuThreads:
         self.foreign: Callable[[], bool] = lambda: False
         self.start_timers: Callable[[], None] = lambda: None
         self._vcpus: list[Any] = []
-        self._tasks: list[Callable[[], None]] = []
+        self._tasks: list[Callable[[], None] | None] = []
         self._threads: dict[int, threading.Thread] = {}
         self._on_failure: Callable[[BaseException], None] | None = None
         self._lock = threading.Lock()
@@ -64,8 +64,8 @@ class VcpuThreads:
         self._roster = threading.Lock()
         self._closed = False
 
-    def add(self, vcpu: Any, task: Callable[[], None]) -> None:
-        """A vCPU: its ``struct vmm_vcpu``, and what runs it until it stops or ends by itself.
+    def add(self, vcpu: Any, task: Callable[[], None] | None) -> None:
+        """A vCPU: its ``struct vmm_vcpu``, and what runs it until it stops or ends by itself; None: another's task does.
 
         While a thread executes the task, what the task refers to is not collected as garbage.
         """
@@ -114,11 +114,12 @@ class VcpuThreads:
             HostError: the host gives no further thread.
         """
         with self._roster:
-            if self._on_failure is None or index in self._threads:
+            task = self._tasks[index]
+            if task is None or self._on_failure is None or index in self._threads:
                 return
             first = partial(self._begin, self._vcpus[index])
             thread = threading.Thread(
-                target=_guarded, args=(first, self._tasks[index], self._on_failure), name=f"vcpu{index}", daemon=True
+                target=_guarded, args=(first, task, self._on_failure), name=f"vcpu{index}", daemon=True
             )
             # First, for its first instruction may lead to a device that looks.
             self._threads[index] = thread
@@ -192,60 +193,51 @@ def add_vcpus(
     note_debug: Callable[[int], None],
     look: Callable[[], Look],
 ) -> None:
-    """Give each vCPU of a machine its thread.
+    """Give each vCPU of a machine its thread, or the first one's to all of them if they run in turn.
 
     Args:
         threads: of the machine.
         processors: its vCPUs.
-        memory: as for `execute_vcpu`, and so are softcpu, flush, note_debug and look.
-        softcpu: see there.
+        memory: of the machine.
+        softcpu: what executes them; None: KVM does.
         lifetime: told why they end.
-        flush: see there.
-        note_debug: see there.
-        look: see there.
+        flush: passes on what devices hold back for a moment; called at the end of each thread's run.
+        note_debug: told that a vCPU has come to what a debugger waits for.
+        look: knows more of the place where one ended.
     """
-    for vcpu, core_vcpu in zip(processors.vcpus, processors.cores, strict=True):
-        execute = partial(
-            execute_vcpu,
-            vcpu,
-            core_vcpu,
-            memory,
-            softcpu,
-            lifetime.finish,
-            lifetime.reset,
-            flush,
-            note_debug,
-            look,
-        )
-        threads.add(core_vcpu, execute)
+    ends = [
+        partial(_note_end, vcpu, core_vcpu, memory, softcpu, lifetime, note_debug, look)
+        for vcpu, core_vcpu in zip(processors.vcpus, processors.cores, strict=True)
+    ]
+    if softcpu is not None and softcpu.in_turn:
+        task = partial(_execute, softcpu.run_in_turn, ends, flush)
+        for core_vcpu in processors.cores:
+            threads.add(core_vcpu, None if core_vcpu.index else task)
+        return
+    run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
+    for core_vcpu, end in zip(processors.cores, ends, strict=True):
+        threads.add(core_vcpu, partial(_execute, partial(run, core_vcpu), [end], flush))
 
 
-def execute_vcpu(
+def _execute(run: Callable[[], object], ends: Iterable[Callable[[], None]], flush: Callable[[], None]) -> None:
+    """Run one vCPU, or all, on the calling thread."""
+    run()
+    for end in ends:
+        end()
+    flush()
+
+
+def _note_end(
     vcpu: Vcpu,
     core_vcpu: Any,
     memory: GuestMemory,
     softcpu: SoftwareCpu | None,
-    finish: Callable[[Reason, str, str], None],
-    reset: Callable[[ResetKind, str, str], None],
-    flush: Callable[[], None],
+    lifetime: Lifetime,
     note_debug: Callable[[int], None],
     look: Callable[[], Look],
 ) -> None:
-    """Run one vCPU on the calling thread.
-
-    Args:
-        vcpu: KVM's part.
-        core_vcpu: its ``struct vmm_vcpu``.
-        memory: of the machine.
-        softcpu: what executes it; None: KVM does.
-        finish: told why it ended by itself.
-        reset: told of its triple fault instead.
-        flush: passes on what devices hold back for a moment.
-        note_debug: told that the vCPU has come to what a debugger waits for.
-        look: knows more of the place where it ended.
-    """
-    run = lib.vmm_vcpu_run if softcpu is None else softcpu.run
-    outcome = run(core_vcpu)
+    """A vCPU's run is over: if it ended by itself, say so; on its thread."""
+    outcome = core_vcpu.end.outcome
     if outcome == lib.VCPU_DEBUG:
         note_debug(vcpu.index)
     elif outcome != lib.VCPU_STOPPED:
@@ -258,7 +250,6 @@ def execute_vcpu(
         # It reads what belongs to images, such as their symbols.
         reason, message, details = late.call(describe)
         if reason is Reason.TRIPLE_FAULT:
-            reset(ResetKind.TRIPLE_FAULT, message, details)
+            lifetime.reset(ResetKind.TRIPLE_FAULT, message, details)
         else:
-            finish(reason, message, details)
-    flush()
+            lifetime.finish(reason, message, details)

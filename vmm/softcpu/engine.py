@@ -104,11 +104,15 @@ class SoftwareCpu:
     Raises:
         HostError: see `load`; or there is no memory, or thread, for it.
         KvmError: KVM refuses the slot.
+
+    Attributes:
+        in_turn: whether time is virtual, and one thread has all vCPUs (`run_in_turn`); else each has its own (`run`).
     """
 
     def __init__(self, core: Any, vm: Vm) -> None:
         module = load()
         self._ffi, self._lib = module.ffi, module.lib
+        self.in_turn = False
         self._at_end: Counters | None = None
         self._trace_at_end: tuple[int, int] | None = None
         native = _as_pointer(self._ffi, "struct vmm_core *", ffi.addressof(lib.vmm_core))
@@ -162,6 +166,13 @@ class SoftwareCpu:
         """Run on this thread until the guest or a stop ends it, like ``vmm_vcpu_run``; returns ``end.outcome``."""
         outcome: int = self._lib.softcpu_vcpu_run(_as_pointer(self._ffi, "struct vmm_vcpu *", core_vcpu))
         return outcome
+
+    def run_in_turn(self) -> None:
+        """Where time is virtual, run all vCPUs on this thread until the guest or a stop ends one of them.
+
+        Each has its ``end.outcome`` then.
+        """
+        self._lib.softcpu_run_in_turn(self._handle)
 
     def smi(self, index: int | None) -> None:
         """Send an SMI to the vCPU with this index, or to all; while a device is used."""
@@ -230,6 +241,7 @@ class SoftwareCpu:
             clock: the machine's, which stands, and is moved from now on.
             handle: given to ``vmm_python_virtual_time`` of the core.
         """
+        self.in_turn = True
         call = self._ffi.cast(
             "void (*)(void *, bool)", int(ffi.cast("uintptr_t", ffi.addressof(lib, "vmm_python_virtual_time")))
         )
