@@ -45,6 +45,9 @@ bool vmm_vcpu_note_start(struct vmm_vcpu *vcpu)
         return false;
     }
     if (__atomic_load_n(&vcpu->started_ns, __ATOMIC_RELAXED) == 0) {
+        if (vcpu->vm->chips != NULL) {
+            __atomic_store_n(&vcpu->started_at, chips_calls.clock(vcpu->vm->chips)->instructions, __ATOMIC_RELAXED);
+        }
         __atomic_store_n(&vcpu->started_ns, monotonic_ns(), __ATOMIC_RELAXED);
     }
     return true;

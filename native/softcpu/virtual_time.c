@@ -59,6 +59,7 @@ static uint64_t show(const struct softcpu *softcpu)
     __atomic_store_n(&time->clock->instructions, instructions(time), __ATOMIC_RELAXED);
     __atomic_store_n(&time->clock->offset_ns, now, __ATOMIC_RELAXED);
     __atomic_store_n(&chips->offset_ns, now, __ATOMIC_RELAXED);
+    __atomic_store_n(&chips->instructions, instructions(time), __ATOMIC_RELAXED);
     return now;
 }
 
@@ -161,6 +162,10 @@ void virtual_time_begin_look(struct softcpu *softcpu, bool waits)
     if (__atomic_exchange_n(&time->input_waits, false, __ATOMIC_ACQUIRE) && time->queued_at == UINT64_MAX) {
         /* Not here, for this may be any place of several with the same count: a replay finds the next one's alone. */
         time->queued_at = instructions(time) + !waits;
+    }
+    if (waits && time->queued_at != UINT64_MAX) {
+        /* Nobody has executed anything since. */
+        time->queued_at = instructions(time);
     }
     takes = instructions(time) >= time->queued_at || (instructions(time) >= time->replay_at && now >= time->replay_ns);
     if (takes) {

@@ -30,7 +30,11 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, None]:
     """Skip what is about KVM itself where there is none; machines run there all the same."""
     assert isinstance(item, pytest.Function)
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    of_kvm = str(parameters.get("accel", "")).startswith("kvm") or parameters.get("both_kinds_of_chips") is False
+    of_kvm = (
+        str(parameters.get("accel", "")).startswith("kvm")
+        or parameters.get("both_kinds_of_chips") is False
+        or parameters.get("all_kinds_of_turns") == "beside-kvm"
+    )
     if of_kvm and (lacks := device_lacks()) is not None:
         pytest.skip(lacks)
     _skip_if_kvm_was_asked_for((yield))

@@ -263,9 +263,11 @@ class SoftcpuRig:
     Attributes:
         alone: whether rigs do without KVM, with chips of our own; tests/kvm/softcpu/conftest.py sets it. They have to
             where there is none.
+        always_virtual: whether time is virtual whatever a test says; likewise.
     """
 
     alone = PLAIN == "softcpu"
+    always_virtual = False
 
     def __init__(
         self,
@@ -282,6 +284,7 @@ class SoftcpuRig:
         self.failures: list[BaseException] = []
         self.done = threading.Event()
         self._closers = ExitStack()
+        virtual = virtual or (self.always_virtual and software_cpu)
         alone = virtual or (self.alone and software_cpu)
         self.clock = GuestClock()
         if virtual:
@@ -362,7 +365,8 @@ class SoftcpuRig:
             assert self.softcpu is not None
             self.softcpu.run_in_turn()
             outcomes[:] = [int(core.end.outcome) for core in self.cores]
-            self.done.set()
+            if set(outcomes) != {lib.VCPU_STOPPED}:
+                self.done.set()
 
         if self.softcpu is not None and self.softcpu.in_turn:
             threads = [threading.Thread(target=all_in_turn)]

@@ -17,8 +17,7 @@ from vmm.run.virtual_time import Input, read_recording
     [
         ({"accel": "kvm"}, "-accel kvm: virtual time is counted by -accel softcpu alone"),
         ({"accel": "kvm+softcpu"}, r"-accel kvm\+softcpu: virtual time is counted"),
-        ({"cpus": 2}, "-smp 2: virtual time has one CPU"),
-        ({"cpus": 1, "max_cpus": 3}, "-smp 3: virtual time has one CPU"),
+        ({"cpus": 1, "max_cpus": 3}, "-smp 1,maxcpus=3: virtual time has no CPUs that are plugged in"),
         ({"drives": "file=/dev/null,format=qcow2"}, "-drive format=…: virtual time has no disks that another process"),
         (
             {"chardevs": "socket,id=a,path=/nowhere", "devices": "vhost-user-blk-pci,chardev=a"},

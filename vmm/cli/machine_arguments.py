@@ -255,8 +255,8 @@ def add_machine_arguments(parser: Parser, sandbox: Sandboxing = Sandboxing.OFF) 
         metavar="host|virtual",
         default="host",
         help="what the guest's time goes by: the host's clock (default), or virtual: what the guest does, a nanosecond "
-        "for each instruction, on -accel softcpu with one CPU. It then executes the same instructions in every run, "
-        "waits take no time of ours, and the report counts by phase",
+        "for each instruction, on -accel softcpu, whose CPUs then run in turn. It executes the same instructions in "
+        "every run, waits take no time of ours, and the report counts by phase",
     )
     host.add_argument(
         "--record",

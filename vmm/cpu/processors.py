@@ -36,7 +36,7 @@ class Processors:
         times: the ``struct exit_times`` of each; empty where nobody asked.
         cpuid: what CPUID says on the last of them; on the others only their APIC ids differ.
         power_on: what KVM gave them when they were new; None where none of them comes again.
-        earlier_starts: index and CLOCK_MONOTONIC of first instructions before the last reset, as many as are kept.
+        earlier_starts: what `starts` said before the last reset, as many as are kept.
     """
 
     def __init__(self, present: list[bool]) -> None:
@@ -46,7 +46,7 @@ class Processors:
         self.times: list[Any] = []
         self.cpuid: list[CpuidEntry] = []
         self.power_on: PowerOn | None = None
-        self.earlier_starts: deque[tuple[int, int]] = deque(maxlen=_KEPT_STARTS)
+        self.earlier_starts: deque[tuple[int, int, int]] = deque(maxlen=_KEPT_STARTS)
 
     def add(self, vcpu: Vcpu, core: Any, times: Any, entries: list[CpuidEntry]) -> None:
         """The next one.
@@ -73,9 +73,12 @@ class Processors:
         """What firmware should write into MSR 0x3a, if the CPUs have it."""
         return cpuid.feature_control(self.cpuid)
 
-    def starts(self) -> list[tuple[int, int]]:
-        """Index, and CLOCK_MONOTONIC in ns, of each first instruction after power-on or a reset."""
-        now = ((index, core.started_ns) for index, core in enumerate(self.cores) if core.started_ns)
+    def starts(self) -> list[tuple[int, int, int]]:
+        """Of each first instruction after power-on or a reset: the CPU's index, CLOCK_MONOTONIC in ns, and how many.
+
+        How many the machine had executed before it, that is, where time goes by them; else 0.
+        """
+        now = ((index, core.started_ns, core.started_at) for index, core in enumerate(self.cores) if core.started_ns)
         return [*self.earlier_starts, *now]
 
     def forget_starts(self) -> None:

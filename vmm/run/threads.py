@@ -65,7 +65,7 @@ class VcpuThreads:
         self._closed = False
 
     def add(self, vcpu: Any, task: Callable[[], None] | None) -> None:
-        """A vCPU: its ``struct vmm_vcpu``, and what runs it until it stops or ends by itself; None: another's task does.
+        """A vCPU: its ``struct vmm_vcpu``, and what runs it until it stops or ends by itself; None: another's does.
 
         While a thread executes the task, what the task refers to is not collected as garbage.
         """

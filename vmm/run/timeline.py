@@ -44,7 +44,7 @@ class TimelineEvent(NamedTuple):
 
 def collect_timeline(
     lifetime: "Lifetime",
-    starts: Iterable[tuple[int, int]],
+    starts: Iterable[tuple[int, int, int]],
     streams: "Iterable[Stream]",
     fw_cfg: "FwCfg | None",
     fwctl: "Fwctl | None",
@@ -53,7 +53,7 @@ def collect_timeline(
 
     Args:
         lifetime: of the machine.
-        starts: index, and CLOCK_MONOTONIC in ns, of each vCPU's first instruction after power-on or a reset.
+        starts: of each vCPU's first instruction after power-on or a reset, as `Processors.starts` has it.
         streams: what the guest printed on.
         fw_cfg: what it read, if the machine has that.
         fwctl: what it asked, if the machine has that.
@@ -61,9 +61,9 @@ def collect_timeline(
     start = lifetime.started_ns
     latest = lifetime.ends[-1][0] if lifetime.ends and not lifetime.running else float("inf")
     events = []
-    for index, at_ns in starts:
+    for index, at_ns, executed in starts:
         at = (at_ns - start) / 1e9
-        count = _instructions_at_start(lifetime, at)
+        count = None if lifetime.instructions is None else executed
         events.append(TimelineEvent(at, EventKind.VCPU_STARTED, index, f"vCPU {index} started", count))
     for stream in streams:
         if stream.first_at is not None:
@@ -91,10 +91,3 @@ def collect_timeline(
         TimelineEvent(t_s, EventKind.END, reason.value, reason.value, count) for t_s, reason, count in lifetime.ends
     ]
     return sorted(events, key=lambda event: event.t_s)
-
-
-def _instructions_at_start(lifetime: "Lifetime", t_s: float) -> int | None:
-    """How many the guest had executed when its CPU, the only one, began: at power-on, or the reset in front of it."""
-    if lifetime.instructions is None:
-        return None
-    return max((reset.instructions or 0 for reset in lifetime.resets if reset.t_s <= t_s), default=0)

@@ -2,7 +2,7 @@
 
 The software CPU counts instructions, and moves the machine's clock (`native/softcpu/virtual_time.c`). What comes from
 outside of the guest (what is typed, the power button, deadlines of devices, the look at what was printed) comes on the
-vCPU's own thread, between two instructions that depend on nothing but the guest.
+thread that executes all vCPUs, between two instructions that depend on nothing but the guest.
 """
 
 import json
@@ -177,7 +177,7 @@ class VirtualTime:
         return self._softcpu.trace_hash()
 
     def watch(self, look: Callable[[], object]) -> None:
-        """Have ``look`` called soon after something was printed, on the vCPU's thread, with io_lock held."""
+        """Have ``look`` called soon after something was printed, on the vCPUs' thread, with io_lock held."""
         self._look = look
         self.note_output()
 

@@ -138,6 +138,7 @@ struct vmm_vcpu {
     uint64_t exits[VCPU_EXIT_REASONS]; /* by KVM exit reason; the last counts all beyond */
     uint64_t interrupted;              /* KVM_RUN ended by a signal */
     uint64_t started_ns;               /* CLOCK_MONOTONIC when it first left the wait-for-SIPI state; 0 before */
+    uint64_t started_at;               /* with virtual time, how many instructions the machine had executed by then */
     /* The last ones, which only the software CPU sees; the vCPU's thread writes them. */
     uint64_t exception_count;
     struct vcpu_exception exceptions[VCPU_EXCEPTIONS];

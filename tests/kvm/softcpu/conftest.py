@@ -17,6 +17,13 @@ def both_kinds_of_chips(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     monkeypatch.setattr(SoftcpuRig, "alone", request.param)
 
 
+@pytest.fixture(params=["beside-kvm", "alone", "virtual-time"])
+def all_kinds_of_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test with a thread for each CPU, beside KVM and without it, and with one for all, in virtual time."""
+    monkeypatch.setattr(SoftcpuRig, "alone", request.param == "alone")
+    monkeypatch.setattr(SoftcpuRig, "always_virtual", request.param == "virtual-time")
+
+
 @pytest.fixture
 def without_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the test's machines do without KVM, with chips of our own."""

@@ -12,7 +12,7 @@ from vmm.softcpu.decision import has_hardware_virtualization
 pytestmark = [
     pytest.mark.needs_kvm,
     pytest.mark.skipif(has_hardware_virtualization(), reason=NOT_HERE),
-    pytest.mark.usefixtures("both_kinds_of_chips"),
+    pytest.mark.usefixtures("all_kinds_of_turns"),
 ]
 
 
