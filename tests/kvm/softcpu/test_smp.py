@@ -182,6 +182,8 @@ def test_init_takes_a_cpu_out_of_a_loop() -> None:
     assert values_of(source, cpus=2) == [22]
 
 
+# In virtual time, one thread has all turns.
+@pytest.mark.parametrize("all_kinds_of_turns", ["beside-kvm", "alone"], indirect=True)
 def test_a_stop_needs_no_turn() -> None:
     """Whoever waits for one leaves, though another CPU is in the middle of an access that takes long."""
     source = """
