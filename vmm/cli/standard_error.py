@@ -60,10 +60,12 @@ class _Unblocking(io.RawIOBase):
     def write(self, data: bytes, /) -> int:  # type: ignore[override]  # who calls it is TextIOWrapper
         """Take all of it."""
         with self._lock:
-            if len(self._pending) < KEEP_BYTES:
-                self._pending += data
-            else:
+            if not self._pending:
+                self._say_dropped()
+            if self._dropped or len(self._pending) >= KEEP_BYTES:
                 self._dropped += len(data)
+            else:
+                self._pending += data
             while self._pending and ready():
                 if not self._write():
                     break
@@ -72,9 +74,7 @@ class _Unblocking(io.RawIOBase):
     def drain(self, patience: float) -> None:
         """Wait for the reader of what is left, as long as it reads at all."""
         with self._lock:
-            if self._dropped:
-                self._pending += b"vmm: %d bytes are missing here: stderr was not read fast enough\n" % self._dropped
-                self._dropped = 0
+            self._say_dropped()
             until = time.monotonic() + patience
             while self._pending and ready(max(0.0, until - time.monotonic())):
                 if self._write():
@@ -83,6 +83,11 @@ class _Unblocking(io.RawIOBase):
                     break
                 else:
                     time.sleep(_AGAIN_SECONDS)
+
+    def _say_dropped(self) -> None:
+        if self._dropped:
+            self._pending += b"\nvmm: %d bytes are missing here: stderr was not read fast enough\n" % self._dropped
+            self._dropped = 0
 
     def _write(self) -> bool:
         """False: nothing could be written now."""

@@ -6,6 +6,7 @@ The guest is not trusted: what makes no sense is not found. Source: ACPI 6.5, 5.
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm import layout
@@ -20,6 +21,10 @@ _RSDP_SIZE, _RSDP_V1_SIZE, _RSDP_REVISION, _RSDP_XSDT = 36, 20, 15, 24
 _HEADER_SIZE: Final = 36
 _MOST: Final = 1 << 20
 """Bytes of a table that is still believed."""
+_MOST_IN_ALL: Final = 64 << 20
+"""Bytes of tables that are read: a guest may have each of 131,072 pointers lead to the largest."""
+_MOST_POINTERS: Final = 256
+"""RSDPs that are followed."""
 
 _BIOS_AREA: Final = range(0xE0000, layout.LEGACY_END)
 _BELOW_TOP: Final = 256 * layout.MIB
@@ -57,13 +62,14 @@ class Processor(NamedTuple):
 
 def find_tables(memory: GuestMemory) -> dict[str, Table]:
     """Tables by signature, XSDT among them, of the first RSDP that leads to one; empty if none does."""
-    for address in _rsdps(memory):
+    tables = _Tables(memory)
+    for address in islice(_rsdps(memory), _MOST_POINTERS):
         rsdp = _bytes(memory, address, _RSDP_SIZE)
         if len(rsdp) == _RSDP_SIZE and rsdp[_RSDP_REVISION] >= 2 and not sum(rsdp[:_RSDP_V1_SIZE]) & 0xFF:
-            xsdt = None if sum(rsdp) & 0xFF else _table(memory, *struct.unpack_from("<Q", rsdp, _RSDP_XSDT))
+            xsdt = None if sum(rsdp) & 0xFF else tables.at(*struct.unpack_from("<Q", rsdp, _RSDP_XSDT))
             if xsdt is not None and xsdt.signature == "XSDT":
                 rest = len(xsdt.data) - (len(xsdt.data) - _HEADER_SIZE) % 8
-                entries = [_table(memory, *entry) for entry in struct.iter_unpack("<Q", xsdt.data[_HEADER_SIZE:rest])]
+                entries = (tables.at(*entry) for entry in struct.iter_unpack("<Q", xsdt.data[_HEADER_SIZE:rest]))
                 return {table.signature: table for table in (xsdt, *entries) if table is not None}
     return {}
 
@@ -96,10 +102,20 @@ def _rsdps(memory: GuestMemory) -> Iterator[int]:
             at = data.find(_RSDP, at + 1)
 
 
-def _table(memory: GuestMemory, address: int) -> Table | None:
-    size = int.from_bytes(_bytes(memory, address + 4, 4), "little")
-    data = _bytes(memory, address, size) if _HEADER_SIZE <= size <= _MOST else b""
-    return Table(address, data) if data and not sum(data) & 0xFF else None
+class _Tables:
+    """Reads tables, but no more than `_MOST_IN_ALL` of them together."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._left = _MOST_IN_ALL
+
+    def at(self, address: int) -> Table | None:
+        size = int.from_bytes(_bytes(self._memory, address + 4, 4), "little")
+        if not _HEADER_SIZE <= size <= min(_MOST, self._left):
+            return None
+        self._left -= size
+        data = _bytes(self._memory, address, size)
+        return Table(address, data) if data and not sum(data) & 0xFF else None
 
 
 def _bytes(memory: GuestMemory, address: int, size: int) -> bytes:

@@ -56,3 +56,30 @@ def test_no_guest_makes_it_fail(address: int, table: bytes, length: int) -> None
     rig.memory.write(TOP - 0x800, b"XSDT" + struct.pack("<I", length) + table)
     assert find_tables(rig.memory).keys() <= {"XSDT"}
     list(processors(table))
+
+
+def test_a_guest_that_leaves_131000_pointers_to_the_largest_table_is_not_believed() -> None:
+    rig = Rig()
+    xsdt, largest, size = TOP - (4 << 20), TOP - (2 << 20), 1 << 20
+    for address, signature, entries in ((xsdt, b"XSDT", struct.pack("<Q", largest)), (largest, b"HUGE", bytes(8))):
+        data = bytearray(signature + struct.pack("<I", size) + bytes(28) + entries * ((size - 36) // 8)).ljust(
+            size, b"\0"
+        )
+        data[9] = -sum(data) & 0xFF
+        rig.memory.write(address, bytes(data))
+    rsdp = bytearray(struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, b"GUEST ", 2, 0, 36, xsdt, 0))
+    rsdp[8] = -sum(rsdp[:20]) & 0xFF
+    rsdp[32] = -sum(rsdp) & 0xFF
+    rig.memory.write(TOP - 0x1000, bytes(rsdp))
+    left = 128 << 20
+
+    class Counting:
+        low_size = rig.memory.low_size
+
+        def read(self, address: int, size: int) -> bytes:
+            nonlocal left
+            left -= size
+            assert left > 0
+            return rig.memory.read(address, size)
+
+    assert find_tables(Counting()).keys() == {"XSDT", "HUGE"}  # type: ignore[arg-type]  # all that it needs
