@@ -22,6 +22,8 @@ from pathlib import Path
 
 import fuzz_devices
 import fuzz_files
+import fuzz_memory
+import fuzz_records
 
 from vmm.errors import VmmError
 
@@ -37,6 +39,8 @@ TARGETS: dict[str, Target] = {
     "verify": fuzz_files.verify,
     "options": fuzz_files.options,
     "snapshots": fuzz_files.snapshots,
+    "leftovers": fuzz_memory.leftovers,
+    "records": fuzz_records.records,
 }
 
 HANG_SECONDS = 60.0
