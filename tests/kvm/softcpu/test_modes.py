@@ -332,3 +332,33 @@ def test_smsw_to_32_bits_outside_of_64_bit_mode() -> None:
         out %eax, $0xf8
     """
     assert values_of(source) == [0, 0xFFFF, 0xFFFF]
+
+
+def test_a_task_begins_in_a_conforming_code_segment() -> None:
+    """Ring 3 in code of ring 0's, as after a call (AMD64 Architecture Programmer's Manual volume 2, 12.2.2)."""
+    source = """
+    .set task, 0x9100
+    main:
+        movabs $0x00cf9f000000ffff, %rax
+        mov %rax, gdt + 0x50(%rip)
+        movabs $0x0000890091000067, %rax    # the other task, where nothing may interrupt it
+        mov %rax, gdt + 0x58(%rip)
+        leave_long_mode
+        movl $0x9000 << 16 | 0x67, gdt + 0x40
+        movl $0x8900, gdt + 0x44
+        mov $0x40, %eax
+        ltr %ax
+        movl $user, task + 0x20
+        movl $0x3002, task + 0x24           # IOPL 3
+        movl $0x7000, task + 0x38
+        movl $0x53, task + 0x4c             # CS
+        movl $0x33, task + 0x50             # SS
+        movl $0x33, task + 0x54             # DS
+        ljmp $0x58, $0
+    user:
+        mov %cs, %eax
+        out %eax, $0xf4
+        out %eax, $0xf8
+    1:  jmp 1b
+    """
+    assert values_of(source) == [0x53]
