@@ -120,6 +120,13 @@ static bool is_pit(uint32_t port)
     return port - 0x40 < 4 || port == PORT61;
 }
 
+/* With virtual time it goes on to the end of its block, where it looks whether somebody stops it or not. */
+static bool ends_here(const struct softcpu_vcpu *vcpu)
+{
+    return memory_has_work(vcpu->softcpu) || smm_has_smi(vcpu) ||
+           (vmm_stop_requested(vcpu->softcpu->vm) && !virtual_time_is_on(vcpu));
+}
+
 static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t value, uintptr_t return_address)
 {
     struct softcpu_vcpu *vcpu = owner_of(env);
@@ -127,12 +134,12 @@ static void port_write(CPUX86State *env, uint32_t port, uint32_t size, uint32_t 
 
     port_access(vcpu, port & 0xffff, size, &value, true, return_address);
     vcpu->port61.there = vcpu->port61.there && !is_pit(port & 0xffff);
-    if (!memory_has_work(vcpu->softcpu) && !smm_has_smi(vcpu)) {
+    if (!ends_here(vcpu)) {
         return;
     }
     /*
-     * The device moved memory, stored over code, or sent an SMI: end this block here, its next instruction may be gone,
-     * or not yet be due.
+     * The device moved memory, stored over code, sent an SMI, reset the machine or put it to sleep: end this block here,
+     * its next instruction may be gone, or not be due.
      */
     memory_after_device(vcpu);
     cpu_restore_state(env_cpu(env), return_address, true);

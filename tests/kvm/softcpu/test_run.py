@@ -149,6 +149,27 @@ def test_a_stop_leaves_no_access_half_done(request: pytest.FixtureRequest, softw
         assert device.written == bytes.fromhex("8877665544332211")
 
 
+@pytest.mark.usefixtures("both_kinds_of_chips")
+@pytest.mark.parametrize("out", ["out %al, $0xf8", "out %eax, (%dx)"])
+def test_nothing_is_executed_behind_the_out_that_stops_the_machine(out: str) -> None:
+    """As in KVM: a guest that sleeps, or resets the machine, need not be in a loop by then."""
+    source = f"""
+    main:
+        mov $0xf8, %edx
+        movl $0, 0x9100
+        {out}
+        movl $1, 0x9100
+        {out}
+    1:  jmp 1b
+    """
+    with SoftcpuRig(source) as rig:
+        assert rig.run() == [lib.VCPU_STOPPED]
+        assert rig.memory.read(0x9100, 4) == bytes(4)
+        rig.done.clear()
+        assert rig.run() == [lib.VCPU_STOPPED]
+        assert rig.memory.read(0x9100, 4) == b"\1\0\0\0"
+
+
 def test_a_stop_is_prompt() -> None:
     with SoftcpuRig("main:\n1: jmp 1b", cpus=1) as rig:
         best = 1.0
