@@ -18,7 +18,7 @@ from vmm.config.parts import Accelerator, Clock, Sandboxing, TargetKind
 from vmm.errors import ConfigError, ExitStatus, HostError
 from vmm.firmware.images import FirmwareKind
 from vmm.options import parse_seconds
-from vmm.run.expect import compile_pattern
+from vmm.run.expect import check_pattern
 from vmm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def run(words: list[str]) -> int:
     send = [_parse_send(text) for text in arguments.send]
     deadline = None if arguments.timeout is None else parse_seconds(arguments.timeout, "--timeout")
     if arguments.until is not None:
-        _check_pattern(arguments.until, "--until")
+        check_pattern(arguments.until, "--until")
     with inputs.patience(deadline):
         steps = _read_script(arguments)
         resumption = None
@@ -368,18 +368,11 @@ def _read_script(arguments: argparse.Namespace) -> list[Step]:
     return read_script(arguments.script, arguments.terminal or "auto")
 
 
-def _check_pattern(pattern: str, option: str) -> None:
-    try:
-        compile_pattern(pattern)
-    except ConfigError as error:
-        raise ConfigError(f"{option} {error}") from None
-
-
 def _parse_send(text: str) -> tuple[str, str]:
     pattern, separator, typed = text.partition("=")
     if not separator or not pattern or not typed:
         raise ConfigError(f"--send {text}: the form is REGEX=TEXT")
-    _check_pattern(pattern, "--send")
+    check_pattern(pattern, "--send")
     from vmm.cli.script import unescape
 
     try:

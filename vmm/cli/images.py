@@ -10,9 +10,9 @@ from vmm.cli.machine_arguments import FIRMWARE_HELP, add_machine_arguments
 from vmm.cli.machine_config import config_from
 from vmm.cli.parser import Parser
 from vmm.config.outputs import Outputs
-from vmm.errors import ConfigError, ExitStatus
+from vmm.errors import ExitStatus
 from vmm.options import parse_seconds
-from vmm.run.expect import compile_pattern
+from vmm.run.expect import check_pattern
 from vmm.run.outcome import Reason
 
 DEADLINE = 10.0
@@ -65,7 +65,7 @@ def run(words: list[str]) -> int:
     arguments.debugcon = arguments.debugcon or "none"
     deadline = _deadline(arguments.timeout, arguments.until)
     if arguments.until is not None:
-        _check(arguments.until)
+        check_pattern(arguments.until, "--until")
     with inputs.patience(deadline):
         config = config_from(arguments)
     with Outputs(config, {"--json": arguments.json, "--gdb-commands": arguments.gdb_commands}) as outputs:
@@ -97,10 +97,3 @@ def _deadline(text: str | None, until: str | None) -> float | None:
     if text is None:
         return None if until is not None else DEADLINE
     return parse_seconds(text, "--timeout")
-
-
-def _check(pattern: str) -> None:
-    try:
-        compile_pattern(pattern)
-    except ConfigError as error:
-        raise ConfigError(f"--until {error}") from None

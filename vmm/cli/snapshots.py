@@ -43,15 +43,12 @@ class SnapshotAt(NamedTuple):
         Raises:
             ConfigError: that is not its form.
         """
-        from vmm.run.expect import compile_pattern
+        from vmm.run.expect import check_pattern
 
         pattern, separator, path = text.partition("=")
         if not separator or not pattern or not path or path == "-":
             raise ConfigError(f"--snapshot-at {text}: the form is REGEX=FILE")
-        try:
-            compile_pattern(pattern)
-        except ConfigError as error:
-            raise ConfigError(f"--snapshot-at {error}") from None
+        check_pattern(pattern, "--snapshot-at")
         return cls(pattern, path)
 
     def check(self, outputs: Outputs) -> None:

@@ -53,6 +53,18 @@ def compile_pattern(pattern: Pattern, what: str = "a pattern") -> Compiled:
         raise ConfigError(f"{_text(pattern)}: not a regular expression: {error}") from None
 
 
+def check_pattern(pattern: str, option: str) -> None:
+    """See, before anything runs, that a command line's option has a pattern.
+
+    Raises:
+        ConfigError: as `compile_pattern`, and names the option.
+    """
+    try:
+        compile_pattern(pattern)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from None
+
+
 def compile_patterns(patterns: Pattern | Sequence[Pattern], what: str = "a pattern") -> list[Compiled]:
     """One pattern, or each of several.
 
