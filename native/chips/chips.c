@@ -132,7 +132,10 @@ static enum chips_event find(struct processor *processor, struct chips_wanted wa
     if (wanted.reset && accept_reset(processor)) {
         return CHIPS_RESET;
     }
-    if (wanted.nmi && processor->nmi_pending) {
+    if (wanted.nmi) {
+        processor->nmi_in_progress = false;
+    }
+    if (wanted.nmi && processor->nmi_pending > 0) {
         return CHIPS_NMI;
     }
     return wanted.interrupt && (takes_pic(processor) || lapic_next(processor) >= 0) ? CHIPS_INTERRUPT : CHIPS_NOTHING;
@@ -150,8 +153,9 @@ static enum chips_event look(struct processor *processor, struct chips_wanted wa
 
 static int take(struct processor *processor, struct chips_wanted wanted)
 {
-    if (wanted.nmi && processor->nmi_pending) {
-        processor->nmi_pending = false;
+    if (wanted.nmi && processor->nmi_pending > 0) {
+        processor->nmi_pending--;
+        processor->nmi_in_progress = true;
         return NMI_VECTOR;
     }
     if (!wanted.interrupt) {

@@ -36,6 +36,16 @@ void wake_for_pit(struct chips *chips, uint64_t due)
     }
 }
 
+/* One is held while another is in progress; else two, for the first would be in progress if the CPU had its turn. */
+void accept_nmi(struct processor *processor)
+{
+    uint8_t most = processor->nmi_in_progress ? 1 : 2;
+
+    if (processor->nmi_pending < most) {
+        processor->nmi_pending++;
+    }
+}
+
 static bool accept(struct processor *processor, const struct message *message)
 {
     switch (message->delivery) {
@@ -49,7 +59,7 @@ static bool accept(struct processor *processor, const struct message *message)
         processor->nudged = true;
         break;
     case DELIVER_NMI:
-        processor->nmi_pending = true;
+        accept_nmi(processor);
         break;
     case DELIVER_INIT:
         if (message->level && !message->assert) {
@@ -175,7 +185,8 @@ static void take_init(struct processor *processor)
     };
     processor->debugregs = (struct kvm_debugregs){.dr6 = 0xffff0ff0, .dr7 = 0x400};
     memset(&processor->events, 0, sizeof(processor->events));
-    processor->nmi_pending = false;
+    processor->nmi_pending = 0;
+    processor->nmi_in_progress = false;
     processor->extint_pending = false;
     lapic_init(processor);
     processor->mp_state =

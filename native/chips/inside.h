@@ -68,7 +68,8 @@ struct processor {
     bool init_pending;
     bool startup_pending;
     uint8_t startup_vector;
-    bool nmi_pending;
+    uint8_t nmi_pending; /* how many */
+    bool nmi_in_progress;
     bool extint_pending; /* the 8259 pair is to be asked, as a message said */
     bool nudged;
     uint64_t waits_until; /* for what is due by itself, at the latest; 0: it does not wait */
@@ -151,6 +152,7 @@ static inline uint64_t now_ns(const struct chips *chips)
 }
 
 uint64_t tsc_now(const struct processor *processor);
+void accept_nmi(struct processor *processor);
 /* An INIT or a SIPI that waits takes effect. False: there is none. */
 bool accept_reset(struct processor *processor);
 

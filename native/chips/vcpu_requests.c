@@ -173,10 +173,10 @@ static int get_events(const struct processor *processor, struct kvm_vcpu_events 
 
 static int set_events(struct processor *processor, const struct kvm_vcpu_events *events)
 {
-    bool pending = processor->nmi_pending;
-
     processor->events = *events;
-    processor->nmi_pending = (events->flags & KVM_VCPUEVENT_VALID_NMI_PENDING) ? events->nmi.pending : pending;
+    if (events->flags & KVM_VCPUEVENT_VALID_NMI_PENDING) {
+        processor->nmi_pending = events->nmi.pending < 2 ? events->nmi.pending : 2;
+    }
     return 0;
 }
 
@@ -250,7 +250,7 @@ static int serve_interrupts(struct processor *processor, unsigned long request, 
     case KVM_SET_VCPU_EVENTS:
         return set_events(processor, argument);
     case KVM_NMI:
-        processor->nmi_pending = true;
+        accept_nmi(processor);
         wake(processor);
         return 0;
     default:

@@ -123,6 +123,11 @@ static enum found look_for_nmi(struct softcpu_vcpu *vcpu)
             return FOUND_ERROR;
         }
     }
+    if (events.nmi.pending && (vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK)) {
+        /* It waits for the instruction behind STI or MOV SS: else it would come between STI and HLT. */
+        __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+        return FOUND_NOTHING;
+    }
     return events.nmi.pending && unmasked ? FOUND_NMI : FOUND_NOTHING;
 }
 

@@ -58,6 +58,10 @@ bool kvm_guest_msr_write(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t val
     switch (index) {
     case MSR_TSC_DEADLINE:
         vcpu->tsc_deadline = value;
+        if (value != 0 && guest_tsc(vcpu) >= value) {
+            __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
+            engine_ask_to_leave(vcpu);
+        }
         break;
     case MSR_IA32_APICBASE:
         /* KVM has judged the value; its LAPIC goes back to where the stubs find it. */

@@ -86,13 +86,18 @@ static bool find_reset(struct softcpu_vcpu *vcpu, bool *reset)
     return true;
 }
 
-/* An INIT waits for the end of system management mode (Intel SDM volume 3, 32.3). */
+/*
+ * An INIT waits for the end of system management mode (Intel SDM volume 3,
+ * 32.3), an NMI for the instruction behind STI or MOV SS, as in KVM: else it
+ * would come between STI and HLT.
+ */
 static struct chips_wanted wanted(struct softcpu_vcpu *vcpu, bool interrupts)
 {
     bool unmasked = !(vcpu->cpu.env.hflags2 & HF2_NMI_MASK);
+    bool shadow = (vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK) != 0;
 
     vcpu->nmi_masked = vcpu->nmi_masked && !unmasked;
-    return (struct chips_wanted){.reset = !in_smm(vcpu), .nmi = unmasked, .interrupt = interrupts};
+    return (struct chips_wanted){.reset = !in_smm(vcpu), .nmi = unmasked && !shadow, .interrupt = interrupts};
 }
 
 static enum found look(struct softcpu_vcpu *vcpu)
@@ -110,6 +115,10 @@ static enum found look(struct softcpu_vcpu *vcpu)
         virtual_time_end_look(vcpu);
     } else {
         event = calls(vcpu)->look(processor(vcpu), wanted(vcpu, true));
+    }
+    if (vcpu->cpu.env.hflags & HF_INHIBIT_IRQ_MASK) {
+        /* For an NMI that waits for the next instruction. */
+        __atomic_store_n(&vcpu->look_at_kvm, true, __ATOMIC_RELAXED);
     }
     switch (event) {
     case CHIPS_RESET:
@@ -223,11 +232,16 @@ static bool offers_x2apic(const struct softcpu_vcpu *vcpu)
     return leaf != NULL && (leaf->ecx & ECX_X2APIC);
 }
 
+static bool takes_base(const struct softcpu_vcpu *vcpu, uint64_t value)
+{
+    return value >> vcpu->physical_bits == 0 && (!(value & MSR_IA32_APICBASE_EXTD) || offers_x2apic(vcpu));
+}
+
 static bool write_msr(struct softcpu_vcpu *vcpu, uint32_t index, uint64_t value)
 {
     virtual_time_spend(vcpu);
     virtual_time_chips_written(vcpu);
-    if ((index == MSR_IA32_APICBASE && (value & MSR_IA32_APICBASE_EXTD) && !offers_x2apic(vcpu)) ||
+    if ((index == MSR_IA32_APICBASE && !takes_base(vcpu, value)) ||
         !calls(vcpu)->write_msr(processor(vcpu), index, value)) {
         return false;
     }

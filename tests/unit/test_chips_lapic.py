@@ -201,3 +201,15 @@ def test_errors_are_told() -> None:
         assert rig.load(LAPIC + 0x280) == 0x60  # sent, received
         rig.store(LAPIC + 0x280, 0)
         assert rig.load(LAPIC + 0x280) == 0
+
+
+def test_one_nmi_waits_for_another_and_two_for_a_cpu_that_has_not_had_its_turn() -> None:
+    with ChipsRig() as rig:
+        for _ in range(3):
+            command(rig, NMI)
+        assert [rig.take() for _ in range(3)] == [2, 2, None]
+        command(rig, NMI)
+        assert rig.take() == 2
+        for _ in range(3):
+            command(rig, NMI)
+        assert [rig.take() for _ in range(2)] == [2, None]

@@ -206,6 +206,67 @@ def test_an_nmi_that_waits_for_iret_comes_right_behind_it() -> None:
     assert waited <= 2, "instructions of the interrupted program ran before the second NMI"
 
 
+def test_an_nmi_waits_for_the_instruction_behind_sti() -> None:
+    """Else it would come between STI and HLT, whose interrupt its handler would take."""
+    source = """
+    nmi:
+        push %rax
+        mov 8(%rsp), %rax
+        sub $main, %rax
+        mov %eax, where
+        pop %rax
+        iretq
+    main:
+        gate 2, nmi
+        mov $0xfee00000, %rdi
+        movl $0x1ff, 0xf0(%rdi)
+        movl $0x400, 0x300(%rdi)            # to itself; what follows is in one block with it
+        sti
+    shadow:
+        nop
+    1:  cmpl $0, where
+        je 1b
+        cli
+        lea shadow - main, %eax
+        sub %eax, where
+        report where
+        done
+    .align 64
+    where: .long 0
+    """
+    (where,) = values_of(source)
+    assert where != 0
+
+
+def test_the_local_apic_is_at_an_address_that_the_cpu_has() -> None:
+    source = """
+    refused:
+        incl faults
+        addq $8, %rsp
+        addq $2, (%rsp)                     # behind WRMSR
+        iretq
+    main:
+        gate 13, refused
+        mov $0x80000008, %eax
+        cpuid
+        mov %eax, %ecx
+        sub $32, %ecx
+        mov $1, %ebx
+        shl %cl, %ebx                       # the first bit that no address has
+        mov $0x1b, %ecx
+        rdmsr
+        or %ebx, %edx
+        wrmsr
+        report faults
+        rdmsr
+        report %edx
+        done
+    .align 64
+    faults: .long 0
+    """
+    assert values_of(source) == [1, 0]
+
+
 def test_loads_of_less_than_32_bits_are_extended_with_zeros_or_the_sign() -> None:
     source = """
     main:

@@ -267,3 +267,35 @@ def test_tsc_adjust_says_by_how_much_the_tsc_was_moved() -> None:
     assert passed in some_seconds
     assert 0x10000 - moved in some_seconds, "from where the TSC was when it was written"
     assert [tsc - base in some_seconds for tsc, base in zip(tscs, (0x20000, 0x20000, 0), strict=True)] == [True] * 3
+
+
+@pytest.mark.usefixtures("without_kvm")
+def test_a_deadline_that_is_over_interrupts_right_behind_its_wrmsr() -> None:
+    source = """
+    timer:
+        incl received
+        movl $0, (%r8)                      # EOI
+        iretq
+    main:
+        gate 0x40, timer
+        mov $0xfee000b0, %r8d
+        mov $0xfee00000, %rax
+        movl $0x1ff, 0xf0(%rax)
+        movl $0x40040, 0x320(%rax)          # TSC deadline
+        sti
+        mov $20, %ebp
+    1:  mov $0x6e0, %ecx
+        xor %edx, %edx
+        mov $1, %eax
+        wrmsr
+        mov received, %ebx
+        add %ebx, sum
+        dec %ebp
+        jnz 1b
+        report sum
+        done
+    .align 64
+    received: .long 0
+    sum: .long 0
+    """
+    assert values_of(source) == [sum(range(1, 21))]
