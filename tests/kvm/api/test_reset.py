@@ -107,10 +107,10 @@ def test_the_guest_finds_the_same_on_qemu(board: str) -> None:
         timeout=120,
         check=True,
     ).stdout
-    # QEMU's PIT keeps the guest's access mode, bits 4 and 5.
-    assert [line for line in output.splitlines() if line != "PIT mode 0: 36, not 6"] == [
-        line.format(4) for line in EVERY_WAY
-    ]
+    # QEMU's PIT keeps the guest's access mode, bits 4 and 5, and its clock the guest's UIE: where the host is busy, a
+    # second is over before the guest has looked at everything, and IRQ 8 is requested.
+    of_qemu = {"PIT mode 0: 36, not 6", "PIC requests 1: 1, not 0"}
+    assert [line for line in output.splitlines() if line not in of_qemu] == [line.format(4) for line in EVERY_WAY]
 
 
 def struct_bytes(struct: Any) -> str:
