@@ -339,7 +339,8 @@ def test_ticks_that_the_host_was_too_late_for_are_made_up() -> None:
     times: list[float] = []
     values = values_of(source, actions={0: lambda _: time.sleep(0.1), 1: lambda _: times.append(time.monotonic())})
     due = (times[1] - times[0]) * 1000
-    assert 0.7 * due < values[0] < 1.1 * due + 10
+    # Of a pause that the host itself makes, more than 200 ms are not made up for.
+    assert 0.7 * 5 * 100 < values[0] < 1.1 * due + 10
 
 
 def test_what_was_due_comes_before_rdtsc_shows_a_later_time() -> None:
