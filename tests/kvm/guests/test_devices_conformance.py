@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from accelerators import PLAIN
+from softcpu_rig import NOT_HERE
 
 from vmm.firmware import guests
 from vmm.firmware import load as firmware
 from vmm.firmware.images import VariableStore
 from vmm.run.outcome import Reason
+from vmm.softcpu.decision import has_hardware_virtualization
 
 GUEST = "conformance-devices"
 VARIABLES = b"\xff" * 0x84000
@@ -75,9 +77,16 @@ def test_on_ours(vmm_machine: Callable[..., Any], tmp_path: Path, board: str, co
 
 
 @pytest.mark.needs_kvm
+@pytest.mark.parametrize(
+    "accel",
+    [
+        "softcpu",
+        pytest.param("kvm+softcpu", marks=pytest.mark.skipif(has_hardware_virtualization(), reason=NOT_HERE)),
+    ],
+)
 @with_both_boards
-def test_without_kvm(vmm_machine: Callable[..., Any], board: str) -> None:
-    machine = vmm_machine(str(guests.path(GUEST)), machine=board, accel="softcpu")
+def test_in_the_software_cpu(vmm_machine: Callable[..., Any], board: str, accel: str) -> None:
+    machine = vmm_machine(str(guests.path(GUEST)), machine=board, accel=accel)
     assert machine.run(deadline=120).reason is Reason.POWER_OFF
     # It has no chip for variables.
     assert {name for name, result in results(machine.debugcon.text()).items() if result != "ok"} <= {"ECAM", "flash"}
