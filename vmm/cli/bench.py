@@ -103,12 +103,12 @@ def run(words: list[str]) -> int:
     kind = arguments.kind
     if kind not in KINDS:
         raise ConfigError(f"vmm bench {kind or '…'}: what should be measured? known are {', '.join(KINDS)}")
-    works = {"boot": _boot_work, "disk": _disk_work, "snapshot": _snapshot_work}
-    work = works[kind](arguments) if kind in works else _latency_work(kind, arguments)
     if arguments.html is not None:
         from vmm.report import html as pages
 
         pages.require("matplotlib")
+    works = {"boot": _boot_work, "disk": _disk_work, "snapshot": _snapshot_work}
+    work = works[kind](arguments) if kind in works else _latency_work(kind, arguments)
     from vmm.bench import progress, table
 
     with Outputs(None, {f"--{name}": getattr(arguments, name) for name in ("json", "html", "svg")}) as outputs:
