@@ -19,6 +19,7 @@
 #define MXCSR_UNDERFLOW 0x10u
 #define MXCSR_PRECISION 0x20u
 #define MXCSR_EXCEPTIONS 0x3fu
+#define MXCSR_DENORMALS_ARE_ZEROS 0x40u
 #define MXCSR_MASKS_SHIFT 7
 #define MXCSR_RANGE (MXCSR_OVERFLOW | MXCSR_UNDERFLOW)
 #define MXCSR_ROUNDING_SHIFT 13
@@ -44,6 +45,8 @@ struct operation {
 #define SINGLE 0x200
 #define DOUBLE 0x300
 #define QUADWORD 0x1000
+#define RSQRT 0x52
+#define RCP 0x53
 #define PREDICATE_SHIFT 12
 
 #define IN_MODE_OF_GUEST(instruction) "ldmxcsr %[mxcsr]\n\t" instruction "\n\tstmxcsr %[mxcsr]\n\tldmxcsr %[host]"
@@ -93,10 +96,10 @@ static void compute(struct operation *operation, uint32_t number)
 
     switch (number) {
         COMPUTE_ALL(0x51, "sqrt")
-        COMPUTE(0x52 | SINGLES, "rsqrtps %[s], %[d]")
-        COMPUTE(0x52 | SINGLE, "rsqrtss %[s], %[d]")
-        COMPUTE(0x53 | SINGLES, "rcpps %[s], %[d]")
-        COMPUTE(0x53 | SINGLE, "rcpss %[s], %[d]")
+        COMPUTE(RSQRT | SINGLES, "rsqrtps %[s], %[d]")
+        COMPUTE(RSQRT | SINGLE, "rsqrtss %[s], %[d]")
+        COMPUTE(RCP | SINGLES, "rcpps %[s], %[d]")
+        COMPUTE(RCP | SINGLE, "rcpss %[s], %[d]")
         COMPUTE_ALL(0x58, "add")
         COMPUTE_ALL(0x59, "mul")
         COMPUTE_ALL(0x5c, "sub")
@@ -177,6 +180,31 @@ static uint32_t compute_flags(struct operation *operation, uint32_t guest, uint3
     operation->mxcsr = masked;
     compute(operation, number);
     return underflow | (operation->mxcsr & MXCSR_EXCEPTIONS);
+}
+
+/*
+ * What makes of CPUs approximate in 12 bits, each in its own way (Intel SDM
+ * volume 2, RCPPS and RSQRTPS), is with virtual time the same on every host:
+ * the rounded quotient. Denormals are zeros, and no flag is raised.
+ */
+static __m128i approximate(struct operation operation, uint32_t number)
+{
+    const uint32_t mode = mxcsr_of_host | MXCSR_FLUSH_TO_ZERO | MXCSR_DENORMALS_ARE_ZEROS;
+    __m128 source = _mm_castsi128_ps(operation.source);
+    __m128 result = _mm_set1_ps(1);
+
+    if ((number & 0xff) == RSQRT) {
+        __asm__ volatile("ldmxcsr %[mode]\n\tsqrtps %[s], %[s]\n\tldmxcsr %[host]"
+                         : [s] "+x"(source)
+                         : [mode] "m"(mode), [host] "m"(mxcsr_of_host));
+    }
+    __asm__ volatile("ldmxcsr %[mode]\n\tdivps %[s], %[d]\n\tldmxcsr %[host]"
+                     : [d] "+x"(result)
+                     : [s] "x"(source), [mode] "m"(mode), [host] "m"(mxcsr_of_host));
+    if (number & SINGLE) {
+        result = _mm_move_ss(_mm_castsi128_ps(operation.destination), result);
+    }
+    return _mm_castps_si128(result);
 }
 
 static uint32_t unmasked(uint32_t flags, uint32_t guest)
@@ -318,6 +346,11 @@ void helper_sse_arithmetic(CPUX86State *env, void *destination, void *source, ui
 
     memcpy(&operation.destination, destination, to_mmx ? 8 : 16);
     memcpy(&operation.source, source, opcode == 0x2a ? 8 : 16);
+    if ((opcode == RCP || opcode == RSQRT) && virtual_time_is_on((struct softcpu_vcpu *)env_cpu(env))) {
+        operation.destination = approximate(operation, number);
+        memcpy(destination, &operation.destination, sizeof(operation.destination));
+        return;
+    }
     before = operation;
     raised = compute_flags(&operation, env->mxcsr, number);
     if (unmasked(raised, env->mxcsr) & MXCSR_BEFORE) {
