@@ -52,25 +52,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch(arguments)
         sys.stdout.flush()
     except VmmError as error:
-        for line in str(error).splitlines():
-            say(f"vmm: {line}")
+        _say_last(*str(error).splitlines())
         return error.exit_status
     except KeyboardInterrupt:
-        say("vmm: interrupted")
+        _say_last("interrupted")
         return ExitStatus.INTERRUPTED
     except OSError as error:
         if error.errno in {errno.EMFILE, errno.ENFILE}:
-            say(f"vmm: {(error.strerror or '').lower()}; raise the limit of open files: ulimit -n")
+            _say_last(f"{(error.strerror or '').lower()}; raise the limit of open files: ulimit -n")
             return ExitStatus.HOST_LACKS
         if error.errno == errno.EPERM and (call := _refused()):
-            say(f"vmm: the sandbox refused {call}: {error}; --sandbox off runs without it")
+            _say_last(f"the sandbox refused {call}: {error}; --sandbox off runs without it")
             return ExitStatus.GUEST_FAILED
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO}:
             raise
-        with contextlib.suppress(OSError):  # it may be stderr that nobody reads any more
-            say(f"vmm: cannot write all of the output: {error.strerror}")
+        _say_last(f"cannot write all of the output: {error.strerror}")
         return ExitStatus.HOST_LACKS
     return status
+
+
+def _say_last(*lines: str) -> None:
+    """Say why it ends; the exit status tells it where stderr is full, or nobody reads that any more."""
+    with contextlib.suppress(OSError):
+        for line in lines:
+            say(f"vmm: {line}")
 
 
 def _refused() -> str | None:

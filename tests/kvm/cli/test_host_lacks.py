@@ -148,6 +148,12 @@ def test_messages_that_nobody_can_read_are_the_hosts_lack(redirection: str, tmp_
     assert "fw_cfg" in json.loads(report.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2> >(:)"])
+def test_an_error_that_nobody_can_read_keeps_its_exit_status(redirection: str) -> None:
+    command = shlex.join([*VMM, "boot", "no-such-firmware"])
+    assert subprocess.run(["bash", "-c", f"{command} {redirection}"], timeout=60, check=False).returncode == 2
+
+
 @pytest.mark.parametrize("option", ["--json", "--trace"])
 def test_a_full_disk_of_a_report_or_a_log_is_the_hosts_lack(option: str) -> None:
     run = vmm("boot", "probe", option, "/dev/full")
