@@ -1,7 +1,12 @@
-"""A host that gives no threads."""
+"""A host that gives no threads, and Ctrl-C while one begins."""
 
 import subprocess
 import sys
+import threading
+
+import pytest
+
+from vmm import host_threads
 
 PROGRAM = """
 import resource
@@ -35,3 +40,33 @@ def test_a_thread_starts_or_is_refused_however_little_address_space_there_is() -
     started, refused = map(int, run.stdout.split())
     assert started, run.stderr
     assert refused, run.stderr
+
+
+class Late(threading.Thread):
+    """Ctrl-C comes while its start is waited for, and it begins once somebody wants to join it."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._wanted = threading.Event()
+
+    def start(self) -> None:
+        def begin() -> None:
+            if self._wanted.wait(60):
+                threading.Thread.start(self)
+
+        threading.Thread(target=begin, daemon=True).start()
+        raise KeyboardInterrupt
+
+    def join(self, timeout: float | None = None) -> None:
+        self._wanted.set()
+        super().join(timeout)
+
+
+def test_a_thread_whose_start_ctrl_c_ended_can_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_threads, "_BEGINS_SECONDS", 60)
+    thread = Late()
+    with pytest.raises(KeyboardInterrupt):
+        host_threads.start(thread, "a test")
+    assert thread.ident is not None
+    thread.join(60)
+    assert not thread.is_alive()

@@ -75,7 +75,7 @@ class TimerService:
         """No more callbacks; waits for one that runs, so the caller must not hold io_lock."""
         with self._wake:
             self._closed = True
-            self._wake.notify()
+            self._wake.notify_all()
         if self._thread is not None:
             self._thread.join()
 
@@ -112,6 +112,7 @@ class TimerService:
                 self._wake.notify()
 
     def _run(self, first: Callable[[], None]) -> None:
+        self._thread = threading.current_thread()  # `start` may not come to it, for Ctrl-C may end that
         try:
             first()
         except BaseException as error:  # noqa: BLE001 - without it, the machine must not run

@@ -8,7 +8,7 @@ from functools import partial
 
 from vmm import host_threads, late
 from vmm._native import lib
-from vmm.errors import HostError, KvmError
+from vmm.errors import KvmError
 from vmm.run.outcome import Reason, ResetKind
 from vmm.typed import TYPE_CHECKING
 
@@ -125,9 +125,9 @@ class VcpuThreads:
             self._threads[index] = thread
             try:
                 host_threads.start(thread, f"vCPU {index}", ", or ask for fewer CPUs")
-            except HostError:
-                del self._threads[index]
-                raise
+            finally:
+                if thread.ident is None:  # the host gives none, or Ctrl-C came first
+                    del self._threads[index]
 
     def _begin(self, vcpu: Any) -> None:
         """On a vCPU's thread, before all else."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from accelerators import PLAIN
 
-from vmm import Reason
+from vmm import Reason, host_threads
 from vmm.firmware import guests
 from vmm.pytest_plugin.plugin import MachineFactory
 
@@ -163,3 +163,26 @@ with Machine({str(guests.path("probe"))!r}, cpus=60, accel={PLAIN!r}, sandbox={s
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     told = r"no thread for (vCPU \d+|modules|the devices' timers): .*address space \(ulimit -v\).*"
     assert re.fullmatch(told + r"\nthe guest powered the machine off\n", run.stdout), run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["before it", "while it begins"])
+def test_ctrl_c_at_the_start_of_a_vcpus_thread_ends_the_run_and_the_machine_stays(
+    vmm_machine: MachineFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, begins: bool
+) -> None:
+    (tmp_path / "rom").write_bytes(bios_image("eb fe"))
+    machine = vmm_machine(str(tmp_path / "rom"), machine="pc", accel=PLAIN)
+    really_start = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name != "vcpu0":
+            really_start(thread)
+            return
+        if begins:
+            threading.Thread(target=really_start, args=(thread,)).start()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        patched.setattr(host_threads, "_BEGINS_SECONDS", GENEROUS if begins else 0)
+        assert machine.run(deadline=GENEROUS).reason is Reason.INTERRUPTED
+    assert machine.run(deadline=0.01).reason is Reason.TIMEOUT

@@ -4,6 +4,7 @@ import tracemalloc
 
 import pytest
 
+from vmm import host_threads
 from vmm.devices.clock import GuestClock
 from vmm.devices.timer import TimerService
 
@@ -130,3 +131,23 @@ def test_one_that_is_driven_tells_its_earliest_deadline_and_has_no_thread() -> N
     assert told[3:] == [-1]
     assert service.next_deadline() == 3_000
     service.close()
+
+
+def test_a_start_that_ctrl_c_ended_leaves_the_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    runs = threading.Semaphore(0)
+
+    def start(thread: threading.Thread, _purpose: str) -> None:
+        thread.start()
+        started.append(thread)
+        assert runs.acquire(timeout=60)
+        raise KeyboardInterrupt
+
+    service = Service()
+    monkeypatch.setattr(host_threads, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        service.start(runs.release)
+    service.start(runs.release)  # there is one already
+    service.close()
+    assert not started[0].is_alive()
+    assert not service.failures
