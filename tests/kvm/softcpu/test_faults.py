@@ -213,6 +213,16 @@ def test_null_in_the_stack_segment_of_another_ring() -> None:
     assert values_of(HANDLERS + source) == [0xFFFFFFFF, 0, 0, 13, 0, 0, 0]
 
 
+def test_a_null_selector_is_no_task() -> None:
+    body = """
+        xor %eax, %eax
+        raises ltr %ax
+        mov $3, %eax
+        raises ltr %ax
+    """
+    assert faults_of(body) == [[13, 0, 0], [13, 0, 0]]
+
+
 def test_prefixes_of_segments_that_64_bit_code_does_not_have() -> None:
     source = """
         movb $0x10, gdt + 0x58 + 3(%rip)    # a base of 0x1000
