@@ -282,3 +282,76 @@ def test_debug_registers_that_are_not_there() -> None:
         raises mov %rax, %dr4
     """
     assert faults_of(source) == [[6, 0, 0]] * 3
+
+
+@pytest.mark.parametrize("last", [0, 1, 4])
+def test_a_fetch_that_faults_behind_instructions_that_did_not(last: int) -> None:
+    """A page that is absent, and code that runs into it; the last instruction has so many bytes in front of it."""
+    source = f"""
+    .set scratch, 0x9000
+    .set absent, 0x201000
+    .set tables, 0x40000                        # of 0x200000 to 0x3fffff
+    fault:
+        pop %rax
+        report %eax
+        mov (%rsp), %rax
+        report %eax
+        mov %cr2, %rax
+        report %eax
+        report scratch
+        movq $0x201003, tables + 8              # there is the page, and nothing happens twice
+        iretq
+    code:
+        incl scratch
+        xor %ecx, %ecx
+    1:  inc %ecx
+        nop
+        mov $0x12345678, %edx                   # 5 bytes
+    2:  report %edx
+        report scratch
+        done
+    code_end:
+    main:
+        gate 14, fault
+        movl $0, scratch
+        xor %ecx, %ecx
+    1:  mov %ecx, %eax
+        shl $12, %eax
+        add $0x200003, %eax
+        mov %rax, tables(, %rcx, 8)
+        inc %ecx
+        cmp $512, %ecx
+        jne 1b
+        movq $tables + 3, 0x22008
+        mov %cr3, %rax
+        mov %rax, %cr3
+        lea code(%rip), %rsi
+        mov $absent - (2b - code - 5) - {last}, %edi
+        mov %edi, %ebp
+        mov $code_end - code, %ecx
+        rep movsb
+        movq $0, tables + 8
+        mov %cr3, %rax
+        mov %rax, %cr3
+        jmp *%rbp
+    """
+    start = 0x201000 - last
+    assert values_of(source) == [0, start, 0x201000, 1, 0x12345678, 1]
+
+
+def test_an_instruction_that_ends_where_there_is_no_memory() -> None:
+    """Its last bytes read as ones, as any of nobody's; so does what is behind, which is no instruction."""
+    source = """
+    .set end, 0x1000000                         # of RAM
+    invalid:
+        report %ecx
+        mov (%rsp), %rax
+        report %eax
+        done
+    main:
+        gate 6, invalid
+        movl $0xb9909090, end - 4               # mov to ECX
+        mov $end - 4, %eax
+        jmp *%rax
+    """
+    assert values_of(source) == [0xFFFFFFFF, 0x1000004]
