@@ -288,3 +288,55 @@ def test_an_interrupt_finds_each_element_in_virtual_time(instruction: str) -> No
     assert len(left) == 100
     assert 0 < left[-1] < left[0] < 4000
     assert left == list(range(left[0], left[0] - 100, -1))
+
+
+def test_addresses_of_16_bits_go_around() -> None:
+    """At 64 KiB, within one instruction; the registers' upper halves stay, and of the counter they do not count."""
+    source = """
+    .macro case edi, ecx, instruction:vararg
+        mov $0x55555555, %eax
+        mov $\\edi, %edi
+        mov $0x4321fffa, %esi
+        mov $\\ecx, %ecx
+        \\instruction
+        mov %ecx, %eax
+        out %eax, $0xf4
+        mov %esi, %eax
+        out %eax, $0xf4
+        mov %edi, %eax
+        out %eax, $0xf4
+    .endm
+    main:
+        leave_long_mode
+        movl $0x0000ffff, gdt + 0x58            # data at 0x800000
+        movl $0x004f9380, gdt + 0x5c
+        mov $0x58, %eax
+        mov %eax, %es
+        mov %eax, %ds
+        case 0x1234fff8, 0xabcd0010, addr16 rep stosb
+        case 0x1234fff8, 0xabcd0006, addr16 rep stosl
+        case 0x12340100, 0xabcd000c, addr16 rep movsb
+        case 0x12340200, 0xabcd0000, addr16 rep movsb
+        mov $0x10, %eax
+        mov %eax, %ds
+        out %eax, $0xf8
+    1:  jmp 1b
+    """
+    with SoftcpuRig(source) as rig:
+        rig.run()
+        assert [rig.values[i : i + 3] for i in range(0, 12, 3)] == [
+            [0xABCD0000, 0x4321FFFA, 0x12340008],
+            [0xABCD0000, 0x4321FFFA, 0x12340010],
+            [0xABCD0000, 0x43210006, 0x1234010C],
+            [0xABCD0000, 0x4321FFFA, 0x12340200],
+        ]
+        base = 0x800000
+        written = {
+            0x0: b"\x55" * 16,
+            0x10: bytes(16),
+            0x100: b"\x55" * 12 + bytes(4),
+            0x200: bytes(16),
+            0xFFF0: bytes(8) + b"\x55" * 8,
+            0x10000: bytes(16),
+        }
+        assert {offset: bytes(rig.memory.read(base + offset, 16)) for offset in written} == written
