@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vmm.devices.cpu_hotplug import CpuHotplug
 
@@ -35,3 +37,27 @@ def test_it_refuses_registers_that_no_guest_could_have_written(changes: dict[str
     with pytest.raises(ValueError, match=r"processors instead of|that none can have"):
         restored.restore(before | {"modern": True} | changes)
     assert restored.state() == before
+
+
+VALUES = st.sampled_from([0, 1, 2, 3, 4, 8, 16, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF)
+ACCESSES = st.tuples(st.integers(0, 31), st.sampled_from([1, 2, 4]), st.none() | VALUES)
+
+
+@given(st.lists(ACCESSES, max_size=40), st.lists(st.sampled_from([1, 2]), max_size=2, unique=True))
+def test_whatever_a_guest_writes_can_be_read_and_restored(
+    accesses: list[tuple[int, int, int | None]], plugged: list[int]
+) -> None:
+    """A processor comes halfway; at the end, another machine takes the state over and reads the same."""
+    hostile, other = device(), device()
+    hostile.write(0, 1, 0)
+    for number, (offset, size, value) in enumerate(accesses):
+        if number in (10, 20) and plugged:
+            hostile.plug(plugged.pop())
+        if value is None:
+            assert 0 <= hostile.read(offset, size) < 1 << 8 * size
+        else:
+            hostile.write(offset, size, value & (1 << 8 * size) - 1)
+    assert hostile.state()["present"][0], "the first processor cannot go"
+    other.restore(hostile.state())
+    assert other.state() == hostile.state()
+    assert [other.read(offset, 4) for offset in range(32)] == [hostile.read(offset, 4) for offset in range(32)]
