@@ -99,7 +99,12 @@ class IoLock:
         self._core = core
 
     def __enter__(self) -> Self:
-        lib.vmm_io_lock(self._core)
+        try:
+            lib.vmm_io_lock(self._core)
+        except BaseException:
+            # Python raises what a signal's handler raised when the call returns, that is, with the lock.
+            lib.vmm_io_unlock(self._core)
+            raise
         return self
 
     def __exit__(

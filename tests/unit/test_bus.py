@@ -1,12 +1,15 @@
 """Ranges, overlaps and failing devices, through the table that the guest's accesses go through."""
 
+import signal
+import sys
 import threading
+import time
 
 import pytest
 from device_rig import Rig
 from vmm._native import ffi, lib
 
-from vmm.bus import Device
+from vmm.bus import Device, IoLock
 from vmm.devices.clock import GuestClock
 from vmm.errors import ConfigError
 
@@ -160,3 +163,34 @@ def test_lock_is_recursive_and_keeps_other_threads_out() -> None:
         assert not entered.wait(0.05)
     assert entered.wait(60)
     thread.join()
+
+
+def test_ctrl_c_while_a_thread_waits_for_io_lock_leaves_it_free() -> None:
+    core = ffi.gc(lib.vmm_vm_new(-1), lib.vmm_vm_free)
+    main = threading.get_ident()
+    taken = threading.Event()
+
+    def hold() -> None:
+        with IoLock(core):
+            taken.set()
+            while sys._current_frames()[main].f_code is not IoLock.__enter__.__code__:
+                time.sleep(0.001)
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    holder = threading.Thread(target=hold)
+    try:
+        holder.start()
+        taken.wait()
+        with pytest.raises(KeyboardInterrupt), IoLock(core):
+            pytest.fail("the signal did not come")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        holder.join()
+    later = threading.Thread(target=lambda: IoLock(core).__enter__().__exit__(None, None, None), daemon=True)
+    later.start()
+    later.join(60)
+    assert not later.is_alive()

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch(arguments)
         sys.stdout.flush()
     except VmmError as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()  # what was printed before it
         _say_last(*str(error).splitlines())
         return error.exit_status
     except KeyboardInterrupt:

@@ -229,25 +229,19 @@ class FwCfg:
         """
         old = self._files[name]
         new = new_item(name, old.key, data, old.writable, old.on_select, old.on_write)
-        lib.vmm_io_lock(self._core)
-        try:
+        with IoLock(self._core):
             self._files[name] = self._items[new.key] = new
             lib.fw_cfg_replace(self._native, new.key, new.pointer, new.size)
             listed = self._items[Key.FILE_DIR]
             at = 4 + (new.key - FILE_FIRST) * DIRECTORY_ENTRY.size
             ffi.buffer(listed.contents)[at : at + 4] = struct.pack(">I", new.size)
-        finally:
-            lib.vmm_io_unlock(self._core)
 
     def build_late_files(self) -> None:
         """Build those of `add_late_files` whose contents nobody has needed yet; the guest's first look does it, too."""
-        lib.vmm_io_lock(self._core)
-        try:
+        with IoLock(self._core):
             for late in self._late:
                 if not late.built:
                     self._build(late)
-        finally:
-            lib.vmm_io_unlock(self._core)
 
     def contents(self, name: str) -> bytes:
         """What a file contains now, with what the guest wrote into it.
@@ -271,8 +265,7 @@ class FwCfg:
 
     def reset(self, *, wakeup: bool = False) -> None:
         """Reset of the machine, from S3 for ``wakeup``: key 0 is selected, writable items are as they were at first."""
-        lib.vmm_io_lock(self._core)
-        try:
+        with IoLock(self._core):
             lib.fw_cfg_reset(self._native)
             if self._registers is not None:
                 self._registers.reset()
@@ -283,8 +276,6 @@ class FwCfg:
                     ffi.buffer(item.contents)[:] = item.initial
             for callback in self._at_reset if not wakeup else ():
                 callback()
-        finally:
-            lib.vmm_io_unlock(self._core)
 
     def state(self) -> dict[str, Any]:
         """Registers, the order of the files, what the guest wrote, files that were made late, and all counters."""
@@ -409,14 +400,11 @@ class FwCfg:
         late.selected = True
 
     def _build(self, late: LateFiles) -> None:
-        lib.vmm_io_lock(self._core)
-        try:
+        with IoLock(self._core):
             late.built = True
             for name, data in late.build().items():
                 if name in late.names:
                     self.replace_file(name, data)
-        finally:
-            lib.vmm_io_unlock(self._core)
 
     def _row(self, key: int) -> Any:
         if self._tables is None:
