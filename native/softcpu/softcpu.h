@@ -82,7 +82,7 @@ int softcpu_reset_vcpu(struct vmm_vcpu *vcpu);
 
 /* vcpu_end.detail where the outcome is VCPU_INTERNAL_ERROR: none of KVM's suberrors, which are small. */
 enum softcpu_end {
-    SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the engine cannot run what the guest set up (ring 3 without a TSS) */
+    SOFTCPU_END_UNREPRESENTABLE = 0x10001, /* the engine cannot run what the guest set up */
     SOFTCPU_END_GAVE_UP = 0x10002,         /* the engine stopped in the middle of something: end.why says where */
 };
 

@@ -43,7 +43,7 @@ _RESET_VECTOR = 0xFFFFFFF0
 _USE_THE_SOFTWARE_CPU = "run with -accel auto or kvm+softcpu: the software CPU executes what this host's KVM refuses"
 
 _SOFTWARE_CPU_ENDS = {
-    0x10001: "the guest set up what the software CPU cannot run, such as a fault in ring 3 without a TSS",
+    0x10001: "the guest set up what the software CPU cannot run",
     0x10002: "the software CPU gave up on the guest's code",
 }
 """native/softcpu/softcpu.h, enum softcpu_end; its module is loaded only where it is used."""
