@@ -6,6 +6,7 @@ that the machine started with. Names are those that the linker left in an image,
 in memory.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, cached_property
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from vmm.debug.lines import LineRow
     from vmm.firmware.images import FirmwareImages
     from vmm.memory import GuestMemory
+
+MAX_SEEN = 1024
+"""Images that are remembered of a guest that runs: it may list others for ever."""
 
 _CHUNK = 16 << 20
 _OVERLAP = 1 << 16
@@ -170,6 +174,14 @@ class Images:
     def listed(self) -> list[efi.EfiImage]:
         """What UEFI itself lists: soon told, at any time; of a machine that runs, it may be half of a change."""
         return efi.listed(self._read, self._memory.low_size)
+
+    def see(self, seen: dict[efi.EfiImage, int]) -> None:
+        """Add what UEFI lists now, and when that was (CLOCK_MONOTONIC in ns), up to `MAX_SEEN` in all."""
+        # What the guest has there may be anything, or half of something.
+        with suppress(ValueError):
+            for image in self.listed():
+                if len(seen) < MAX_SEEN:
+                    seen.setdefault(image, time.monotonic_ns())
 
     def named(self, listed: Iterable[efi.EfiImage]) -> list[LoadedImage]:
         """Those that were listed, with the names that the firmware volumes have for them."""

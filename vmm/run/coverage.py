@@ -8,7 +8,7 @@ looked at now and then while the guest runs.
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MAX_BLOCKS = 1 << 20
 """That are kept: OVMF's way to its shell has 31,000. Later ones are counted as lost."""
 
-_MAX_IMAGES = 1024
 _MAX_OVERLAPPING = 16
 """Images that are, or were, at one address."""
 _RING_BLOCKS = 1 << 16
@@ -120,7 +119,7 @@ class Coverage:
         if now >= self._list_due and lib.vmm_io_trylock(self._core):
             self._list_due = now + _LIST_SECONDS
             try:
-                self._list()
+                self._images().see(self._loaded)
             finally:
                 lib.vmm_io_unlock(self._core)
 
@@ -176,13 +175,6 @@ class Coverage:
                         self._beyond += 1
                         continue
                     self._blocks[key] = block.time_ns
-
-    def _list(self) -> None:
-        # What the guest has there may be anything, or half of something.
-        with suppress(ValueError):
-            for image in self._images().listed():
-                if len(self._loaded) < _MAX_IMAGES:
-                    self._loaded.setdefault(image, time.monotonic_ns())
 
 
 def _owners(

@@ -7,7 +7,7 @@ image may be gone by then, so UEFI's list of them is looked at now and then whil
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,7 +117,7 @@ class Profiler:
         if self._is_due(1, now, self._mark_s):
             self._without_devices(self._mark)
         if self._is_due(2, now, _LIST_SECONDS):
-            self._without_devices(self._list)
+            self._without_devices(lambda: self._images().see(self._loaded))
 
     def take(self) -> None:
         """Take what the vCPUs have left."""
@@ -158,12 +158,6 @@ class Profiler:
             self._marks = self._marks[::2]
             self._mark_s *= 2
         self._marks.append((time.monotonic_ns(), self._counts()))
-
-    def _list(self) -> None:
-        # What the guest has there may be anything, or half of something.
-        with suppress(ValueError):
-            for image in self._images().listed():
-                self._loaded.setdefault(image, time.monotonic_ns())
 
     def _without_devices(self, act: Callable[[], None]) -> None:
         """Act while no device is at work, which may change memory; if one is, it can wait until the next time."""

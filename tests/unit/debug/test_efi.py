@@ -1,18 +1,16 @@
 """UEFI's executables in memory, as the specifications lay them out; and memory that makes no sense."""
 
 import struct
-import zlib
 from uuid import UUID
 
 import pytest
+from efi_memory import GUID, pe, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm.debug import efi
 from vmm.debug.secure_boot import Refusal, refusals
 
-GUID = UUID("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1")
-DEBUG_TABLE = UUID("49152e77-1ada-4764-b7a2-7afefed95e8b")
 RAM_END = 16 << 20
 
 
@@ -34,24 +32,6 @@ class Memory:
 def code_view(kind: bytes, path: bytes) -> bytes:
     """Microsoft's PE format: NB10 has 12 bytes behind its name, RSDS 20; GenFw's MTOC 16."""
     return kind + bytes({b"NB10": 12, b"RSDS": 20, b"MTOC": 16}[kind]) + path + b"\0"
-
-
-def pe(base: int, *, wide: bool = True, size: int = 0x3000, record: bytes = b"") -> bytes:
-    """A PE32+ or PE32 image of three pages, its debug directory at RVA 0x1000 and its CodeView record at 0x1100."""
-    image = bytearray(size)
-    image[0:2] = b"MZ"
-    struct.pack_into("<I", image, 0x3C, 0x80)
-    image[0x80:0x84] = b"PE\0\0"
-    struct.pack_into("<HH", image, 0x84, 0x8664 if wide else 0x14C, 1)
-    optional = 0x80 + 24
-    struct.pack_into("<H", image, optional, 0x20B if wide else 0x10B)
-    struct.pack_into("<Q" if wide else "<I", image, optional + (24 if wide else 28), base)
-    struct.pack_into("<I", image, optional + 56, size)
-    if record:
-        struct.pack_into("<II", image, optional + (112 if wide else 96) + 48, 0x1000, 28)
-        struct.pack_into("<III", image, 0x1000 + 12, 2, len(record), 0x1100)
-        image[0x1100 : 0x1100 + len(record)] = record
-    return bytes(image)
 
 
 def te(base: int, record: bytes) -> bytes:
@@ -100,44 +80,24 @@ def test_a_te_image_begins_where_its_stripped_headers_were() -> None:
     assert (image.base, image.size, image.name) == (base, 0x1260, "SecMain")
 
 
-def table(memory: Memory, *, wide: bool, count: int = 1, spoil: bool = False) -> None:
-    """An EFI system table with a debug image info table of one image at 0x200000, from a file in a volume."""
-    size, form = (8, "<Q") if wide else (4, "<I")
-    pointer = struct.pack("<8sQ", b"IBI SYST", 0x10000)
-    memory.put(0x400000, pointer + struct.pack("<I", zlib.crc32(pointer + bytes(8)) ^ spoil))
-    memory.put(0x10000, struct.pack("<8sII", b"IBI SYST", 0x2_0046, 120 if wide else 72))
-    counts = 104 if wide else 64
-    memory.put(0x10000 + counts, struct.pack(form, 2) + struct.pack(form, 0x11000))
-    memory.put(0x11000, UUID(int=5).bytes_le + struct.pack(form, 1))
-    memory.put(0x11000 + 16 + size, DEBUG_TABLE.bytes_le + struct.pack(form, 0x12000))
-    memory.put(0x12000, struct.pack("<II", 0, count) + struct.pack(form, 0x13000))
-    memory.put(0x13000, struct.pack(form, 0x14000))
-    memory.put(0x14000, struct.pack("<I", 1))
-    memory.put(0x14000 + size, struct.pack(form, 0x15000))
-    memory.put(0x15000 + 4 * size, struct.pack(form, 0x16000))
-    memory.put(0x15000 + 8 * size, struct.pack(form, 0x200000) + bytes(8 - size) + struct.pack("<Q", 0x3000))
-    memory.put(0x16000, struct.pack("<BBH", 1, 1, 6) + b"xx" + struct.pack("<BBH", 4, 6, 20) + GUID.bytes_le)
-    memory.put(0x200000, pe(0x200000, wide=wide))
-
-
 @pytest.mark.parametrize("wide", [True, False])
 def test_the_debug_image_info_table(wide: bool) -> None:
     memory = Memory()
-    table(memory, wide=wide)
+    table(memory.put, wide=wide)
     (image,) = efi.listed(memory.read, RAM_END)
     assert (image.base, image.size, image.guid, image.is_listed) == (0x200000, 0x3000, GUID, True)
-    table(memory, wide=wide, spoil=True)
+    table(memory.put, wide=wide, spoil=True)
     assert efi.listed(memory.read, RAM_END) == []
 
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_a_table_that_claims_too_much_is_left(wide: bool) -> None:
     memory = Memory()
-    table(memory, wide=wide, count=0xFFFFFFFF)
+    table(memory.put, wide=wide, count=0xFFFFFFFF)
     assert len(efi.listed(memory.read, RAM_END)) == 1
     for gpa in (0x14000, 0x15000, 0x16000):
         memory = Memory()
-        table(memory, wide=wide)
+        table(memory.put, wide=wide)
         memory.put(gpa, b"\xff" * 256)
         assert len(efi.listed(memory.read, RAM_END)) <= 1
 
@@ -152,7 +112,7 @@ def test_nothing_in_memory_makes_it_raise(
     tables: list[tuple[int, bytes]], headers: list[tuple[int, bytes]], wide: bool
 ) -> None:
     memory = Memory()
-    table(memory, wide=wide)
+    table(memory.put, wide=wide)
     memory.put(0x200000, pe(0x200000, wide=wide, record=code_view(b"RSDS", b"/a/b.pdb")))
     for gpa, data in tables:
         memory.put(gpa, data)
@@ -178,7 +138,7 @@ IMAGE_EXECUTION_TABLE = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 
 def execution_table(memory: Memory, *entries: tuple[int, str], wide: bool = True, count: int | None = None) -> None:
     """UEFI 2.10, 32.4.2: how many, then for each its action, its size, its name, and what nobody reads here."""
-    table(memory, wide=wide)
+    table(memory.put, wide=wide)
     form = "<Q" if wide else "<I"
     memory.put(0x11000, IMAGE_EXECUTION_TABLE.bytes_le + struct.pack(form, 0x30000))
     records = b""
@@ -199,7 +159,7 @@ def test_what_secure_boot_refused(wide: bool) -> None:
         Refusal("three", "certificate-in-dbx"),
         Refusal("four", "hash-in-dbx"),
     ]
-    table(memory, wide=wide)
+    table(memory.put, wide=wide)
     assert refusals(memory.read, RAM_END) == [], "no such table"
 
 
