@@ -7,19 +7,20 @@ import sys
 
 def main() -> None:
     """Run the command line and end the process with its exit status."""
-    # Most of a small boot is loading modules, which makes no garbage, and taking the interpreter apart at the end, of
-    # which nothing is gained: the machine is closed by then, and the kernel takes back what is left.
-    gc.set_threshold(50_000)
-    # Forget how often garbage was collected before: one look more, and all modules would be looked through.
-    gc.freeze()
-    _open_standard_streams()
     try:
+        # Most of a small boot is loading modules, which makes no garbage, and taking the interpreter apart at the end,
+        # of which nothing is gained: the machine is closed by then, and the kernel takes back what is left.
+        gc.set_threshold(50_000)
+        # Forget how often garbage was collected before: one look more, and all modules would be looked through.
+        gc.freeze()
+        _open_standard_streams()
         from vmm import cli
         from vmm.cli import standard_error
+
+        standard_error.unblock()
+        status = cli.main()
     except KeyboardInterrupt:
         os._exit(130)  # vmm.errors.ExitStatus.INTERRUPTED, which may be what could not be loaded
-    standard_error.unblock()
-    status = cli.main()
     try:
         standard_error.drain(hurried=status == 130)
     finally:

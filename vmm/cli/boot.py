@@ -281,11 +281,13 @@ def _run(
         if steps:
             from vmm.cli.script import run_script
 
-            outcome = run_script(machine, steps, deadline, on_poll, arguments.terminal or "auto")
+            outcome = run_script(machine, steps, deadline, on_poll, interrupts.at_once, arguments.terminal or "auto")
         elif at is not None:
             from vmm.cli.snapshots import run_with_snapshot
 
-            outcome = run_with_snapshot(machine, at, arguments.until, deadline, deque(send), on_poll)
+            outcome = run_with_snapshot(
+                machine, at, arguments.until, deadline, deque(send), on_poll, interrupts.at_once
+            )
         else:
             answers = deque(send)
             outcome = machine.run(arguments.until, deadline, answers, on_poll)

@@ -28,6 +28,7 @@ class Interrupts:
     def __init__(self, note: Callable[[], object]) -> None:
         self._note = note
         self._pending = False
+        self._at_once = False
         self._saved: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -49,10 +50,26 @@ class Interrupts:
             self._note()
             raise KeyboardInterrupt
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Have the first signal raise wherever it comes, for what takes long and may be left at any instruction.
+
+        Raises:
+            KeyboardInterrupt: a signal came, or had come before.
+        """
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
+
     def _handle(self, _number: int, _frame: object) -> None:
         if self._pending:
             raise KeyboardInterrupt
         self._pending = True
+        if self._at_once:
+            self.check()
 
 
 @contextmanager

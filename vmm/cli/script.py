@@ -18,6 +18,7 @@ from vmm.run.outcome import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
@@ -133,6 +134,7 @@ def run_script(
     steps: list[Step],
     deadline: float | None,
     on_poll: Callable[[Machine], None],
+    at_once: Callable[[], AbstractContextManager[None]],
     terminal: str = "auto",
 ) -> Outcome:
     """Take one step after the other; how the last one ended.
@@ -142,6 +144,7 @@ def run_script(
         steps: at least one, the last a wait.
         deadline: seconds for all together.
         on_poll: as `Machine.run` takes it.
+        at_once: as `vmm.cli.snapshots.keep` takes it.
         terminal: as `Machine.send_keys` takes it.
 
     Raises:
@@ -157,8 +160,10 @@ def run_script(
                 _type(machine, step, terminal)
             continue
         if step.snapshot is not None:
-            with machine.snapshot() as snapshot:
-                snapshot.save(step.snapshot)
+            from vmm.cli.snapshots import keep
+
+            if (interrupted := keep(machine, step.snapshot, at_once)) is not None:
+                return interrupted
             continue
         left = [] if deadline is None else [max(0.0, deadline - machine.elapsed_s)]
         limits = [*left, *([] if step.deadline is None else [step.deadline])]

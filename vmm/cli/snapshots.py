@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.config.parts import Target
 from vmm.errors import ConfigError
 from vmm.options import parse_keys
+from vmm.run.outcome import Outcome, Reason
 
 if TYPE_CHECKING:
     import argparse
     from collections import deque
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from vmm.cli.parser import Parser
     from vmm.config.outputs import Outputs
     from vmm.machine import Machine
-    from vmm.run.outcome import Outcome
     from vmm.run.resumption import Resumption
     from vmm.run.snapshot import Snapshot
 
@@ -63,6 +64,28 @@ class SnapshotAt(NamedTuple):
         place_of(Path(self.path))
 
 
+def keep(machine: Machine, path: str, at_once: Callable[[], AbstractContextManager[None]]) -> Outcome | None:
+    """Write the machine to a file, as a whole or not at all.
+
+    Args:
+        machine: not running.
+        path: of the file.
+        at_once: lets a signal end it; see `vmm.cli.interrupts.Interrupts.at_once`.
+
+    Returns:
+        How the run ended, if a signal did that.
+
+    Raises:
+        VmmError: as `Machine.snapshot` and `vmm.Snapshot.save`.
+    """
+    try:
+        with at_once(), machine.snapshot() as snapshot:
+            snapshot.save(path)
+    except KeyboardInterrupt:
+        return Outcome(Reason.INTERRUPTED, machine.elapsed_s, f"interrupted before {path} was written")
+    return None
+
+
 def run_with_snapshot(
     machine: Machine,
     at: SnapshotAt,
@@ -70,8 +93,18 @@ def run_with_snapshot(
     deadline: float | None,
     send: deque[tuple[str, str]],
     on_poll: Callable[[Machine], None],
+    at_once: Callable[[], AbstractContextManager[None]],
 ) -> Outcome:
-    """Run, keep the machine on the way, and go on as far as ``until`` says; arguments are `Machine.run`'s.
+    """Run, keep the machine on the way, and go on as far as ``until`` says.
+
+    Args:
+        machine: as for `keep`.
+        at: when, and where.
+        until: as `Machine.run` takes it, and so are deadline, send and on_poll.
+        deadline: see there.
+        send: see there.
+        on_poll: see there.
+        at_once: as for `keep`.
 
     Raises:
         VmmError: as `Machine.run`, `Machine.snapshot` and `vmm.Snapshot.save`.
@@ -79,8 +112,8 @@ def run_with_snapshot(
     outcome = machine.run(at.pattern, deadline, send, on_poll)
     if not outcome.reached:
         return outcome
-    with machine.snapshot() as snapshot:
-        snapshot.save(at.path)
+    if (interrupted := keep(machine, at.path, at_once)) is not None:
+        return interrupted
     if until is None:
         return outcome._replace(message=f"{outcome.message}; the machine is in {at.path}")
     left = None if deadline is None else max(0.0, deadline - machine.elapsed_s)

@@ -61,9 +61,9 @@ def write(path: Path, config: Any, state: dict[str, Any], memory: SnapshotMemory
         with beside.open("xb") as file:
             file.write(bytes(_HEADER.size))
             digest = hashlib.sha256()
-            for piece in (text, blobs):
-                digest.update(piece)
-                file.write(piece)
+            for described in (*_cut(text), *_cut(blobs)):
+                digest.update(described)
+                file.write(described)
             total = 0
             for piece in _pieces(memory, extents):
                 digest.update(piece)
@@ -75,6 +75,12 @@ def write(path: Path, config: Any, state: dict[str, Any], memory: SnapshotMemory
         raise HostError(f"{path}: cannot write the snapshot: {_reason(error)}") from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _cut(data: bytes) -> Iterator[memoryview]:
+    """What is done at once: an interrupt waits for no more."""
+    view = memoryview(data)
+    return (view[at : at + _CHUNK] for at in range(0, len(view), _CHUNK))
 
 
 def _pieces(memory: SnapshotMemory, extents: list[list[int]]) -> Iterator[bytes]:

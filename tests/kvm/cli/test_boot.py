@@ -183,6 +183,24 @@ main()
     assert (run.returncode, run.stderr) == (130, "")
 
 
+@pytest.mark.parametrize("moment", ["gc.freeze", "cli.standard_error.unblock", "cli.main"])
+def test_an_interrupt_around_the_command_is_one(moment: str) -> None:
+    program = f"""
+import gc
+from vmm import cli
+from vmm.__main__ import main
+from vmm.cli import standard_error
+
+def interrupt():
+    raise KeyboardInterrupt
+
+{moment} = interrupt
+main()
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (130, "")
+
+
 def test_a_run_that_is_killed_leaves_the_report_of_the_last_one(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     report.write_text("yesterday's")

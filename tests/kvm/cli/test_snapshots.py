@@ -51,6 +51,38 @@ def test_a_run_may_go_on_behind_its_snapshot(kept: Path) -> None:
     assert again.returncode == 3, "that was read before the snapshot was taken"
 
 
+INTERRUPTED = """
+import signal, sys
+from vmm.cli import main
+from vmm.run import snapshot_file
+
+write = snapshot_file._cut
+
+def interrupt(data):
+    signal.raise_signal(signal.SIGINT)
+    return write(data)
+
+snapshot_file._cut = interrupt
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("by", ["--snapshot-at", "--script"])
+@pytest.mark.parametrize("name", ["new.snap", "old.snap"])
+def test_ctrl_c_ends_the_writing_of_a_snapshot_and_leaves_what_was_there(tmp_path: Path, by: str, name: str) -> None:
+    image = write_waiting_guest(tmp_path)
+    (tmp_path / "old.snap").write_text("old")
+    (tmp_path / "dialogue").write_text(f"expect {READY}\nsnapshot {name}\nexpect never\n")
+    words = ["boot", image, "-q", by, "dialogue" if by == "--script" else f"{READY}={name}", "--json", "report.json"]
+    before = set(tmp_path.iterdir())
+    command = [sys.executable, "-c", INTERRUPTED, *words, "--timeout", "100"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert (run.returncode, run.stderr) == (130, f"vmm: interrupted before {name} was written\n")
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "report.json"}
+    assert (tmp_path / "old.snap").read_text() == "old"
+    assert json.loads((tmp_path / "report.json").read_text())["outcome"]["reason"] == "interrupted"
+
+
 def test_a_script_keeps_the_machine(kept: Path) -> None:
     (kept / "first").write_text(f"expect {READY}\nsend xx\nexpect {DONE}\nsnapshot s.snap\n")
     (kept / "second").write_text(f"send x\nexpect {DONE}\nexpect {DONE}\n")
