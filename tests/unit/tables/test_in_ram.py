@@ -83,3 +83,20 @@ def test_a_guest_that_leaves_131000_pointers_to_the_largest_table_is_not_believe
             return rig.memory.read(address, size)
 
     assert find_tables(Counting()).keys() == {"XSDT", "HUGE"}  # type: ignore[arg-type]  # all that it needs
+
+
+def test_of_memory_full_of_rsdps_the_first_ones_are_looked_at() -> None:
+    rig = Rig()
+    rig.memory.write(TOP - (4 << 20), b"RSD PTR ".ljust(16, b"\0") * (4 << 16))
+    looked = 0
+
+    class Counting:
+        low_size = rig.memory.low_size
+
+        def read(self, address: int, size: int) -> bytes:
+            nonlocal looked
+            looked += size == 36  # an RSDP's
+            return rig.memory.read(address, size)
+
+    assert find_tables(Counting()) == {}  # type: ignore[arg-type]  # as above
+    assert looked == 256
