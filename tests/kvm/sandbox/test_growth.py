@@ -244,7 +244,7 @@ def listing(rom: Callable[[str], str], vmm_machine: Callable[..., Machine]) -> C
 
 @pytest.mark.parametrize(
     ("recorder", "options"),
-    [("_profiler", {"profile": True, "accel": PLAIN}), ("_coverage", {"coverage": True, "accel": "kvm+softcpu"})],
+    [("_profiler", {"profile": True, "accel": PLAIN}), ("_coverage", {"coverage": True, "accel": "softcpu"})],
 )
 def test_loading_images_for_ever_costs_what_is_remembered(
     listing: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, recorder: str, options: dict[str, Any]
@@ -295,7 +295,7 @@ def test_executing_ever_other_code_costs_the_blocks_that_are_kept(
 ) -> None:
     monkeypatch.setattr(coverage, "MAX_BLOCKS", 100)
     leap = "ea 00 80 00 00"  # jmp 0:0x8000
-    machine = vmm_machine(rom(leap), machine="pc", accel="kvm+softcpu", coverage=True)
+    machine = vmm_machine(rom(leap), machine="pc", accel="softcpu", coverage=True)
     machine.memory.write(0x8000, b"\xeb\0" * 2000 + bytes.fromhex(leap))
     kept = machine._coverage
     assert kept is not None
