@@ -128,6 +128,18 @@ static void load_segments(CPUX86State *env, uint32_t mode, uint32_t ring)
     }
 }
 
+/* An address in the program's data, a number of any size, or one at whose like an operation may overflow. */
+static uint64_t register_value(struct random *random)
+{
+    static const uint64_t corners[] = {0, 1, UINT8_MAX + 1, (uint64_t)INT32_MIN, INT32_MAX, (uint64_t)INT64_MIN, INT64_MAX, UINT64_MAX};
+    uint64_t value = random_next(random);
+
+    if (value & 1) {
+        return DATA + (value >> 8 & 0x1ffff);
+    }
+    return value & 6 ? value >> (value >> 8 & 63) : corners[value >> 8 & 7];
+}
+
 static void load_cpu(struct guest *guest, uint32_t index, const struct program *program)
 {
     struct softcpu_vcpu *vcpu = guest->vcpus[index];
@@ -142,9 +154,7 @@ static void load_cpu(struct guest *guest, uint32_t index, const struct program *
     cpu_x86_update_dr7(env, 0);
     memcpy(env, &guest->pristine, sizeof(*env));
     for (uint32_t i = 0; i < 16; i++) {
-        uint64_t value = random_next(&random);
-
-        env->regs[i] = value & 1 ? DATA + (value >> 8 & 0x1ffff) : value >> (value >> 8 & 63);
+        env->regs[i] = register_value(&random);
         memcpy(&env->xmm_regs[i], &(uint64_t[2]){random_next(&random), random_next(&random)}, 16);
         memcpy(&env->fpregs[i & 7], &(uint64_t[2]){random_next(&random), random_next(&random) & 0xffff}, 10);
     }
