@@ -238,13 +238,21 @@ static bool add_new(struct softcpu *softcpu)
     return flush;
 }
 
+/* Not by whole ranges: for each page, with or without code, the engine would look through all of the TLB. */
+static void drop_code_of(struct softcpu *softcpu, const struct host_range *host)
+{
+    for (uintptr_t page = host->start; page - host->start < host->size; page += CODE_PAGE_BYTES) {
+        if (code_pages_has(host, page)) {
+            tb_invalidate_phys_range(softcpu->uc, page, page + CODE_PAGE_BYTES);
+        }
+    }
+}
+
 static void drop_written_code(struct softcpu *softcpu)
 {
     if (softcpu->pending_count > PENDING_WRITES) {
         for (uint32_t i = 0; i < softcpu->host_count; i++) {
-            const struct host_range *host = &softcpu->hosts[i];
-
-            tb_invalidate_phys_range(softcpu->uc, host->start, host->start + host->size);
+            drop_code_of(softcpu, &softcpu->hosts[i]);
         }
     } else {
         for (uint32_t i = 0; i < softcpu->pending_count; i++) {
